@@ -1,0 +1,18 @@
+"""The application for gunicorn: `gunicorn app:app`."""
+
+import sys
+
+from bridge import create_app
+from bridge.database import NewerSchemaError
+from bridge.intake.rules import RulesError
+from bridge.settings import SettingsError
+
+# gunicorn takes this exit status as "the application cannot be loaded" and stops, where any
+# other would make it start workers for ever.
+CANNOT_LOAD = 4
+
+try:
+    app = create_app()
+except (SettingsError, RulesError, NewerSchemaError) as error:
+    sys.stderr.write(f"bridge: {error}\n")
+    sys.exit(CANNOT_LOAD)

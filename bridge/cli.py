@@ -1,0 +1,199 @@
+"""The `bridge` command."""
+
+import json
+import os
+import re
+import secrets
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from bridge.database import NewerSchemaError, StoreUnavailableError
+from bridge.intake.rules import RulesError
+from bridge.settings import Settings, SettingsError, load
+from bridge.version import VERSION
+
+USER_MISTAKES = (SettingsError, RulesError, NewerSchemaError, StoreUnavailableError)
+
+
+@contextmanager
+def one_line() -> Iterator[None]:
+    """End with one line on stderr, and no traceback, for what a user can mend."""
+    try:
+        yield
+    except USER_MISTAKES as error:
+        raise click.ClickException(str(error)) from None
+
+
+def settings_from_environment() -> Settings:
+    with one_line():
+        return load()
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(VERSION, prog_name="bridge")
+def main() -> None:
+    """Stand between Braze and SessionM.
+
+    Webhooks become SessionM tags, once; Connected Content gets tags and offers, in time.
+
+    Settings are read from the environment and from .env; see the README.
+    """
+
+
+@main.command()
+@click.option("--bind", default="127.0.0.1:8080", show_default=True, metavar="HOST:PORT")
+@click.option("--workers", default=2, show_default=True, type=click.IntRange(1, 64))
+@click.option(
+    "--threads", default=32, show_default=True, type=click.IntRange(1, 512), help="Per worker."
+)
+def serve(bind: str, workers: int, threads: int) -> None:
+    """Run the service under gunicorn."""
+    settings = settings_from_environment()
+    _check_bind(settings, bind)
+    with one_line():
+        _check_start(settings)
+    from bridge.server import Server
+
+    Server(settings, bind=bind, workers=workers, threads=threads).run()
+
+
+def _check_bind(settings: Settings, bind: str) -> None:
+    host, _, port = bind.rpartition(":")
+    if not (port.isdecimal() and int(port) < 65536 and host):
+        raise click.BadParameter(
+            f"{bind!r} is not HOST:PORT, such as 0.0.0.0:8080", param_hint="--bind"
+        )
+    local = host in {"127.0.0.1", "localhost", "[::1]"}
+    if settings.bridge_insecure_no_auth and not local:
+        raise click.ClickException(
+            "BRIDGE_INSECURE_NO_AUTH=1 serves without keys and so only on 127.0.0.1: "
+            f"set keys, or do not bind to {host}"
+        )
+
+
+def _check_start(settings: Settings) -> None:
+    """Find in this process what would stop every worker."""
+    from bridge.parts import build
+
+    try:
+        build(settings)
+    except StoreUnavailableError:
+        # The workers answer 503 until the store is back.
+        return
+
+
+@main.command()
+def deliver() -> None:
+    """Deliver only: a process of its own beside `bridge serve`."""
+    settings = settings_from_environment()
+    from bridge import telemetry
+    from bridge.parts import build
+
+    telemetry.install(settings)
+    with one_line():
+        delivery = build(settings).delivery
+    for name in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(name, lambda *_: threading.Thread(target=delivery.stop).start())
+    delivery.run()
+
+
+@main.command()
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--port", default=9090, show_default=True, type=click.IntRange(0, 65535))
+@click.option(
+    "--seed",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Customers and offers as JSON, in place of the built-in ones.",
+)
+def sandbox(host: str, port: int, seed: Path | None) -> None:
+    """Run a stand-in for SessionM, for demonstrations and tests."""
+    from bridge.sessionm import sandbox as stand_in
+
+    try:
+        stand_in.run(host, port, seed)
+    except stand_in.SeedError as error:
+        raise click.ClickException(f"{seed}: {error}") from None
+    except OSError as error:
+        raise click.ClickException(
+            f"port {port} cannot be used: {error.strerror}; choose another with --port"
+        ) from None
+
+
+@main.command()
+@click.option("--port", default=8080, show_default=True, type=click.IntRange(1, 65535))
+def demo(port: int) -> None:
+    """Run the whole thing on this machine, with nothing configured."""
+    from bridge.demo import Demo, PortTakenError
+
+    try:
+        Demo(port).run()
+    except PortTakenError as error:
+        raise click.ClickException(str(error)) from None
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="For machines.")
+def check(*, as_json: bool) -> None:
+    """Tell whether settings, rules, store and SessionM are in order."""
+    from bridge.doctor import examine
+
+    findings = examine(dict(os.environ))
+    healthy = all(finding.ok for finding in findings)
+    if as_json:
+        click.echo(json.dumps({"ok": healthy, "checks": [f.as_json() for f in findings]}, indent=2))
+    else:
+        for finding in findings:
+            click.echo(finding.line())
+    sys.exit(0 if healthy else 1)
+
+
+@main.command()
+@click.argument("template", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--user-id", help="Braze's user_id, which here is SessionM's.")
+@click.option("--external-id", help="The id in the retailer's system.")
+@click.option("--campaign-id", default="demo-campaign", show_default=True)
+@click.option("--canvas-id", default="demo-canvas", show_default=True)
+@click.option("--dispatch-id", default="", help="A new one if it is left out.")
+@click.option(
+    "--attribute",
+    "-a",
+    "attributes",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="A Braze attribute.",
+)
+@click.option(
+    "--variable", "-v", "variables", multiple=True, metavar="NAME=VALUE", help="A Liquid variable."
+)
+@click.option("--url", default="http://127.0.0.1:8080", show_default=True, help="The bridge.")
+@click.option("--key", help="NAME:SECRET; the first of BRIDGE_CONTENT_KEYS if left out.")
+def render(template: Path, **options: Any) -> None:
+    """Render a Braze message template against the running bridge.
+
+    The host https://YOUR-BRIDGE in it stands for --url, and :basic_auth bridge for --key.
+    """
+    from bridge.preview import preview
+
+    with one_line():
+        preview(template, **options)
+
+
+@main.group()
+def keys() -> None:
+    """The bridge's own keys."""
+
+
+@keys.command()
+@click.argument("name")
+def new(name: str) -> None:
+    """Print a fresh NAME:SECRET."""
+    if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", name):
+        raise click.BadParameter("use letters, digits, . _ - only", param_hint="NAME")
+    click.echo(f"{name}:{secrets.token_urlsafe(32)}")

@@ -1,0 +1,130 @@
+"""Reading single values that people and Liquid templates write: text, identifiers, durations.
+
+Pure. Braze fills templates by text substitution, so a value may arrive blank, padded with
+(no-break) spaces, as a number, or with the Liquid still in it.
+"""
+
+import re
+from typing import NoReturn
+
+MAX_TEXT = 255
+MAX_TTL = 10 * 365 * 86400
+
+# What str.strip() does not know: byte order mark and zero-width space.
+_PADDING = "\ufeff\u200b"
+_LIQUID = re.compile(r"\{\{|\{%|\$\{")
+# Control characters, line separators, and lone surrogates, which no UTF-8 can carry.
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_DURATION = re.compile(r"([0-9]{1,12})\s*([smhd]?)", re.ASCII)
+_UNIT = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+class FieldError(ValueError):
+    """A value that cannot be used; ``str()`` is one sentence that names the field."""
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(f"{field} {problem}")
+        self.field = field
+
+
+class Whole(str):
+    """A whole number as it stood in JSON, kept as text so that no digit of an id is lost."""
+
+    __slots__ = ()
+
+
+def trim(value: str) -> str:
+    """*value* without spaces, no-break spaces and byte order marks around it."""
+    return value.strip().strip(_PADDING).strip()
+
+
+def has_liquid(value: str) -> bool:
+    """Whether *value* still holds Liquid that Braze should have replaced."""
+    return _LIQUID.search(value) is not None
+
+
+def text(value: object, field: str) -> str | None:
+    """Read one line of text; ``None`` when it is absent or blank.
+
+    Raises:
+        FieldError: it is no text, holds Liquid or control characters, or is over 255 long.
+    """
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise FieldError(field, "must be text")
+    cleaned = trim(value)
+    if has_liquid(cleaned):
+        raise FieldError(
+            field,
+            f"still holds a placeholder ({cleaned[:60]}): put the value in, or check "
+            "that the Liquid is written as Braze expects it",
+        )
+    if _UNPRINTABLE.search(cleaned):
+        raise FieldError(field, "holds a line break or another control character")
+    if len(cleaned) > MAX_TEXT:
+        raise FieldError(field, f"is longer than {MAX_TEXT} characters")
+    return cleaned or None
+
+
+def required(value: object, field: str) -> str:
+    """Read text that must be there.
+
+    Raises:
+        FieldError: as `text`, or it is absent or blank.
+    """
+    found = text(value, field)
+    if found is None:
+        raise FieldError(field, "is empty")
+    return found
+
+
+def identifier(value: object, field: str) -> str | None:
+    """Read an identifier, as `text` does.
+
+    Raises:
+        FieldError: as `text`, or it is ``.`` or ``..``, which no URL path can carry.
+    """
+    found = text(value, field)
+    if found in {".", ".."}:
+        raise FieldError(field, f'cannot be "{found}"')
+    return found
+
+
+def duration(value: object) -> int:
+    """Read a length of time, ``90``, ``90s``, ``15m``, ``12h`` or ``30d``, as whole seconds.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        _no_duration()
+    match = _DURATION.fullmatch(trim(str(value)).lower())
+    if match is None:
+        _no_duration()
+    return int(match[1]) * _UNIT[match[2]]
+
+
+def ttl(value: object, field: str) -> int | None:
+    """Read a tag's TTL in seconds; ``None`` when absent or blank.
+
+    Raises:
+        FieldError: it is not a positive whole number of seconds up to ten years.
+    """
+    if value is None or (isinstance(value, str) and not trim(value)):
+        return None
+    if isinstance(value, str) and has_liquid(value):
+        text(value, field)
+    try:
+        seconds = duration(value)
+    except ValueError:
+        seconds = 0
+    if not 0 < seconds <= MAX_TTL:
+        raise FieldError(
+            field, "must be a positive whole number of seconds up to 10 years, or such as 30d"
+        )
+    return seconds
+
+
+def _no_duration() -> NoReturn:
+    raise ValueError("is not a length of time: give seconds, or 90s, 15m, 12h, 30d")

@@ -1,0 +1,81 @@
+"""Is it healthy, and if not, why: in one word, in sentences, and in figures."""
+
+import time
+from typing import Any
+
+from bridge.database import StoreUnavailableError
+from bridge.outbox.delivery import HEARTBEAT, HEARTBEAT_FACT, PAUSE_FACT
+from bridge.outbox.store import Backlog
+from bridge.parts import Parts
+from bridge.version import VERSION
+
+# Without a heartbeat for so long the loop is held to be dead.
+SILENCE = 5 * HEARTBEAT
+LATE = 300.0
+
+
+def report(parts: Parts) -> dict[str, Any]:
+    """The body of ``/health``: ``status``, ``reasons``, ``version`` and ``checks``."""
+    checks: dict[str, Any] = {"store": {"state": "ok"}}
+    try:
+        parts.store.ping()
+        checks["delivery"] = _delivery(parts)
+    except StoreUnavailableError as error:
+        checks["store"] = {"state": "down", "error": str(error)}
+        checks["delivery"] = {"state": "stopped", "queued": 0, "oldest_seconds": 0, "dead": 0}
+    checks["sessionm_core"] = parts.sessionm_health.figures("core")
+    checks["sessionm_connect"] = parts.sessionm_health.figures("connect")
+    checks["cache"] = parts.lookup_figures.figures()
+    checks["braze_budget"] = parts.braze_budget.figures()
+    reasons = list(_reasons(checks))
+    down = checks["store"]["state"] == "down"
+    return {
+        "status": "down" if down else "degraded" if reasons else "ok",
+        "reasons": reasons,
+        "version": VERSION,
+        "checks": checks,
+    }
+
+
+def _delivery(parts: Parts) -> dict[str, Any]:
+    beat = parts.store.fact(HEARTBEAT_FACT) or {}
+    by_hand = bool(parts.store.fact(PAUSE_FACT))
+    backlog: Backlog = parts.store.backlog()
+    now = time.time()
+    alive = now - beat.get("at", 0) < SILENCE
+    mode = "paused" if by_hand else beat.get("mode", "running")
+    return {
+        # "down" is SessionM's state, told below; the loop itself runs and probes.
+        "state": "stopped" if not alive else "paused" if mode == "paused" else "running",
+        "reason": "paused by hand" if by_hand else beat.get("reason", ""),
+        "heartbeat_seconds": round(now - beat["at"], 1) if beat else -1,
+        "queued": backlog.queued,
+        "oldest_seconds": round(now - backlog.oldest_at) if backlog.oldest_at else 0,
+        "dead": backlog.dead,
+    }
+
+
+def _reasons(checks: dict[str, Any]) -> list[str]:
+    delivery, budget = checks["delivery"], checks["braze_budget"]
+    half = budget["limit"] / 2
+    told = {
+        f"Events cannot be stored: {checks['store'].get('error')}.": checks["store"]["state"]
+        != "ok",
+        f"Delivery is paused: {delivery.get('reason')}.": delivery["state"] == "paused",
+        "Delivery has stopped: no process runs the delivery loop.": delivery["state"] == "stopped",
+        f"The oldest write waits for {delivery['oldest_seconds']} seconds.": (
+            delivery["oldest_seconds"] > LATE
+        ),
+        f"{delivery['dead']} writes are dead: replay or discard them.": delivery["dead"] > 0,
+        "Over half of Braze's failure budget is used: webhooks.": (
+            budget["webhook_failures_last_minute"] > half
+        ),
+        "Over half of Braze's failure budget is used: Connected Content.": (
+            budget["content_failures_last_minute"] > half
+        ),
+    }
+    for system in ("core", "connect"):
+        state = checks[f"sessionm_{system}"]["state"]
+        error = checks[f"sessionm_{system}"]["last_error"]
+        told[f"SessionM {system.title()} is {state}: {error}."] = state in {"failing", "down"}
+    return [reason for reason, holds in told.items() if holds]

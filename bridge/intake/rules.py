@@ -1,0 +1,251 @@
+"""Event + rules.toml -> tag writes. Pure, but for the one function that opens the file."""
+
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from bridge.fields import MAX_TEXT, FieldError, required, text, ttl
+from bridge.intake.payload import Event, RefusedError
+
+
+class RulesError(Exception):
+    """A rules file that stops the start; ``str()`` is one line that names the entry."""
+
+
+@dataclass(frozen=True)
+class TagWrite:
+    """Tags for one call: expiring after *ttl* seconds, or counters when it is ``None``."""
+
+    tags: tuple[str, ...]
+    ttl: int | None
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What is written for one campaign or Canvas. ``None``: as the defaults say."""
+
+    name: str = ""
+    tags: tuple[str, ...] | None = None
+    ttl: int | None = None
+    counters: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Template:
+    """A default tag such as ``braze_campaign_{id}``; an empty *pattern* writes none."""
+
+    pattern: str
+
+    def tag(self, braze_id: str) -> str:
+        return self.pattern.replace("{id}", braze_id)
+
+    def id_in(self, tag: str) -> str | None:
+        """The ID that made *tag* out of this template, or ``None`` if nothing did."""
+        before, placeholder, after = self.pattern.partition("{id}")
+        if not placeholder or not tag.startswith(before) or not tag.endswith(after):
+            return None
+        return tag[len(before) : len(tag) - len(after)] or None
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The whole of rules.toml. *ttl* is for campaign-scoped tags that have none of their own."""
+
+    ttl: int
+    campaign_tag: Template = Template("braze_campaign_{id}")
+    canvas_tag: Template = Template("braze_canvas_{id}")
+    reject_unknown: bool = False
+    campaigns: Mapping[str, Rule] = field(default_factory=dict)
+    canvases: Mapping[str, Rule] = field(default_factory=dict)
+
+    def writes(self, event: Event) -> list[TagWrite]:
+        """What *event* writes, one entry for each TTL, in the order of the event.
+
+        Raises:
+            RefusedError: 422; an unlisted ID, a tag that is both kinds, or nothing to write.
+        """
+        expiring: dict[str, int] = {}
+        counters: dict[str, None] = {}
+        for kind, braze_id, rule, template in self._matches(event):
+            tags = rule.tags
+            if tags is None:
+                tags = (_checked(template.tag(braze_id), kind),) if template.pattern else ()
+            expiring.update(dict.fromkeys(tags, event.ttl or rule.ttl or self.ttl))
+            counters.update(dict.fromkeys(rule.counters))
+        if event.ttl is None:
+            counters.update(dict.fromkeys(event.tags))
+        else:
+            expiring.update(dict.fromkeys(event.tags, event.ttl))
+        self._refuse_mixed(expiring, counters)
+        writes = [TagWrite(_having(expiring, ttl), ttl) for ttl in dict.fromkeys(expiring.values())]
+        if counters:
+            writes.append(TagWrite(tuple(counters), None))
+        if not writes:
+            raise RefusedError(422, "nothing_to_tag", "By rules.toml this event writes no tag.")
+        return writes
+
+    def _matches(self, event: Event) -> Iterable[tuple[str, str, Rule, Template]]:
+        named = (
+            ("campaign", event.campaign_id, self.campaigns, self.campaign_tag),
+            ("canvas", event.canvas_id, self.canvases, self.canvas_tag),
+        )
+        for kind, braze_id, rules, template in named:
+            if braze_id is None:
+                continue
+            if self.reject_unknown and braze_id not in rules:
+                raise RefusedError(
+                    422, "unknown_id", f"The {kind} {braze_id} is not listed in rules.toml."
+                )
+            yield kind, braze_id, rules.get(braze_id, Rule()), template
+
+    def _refuse_mixed(self, expiring: Mapping[str, int], counters: Mapping[str, None]) -> None:
+        for tag in expiring:
+            if tag in counters or tag in self.known_counters:
+                raise RefusedError(
+                    422, "mixed_tag", f'The tag "{tag}" is a counter: it cannot have a ttl.'
+                )
+        for tag in counters:
+            if self.always_expires(tag):
+                raise RefusedError(
+                    422, "mixed_tag", f'The tag "{tag}" is an expiring tag: give it a ttl.'
+                )
+
+    @cached_property
+    def known_counters(self) -> frozenset[str]:
+        """Every tag that some rule counts."""
+        return frozenset(tag for rule in self._all() for tag in rule.counters)
+
+    @cached_property
+    def _known_expiring(self) -> frozenset[str]:
+        constant = {self.campaign_tag.pattern, self.canvas_tag.pattern}
+        return frozenset(constant | {tag for rule in self._all() for tag in rule.tags or ()})
+
+    def always_expires(self, tag: str) -> bool:
+        """Whether some rule, or a default, writes *tag* as an expiring one."""
+        return tag in self._known_expiring or self.braze_id(tag) is not None
+
+    def _all(self) -> list[Rule]:
+        return [*self.campaigns.values(), *self.canvases.values()]
+
+    def braze_id(self, tag: str) -> tuple[Literal["campaigns", "canvases"], str] | None:
+        """Which campaign or Canvas a default *tag* speaks of."""
+        if found := self.campaign_tag.id_in(tag):
+            return "campaigns", found
+        if found := self.canvas_tag.id_in(tag):
+            return "canvases", found
+        return None
+
+
+def read_rules(path: Path | None, default_ttl: int) -> Rules:
+    """Read *path* (``None``: no rules, only defaults).
+
+    Raises:
+        RulesError: it cannot be read, or says something that cannot be done.
+    """
+    if path is None:
+        return Rules(ttl=default_ttl)
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RulesError(f"BRIDGE_RULES: {path} cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RulesError(f"{path} is not valid TOML: {error}") from None
+    try:
+        return parse_rules(document, default_ttl)
+    except FieldError as error:
+        raise RulesError(f"{path}: {error}") from None
+
+
+def parse_rules(document: Mapping[str, Any], default_ttl: int) -> Rules:
+    """Turn the TOML *document* into rules.
+
+    Raises:
+        FieldError: names the entry and what is wrong with it.
+    """
+    _only(document, "the file", {"defaults", "campaigns", "canvases"})
+    defaults = _table(document, "defaults")
+    _only(defaults, "[defaults]", {"campaign_tag", "canvas_tag", "ttl", "unknown"})
+    unknown = defaults.get("unknown", "default")
+    if unknown not in {"default", "reject"}:
+        raise FieldError("defaults.unknown", 'must be "default" or "reject"')
+    rules = Rules(
+        ttl=ttl(defaults.get("ttl"), "defaults.ttl") or default_ttl,
+        campaign_tag=_template(defaults, "campaign_tag", Rules.campaign_tag),
+        canvas_tag=_template(defaults, "canvas_tag", Rules.canvas_tag),
+        reject_unknown=unknown == "reject",
+        campaigns=_rules(document, "campaigns"),
+        canvases=_rules(document, "canvases"),
+    )
+    _refuse_two_kinds(rules)
+    return rules
+
+
+def _refuse_two_kinds(rules: Rules) -> None:
+    for tag in sorted(rules.known_counters):
+        if rules.always_expires(tag):
+            raise FieldError(
+                f'"{tag}"', "is a counter in one place and expiring in another; SessionM allows one"
+            )
+
+
+def _rules(document: Mapping[str, Any], section: str) -> dict[str, Rule]:
+    found = {}
+    for braze_id, entry in _table(document, section).items():
+        place = f'{section}."{braze_id}"'
+        if not isinstance(entry, dict):
+            raise FieldError(place, "must be a table")
+        _only(entry, f"[{place}]", {"name", "tags", "ttl", "counters"})
+        found[braze_id] = Rule(
+            name=text(entry.get("name"), f"{place}.name") or "",
+            tags=_tag_list(entry, "tags", place) if "tags" in entry else None,
+            ttl=ttl(entry.get("ttl"), f"{place}.ttl"),
+            counters=_tag_list(entry, "counters", place),
+        )
+    return found
+
+
+def _tag_list(entry: Mapping[str, Any], name: str, place: str) -> tuple[str, ...]:
+    tags = entry.get(name, [])
+    if not isinstance(tags, list):
+        raise FieldError(f"{place}.{name}", "must be a list of texts")
+    return tuple(dict.fromkeys(required(tag, f"{place}.{name}[{i}]") for i, tag in enumerate(tags)))
+
+
+def _template(defaults: Mapping[str, Any], name: str, default: Template) -> Template:
+    if name not in defaults:
+        return default
+    pattern = text(defaults[name], f"defaults.{name}") or ""
+    if pattern and re.sub(r"\{id\}", "", pattern, count=1).count("{"):
+        raise FieldError(f"defaults.{name}", "may hold {id} once and no other braces")
+    return Template(pattern)
+
+
+def _table(document: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    table = document.get(name, {})
+    if not isinstance(table, dict):
+        raise FieldError(name, f"must be a table, [{name}]")
+    return table
+
+
+def _only(table: Mapping[str, Any], place: str, known: set[str]) -> None:
+    for name in table:
+        if name not in known:
+            raise FieldError(
+                f'"{name}"', f"in {place} is not known; known are {', '.join(sorted(known))}"
+            )
+
+
+def _checked(tag: str, kind: str) -> str:
+    if len(tag) > MAX_TEXT:
+        raise RefusedError(
+            422, "invalid_field", f"The {kind} ID makes a tag longer than {MAX_TEXT} characters."
+        )
+    return tag
+
+
+def _having(expiring: Mapping[str, int], ttl: int) -> tuple[str, ...]:
+    return tuple(tag for tag, seconds in expiring.items() if seconds == ttl)

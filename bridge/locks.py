@@ -1,0 +1,83 @@
+"""Locks between the processes of one machine: byte ranges of one file.
+
+POSIX record locks suit gunicorn: a forked child does not inherit them, and the operating
+system frees them when their holder dies, however it dies. They belong to the process, so
+threads are kept apart by ordinary locks in front of them.
+"""
+
+import errno
+import fcntl
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+WRITER = 0
+DELIVERER = 1
+_FIRST_FREE = 1024
+_RANGE = 1 << 40
+
+
+class FileLocks:
+    """Numbered locks over one file. The file stays open: closing it would free every lock."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._guard = threading.Lock()
+        self._fd = -1
+        self._pid = -1
+        self._held: set[int] = set()
+        self._writer = threading.Lock()
+
+    def try_acquire(self, number: int) -> bool:
+        """Take lock *number* if nobody, here or in another process, has it."""
+        with self._guard:
+            fd = self._open()
+            if number in self._held:
+                return False
+            try:
+                fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, number)
+            except OSError as error:
+                if error.errno in {errno.EACCES, errno.EAGAIN}:
+                    return False
+                raise
+            self._held.add(number)
+            return True
+
+    def release(self, number: int) -> None:
+        with self._guard:
+            self._held.discard(number)
+            fcntl.lockf(self._open(), fcntl.LOCK_UN, 1, number)
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Wait in line for the right to write; waiting costs no processor time."""
+        with self._writer:
+            with self._guard:
+                fd = self._open()
+            fcntl.lockf(fd, fcntl.LOCK_EX, 1, WRITER)
+            try:
+                yield
+            finally:
+                fcntl.lockf(fd, fcntl.LOCK_UN, 1, WRITER)
+
+    def close(self) -> None:
+        """Give back every lock of this process."""
+        with self._guard:
+            if self._pid == os.getpid():
+                os.close(self._fd)
+                self._pid = -1
+
+    def _open(self) -> int:
+        # A fork shares the descriptor but none of its locks.
+        if self._pid != os.getpid():
+            self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._pid = os.getpid()
+            self._held = set()
+        return self._fd
+
+
+def lock_number(hashed: int) -> int:
+    """A lock number for any *hashed* 64-bit value, apart from the numbers that have names."""
+    return _FIRST_FREE + hashed % _RANGE

@@ -1,0 +1,342 @@
+"""Cached answers of SessionM: memory over a shared table, one flight, stale rules.
+
+An answer is used only while its stamp is its customer's present one. A fetch that began under
+one stamp and ends under another is not used either: that closes the race between a lookup in
+flight and a tag write that goes through meanwhile.
+"""
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, NamedTuple
+
+import sqlalchemy as sa
+from cachetools import LRUCache
+from sqlalchemy.dialects.sqlite import insert
+
+from bridge.customer import Customer
+from bridge.database import Database, StoreUnavailableError
+from bridge.locks import lock_number
+from bridge.lookups.stamps import Stamps, hashed
+from bridge.sessionm.answers import Meaning, SessionMError
+
+log = logging.getLogger(__name__)
+
+schema = sa.MetaData()
+lookups = sa.Table(
+    "lookups",
+    schema,
+    sa.Column("kind", sa.Text, primary_key=True),
+    sa.Column("customer", sa.Text, primary_key=True),
+    sa.Column("variant", sa.Text, primary_key=True),
+    sa.Column("found", sa.Boolean, nullable=False),
+    sa.Column("body", sa.LargeBinary, nullable=False),
+    sa.Column("fetched_at", sa.Float, nullable=False),
+    sa.Column("stamp", sa.BigInteger, nullable=False),
+)
+sa.Index("lookups_fetched_at", lookups.c.fetched_at)
+sa.Index("lookups_customer", lookups.c.customer)
+
+
+def _first_schema(connection: sa.Connection) -> None:
+    schema.create_all(connection)
+
+
+MIGRATIONS = (_first_schema,)
+
+# "No such customer" is worth less: profiles are created late.
+UNKNOWN_MAX_AGE = 10.0
+# A fetch may outlive its first waiter, so that the next one finds the answer.
+FETCH_TIMEOUT = 5.0
+# How often a process looks whether another one has fetched.
+PEEK = 0.01
+FETCHERS = 64
+MEMORY_BYTES = 256 * 1024 * 1024
+_OVERHEAD = 400
+
+
+class Key(NamedTuple):
+    """What was asked: tags, offers or profile; whose (a customer's key); which variant."""
+
+    kind: str
+    customer: str
+    variant: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One answer: SessionM's JSON as *body*; not *found* means "no such customer"."""
+
+    found: bool
+    body: bytes
+    fetched_at: float
+    stamp: int
+
+
+class Use(Enum):
+    """What a cached answer is good for."""
+
+    FRESH = "fresh"
+    WHILE_REFRESHING = "while refreshing"
+    IF_ERROR = "if error"
+    NOTHING = "nothing"
+
+
+@dataclass(frozen=True)
+class Ages:
+    """Seconds an answer is fresh, and past that may be served while refreshing or on failure."""
+
+    fresh: float
+    while_refreshing: float
+    if_error: float
+
+    def use(self, entry: Entry | None, now: float) -> Use:
+        if entry is None:
+            return Use.NOTHING
+        # A clock that was set back makes nothing fresh for ever.
+        age = abs(now - entry.fetched_at)
+        if not entry.found:
+            return Use.FRESH if age <= min(UNKNOWN_MAX_AGE, self.fresh) else Use.NOTHING
+        if age <= self.fresh:
+            return Use.FRESH
+        if age <= self.fresh + self.while_refreshing:
+            return Use.WHILE_REFRESHING
+        return Use.IF_ERROR if age <= self.fresh + self.if_error else Use.NOTHING
+
+    @property
+    def longest(self) -> float:
+        return self.fresh + max(self.while_refreshing, self.if_error)
+
+
+@dataclass(frozen=True)
+class Served:
+    """An answer for a lookup. *how*: ``hit``, ``stale`` or ``miss``; *reason* why it is stale."""
+
+    entry: Entry
+    how: str
+    reason: str = ""
+
+
+class UnavailableError(Exception):
+    """SessionM failed and nothing usable is cached; ``str()`` is a sentence for Braze."""
+
+
+Fetch = Callable[[float], Mapping[str, Any]]
+
+
+class Cache:
+    """Answers of SessionM, for all processes of this machine.
+
+    Args:
+        database: where they are kept (not durably: all of it can be fetched again).
+        stamps: the customers' stamps.
+        entries: most answers held in this process's memory.
+    """
+
+    def __init__(self, database: Database, stamps: Stamps, *, entries: int) -> None:
+        self._database = database
+        self._stamps = stamps
+        self._memory = _Memory(entries, MEMORY_BYTES)
+        self._memory_lock = threading.Lock()
+        self._flights: dict[Key, Future[Entry]] = {}
+        self._flights_lock = threading.Lock()
+        self._fetchers = ThreadPoolExecutor(FETCHERS, "fetcher")
+
+    def get(self, key: Key, fetch: Fetch, ages: Ages, until: float) -> Served:
+        """The answer for *key*, at the latest when ``time.monotonic()`` is *until*.
+
+        Args:
+            key: what is asked.
+            fetch: asks SessionM, with a time-out in seconds.
+            ages: how long an answer is good for what.
+            until: the deadline.
+
+        Raises:
+            UnavailableError: SessionM failed or is late, and nothing usable is cached.
+        """
+        while True:
+            entry = self._known(key, ages)
+            use = ages.use(entry, time.time())
+            if entry and use is Use.FRESH:
+                return Served(entry, "hit")
+            flight = self._join(key, fetch, ages)
+            if entry and use is Use.WHILE_REFRESHING:
+                return Served(entry, "stale", "it is being refreshed")
+            try:
+                fetched = flight.result(max(0.0, until - time.monotonic()))
+            except (SessionMError, TimeoutError) as error:
+                return self._instead(key, ages, error)
+            if fetched.stamp == self._stamps.get(key.kind, key.customer):
+                return Served(fetched, "miss")
+            # The customer changed while we asked: what came may be from before. Ask again.
+
+    def prepare(self, key: Key, fetch: Fetch, ages: Ages) -> None:
+        """Let a fetch for *key* begin if one is needed; `get` will find or join it."""
+        if ages.use(self._known(key, ages), time.time()) is not Use.FRESH:
+            self._join(key, fetch, ages)
+
+    def last_known(self, key: Key) -> Entry | None:
+        """What was last heard, however old; SessionM is not asked."""
+        return self._known(key, Ages(float("inf"), 0, 0))
+
+    def put(self, key: Key, document: Mapping[str, Any]) -> None:
+        """Keep what SessionM said of a customer that it has just changed."""
+        stamp = self._stamps.change(key.kind, key.customer)
+        self._keep(key, Entry(True, _encode(document), time.time(), stamp))
+
+    def forget(self, customer: Customer) -> None:
+        """Serve nothing older than now for *customer*, in any process."""
+        for kind in ("tags", "offers", "profile"):
+            self._stamps.change(kind, customer.key)
+        with self._database.write() as connection:
+            connection.execute(lookups.delete().where(lookups.c.customer == customer.key))
+
+    def forget_before(self, then: float) -> None:
+        """Drop what was fetched before *then*."""
+        with self._database.write() as connection:
+            connection.execute(lookups.delete().where(lookups.c.fetched_at < then))
+
+    def close(self) -> None:
+        self._fetchers.shutdown(cancel_futures=True)
+        self._database.close()
+        self._stamps.close()
+
+    def after_fork(self) -> None:
+        """A child has none of its parent's threads."""
+        self._fetchers = ThreadPoolExecutor(FETCHERS, "fetcher")
+        self._flights = {}
+
+    def _known(self, key: Key, ages: Ages) -> Entry | None:
+        """The latest cached answer of the customer as it is now, from memory or the table."""
+        stamp = self._stamps.get(key.kind, key.customer)
+        with self._memory_lock:
+            entry: Entry | None = self._memory.get(key)
+        if entry and entry.stamp != stamp:
+            entry = None
+        if entry and ages.use(entry, time.time()) is Use.FRESH:
+            return entry
+        # Another process may have fetched since.
+        stored = self._stored(key, entry.fetched_at if entry else 0.0)
+        if stored and stored.stamp == stamp:
+            entry = stored
+            with self._memory_lock:
+                self._memory[key] = stored
+        return entry
+
+    def _stored(self, key: Key, later_than: float) -> Entry | None:
+        chosen = sa.select(
+            lookups.c.found, lookups.c.body, lookups.c.fetched_at, lookups.c.stamp
+        ).where(
+            lookups.c.kind == key.kind,
+            lookups.c.customer == key.customer,
+            lookups.c.variant == key.variant,
+            lookups.c.fetched_at > later_than,
+        )
+        try:
+            with self._database.read() as connection:
+                row = connection.execute(chosen).first()
+        except StoreUnavailableError as error:
+            # Lookups go on from memory and from SessionM without the table.
+            log.warning("cache not read: %s", error, extra={"action": "cache_unreadable"})
+            return None
+        return Entry(*row) if row else None
+
+    def _keep(self, key: Key, entry: Entry) -> None:
+        with self._memory_lock:
+            self._memory[key] = entry
+        values = {
+            "found": entry.found,
+            "body": entry.body,
+            "fetched_at": entry.fetched_at,
+            "stamp": entry.stamp,
+        }
+        statement = insert(lookups).values(**key._asdict(), **values)
+        try:
+            with self._database.write() as connection:
+                connection.execute(
+                    statement.on_conflict_do_update(
+                        index_elements=["kind", "customer", "variant"], set_=values
+                    )
+                )
+        except StoreUnavailableError as error:
+            log.warning("cache not written: %s", error, extra={"action": "cache_unwritable"})
+
+    def _join(self, key: Key, fetch: Fetch, ages: Ages) -> "Future[Entry]":
+        """The fetch for *key* that is under way in this process, or a new one."""
+        with self._flights_lock:
+            flight = self._flights.get(key)
+            if flight is None:
+                flight = self._fetchers.submit(self._fly, key, fetch, ages)
+                self._flights[key] = flight
+                flight.add_done_callback(lambda _done: self._landed(key))
+            return flight
+
+    def _landed(self, key: Key) -> None:
+        with self._flights_lock:
+            self._flights.pop(key, None)
+
+    def _fly(self, key: Key, fetch: Fetch, ages: Ages) -> Entry:
+        """Fetch, or wait for the process that does; if it dies its lock is free at once."""
+        number = lock_number(hashed(*key))
+        until = time.monotonic() + FETCH_TIMEOUT
+        while not self._database.locks.try_acquire(number):
+            if time.monotonic() > until:
+                raise SessionMError(Meaning.UNANSWERED, "no answer in time")
+            time.sleep(PEEK)
+        try:
+            entry = self._known(key, ages)
+            if entry and ages.use(entry, time.time()) is Use.FRESH:
+                return entry
+            return self._fetch(key, fetch)
+        finally:
+            self._database.locks.release(number)
+
+    def _fetch(self, key: Key, fetch: Fetch) -> Entry:
+        stamp = self._stamps.get(key.kind, key.customer)
+        asked_at = time.time()
+        try:
+            entry = Entry(True, _encode(fetch(FETCH_TIMEOUT)), asked_at, stamp)
+        except SessionMError as error:
+            if error.meaning is not Meaning.UNKNOWN_CUSTOMER:
+                log.warning(
+                    "lookup failed: %s",
+                    error,
+                    extra={"action": "lookup_failed", "kind": key.kind, "customer": key.customer},
+                )
+                raise
+            entry = Entry(False, b"{}", asked_at, stamp)
+        if stamp == self._stamps.get(key.kind, key.customer):
+            self._keep(key, entry)
+        return entry
+
+    def _instead(self, key: Key, ages: Ages, error: Exception) -> Served:
+        """What can be served although SessionM failed."""
+        reason = str(error) or "SessionM did not answer in time"
+        entry = self._known(key, ages)
+        if entry and ages.use(entry, time.time()) is not Use.NOTHING:
+            return Served(entry, "stale", reason)
+        raise UnavailableError(reason) from error
+
+
+class _Memory(LRUCache[Key, Entry]):
+    """Least recently used entries go first, by number and by bytes."""
+
+    def __init__(self, entries: int, size: int) -> None:
+        super().__init__(size, getsizeof=lambda entry: len(entry.body) + _OVERHEAD)
+        self._entries = entries
+
+    def __setitem__(self, key: Key, entry: Entry) -> None:
+        if len(entry.body) + _OVERHEAD > self.maxsize:
+            return
+        super().__setitem__(key, entry)
+        while len(self) > self._entries:
+            self.popitem()
+
+
+def _encode(document: Mapping[str, Any]) -> bytes:
+    return json.dumps(document, separators=(",", ":")).encode()

@@ -1,0 +1,236 @@
+"""What to ask SessionM for a lookup, and what is answered when."""
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any
+
+from bridge.customer import Customer
+from bridge.lookups.cache import Ages, Cache, Fetch, Key, Served, UnavailableError
+from bridge.lookups.query import Query
+from bridge.lookups.shape import (
+    BrazeId,
+    OwnWrites,
+    Part,
+    customer_answer,
+    encode,
+    offers_answer,
+    tags_answer,
+)
+from bridge.sessionm.client import SessionM
+
+# All of a wallet in one call, as the Braze guide to SessionM does it.
+TAKE = 1000
+# Which customer an external id belongs to does not change.
+PROFILE_MAX_AGE = 86400.0
+
+_NO_CUSTOMER = "SessionM does not know this customer."
+_NO_OFFERS = "Offers are switched off: SESSIONM_CONNECT_URL is not set."
+
+
+@dataclass(frozen=True)
+class Freshness:
+    """Seconds: how long lookups are fresh, may be stale, and have to be answered in."""
+
+    tags: float
+    offers: float
+    while_refreshing: float
+    if_error: float
+    deadline: float
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One finished lookup.
+
+    Attributes:
+        body: JSON.
+        status: ``ok``, ``not_found`` or ``unavailable``.
+        how: ``hit``, ``stale`` or ``miss`` for the cache; "" if nothing was served.
+        age: seconds since SessionM said so.
+        ttl: seconds it stays fresh; negative if it is stale.
+        version: changes when the content does, ages apart.
+    """
+
+    body: bytes
+    status: str
+    how: str
+    age: int
+    ttl: int
+    version: str
+
+
+@dataclass(frozen=True)
+class _Got:
+    part: Part
+    how: str
+    fresh: float
+
+
+class Lookups:
+    """The three lookups and the raw ones of the drop-in paths.
+
+    Args:
+        sessionm: whom to ask.
+        cache: what is known already.
+        freshness: how long that is good.
+        own_writes: what the bridge itself is writing for a customer.
+        braze_id: reads a Braze ID back out of a default tag.
+    """
+
+    def __init__(
+        self,
+        sessionm: SessionM,
+        cache: Cache,
+        freshness: Freshness,
+        own_writes: Callable[[Customer], OwnWrites],
+        braze_id: BrazeId,
+        *,
+        offers_on: bool,
+    ) -> None:
+        self._sessionm = sessionm
+        self._cache = cache
+        self._freshness = freshness
+        self._own_writes = own_writes
+        self._braze_id = braze_id
+        self._offers_on = offers_on
+
+    def tags(self, query: Query) -> Answer:
+        got = self._tags(query.customer, self._until())
+        own = self._own_writes(query.customer)
+        return _answer(
+            tags_answer(query.customer, got.part, own, self._braze_id, time.time()), [got]
+        )
+
+    def offers(self, query: Query) -> Answer:
+        got, user_id = self._offers(query, self._until())
+        return _answer(offers_answer(query, user_id, got.part, time.time()), [got])
+
+    def customer(self, query: Query) -> Answer:
+        until = self._until()
+        # Both sides are under way at once: the tags' fetch goes on while the offers are awaited.
+        self._cache.prepare(*self._tags_question(query.customer))
+        offers, user_id = self._offers(query, until)
+        tags = self._tags(query.customer, until)
+        own = self._own_writes(query.customer)
+        answer = customer_answer(
+            query, user_id, tags.part, offers.part, own, self._braze_id, time.time()
+        )
+        return _answer(answer, [tags, offers])
+
+    def raw_tags(self, customer: Customer) -> Served:
+        """SessionM's own answer to a read of tags, cached.
+
+        Raises:
+            UnavailableError: as `Cache.get`.
+        """
+        return self._cache.get(*self._tags_question(customer), self._until())
+
+    def last_tags(self, customer: Customer) -> dict[str, int]:
+        """The customer's tags as last known, without asking SessionM."""
+        entry = self._cache.last_known(tags_key(customer))
+        tags = json.loads(entry.body).get("tags") if entry else None
+        return tags if isinstance(tags, dict) else {}
+
+    def raw_offers(self, body: Mapping[str, Any]) -> Served:
+        """SessionM's own answer to *body* of get_user_offers, cached; raises as `Cache.get`."""
+        variant = json.dumps(body, sort_keys=True)
+        customer = Customer("user_id", str(body["user_id"]))
+        key = Key("offers", customer.key, variant)
+        fetch = _fetch_offers(self._sessionm, body)
+        return self._cache.get(key, fetch, self._ages(self._freshness.offers), self._until())
+
+    def _until(self) -> float:
+        return time.monotonic() + self._freshness.deadline
+
+    def _ages(self, fresh: float) -> Ages:
+        return Ages(fresh, self._freshness.while_refreshing, self._freshness.if_error)
+
+    def _tags_question(self, customer: Customer) -> tuple[Key, Fetch, Ages]:
+        def fetch(timeout: float) -> Mapping[str, Any]:
+            return self._sessionm.read_tags(customer, timeout)
+
+        return tags_key(customer), fetch, self._ages(self._freshness.tags)
+
+    def _tags(self, customer: Customer, until: float) -> _Got:
+        return self._get(*self._tags_question(customer), until)
+
+    def _offers(self, query: Query, until: float) -> tuple[_Got, str]:
+        """The wallet, and the customer's user id, which the Offers API asks for."""
+        if not self._offers_on:
+            return _Got(Part("unavailable", reason=_NO_OFFERS), "", 0), ""
+        user_id = query.customer.id
+        if query.customer.kind == "external_id":
+            profile = self._profile(query.customer, until)
+            user_id = str((profile.part.document.get("user") or {}).get("id") or "")
+            if not user_id:
+                return profile, ""
+        body = {
+            "user_id": user_id,
+            "skip": 0,
+            "take": TAKE,
+            "include_pending_extended_data": False,
+            "culture": query.culture,
+        }
+        key = Key("offers", Customer("user_id", user_id).key, query.culture)
+        fetch = _fetch_offers(self._sessionm, body)
+        return self._get(key, fetch, self._ages(self._freshness.offers), until), user_id
+
+    def _profile(self, customer: Customer, until: float) -> _Got:
+        def fetch(timeout: float) -> Mapping[str, Any]:
+            # Only the id: the rest is personal data that no lookup shows.
+            user = self._sessionm.profile(customer.id, timeout).get("user")
+            return {"user": {"id": user.get("id")} if isinstance(user, dict) else {}}
+
+        return self._get(Key("profile", customer.key), fetch, self._ages(PROFILE_MAX_AGE), until)
+
+    def _get(self, key: Key, fetch: Fetch, ages: Ages, until: float) -> _Got:
+        try:
+            served = self._cache.get(key, fetch, ages, until)
+        except UnavailableError as error:
+            return _Got(Part("unavailable", reason=f"SessionM is unavailable: {error}"), "", 0)
+        entry = served.entry
+        return _Got(
+            Part(
+                status="ok" if entry.found else "not_found",
+                document=json.loads(entry.body),
+                fetched_at=entry.fetched_at,
+                stale=served.how == "stale",
+                reason="" if entry.found else _NO_CUSTOMER,
+            ),
+            served.how,
+            ages.fresh,
+        )
+
+
+def tags_key(customer: Customer) -> Key:
+    """Under which key a customer's tags are cached."""
+    return Key("tags", customer.key)
+
+
+def _fetch_offers(sessionm: SessionM, body: Mapping[str, Any]) -> Fetch:
+    def fetch(timeout: float) -> Mapping[str, Any]:
+        return sessionm.offers(body, timeout)
+
+    return fetch
+
+
+# The cache did least for the part that had to be fetched.
+_HOW = ("", "miss", "stale", "hit")
+
+
+def _answer(document: dict[str, Any], got: list[_Got]) -> Answer:
+    lasting = [
+        one.fresh - (time.time() - one.part.fetched_at) for one in got if one.part.fetched_at
+    ]
+    parts = {name: value for name, value in document.items() if name not in {"age", "stale"}}
+    return Answer(
+        body=encode(document),
+        status=document["status"],
+        how=min((one.how for one in got), key=_HOW.index),
+        age=document["age"],
+        ttl=int(min(lasting, default=0)),
+        version=blake2b(encode(parts), digest_size=12).hexdigest(),
+    )

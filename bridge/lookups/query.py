@@ -1,0 +1,92 @@
+"""The parameters of a Connected Content call -> Query, or a refusal that names one. Pure."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from bridge.customer import Customer
+from bridge.fields import FieldError, identifier, text
+
+Sort = Literal["", "expiry", "-expiry"]
+MOST_OFFERS = 1000
+
+_TAGS = {"user_id", "external_id", "on_error"}
+_OFFERS = _TAGS | {"culture", "limit", "type", "category", "group", "sort", "fields"}
+PARAMETERS = {"tags": _TAGS, "offers": _OFFERS, "customer": _OFFERS}
+_CULTURE = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8}){0,3}")
+
+
+@dataclass(frozen=True)
+class Query:
+    """What a lookup asks for; equal queries have equal answers."""
+
+    customer: Customer
+    culture: str = "en-US"
+    limit: int = 20
+    type: str = ""
+    category: str = ""
+    group: str = ""
+    sort: Sort = ""
+    fields: tuple[str, ...] = ()
+    retry: bool = False
+
+
+def read_query(lookup: str, given: Mapping[str, Any]) -> Query:
+    """Read the parameters of ``tags``, ``offers`` or ``customer``.
+
+    Raises:
+        FieldError: a parameter is unknown or bad, or there is no customer.
+    """
+    known = PARAMETERS[lookup]
+    for name in given:
+        if name not in known:
+            listed = ", ".join(sorted(known))
+            raise FieldError(f'"{name[:60]}"', f"is not a parameter here; known are {listed}")
+    return Query(
+        customer=_customer(given),
+        culture=_culture(given),
+        limit=_limit(given),
+        type=text(given.get("type"), "type") or "",
+        category=text(given.get("category"), "category") or "",
+        group=text(given.get("group"), "group") or "",
+        sort=_choice(given, "sort", ("", "expiry", "-expiry")),
+        fields=_fields(given),
+        retry=_choice(given, "on_error", ("empty", "retry")) == "retry",
+    )
+
+
+def _customer(given: Mapping[str, Any]) -> Customer:
+    if user_id := identifier(given.get("user_id"), "user_id"):
+        return Customer("user_id", user_id)
+    if external_id := identifier(given.get("external_id"), "external_id"):
+        return Customer("external_id", external_id)
+    raise FieldError("user_id", "is missing or blank: say whose (user_id or external_id)")
+
+
+def _culture(given: Mapping[str, Any]) -> str:
+    culture = text(given.get("culture"), "culture") or Query.culture
+    if not _CULTURE.fullmatch(culture):
+        raise FieldError("culture", "must look like en-US")
+    return culture
+
+
+def _limit(given: Mapping[str, Any]) -> int:
+    value = text(given.get("limit"), "limit")
+    if value is None:
+        return Query.limit
+    if not (value.isascii() and value.isdecimal() and 1 <= int(value[:9]) <= MOST_OFFERS):
+        raise FieldError("limit", f"must be a whole number from 1 to {MOST_OFFERS}")
+    return int(value)
+
+
+def _choice(given: Mapping[str, Any], name: str, choices: tuple[str, ...]) -> Any:
+    value = text(given.get(name), name) or choices[0]
+    if value not in choices:
+        raise FieldError(name, f"must be one of {', '.join(filter(None, choices))}")
+    return value
+
+
+def _fields(given: Mapping[str, Any]) -> tuple[str, ...]:
+    value = text(given.get("fields"), "fields") or ""
+    return tuple(sorted({part.strip() for part in value.split(",") if part.strip()}))

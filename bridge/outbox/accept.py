@@ -1,0 +1,169 @@
+"""Taking a webhook in: read it, apply the rules, store it; only then is it accepted."""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from bridge.customer import Customer
+from bridge.database import StoreUnavailableError
+from bridge.fields import FieldError, text
+from bridge.intake.payload import MAX_BODY, Event, RefusedError, read_event, read_tag_event
+from bridge.intake.rules import Rules, TagWrite
+from bridge.outbox.commit import Committer
+from bridge.outbox.store import NewEvent, State, Store, new_event_id
+
+log = logging.getLogger(__name__)
+
+# Of a body that is too large to be accepted, so much is kept to tell what it was.
+KEPT_OF_TOO_LARGE = 4096
+
+
+class QueueFullError(StoreUnavailableError):
+    """So much waits for SessionM that nothing more is taken in."""
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A webhook as it came: at most `MAX_BODY` + 1 bytes of body, and how it was sent.
+
+    On SessionM's own paths the customer stands in the path.
+    """
+
+    body: bytes
+    content_type: str
+    idempotency_key: str | None = None
+    key_name: str = ""
+    request_id: str = ""
+    path_customer: Customer | None = None
+
+    def read(self) -> Event:
+        """The event that it says; raises `RefusedError`."""
+        if self.path_customer is None:
+            return read_event(self.body, self.content_type)
+        customer = self.path_customer
+        return read_tag_event(self.body, self.content_type, customer.kind, customer.id)
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What is answered. *duplicate*: the same event is already stored under *id*."""
+
+    id: str
+    customer: Customer
+    writes: tuple[TagWrite, ...] = ()
+    warnings: tuple[str, ...] = ()
+    test: bool = False
+    duplicate: bool = False
+
+
+class Acceptor:
+    """Accepts webhooks under *rules*; *on_accepted* is told the customer of each."""
+
+    def __init__(
+        self,
+        store: Store,
+        rules: Rules,
+        *,
+        queue_limit: int,
+        on_accepted: Callable[[Customer], None] = lambda _customer: None,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._store = store
+        self._committer = Committer(store)
+        self._rules = rules
+        self._limit = queue_limit
+        self._on_accepted = on_accepted
+        self._now = now
+        self._queued = 0
+        self._queued_at = 0.0
+
+    def accept(self, arrival: Arrival) -> Receipt:
+        """Read *arrival* as a webhook and store it.
+
+        Raises:
+            RefusedError: it cannot become an event; it is kept as rejected.
+            StoreUnavailableError: it could not be stored; the sender must come again.
+        """
+        new = NewEvent(
+            id=new_event_id(self._now()),
+            received_at=self._now(),
+            body=arrival.body,
+            content_type=arrival.content_type,
+            key_name=arrival.key_name,
+            request_id=arrival.request_id,
+        )
+        try:
+            event = arrival.read()
+            writes = tuple(self._rules.writes(event))
+            dedupe = event.dedupe_key(_idempotency_key(arrival))
+        except RefusedError as refusal:
+            self._keep_rejected(new, refusal)
+            raise
+        self._refuse_when_full()
+        new = replace(
+            new,
+            customer=event.customer.key,
+            campaign_id=event.campaign_id,
+            canvas_id=event.canvas_id,
+            test=event.is_test,
+            dedupe=dedupe,
+            writes=writes,
+        )
+        earlier = self._committer.store(new)
+        if earlier is not None:
+            _log("duplicate", new, earlier)
+            return Receipt(earlier, event.customer, test=event.is_test, duplicate=True)
+        _log("accepted", new, new.id)
+        self._on_accepted(event.customer)
+        return Receipt(new.id, event.customer, writes, _warnings(new), event.is_test)
+
+    def _keep_rejected(self, new: NewEvent, refusal: RefusedError) -> None:
+        too_large = len(new.body) > MAX_BODY
+        self._committer.store(
+            replace(
+                new,
+                state=State.REJECTED,
+                reason=str(refusal),
+                body=new.body[:KEPT_OF_TOO_LARGE] if too_large else new.body,
+            )
+        )
+        _log("rejected", new, new.id, reason=refusal.code)
+
+    def _refuse_when_full(self) -> None:
+        # Counting costs more than a second's error is worth.
+        if self._now() - self._queued_at > 1.0:
+            self._queued = self._store.backlog().queued
+            self._queued_at = self._now()
+        if self._queued >= self._limit:
+            raise QueueFullError(f"{self._queued} writes wait for SessionM")
+        self._queued += 1
+
+
+def _idempotency_key(arrival: Arrival) -> str | None:
+    try:
+        return text(arrival.idempotency_key, "Idempotency-Key")
+    except FieldError as error:
+        raise RefusedError(422, "invalid_field", f"{error}.") from None
+
+
+def _warnings(new: NewEvent) -> tuple[str, ...]:
+    if new.test or new.dedupe or all(write.ttl is not None for write in new.writes):
+        return ()
+    return ("Counters came without a dispatch_id: if Braze retries this call, they count twice.",)
+
+
+def _log(action: str, new: NewEvent, event_id: str, **fields: str) -> None:
+    log.info(
+        "webhook %s",
+        action,
+        extra={
+            "action": action,
+            "event": event_id,
+            "request": new.request_id,
+            "customer": new.customer,
+            "campaign": new.campaign_id,
+            "canvas": new.canvas_id,
+            **fields,
+        },
+    )

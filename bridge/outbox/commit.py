@@ -1,0 +1,86 @@
+"""Many requests, one fsync.
+
+Request threads hand their events to one thread per process, which stores everything that waits
+in one transaction and then wakes them all.
+"""
+
+import logging
+import os
+import queue
+import threading
+from concurrent.futures import Future
+
+from bridge.database import StoreUnavailableError
+from bridge.outbox.store import NewEvent, Store
+
+log = logging.getLogger(__name__)
+
+MAX_BATCH = 256
+PATIENCE = 20.0
+
+
+class Committer:
+    """Stores events durably; `store` returns when they are on disk."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._start_lock = threading.Lock()
+        self._reset()
+
+    def store(self, event: NewEvent) -> str | None:
+        """Store *event*; the id of the same event if it was stored before, else ``None``.
+
+        Raises:
+            StoreUnavailableError: it is not stored.
+        """
+        self._ensure_thread()
+        future: Future[str | None] = Future()
+        self._waiting.put((event, future))
+        try:
+            return future.result(PATIENCE)
+        except TimeoutError:
+            if future.cancel():
+                raise StoreUnavailableError("the database is too slow") from None
+            # It is being written at this moment: the answer is near.
+            return future.result()
+
+    def _reset(self) -> None:
+        self._waiting: queue.SimpleQueue[tuple[NewEvent, Future[str | None]]] = queue.SimpleQueue()
+        self._pid = 0
+
+    def _ensure_thread(self) -> None:
+        # A thread does not survive a fork: each process has its own.
+        if self._pid != os.getpid():
+            with self._start_lock:
+                if self._pid != os.getpid():
+                    self._reset()
+                    threading.Thread(target=self._run, name="committer", daemon=True).start()
+                    self._pid = os.getpid()
+
+    def _run(self) -> None:
+        while True:
+            batch = [self._waiting.get()]
+            while len(batch) < MAX_BATCH and not self._waiting.empty():
+                batch.append(self._waiting.get())
+            claimed = [(e, f) for e, f in batch if f.set_running_or_notify_cancel()]
+            if claimed:
+                self._commit(claimed)
+
+    def _commit(self, batch: list[tuple[NewEvent, "Future[str | None]"]]) -> None:
+        try:
+            repeats = self._store.add([event for event, _ in batch])
+        except StoreUnavailableError as error:
+            log.error("not stored: %s", error, extra={"action": "store_failed"})
+            for _, future in batch:
+                future.set_exception(error)
+        except Exception as error:
+            log.exception("not stored", extra={"action": "store_failed"})
+            # One event that cannot be stored must not take the others with it.
+            if len(batch) == 1:
+                batch[0][1].set_exception(StoreUnavailableError(type(error).__name__))
+            else:
+                for one in batch:
+                    self._commit([one])
+        else:
+            for event, future in batch:
+                future.set_result(repeats.get(event.id))

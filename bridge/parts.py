@@ -1,0 +1,184 @@
+"""The parts of the service, put together here and nowhere else."""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from flask import Flask
+
+from bridge.customer import Customer
+from bridge.database import Database, StoreUnavailableError, sqlite_path
+from bridge.intake.rules import Rules, read_rules
+from bridge.lookups import cache as lookups_cache
+from bridge.lookups.cache import Cache
+from bridge.lookups.customer import Freshness, Lookups, tags_key
+from bridge.lookups.shape import OwnWrites
+from bridge.lookups.stamps import Stamps
+from bridge.outbox import store as outbox_store
+from bridge.outbox.accept import Acceptor
+from bridge.outbox.delivery import Delivery, Limits
+from bridge.outbox.store import Store
+from bridge.sessionm.client import Call, SessionM
+from bridge.settings import Settings, SettingsError
+from bridge.telemetry import BrazeBudget, LookupFigures, SessionMHealth
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Everything that `create_app` has put together."""
+
+    settings: Settings
+    rules: Rules
+    store: Store
+    acceptor: Acceptor
+    delivery: Delivery
+    sessionm: SessionM
+    cache: Cache
+    lookups: Lookups
+    sessionm_health: SessionMHealth
+    lookup_figures: LookupFigures
+    braze_budget: BrazeBudget
+
+    def close(self) -> None:
+        """Let what is under way finish, and give everything back."""
+        self.delivery.stop()
+        self.cache.close()
+        self.sessionm.close()
+        self.store.database.close()
+
+
+def parts_of(app: Flask) -> Parts:
+    """The parts of *app*."""
+    parts: Parts = app.extensions["bridge"]
+    return parts
+
+
+def build(settings: Settings) -> Parts:
+    """The parts, connected and at rest.
+
+    Raises:
+        SettingsError: the database cannot be where it is said to be.
+        RulesError: rules.toml is wrong.
+        NewerSchemaError: the database belongs to a newer version.
+    """
+    rules = read_rules(settings.rules_file, settings.bridge_campaign_ttl)
+    sessionm_health = SessionMHealth()
+    sessionm = build_sessionm(settings, sessionm_health.saw)
+    database, cache_database, stamps = _databases(settings)
+    store = Store(database)
+    cache = Cache(cache_database, stamps, entries=settings.bridge_cache_entries)
+    freshness = Freshness(
+        tags=settings.bridge_tags_max_age,
+        offers=settings.bridge_offers_max_age,
+        while_refreshing=settings.bridge_stale_while_revalidate,
+        if_error=settings.bridge_stale_if_error,
+        deadline=settings.bridge_lookup_deadline,
+    )
+    delivery = Delivery(
+        store,
+        sessionm,
+        Limits(
+            rps=settings.bridge_sessionm_rps,
+            concurrency=settings.bridge_delivery_concurrency,
+            max_tries=settings.bridge_max_attempts,
+        ),
+        # SessionM's answer to a write is all of the customer's tags as they are now.
+        on_delivered=lambda customer, answer: cache.put(tags_key(customer), answer),
+        clean=lambda: _clean(store, cache, settings, freshness),
+    )
+    return Parts(
+        settings=settings,
+        rules=rules,
+        store=store,
+        acceptor=Acceptor(
+            store, rules, queue_limit=settings.bridge_queue_limit, on_accepted=delivery.nudge
+        ),
+        delivery=delivery,
+        sessionm=sessionm,
+        cache=cache,
+        lookups=Lookups(
+            sessionm,
+            cache,
+            freshness,
+            lambda customer: _own_writes(store, customer),
+            rules.braze_id,
+            offers_on=settings.offers_on,
+        ),
+        sessionm_health=sessionm_health,
+        lookup_figures=LookupFigures(),
+        braze_budget=BrazeBudget(),
+    )
+
+
+def _databases(settings: Settings) -> tuple[Database, Database, Stamps]:
+    """The outbox, and beside it what may be lost: the cache and its stamps."""
+    url = settings.bridge_database_url.get_secret_value()
+    if not url.startswith("sqlite:"):
+        raise SettingsError(
+            "BRIDGE_DATABASE_URL: this version stores in SQLite only; "
+            "for example BRIDGE_DATABASE_URL=sqlite:///var/bridge.db"
+        )
+    try:
+        path = sqlite_path(url)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stamps = Stamps(path.with_name(path.name + ".stamps"))
+    except ValueError as error:
+        raise SettingsError(f"BRIDGE_DATABASE_URL {error}") from None
+    except OSError as error:
+        raise SettingsError(
+            f"BRIDGE_DATABASE_URL: nothing can be written in {path.parent}: {error.strerror}"
+        ) from None
+    database = Database(url, outbox_store.MIGRATIONS, durable=True)
+    beside = Database(f"sqlite:///{path}.cache", lookups_cache.MIGRATIONS, durable=False)
+    for one in (database, beside):
+        try:
+            one.migrate()
+        except StoreUnavailableError as error:
+            # Not the end: webhooks are answered 503 until the store is back.
+            log.error(
+                "%s cannot be used: %s", one.path, error, extra={"action": "store_unavailable"}
+            )
+    return database, beside, stamps
+
+
+def build_sessionm(settings: Settings, observe: Callable[[Call], None] | None = None) -> SessionM:
+    """The client of both of SessionM's APIs."""
+    auth = settings.sessionm_connect_auth
+    return SessionM(
+        core_url=settings.sessionm_core_url,
+        core_key=settings.sessionm_core_key.get_secret_value(),
+        core_secret=settings.sessionm_core_secret.get_secret_value(),
+        connect_url=settings.sessionm_connect_url,
+        connect_auth=auth.get_secret_value() if auth else "",
+        retailer_id=settings.sessionm_retailer_id or "",
+        observe=observe,
+    )
+
+
+def _own_writes(store: Store, customer: Customer) -> OwnWrites:
+    """What waits for *customer*, and when its tags end as far as the bridge knows."""
+    try:
+        waiting = store.waiting(customer.key)
+        expires = store.expiries_of(customer.key, time.time())
+    except StoreUnavailableError as error:
+        # SessionM's tags are worth more to a message than no answer at all.
+        log.warning("own writes not read: %s", error, extra={"action": "own_writes_unreadable"})
+        return OwnWrites()
+    for write in waiting:
+        if write.ttl is not None:
+            expires.update(dict.fromkeys(write.tags, write.expires_at))
+    pending = dict.fromkeys(tag for write in waiting for tag in write.tags)
+    return OwnWrites(tuple(pending), expires)
+
+
+def _clean(store: Store, cache: Cache, settings: Settings, freshness: Freshness) -> None:
+    now = time.time()
+    # Braze retries for up to a day: so long an event must be remembered to be a duplicate.
+    store.forget_before(now - max(settings.bridge_retention, 86400), now)
+    longest = max(freshness.tags, freshness.offers) + max(
+        freshness.while_refreshing, freshness.if_error
+    )
+    cache.forget_before(now - max(longest, 86400.0))

@@ -1,0 +1,148 @@
+"""What SessionM's answers mean. Pure.
+
+Only the body says whether a call worked: HTTP 200 may carry ``"status":"error"`` (Tags API,
+"Statuses and Errors").
+"""
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from enum import StrEnum
+from typing import Any
+
+
+class Meaning(StrEnum):
+    """Why a call did not work, as far as it matters to what is done next."""
+
+    UNREACHABLE = "unreachable"  # nothing was sent
+    UNANSWERED = "unanswered"  # sent, and no answer came: what it did is unknown
+    BUSY = "busy"  # SessionM says: not now
+    GARBLED = "garbled"  # an answer that SessionM would not give
+    CREDENTIALS = "credentials"  # our own credentials are refused
+    UNKNOWN_CUSTOMER = "unknown_customer"
+    REFUSED = "refused"  # anything else that it will not do
+
+
+class SessionMError(Exception):
+    """A call that did not work.
+
+    Attributes:
+        meaning: what kind of failure it is.
+        status: HTTP status, 0 when there was no answer.
+        code: SessionM's error code in capitals, or "".
+        retry_after: seconds that SessionM asked us to wait, or ``None``.
+    """
+
+    def __init__(
+        self,
+        meaning: Meaning,
+        message: str,
+        *,
+        status: int = 0,
+        code: str = "",
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.meaning = meaning
+        self.status = status
+        self.code = code
+        self.retry_after = retry_after
+
+    @property
+    def may_have_worked(self) -> bool:
+        """Whether SessionM may have done what was asked in spite of the failure."""
+        if self.meaning is Meaning.BUSY:
+            return self.status not in _NOT_STARTED
+        return self.meaning in {Meaning.UNANSWERED, Meaning.GARBLED}
+
+
+# Refused before any work: 425 too early, 429 too many requests.
+_NOT_STARTED = {425, 429}
+_BUSY_STATUSES = {408, 425, 429}
+
+# SessionM's generic codes; it does not hold to one case.
+_BY_CODE = {
+    "INTERNAL_SERVER_ERROR": Meaning.BUSY,
+    "HTTPS_ONLY": Meaning.CREDENTIALS,
+    "INVALID_AUTH_TOKEN": Meaning.CREDENTIALS,
+    "INVALID_API_KEY": Meaning.CREDENTIALS,
+    "ACCESS_DENIED": Meaning.CREDENTIALS,
+    "USER_NOT_FOUND": Meaning.UNKNOWN_CUSTOMER,
+    "NOT_FOUND": Meaning.UNKNOWN_CUSTOMER,
+    "REQUIRES_REGISTERED_USER": Meaning.UNKNOWN_CUSTOMER,
+}
+
+
+def read_answer(status: int, headers: Mapping[str, str], body: bytes, now: float) -> dict[str, Any]:
+    """The JSON object of an answer that worked.
+
+    Args:
+        status: HTTP status.
+        headers: response headers, looked up without regard to case.
+        body: the whole body.
+        now: seconds since the epoch, for a ``Retry-After`` that is a date.
+
+    Raises:
+        SessionMError: anything else.
+    """
+    document = _json_object(body)
+    worked = str(document.get("status", "")).lower() if document else ""
+    if 200 <= status < 300 and worked == "ok":
+        return document
+    code, message = _error(document)
+    raise SessionMError(
+        _meaning(status, code, said_error=worked == "error"),
+        _sentence(status, code, message),
+        status=status,
+        code=code,
+        retry_after=retry_after(headers.get("Retry-After"), now),
+    )
+
+
+def _meaning(status: int, code: str, *, said_error: bool) -> Meaning:
+    if status in _BUSY_STATUSES or status >= 500:
+        return Meaning.BUSY
+    if status == 401:
+        return Meaning.CREDENTIALS
+    if code in _BY_CODE:
+        return _BY_CODE[code]
+    # A page of a proxy on the way is no verdict of SessionM's, whatever its status.
+    return Meaning.REFUSED if said_error or code else Meaning.GARBLED
+
+
+def _json_object(body: bytes) -> dict[str, Any]:
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError):
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def _error(document: Mapping[str, Any]) -> tuple[str, str]:
+    errors = document.get("errors")
+    if isinstance(errors, list) and errors:
+        errors = errors[0]
+    if not isinstance(errors, dict):
+        return "", str(errors or "")
+    return str(errors.get("code") or "").upper(), str(errors.get("message") or "")
+
+
+def _sentence(status: int, code: str, message: str) -> str:
+    said = " ".join(part for part in (code, message) if part) or "no SessionM answer in the body"
+    return f"HTTP {status}: {said}"[:500]
+
+
+def retry_after(value: str | None, now: float) -> float | None:
+    """Seconds to wait by a ``Retry-After`` header, seconds or a date (RFC 9110 10.2.3)."""
+    if not value:
+        return None
+    if value.strip().isdecimal():
+        return float(value)
+    try:
+        when = parsedate_to_datetime(value)
+    except ValueError:
+        return None
+    if when.tzinfo is None:
+        when = when.replace(tzinfo=UTC)
+    return max(0.0, (when - datetime.fromtimestamp(now, UTC)).total_seconds())

@@ -1,0 +1,248 @@
+"""SessionM Core and Connect over `requests`: one method per documented call.
+
+Each method returns the decoded JSON of an answer that worked and raises `SessionMError` for
+everything else, time-outs included.
+"""
+
+import base64
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+from urllib.parse import quote
+
+import requests
+import urllib3
+from requests.adapters import HTTPAdapter
+from requests.utils import get_environ_proxies, should_bypass_proxies
+
+from bridge.customer import Customer
+from bridge.sessionm.answers import Meaning, SessionMError, read_answer
+
+# A wallet of 1,000 offers is about 1 MB.
+MAX_ANSWER = 8 * 1024 * 1024
+CONNECT_TIMEOUT = 3.05
+
+Observe = Callable[["Call"], None]
+
+
+class Call:
+    """One finished call, for health figures: which system, how long, what went wrong."""
+
+    __slots__ = ("error", "seconds", "system")
+
+    def __init__(self, system: str, seconds: float, error: SessionMError | None) -> None:
+        self.system = system
+        self.seconds = seconds
+        self.error = error
+
+
+class SessionM:
+    """Both of SessionM's APIs with pooled connections. Safe for use by many threads.
+
+    Args:
+        core_url: base URL of the Tags API.
+        core_key: api key, also a path segment.
+        core_secret: api secret.
+        connect_url: base URL of the Offers API, or ``None`` where offers are off.
+        connect_auth: Base64 of ``user:password`` for it.
+        retailer_id: the retailer's GUID there.
+        connections: how many connections are kept open.
+        observe: told of every finished call.
+    """
+
+    def __init__(
+        self,
+        *,
+        core_url: str,
+        core_key: str,
+        core_secret: str,
+        connect_url: str | None = None,
+        connect_auth: str = "",
+        retailer_id: str = "",
+        connections: int = 64,
+        observe: Observe | None = None,
+    ) -> None:
+        self._core = _Endpoint("core", core_url, _basic(core_key, core_secret), connections)
+        self._key = core_key
+        self._connect = (
+            _Endpoint("connect", connect_url, connect_auth, connections) if connect_url else None
+        )
+        self.retailer_id = retailer_id
+        self._observe = observe or (lambda _call: None)
+
+    def read_tags(self, customer: Customer, timeout: float) -> dict[str, Any]:
+        """``GET …/tags``: ``{"status":"ok","tags":{"name":count}}``, all of the customer's."""
+        return self._ask(self._core, "GET", self._tags_path(customer), None, timeout)
+
+    def write_tags(
+        self, customer: Customer, tags: Sequence[str], ttl: int | None, timeout: float
+    ) -> dict[str, Any]:
+        """``POST …/tags``; *ttl* in seconds makes them expire, ``None`` counts them."""
+        body: dict[str, Any] = {"tags": list(tags)}
+        if ttl is not None:
+            body["ttl"] = ttl
+        return self._ask(self._core, "POST", self._tags_path(customer), body, timeout)
+
+    def profile(self, external_id: str, timeout: float) -> dict[str, Any]:
+        """The standard profile: ``{"status":"ok","user":{"id":"…",…}}``."""
+        path = ["priv", "v1", "apps", self._key, "external", "users", external_id]
+        return self._ask(self._core, "GET", path, None, timeout)
+
+    def submit_batch(self, job: Mapping[str, Any], timeout: float) -> dict[str, Any]:
+        """``POST …/batch/tags`` with ``{"request_id","url","md5","notify"}``."""
+        path = ["priv", "v1", "apps", self._key, "batch", "tags"]
+        return self._ask(self._core, "POST", path, {"tags": dict(job)}, timeout)
+
+    def offers(self, body: Mapping[str, Any], timeout: float) -> dict[str, Any]:
+        """``POST get_user_offers``; the retailer is put in where *body* has none."""
+        if self._connect is None:
+            raise SessionMError(Meaning.REFUSED, "the Offers API is not configured")
+        path = ["offers", "api", "2.0", "offers", "get_user_offers"]
+        full = {"retailer_id": self.retailer_id, **body}
+        return self._ask(self._connect, "POST", path, full, timeout)
+
+    def close(self) -> None:
+        for endpoint in (self._core, self._connect):
+            if endpoint is not None:
+                endpoint.session.close()
+
+    def _tags_path(self, customer: Customer) -> list[str]:
+        kind = ["external", "users"] if customer.kind == "external_id" else ["users"]
+        return ["priv", "v1", "apps", self._key, *kind, customer.id, "tags"]
+
+    def _ask(
+        self,
+        endpoint: "_Endpoint",
+        method: str,
+        path: Sequence[str],
+        body: Mapping[str, Any] | None,
+        timeout: float,
+    ) -> dict[str, Any]:
+        started = time.monotonic()
+        failure = None
+        try:
+            return endpoint.ask(method, path, body, timeout)
+        except SessionMError as error:
+            failure = error
+            raise
+        finally:
+            self._observe(Call(endpoint.name, time.monotonic() - started, failure))
+
+
+def encode_path(segments: Sequence[str]) -> str:
+    """Each of *segments* as exactly one segment of a URL's path.
+
+    Raises:
+        ValueError: a segment is empty, ``.`` or ``..``: no encoding keeps it one segment.
+    """
+    for segment in segments:
+        if segment in {"", ".", ".."}:
+            raise ValueError(f"{segment!r} cannot be a segment of a path")
+    return "".join("/" + quote(segment, safe="") for segment in segments)
+
+
+class _Endpoint:
+    """One of SessionM's hosts: base URL, credentials, connections."""
+
+    def __init__(self, name: str, base_url: str, basic: str, connections: int) -> None:
+        self.name = name
+        self._base = base_url
+        self._headers = {
+            "Authorization": f"Basic {basic}",
+            "Accept": "application/json",
+            "Content-Type": "application/json",
+        }
+        self.session = requests.Session()
+        # What trust_env looks up at every call (0.5 ms) is looked up once.
+        self.session.proxies.update(
+            {} if should_bypass_proxies(base_url, None) else get_environ_proxies(base_url)
+        )
+        self.session.verify = _ca_bundle()
+        self.session.trust_env = False
+        adapter = HTTPAdapter(pool_connections=1, pool_maxsize=connections)
+        self.session.mount("http://", adapter)
+        self.session.mount("https://", adapter)
+
+    def ask(
+        self, method: str, path: Sequence[str], body: Mapping[str, Any] | None, timeout: float
+    ) -> dict[str, Any]:
+        url = self._base + encode_path(path)
+        data = None if body is None else json.dumps(body).encode()
+        try:
+            with self.session.request(
+                method,
+                url,
+                data=data,
+                headers=self._headers,
+                timeout=(min(CONNECT_TIMEOUT, timeout), timeout),
+                allow_redirects=False,
+                stream=True,
+            ) as response:
+                answer = _read(response, time.monotonic() + timeout)
+                return read_answer(response.status_code, response.headers, answer, time.time())
+        except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+            raise _failure(error) from error
+
+
+def _read(response: requests.Response, until: float) -> bytes:
+    """The whole body, but neither more of it nor longer than is reasonable."""
+    read = bytearray()
+    while chunk := response.raw.read1(65536, decode_content=True):
+        read += chunk
+        if len(read) > MAX_ANSWER:
+            raise SessionMError(
+                Meaning.GARBLED, "the answer is too large", status=response.status_code
+            )
+        if time.monotonic() > until:
+            raise SessionMError(Meaning.UNANSWERED, "the answer came too slowly")
+    return bytes(read)
+
+
+def _failure(error: Exception) -> SessionMError:
+    """A failure without an answer. Requests' own text may hold the URL, and so the api key."""
+    unsent = (
+        requests.exceptions.ConnectTimeout,
+        requests.exceptions.SSLError,
+        requests.exceptions.ProxyError,
+        requests.exceptions.InvalidURL,
+    )
+    if isinstance(error, unsent) or _refused(error):
+        return SessionMError(Meaning.UNREACHABLE, f"no connection: {_root_cause(error)}")
+    if isinstance(error, requests.exceptions.Timeout | urllib3.exceptions.TimeoutError):
+        return SessionMError(Meaning.UNANSWERED, "no answer in time")
+    return SessionMError(Meaning.UNANSWERED, f"the connection broke: {_root_cause(error)}")
+
+
+def _refused(error: BaseException) -> bool:
+    """Whether the connection was never made (refused, no such host)."""
+    return any(type(cause).__name__ in _NOT_CONNECTED for cause in _causes(error))
+
+
+_NOT_CONNECTED = {"NewConnectionError", "NameResolutionError", "ConnectTimeoutError"}
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    found: list[BaseException] = []
+    current: BaseException | None = error
+    while current is not None and current not in found:
+        found.append(current)
+        inner = getattr(current, "reason", None) or (current.args[0] if current.args else None)
+        current = inner if isinstance(inner, BaseException) else current.__cause__
+    return found
+
+
+def _root_cause(error: BaseException) -> str:
+    """The name of what went wrong at the bottom, such as ``ConnectionRefusedError``."""
+    last = _causes(error)[-1]
+    return getattr(last, "strerror", None) or type(last).__name__
+
+
+def _ca_bundle() -> str | bool:
+    with requests.Session() as session:
+        merged = session.merge_environment_settings("https://", {}, None, None, None)
+    return merged["verify"] if merged["verify"] is not None else True
+
+
+def _basic(user: str, password: str) -> str:
+    return base64.b64encode(f"{user}:{password}".encode()).decode()

@@ -1,0 +1,297 @@
+"""The settings: one typed, frozen record, read once from the environment and `.env`."""
+
+import base64
+import binascii
+import difflib
+import ipaddress
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from dotenv import dotenv_values
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
+
+from bridge.fields import duration
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+_KEY_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+class SettingsError(Exception):
+    """A setting that stops the start; ``str()`` is one line that names the variable."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """One of the bridge's own credentials. The name may be logged, the secret never."""
+
+    name: str
+    secret: SecretStr
+
+
+def _keys(value: object) -> object:
+    """``a:secret1,b:secret2`` as keys; new lines separate as well, for files."""
+    if not isinstance(value, str):
+        return value
+    keys = []
+    for item in filter(None, (part.strip() for part in re.split(r"[,\n]", value))):
+        name, colon, secret = item.partition(":")
+        if not colon or not _KEY_NAME.fullmatch(name):
+            raise ValueError("must be name:secret, where the name is letters, digits, . _ -")
+        if not secret:
+            raise ValueError(f'has no secret behind the name "{name}"')
+        keys.append(Key(name, SecretStr(secret)))
+    if not keys:
+        raise ValueError("names no key")
+    return tuple(keys)
+
+
+def _networks(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    words = [word for word in (part.strip() for part in value.split(",")) if word]
+    if not words:
+        raise ValueError("names no network")
+    try:
+        return tuple(ipaddress.ip_network(word, strict=False) for word in words)
+    except ValueError as error:
+        raise ValueError(str(error)) from None
+
+
+def _base_url(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    parts = urlsplit(value)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise ValueError("must be an http:// or https:// URL")
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise ValueError("must be a bare URL, without credentials, query or fragment")
+    return value.rstrip("/")
+
+
+def _connect_auth(value: object) -> object:
+    """``user:password`` or the ready Base64 text of it (with or without ``Basic``)."""
+    if not isinstance(value, str):
+        return value
+    plain = value.removeprefix("Basic ").strip()
+    if ":" in plain:
+        return SecretStr(base64.b64encode(plain.encode()).decode())
+    try:
+        decoded = base64.b64decode(plain, validate=True)
+    except binascii.Error:
+        decoded = b""
+    if b":" not in decoded:
+        raise ValueError("must be user:password, or the Base64 text of that")
+    return SecretStr(plain)
+
+
+def _database_url(value: object) -> object:
+    if isinstance(value, str) and not re.match(
+        r"(sqlite:///|postgres(ql)?(\+psycopg)?://).", value
+    ):
+        raise ValueError("must begin with sqlite:/// or postgresql://")
+    return value
+
+
+def _flag(value: object) -> object:
+    if value not in {"0", "1", 0, 1}:
+        raise ValueError("must be 0 or 1")
+    return value in {"1", 1}
+
+
+def _number(value: object) -> object:
+    """A number as people write it; inf and nan are not."""
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            raise ValueError("is not a number") from None
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("is not a number")
+    return value
+
+
+Seconds = Annotated[int, BeforeValidator(duration)]
+Number = Annotated[float, BeforeValidator(_number)]
+BaseUrl = Annotated[str, BeforeValidator(_base_url)]
+Keys = Annotated[tuple[Key, ...], BeforeValidator(_keys)]
+
+
+class Settings(BaseModel):
+    """What an operator can set. Each field is the variable of the same name in capitals."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    sessionm_core_url: BaseUrl = Field(examples=["https://api-acme.ent-sessionm.com"])
+    sessionm_core_key: SecretStr = Field(min_length=1, examples=["<api key>"])
+    sessionm_core_secret: SecretStr = Field(min_length=1, examples=["<api secret>"])
+    sessionm_connect_url: BaseUrl | None = Field(
+        None, examples=["https://connect-acme.ent-sessionm.com"]
+    )
+    sessionm_connect_auth: Annotated[SecretStr, BeforeValidator(_connect_auth)] | None = Field(
+        None, examples=["user:password"]
+    )
+    sessionm_retailer_id: str | None = Field(
+        None, examples=["11111111-1111-4111-8111-111111111111"]
+    )
+
+    bridge_webhook_keys: Keys = Field((), examples=["braze:<secret>"])
+    bridge_content_keys: Keys = Field((), examples=["braze:<secret>"])
+    bridge_admin_keys: Keys = Field((), examples=["ops:<secret>"])
+    bridge_insecure_no_auth: Annotated[bool, BeforeValidator(_flag)] = Field(
+        default=False, examples=["1"]
+    )
+    bridge_allowed_ips: Annotated[tuple[Network, ...], BeforeValidator(_networks)] = Field(
+        (), examples=["52.58.142.242,10.0.0.0/8"]
+    )
+    bridge_trusted_proxies: int = Field(0, ge=0, le=10, examples=["1"])
+
+    bridge_database_url: Annotated[SecretStr, BeforeValidator(_database_url)] = Field(
+        SecretStr("sqlite:///var/bridge.db"), examples=["sqlite:///var/bridge.db"]
+    )
+    bridge_rules: Path | None = Field(None, examples=["rules.toml"])
+    bridge_campaign_ttl: Seconds = Field(30 * 86400, gt=0, le=3650 * 86400, examples=["30d"])
+    bridge_tags_max_age: Seconds = Field(60, le=86400, examples=["60"])
+    bridge_offers_max_age: Seconds = Field(60, le=86400, examples=["60"])
+    bridge_stale_while_revalidate: Seconds = Field(300, le=30 * 86400, examples=["300"])
+    bridge_stale_if_error: Seconds = Field(86400, le=30 * 86400, examples=["1d"])
+    bridge_cache_entries: int = Field(100_000, gt=0, examples=["100000"])
+    bridge_lookup_deadline: Number = Field(1.5, ge=0.1, le=60, examples=["1.5"])
+    bridge_sessionm_rps: Number = Field(20, gt=0, le=100_000, examples=["20"])
+    bridge_delivery_concurrency: int = Field(16, gt=0, le=256, examples=["16"])
+    bridge_max_attempts: int = Field(12, gt=0, examples=["12"])
+    bridge_queue_limit: int = Field(1_000_000, gt=0, examples=["1000000"])
+    bridge_retention: Seconds = Field(7 * 86400, gt=0, examples=["7d"])
+    bridge_bulk_threshold: int = Field(0, ge=0, examples=["10000"])
+    bridge_public_url: BaseUrl | None = Field(None, examples=["https://bridge.acme.com"])
+    bridge_log_format: Literal["text", "json"] | None = Field(None, examples=["json"])
+    bridge_log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", examples=["info"]
+    )
+
+    @model_validator(mode="after")
+    def _complete(self) -> "Settings":
+        if not self.bridge_insecure_no_auth:
+            scopes = ("bridge_webhook_keys", "bridge_content_keys", "bridge_admin_keys")
+            _demand(self, scopes, "; make one with `bridge keys new NAME`")
+        connect = ("sessionm_connect_url", "sessionm_connect_auth", "sessionm_retailer_id")
+        if any(getattr(self, name) for name in connect):
+            _demand(self, connect, ", which offers need")
+        return self
+
+    @property
+    def offers_on(self) -> bool:
+        """Whether the Offers API is configured."""
+        return self.sessionm_connect_url is not None
+
+    @property
+    def rules_file(self) -> Path | None:
+        """The rules file to read: the one that is set, or `rules.toml` if it is there."""
+        default = Path("rules.toml")
+        return self.bridge_rules or (default if default.exists() else None)
+
+
+def _demand(settings: Settings, names: tuple[str, ...], remedy: str) -> None:
+    missing = [name.upper() for name in names if not getattr(settings, name)]
+    if missing:
+        raise ValueError(_not_set(missing) + remedy)
+
+
+def _not_set(names: list[str]) -> str:
+    return f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} not set"
+
+
+# What may be read from a file, by NAME_FILE.
+SECRETS = (
+    "sessionm_core_key",
+    "sessionm_core_secret",
+    "sessionm_connect_auth",
+    "bridge_webhook_keys",
+    "bridge_content_keys",
+    "bridge_admin_keys",
+    "bridge_database_url",
+)
+
+
+def load(environ: Mapping[str, str] | None = None, dotenv: Path = Path(".env")) -> Settings:
+    """Read the settings from *environ* (the process's own) over the `.env` file.
+
+    Raises:
+        SettingsError: with one line that names the variable, the problem and an example.
+    """
+    known = _read(os.environ if environ is None else environ, dotenv)
+    values: dict[str, Any] = {}
+    for name in Settings.model_fields:
+        value = known.get(name.upper(), "").strip()
+        path = known.get(f"{name.upper()}_FILE", "").strip() if name in SECRETS else ""
+        if value and path:
+            raise SettingsError(f"{name.upper()} and {name.upper()}_FILE are both set: keep one")
+        if path:
+            value = _secret_file(f"{name.upper()}_FILE", Path(path))
+        if value:
+            values[name] = value
+    try:
+        return Settings(**values)
+    except ValidationError as error:
+        raise SettingsError(_one_line(error)) from None
+
+
+def unknown_names(environ: Mapping[str, str], dotenv: Path = Path(".env")) -> list[str]:
+    """``BRIDGE_…`` and ``SESSIONM_…`` variables that look like a misspelt setting."""
+    names = {name.upper() for name in Settings.model_fields}
+    names |= {f"{name.upper()}_FILE" for name in SECRETS}
+    return [
+        f"{name} is not a setting; did you mean {close[0]}?"
+        for name in sorted(_read(environ, dotenv))
+        if name.startswith(("BRIDGE_", "SESSIONM_")) and name not in names
+        if (close := difflib.get_close_matches(name, names, n=1, cutoff=0.85))
+    ]
+
+
+def _read(environ: Mapping[str, str], dotenv: Path) -> dict[str, str]:
+    try:
+        # No interpolation: a $ in a secret is a $.
+        filed = dotenv_values(dotenv, interpolate=False) if dotenv.is_file() else {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{dotenv} cannot be read: {error}") from None
+    return {**{name: value or "" for name, value in filed.items()}, **environ}
+
+
+def _secret_file(variable: str, path: Path) -> str:
+    try:
+        value = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not text"
+        raise SettingsError(f"{variable}: {path} cannot be read: {reason}") from None
+    if not value:
+        raise SettingsError(f"{variable}: {path} is empty")
+    return value
+
+
+def _one_line(error: ValidationError) -> str:
+    """The first problem, as a sentence; the value itself is never repeated (it may be secret)."""
+    problems = error.errors(include_input=False, include_url=False)
+    missing = [str(p["loc"][0]).upper() for p in problems if p["type"] == "missing"]
+    if missing:
+        return f"{_not_set(missing)}; the README's settings table says what they are"
+    first = problems[0]
+    problem = first["msg"].removeprefix("Value error, ")
+    if not first["loc"]:
+        return problem
+    name = str(first["loc"][0])
+    example = (Settings.model_fields[name].examples or ["…"])[0]
+    verb = "" if first["type"] == "value_error" else "is wrong: "
+    return f"{name.upper()} {verb}{problem}; for example {name.upper()}={example}"

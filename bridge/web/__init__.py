@@ -1,0 +1,18 @@
+"""The edge: authorise, translate, call one thing, serialise."""
+
+from flask import Flask
+
+from bridge.settings import Settings
+from bridge.web import auth, content, dropin, errors, figures, health, webhooks
+
+
+def install(app: Flask, settings: Settings) -> None:
+    """Give *app* its routes, and what stands before and behind all of them."""
+    # Braze follows no redirects: neither a missing nor a doubled slash may cause one.
+    app.url_map.strict_slashes = False
+    app.url_map.merge_slashes = False
+    auth.install(app, auth.Keyring(settings))
+    errors.install(app)
+    figures.install(app)
+    for blueprint in (webhooks.bp, content.bp, dropin.bp, health.bp):
+        app.register_blueprint(blueprint)

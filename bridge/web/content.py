@@ -1,0 +1,94 @@
+"""Connected Content: lookups for Liquid."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from flask import Blueprint, Response, current_app, request
+
+from bridge.fields import FieldError
+from bridge.intake.payload import MAX_BODY, RefusedError, read_fields
+from bridge.lookups.customer import Answer
+from bridge.lookups.query import Query, read_query
+from bridge.parts import parts_of
+from bridge.web.auth import scope
+
+bp = Blueprint("content", __name__, url_prefix="/connected-content")
+
+_METHODS = ["GET", "POST"]
+
+
+@bp.route("/tags", methods=_METHODS)
+@scope("content")
+def tags() -> Response:
+    query = _query("tags")
+    return _respond(query, parts_of(current_app).lookups.tags(query))
+
+
+@bp.route("/offers", methods=_METHODS)
+@scope("content")
+def offers() -> Response:
+    query = _query("offers")
+    return _respond(query, parts_of(current_app).lookups.offers(query))
+
+
+@bp.route("/customer", methods=_METHODS)
+@scope("content")
+def customer() -> Response:
+    query = _query("customer")
+    return _respond(query, parts_of(current_app).lookups.customer(query))
+
+
+def _query(lookup: str) -> Query:
+    given: dict[str, Any] = {}
+    for fields in (_from_url(), _from_body()):
+        for name, value in fields.items():
+            if given.setdefault(name, value) != value:
+                raise FieldError(name, "is given twice with different values")
+    return read_query(lookup, given)
+
+
+def _from_url() -> Mapping[str, Any]:
+    fields: dict[str, Any] = {}
+    for name, value in request.args.items(multi=True):
+        if fields.setdefault(name, value) != value:
+            raise FieldError(name, "is given twice with different values")
+    return fields
+
+
+def _from_body() -> Mapping[str, Any]:
+    if request.method != "POST":
+        return {}
+    body = request.stream.read(MAX_BODY + 1)
+    if not body:
+        return {}
+    try:
+        return read_fields(body, request.headers.get("Content-Type", ""))
+    except RefusedError as refusal:
+        if refusal.status in {413, 415}:
+            raise
+        raise RefusedError(400, refusal.code, str(refusal)) from None
+
+
+def _respond(query: Query, answer: Answer) -> Response:
+    unavailable = answer.status == "unavailable"
+    response = Response(
+        answer.body,
+        status=503 if unavailable and query.retry else 200,
+        mimetype="application/json",
+    )
+    response.headers["Cache-Status"] = _cache_status(answer)
+    response.headers["Cache-Control"] = "private, max-age=0"
+    if not unavailable:
+        response.headers["Age"] = str(answer.age)
+        response.set_etag(answer.version, weak=True)
+        response.make_conditional(request)
+    return response
+
+
+def _cache_status(answer: Answer) -> str:
+    """What the cache did, by RFC 9211; a stale hit has a negative ttl."""
+    if not answer.how:
+        return "bridge; fwd=miss; detail=unavailable"
+    if answer.how == "miss":
+        return f"bridge; fwd=miss; stored; ttl={answer.ttl}"
+    return f"bridge; hit; ttl={answer.ttl}"

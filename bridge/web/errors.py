@@ -1,0 +1,79 @@
+"""Every error of every endpoint, as a JSON object in SessionM's own shape."""
+
+import logging
+
+from flask import Flask, Response, jsonify
+from werkzeug.exceptions import HTTPException
+
+from bridge.database import StoreUnavailableError
+from bridge.fields import FieldError
+from bridge.intake.payload import RefusedError
+from bridge.outbox.accept import QueueFullError
+
+log = logging.getLogger(__name__)
+
+# When Braze shall come again after we could not store.
+STORE_RETRY_AFTER = 10
+FULL_RETRY_AFTER = 60
+
+
+def error(status: int, code: str, message: str, **headers: str) -> Response:
+    """An error answer: ``{"status":"error","errors":{"code","message"}}``."""
+    response = jsonify(status="error", errors={"code": code, "message": message})
+    response.status_code = status
+    response.headers.update(headers)
+    return response
+
+
+def install(app: Flask) -> None:
+    """Answer all of the application's errors this way."""
+    app.register_error_handler(RefusedError, _refused)
+    app.register_error_handler(FieldError, _bad_parameter)
+    app.register_error_handler(QueueFullError, _full)
+    app.register_error_handler(StoreUnavailableError, _unavailable)
+    app.register_error_handler(HTTPException, _http)
+    app.register_error_handler(Exception, _fault)
+
+
+def _refused(refusal: RefusedError) -> Response:
+    return error(refusal.status, refusal.code, str(refusal))
+
+
+def _bad_parameter(bad: FieldError) -> Response:
+    return error(400, "invalid_parameter", f"{bad}.")
+
+
+def _full(full: QueueFullError) -> Response:
+    log.warning("queue full: %s", full, extra={"action": "queue_full"})
+    return error(
+        503,
+        "queue_full",
+        "Too much waits for SessionM; nothing was stored. Braze tries again by itself.",
+        **{"Retry-After": str(FULL_RETRY_AFTER)},
+    )
+
+
+def _unavailable(_unavailable: StoreUnavailableError) -> Response:
+    return error(
+        503,
+        "store_unavailable",
+        "The bridge cannot reach its database; nothing was stored. Braze tries again by itself.",
+        **{"Retry-After": str(STORE_RETRY_AFTER)},
+    )
+
+
+def _http(exception: HTTPException) -> Response:
+    status = exception.code or 500
+    name = exception.name.lower().replace(" ", "_")
+    response = error(status, name, exception.description or exception.name)
+    allowed = getattr(exception, "valid_methods", None)
+    if allowed:
+        response.headers["Allow"] = ", ".join(sorted(allowed))
+    return response
+
+
+def _fault(exception: Exception) -> Response:
+    log.error("request failed", exc_info=exception, extra={"action": "fault"})
+    return error(
+        500, "internal_error", "A fault of the bridge; its log says more under the request id."
+    )

@@ -1,0 +1,81 @@
+"""`POST /webhooks/braze`: a webhook is stored, then answered."""
+
+import time
+
+from flask import Blueprint, Response, current_app, g, jsonify, request
+
+from bridge.customer import Customer
+from bridge.fields import FieldError
+from bridge.intake.payload import MAX_BODY
+from bridge.outbox.accept import Arrival, Receipt
+from bridge.outbox.store import State
+from bridge.parts import Parts, parts_of
+from bridge.web.auth import scope
+
+bp = Blueprint("webhooks", __name__)
+
+LONGEST_WAIT = 60
+PEEK = 0.05
+
+
+@bp.post("/webhooks/braze")
+@scope("webhook")
+def braze() -> tuple[Response, int]:
+    parts = parts_of(current_app)
+    wait = _wait()
+    receipt = parts.acceptor.accept(arrival())
+    if receipt.duplicate:
+        return jsonify(status="duplicate", id=receipt.id), 200
+    if wait and _delivered(parts, receipt, wait):
+        tags = parts.lookups.last_tags(receipt.customer)
+        return jsonify(status="delivered", id=receipt.id, tags=tags), 200
+    return jsonify(_accepted(receipt)), 202
+
+
+def arrival(path_customer: Customer | None = None) -> Arrival:
+    """The current request, its body read no further than needed to see that it is too large."""
+    return Arrival(
+        body=request.stream.read(MAX_BODY + 1),
+        content_type=request.headers.get("Content-Type", ""),
+        idempotency_key=request.headers.get("Idempotency-Key"),
+        key_name=g.key_name,
+        request_id=g.request_id,
+        path_customer=path_customer,
+    )
+
+
+def _accepted(receipt: Receipt) -> dict[str, object]:
+    return {
+        "status": "accepted",
+        "id": receipt.id,
+        "customer": receipt.customer.ids,
+        "writes": [{"tags": write.tags, "ttl": write.ttl} for write in receipt.writes],
+        "warnings": receipt.warnings,
+        "test": receipt.test,
+    }
+
+
+def _wait() -> int:
+    """Seconds to wait for delivery, by ``?wait=N`` or ``Prefer: wait=N`` (RFC 7240)."""
+    preferred = [
+        value.strip()
+        for name, _, value in (part.partition("=") for part in _preferences())
+        if name.strip().lower() == "wait" and value.strip().isdecimal()
+    ]
+    asked = request.args.get("wait", preferred[0] if preferred else "0")
+    if not (asked.isascii() and asked.isdecimal()):
+        raise FieldError("wait", f"must be a whole number of seconds up to {LONGEST_WAIT}")
+    return min(LONGEST_WAIT, int(asked[:4]))
+
+
+def _preferences() -> list[str]:
+    return request.headers.get("Prefer", "").replace(";", ",").split(",")
+
+
+def _delivered(parts: Parts, receipt: Receipt, seconds: int) -> bool:
+    until = time.monotonic() + seconds
+    while (state := parts.store.state_of(receipt.id)) is State.QUEUED:
+        if time.monotonic() >= until:
+            return False
+        time.sleep(PEEK)
+    return state is State.DELIVERED

@@ -1,0 +1,196 @@
+"""Real parts for the tests: a sandbox over HTTP, a SQLite file, gunicorn where it matters."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+import requests
+from flask import Flask
+from flask.testing import FlaskClient
+
+from bridge import create_app
+from bridge.parts import Parts, parts_of
+from bridge.sessionm.sandbox import Credentials, Sandbox, SandboxServer, serve
+from bridge.settings import load
+
+ALICE = "a3f1c2d4-0b5e-4c6f-8a71-92b3c4d5e601"
+SEED_CUSTOMER = "00000000-0000-0000-0000-000000000000"
+KEYS = {
+    "webhook": "the-webhook-secret",
+    "content": "the-content-secret",
+    "admin": "the-admin-secret",
+}
+
+
+def bearer(scope: str) -> dict[str, str]:
+    """The header that opens *scope*."""
+    return {"Authorization": f"Bearer {KEYS[scope]}"}
+
+
+T = TypeVar("T")
+
+
+def eventually(look: Callable[[], T], seconds: float = 10.0) -> T:
+    """The first truthy value of *look*; fails the test if there is none in time."""
+    until = time.monotonic() + seconds
+    while not (found := look()):
+        assert time.monotonic() < until, f"did not happen within {seconds} s"
+        time.sleep(0.02)
+    return found
+
+
+def environment(sandbox_url: str, folder: Path, **more: str) -> dict[str, str]:
+    """Settings for a bridge in *folder* that talks to the sandbox."""
+    return {
+        **Credentials().environment(sandbox_url),
+        **{f"BRIDGE_{scope.upper()}_KEYS": f"test:{key}" for scope, key in KEYS.items()},
+        "BRIDGE_DATABASE_URL": f"sqlite:///{folder}/bridge.db",
+        "BRIDGE_SESSIONM_RPS": "1000",
+        **more,
+    }
+
+
+@pytest.fixture
+def sandbox() -> Iterator[SandboxServer]:
+    with serve(Sandbox(), port=0) as server:
+        yield server
+
+
+MakeApp = Callable[..., Flask]
+
+
+@pytest.fixture
+def make_app(sandbox: SandboxServer, tmp_path: Path) -> Iterator[MakeApp]:
+    """Makes applications on one SQLite file; without ``deliver=True`` nothing is delivered."""
+    made: list[Parts] = []
+
+    def make(*, deliver: bool = False, **more: str) -> Flask:
+        settings = load(environment(sandbox.url, tmp_path, **more), tmp_path / "none")
+        app = create_app(settings, deliver=deliver)
+        made.append(parts_of(app))
+        return app
+
+    yield make
+    for parts in made:
+        parts.close()
+
+
+@pytest.fixture
+def app(make_app: MakeApp) -> Flask:
+    return make_app()
+
+
+@pytest.fixture
+def client(app: Flask) -> FlaskClient:
+    return app.test_client()
+
+
+class Service:
+    """A real bridge in processes of its own."""
+
+    def __init__(self, environ: Mapping[str, str], folder: Path, *arguments: str) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.log = folder / f"service-{self.port}.log"
+        self._environ = {**_clean_environment(), **environ}
+        self._folder = folder
+        self._arguments = arguments
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> "Service":
+        bind = f"127.0.0.1:{self.port}"
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "bridge", "serve", "--bind", bind, *self._arguments],
+                env=self._environ,
+                cwd=self._folder,
+                stderr=log,
+                stdout=log,
+                start_new_session=True,
+            )
+        eventually(self._is_ready, 20)
+        return self
+
+    def stop(self) -> int:
+        """SIGTERM, as a deployment does it; the exit status."""
+        assert self.process
+        self.process.terminate()
+        return self.process.wait(35)
+
+    def kill(self) -> None:
+        """Kill -9 of the master and all workers at once."""
+        assert self.process
+        os.killpg(self.process.pid, 9)
+        self.process.wait()
+
+    def _is_ready(self) -> bool:
+        assert self.process
+        assert self.process.poll() is None, self.log.read_text()
+        try:
+            return requests.get(f"{self.url}/readyz", timeout=2).ok
+        except requests.ConnectionError:
+            return False
+
+    def webhook(self, **fields: Any) -> requests.Response:
+        return requests.post(
+            f"{self.url}/webhooks/braze", json=fields, headers=bearer("webhook"), timeout=30
+        )
+
+    def lookup(self, what: str, **parameters: Any) -> requests.Response:
+        return requests.get(
+            f"{self.url}/connected-content/{what}",
+            params=parameters,
+            headers=bearer("content"),
+            timeout=30,
+        )
+
+    def health(self) -> dict[str, Any]:
+        answer = requests.get(f"{self.url}/health", headers=bearer("admin"), timeout=30)
+        found: dict[str, Any] = answer.json()
+        return found
+
+
+MakeService = Callable[..., Service]
+
+
+@pytest.fixture
+def make_service(sandbox: SandboxServer, tmp_path: Path) -> Iterator[MakeService]:
+    """Makes services with real gunicorn; several share one SQLite file."""
+    made: list[Service] = []
+
+    def make(*arguments: str, **more: str) -> Service:
+        service = Service(environment(sandbox.url, tmp_path, **more), tmp_path, *arguments)
+        made.append(service)
+        return service.start()
+
+    yield make
+    for service in made:
+        if service.process and service.process.poll() is None:
+            service.kill()
+
+
+@pytest.fixture
+def service(make_service: MakeService) -> Service:
+    return make_service()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _clean_environment() -> dict[str, str]:
+    """This process's environment without any settings of a real bridge."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("BRIDGE_", "SESSIONM_"))
+    }
