@@ -1,6 +1,8 @@
 """Braze to SessionM bridge."""
 
 import atexit
+import os
+import weakref
 
 from flask import Flask
 from werkzeug.middleware.proxy_fix import ProxyFix
@@ -28,15 +30,36 @@ def create_app(settings: Settings | None = None, *, deliver: bool = True) -> Fla
     """
     settings = settings or load()
     telemetry.install(settings)
-    parts = build(settings)
     app = Flask(__name__, static_folder=None, template_folder=None)
-    app.extensions["bridge"] = parts
+    _put_parts(app, settings, deliver=deliver)
     web.install(app, settings)
     if hops := settings.bridge_trusted_proxies:
         app.wsgi_app = ProxyFix(  # type: ignore[method-assign]
             app.wsgi_app, x_for=hops, x_proto=hops, x_host=hops
         )
+    _renew_after_fork(weakref.ref(app), settings, deliver=deliver)
+    return app
+
+
+def _put_parts(app: Flask, settings: Settings, *, deliver: bool) -> None:
+    parts = build(settings)
+    app.extensions["bridge"] = parts
     if deliver:
         parts.delivery.start()
         atexit.register(parts.delivery.stop)
-    return app
+
+
+def _renew_after_fork(app: "weakref.ref[Flask]", settings: Settings, *, deliver: bool) -> None:
+    """Build anew in a child: threads, locks and connections are the parent's alone.
+
+    It matters under ``gunicorn --preload``, where workers are forked off a built application.
+    """
+    inherited = []
+
+    def renew() -> None:
+        if living := app():
+            # Kept, so that nothing of the parent's is closed from here.
+            inherited.append(living.extensions["bridge"])
+            _put_parts(living, settings, deliver=deliver)
+
+    os.register_at_fork(after_in_child=renew)

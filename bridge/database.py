@@ -119,10 +119,6 @@ class Database:
         self._engine.dispose()
         self.locks.close()
 
-    def after_fork(self) -> None:
-        """Forget the parent's connections, which a child must not use."""
-        self._engine.dispose(close=False)
-
     def _on_connect(self, connection: Any, _record: object) -> None:
         # The driver's own BEGIN is deferred and too late; ours is sent in _on_begin.
         connection.isolation_level = None

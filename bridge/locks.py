@@ -26,7 +26,6 @@ class FileLocks:
         self.path = path
         self._guard = threading.Lock()
         self._fd = -1
-        self._pid = -1
         self._held: set[int] = set()
         self._writer = threading.Lock()
 
@@ -65,16 +64,13 @@ class FileLocks:
     def close(self) -> None:
         """Give back every lock of this process."""
         with self._guard:
-            if self._pid == os.getpid():
+            if self._fd >= 0:
                 os.close(self._fd)
-                self._pid = -1
+                self._fd = -1
 
     def _open(self) -> int:
-        # A fork shares the descriptor but none of its locks.
-        if self._pid != os.getpid():
+        if self._fd < 0:
             self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            self._pid = os.getpid()
-            self._held = set()
         return self._fd
 
 

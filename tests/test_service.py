@@ -6,6 +6,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
 import requests
 
 from bridge.sessionm.sandbox import SandboxServer
@@ -102,12 +103,15 @@ def test_probes_and_health_tell_how_it_is(service: Service) -> None:
     }
 
 
-def test_gunicorn_serves_the_same_application(sandbox: SandboxServer, tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", [[], ["--preload", "--workers", "2"]], ids=["plain", "preload"])
+def test_gunicorn_serves_the_same_application(
+    sandbox: SandboxServer, tmp_path: Path, more: list[str]
+) -> None:
     root = Path(__file__).parent.parent
     port = free_port()
     command = [sys.executable, "-m", "gunicorn", "--chdir", str(root), "app:app"]
     process = subprocess.Popen(
-        [*command, "--bind", f"127.0.0.1:{port}", "--log-level", "warning"],
+        [*command, *more, "--bind", f"127.0.0.1:{port}", "--log-level", "warning"],
         env={**environment(sandbox.url, tmp_path), "PATH": ""},
         cwd=tmp_path,
     )

@@ -206,11 +206,6 @@ class Cache:
         self._database.close()
         self._stamps.close()
 
-    def after_fork(self) -> None:
-        """A child has none of its parent's threads."""
-        self._fetchers = ThreadPoolExecutor(FETCHERS, "fetcher")
-        self._flights = {}
-
     def _known(self, key: Key, ages: Ages) -> Entry | None:
         """The latest cached answer of the customer as it is now, from memory or the table."""
         stamp = self._stamps.get(key.kind, key.customer)

@@ -5,7 +5,6 @@ in one transaction and then wakes them all.
 """
 
 import logging
-import os
 import queue
 import threading
 from concurrent.futures import Future
@@ -25,7 +24,8 @@ class Committer:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._start_lock = threading.Lock()
-        self._reset()
+        self._thread: threading.Thread | None = None
+        self._waiting: queue.SimpleQueue[tuple[NewEvent, Future[str | None]]] = queue.SimpleQueue()
 
     def store(self, event: NewEvent) -> str | None:
         """Store *event*; the id of the same event if it was stored before, else ``None``.
@@ -44,18 +44,11 @@ class Committer:
             # It is being written at this moment: the answer is near.
             return future.result()
 
-    def _reset(self) -> None:
-        self._waiting: queue.SimpleQueue[tuple[NewEvent, Future[str | None]]] = queue.SimpleQueue()
-        self._pid = 0
-
     def _ensure_thread(self) -> None:
-        # A thread does not survive a fork: each process has its own.
-        if self._pid != os.getpid():
-            with self._start_lock:
-                if self._pid != os.getpid():
-                    self._reset()
-                    threading.Thread(target=self._run, name="committer", daemon=True).start()
-                    self._pid = os.getpid()
+        with self._start_lock:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="committer", daemon=True)
+                self._thread.start()
 
     def _run(self) -> None:
         while True:
