@@ -49,6 +49,7 @@ class Database:
         self._migrations = migrations
         self._durable = durable
         self._migrated = False
+        self._file = 0
         self.locks = FileLocks(self.path.with_name(self.path.name + ".locks"))
         self._engine = sa.create_engine(
             f"sqlite:///{self.path}",
@@ -64,7 +65,7 @@ class Database:
     def read(self) -> Iterator[sa.Connection]:
         """A connection that sees one consistent state and changes nothing."""
         self.migrate()
-        with _one_error(), self._engine.connect() as connection:
+        with self._one_error(), self._engine.connect() as connection:
             yield connection
 
     @contextmanager
@@ -80,7 +81,7 @@ class Database:
 
     @contextmanager
     def _writing(self) -> Iterator[sa.Connection]:
-        with _one_error(), self.locks.writing(), self._engine.connect() as connection:
+        with self._one_error(), self.locks.writing(), self._engine.connect() as connection:
             writing = connection.execution_options(bridge_write=True)
             with writing.begin():
                 yield writing
@@ -95,9 +96,11 @@ class Database:
             NewerSchemaError: the database is newer than this code.
             StoreUnavailableError: it cannot be written, or is not a database.
         """
-        if self._migrated:
+        if self._migrated and self._file == _inode(self.path):
             return
-        with _one_error():
+        # The file is new to us, or was taken away or replaced: what is open is another one.
+        self._engine.dispose()
+        with self._one_error():
             self.path.parent.mkdir(parents=True, exist_ok=True)
         with self._writing() as connection:
             _versions.create(connection, checkfirst=True)
@@ -114,10 +117,24 @@ class Database:
             if version != len(self._migrations):
                 connection.execute(_versions.update().values(version=len(self._migrations)))
         self._migrated = True
+        self._file = _inode(self.path)
 
     def close(self) -> None:
         self._engine.dispose()
         self.locks.close()
+
+    @contextmanager
+    def _one_error(self) -> Iterator[None]:
+        try:
+            yield
+        except SQLAlchemyError as error:
+            # A connection may have kept what broke (a file since mended): begin afresh.
+            self._engine.dispose()
+            self._migrated = False
+            cause = getattr(error, "orig", None) or error
+            raise StoreUnavailableError(f"the database answers: {cause}") from error
+        except OSError as error:
+            raise StoreUnavailableError(f"the database's files: {error.strerror}") from error
 
     def _on_connect(self, connection: Any, _record: object) -> None:
         # The driver's own BEGIN is deferred and too late; ours is sent in _on_begin.
@@ -147,12 +164,9 @@ def _on_begin(connection: sa.Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")
 
 
-@contextmanager
-def _one_error() -> Iterator[None]:
+def _inode(path: Path) -> int:
+    """Which file stands at *path*; 0 if there is none."""
     try:
-        yield
-    except SQLAlchemyError as error:
-        cause = getattr(error, "orig", None) or error
-        raise StoreUnavailableError(f"the database answers: {cause}") from error
-    except OSError as error:
-        raise StoreUnavailableError(f"the database's files: {error.strerror}") from error
+        return path.stat().st_ino
+    except OSError:
+        return 0

@@ -5,6 +5,7 @@ Pure. Braze fills templates by text substitution, so a value may arrive blank, p
 """
 
 import re
+from datetime import UTC, datetime
 from typing import NoReturn
 
 MAX_TEXT = 255
@@ -124,6 +125,25 @@ def ttl(value: object, field: str) -> int | None:
             field, "must be a positive whole number of seconds up to 10 years, or such as 30d"
         )
     return seconds
+
+
+def iso(at: float) -> str:
+    """Seconds since the epoch as ``2026-12-01T00:00:00Z``."""
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def instant(value: object) -> float | None:
+    """A date and time in ISO 8601 (UTC unless it says otherwise) as seconds since the epoch.
+
+    ``None`` if it is none, or out of range.
+    """
+    if not isinstance(value, str) or not value.strip():
+        return None
+    try:
+        when = datetime.fromisoformat(value.strip())
+        return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError):
+        return None
 
 
 def _no_duration() -> NoReturn:

@@ -15,15 +15,20 @@ from bridge.lookups.cache import Cache
 from bridge.lookups.customer import Freshness, Lookups, tags_key
 from bridge.lookups.shape import OwnWrites
 from bridge.lookups.stamps import Stamps
-from bridge.outbox import store as outbox_store
+from bridge.outbox import schema as outbox_schema
 from bridge.outbox.accept import Acceptor
 from bridge.outbox.delivery import Delivery, Limits
+from bridge.outbox.events import Events
+from bridge.outbox.operator import Operator
 from bridge.outbox.store import Store
+from bridge.sessionm.breaker import Breakers
 from bridge.sessionm.client import Call, SessionM
 from bridge.settings import Settings, SettingsError
 from bridge.telemetry import BrazeBudget, LookupFigures, SessionMHealth
 
 log = logging.getLogger(__name__)
+
+LEAST_RETENTION = 86400
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,9 @@ class Parts:
     settings: Settings
     rules: Rules
     store: Store
+    events: Events
     acceptor: Acceptor
+    operator: Operator
     delivery: Delivery
     sessionm: SessionM
     cache: Cache
@@ -66,10 +73,20 @@ def build(settings: Settings) -> Parts:
     """
     rules = read_rules(settings.rules_file, settings.bridge_campaign_ttl)
     sessionm_health = SessionMHealth()
-    sessionm = build_sessionm(settings, sessionm_health.saw)
-    database, cache_database, stamps = _databases(settings)
-    store = Store(database)
-    cache = Cache(cache_database, stamps, entries=settings.bridge_cache_entries)
+    database, cache_database, stamps, breakers = _databases(settings)
+
+    def observe(call: Call) -> None:
+        sessionm_health.saw(call)
+        breakers.saw(call.system, call.error)
+
+    sessionm = build_sessionm(settings, observe)
+    store, events = Store(database), Events(database)
+    cache = Cache(
+        cache_database,
+        stamps,
+        entries=settings.bridge_cache_entries,
+        may_ask=lambda kind: breakers.allows("connect" if kind == "offers" else "core"),
+    )
     freshness = Freshness(
         tags=settings.bridge_tags_max_age,
         offers=settings.bridge_offers_max_age,
@@ -87,15 +104,18 @@ def build(settings: Settings) -> Parts:
         ),
         # SessionM's answer to a write is all of the customer's tags as they are now.
         on_delivered=lambda customer, answer: cache.put(tags_key(customer), answer),
-        clean=lambda: _clean(store, cache, settings, freshness),
+        clean=lambda: _clean(events, cache, settings, freshness),
+    )
+    acceptor = Acceptor(
+        store, rules, queue_limit=settings.bridge_queue_limit, on_accepted=delivery.nudge
     )
     return Parts(
         settings=settings,
         rules=rules,
         store=store,
-        acceptor=Acceptor(
-            store, rules, queue_limit=settings.bridge_queue_limit, on_accepted=delivery.nudge
-        ),
+        events=events,
+        acceptor=acceptor,
+        operator=Operator(store, events, acceptor),
         delivery=delivery,
         sessionm=sessionm,
         cache=cache,
@@ -113,8 +133,8 @@ def build(settings: Settings) -> Parts:
     )
 
 
-def _databases(settings: Settings) -> tuple[Database, Database, Stamps]:
-    """The outbox, and beside it what may be lost: the cache and its stamps."""
+def _databases(settings: Settings) -> tuple[Database, Database, Stamps, Breakers]:
+    """The outbox, and beside it what may be lost: the cache, its stamps, the breakers."""
     url = settings.bridge_database_url.get_secret_value()
     if not url.startswith("sqlite:"):
         raise SettingsError(
@@ -125,13 +145,14 @@ def _databases(settings: Settings) -> tuple[Database, Database, Stamps]:
         path = sqlite_path(url)
         path.parent.mkdir(parents=True, exist_ok=True)
         stamps = Stamps(path.with_name(path.name + ".stamps"))
+        breakers = Breakers(path.with_name(path.name + ".breakers"))
     except ValueError as error:
         raise SettingsError(f"BRIDGE_DATABASE_URL {error}") from None
     except OSError as error:
         raise SettingsError(
             f"BRIDGE_DATABASE_URL: nothing can be written in {path.parent}: {error.strerror}"
         ) from None
-    database = Database(url, outbox_store.MIGRATIONS, durable=True)
+    database = Database(url, outbox_schema.MIGRATIONS, durable=True)
     beside = Database(f"sqlite:///{path}.cache", lookups_cache.MIGRATIONS, durable=False)
     for one in (database, beside):
         try:
@@ -141,7 +162,7 @@ def _databases(settings: Settings) -> tuple[Database, Database, Stamps]:
             log.error(
                 "%s cannot be used: %s", one.path, error, extra={"action": "store_unavailable"}
             )
-    return database, beside, stamps
+    return database, beside, stamps, breakers
 
 
 def build_sessionm(settings: Settings, observe: Callable[[Call], None] | None = None) -> SessionM:
@@ -174,11 +195,17 @@ def _own_writes(store: Store, customer: Customer) -> OwnWrites:
     return OwnWrites(tuple(pending), expires)
 
 
-def _clean(store: Store, cache: Cache, settings: Settings, freshness: Freshness) -> None:
+def _clean(events: Events, cache: Cache, settings: Settings, freshness: Freshness) -> None:
+    """Forget what is older than it is kept, a little at a time so that intake never waits."""
     now = time.time()
     # Braze retries for up to a day: so long an event must be remembered to be a duplicate.
-    store.forget_before(now - max(settings.bridge_retention, 86400), now)
+    kept = max(settings.bridge_retention, LEAST_RETENTION)
     longest = max(freshness.tags, freshness.offers) + max(
         freshness.while_refreshing, freshness.if_error
     )
-    cache.forget_before(now - max(longest, 86400.0))
+    try:
+        while events.forget_before(now - kept, now):
+            time.sleep(0.02)
+        cache.forget_before(now - max(longest, LEAST_RETENTION))
+    except StoreUnavailableError as error:
+        log.warning("not cleaned: %s", error, extra={"action": "not_cleaned"})

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from flask.testing import FlaskClient
 
-from bridge.outbox.store import State
+from bridge.outbox.schema import State
 from bridge.parts import Parts, parts_of
 from bridge.sessionm.sandbox import SandboxServer
 from tests.conftest import ALICE, MakeApp, bearer, eventually
@@ -116,10 +116,10 @@ def test_a_refused_write_is_dead_at_once_with_its_reason(
     event = bridge.send(braze_campaign_id="summer")
     assert bridge.ends_as(event, State.DEAD)
     assert len(writes(sandbox)) == 1
-    story = bridge.parts.store.story(event)
+    story = bridge.parts.events.story(event)
     assert story
-    assert "VALIDATION" in story.writes[0]["reason"]
-    [tried] = story.writes[0]["tries"]
+    assert "VALIDATION" in story["writes"][0]["reason"]
+    [tried] = story["writes"][0]["tries"]
     assert (tried["status"], tried["outcome"]) == (200, "refused")
 
 

@@ -136,11 +136,20 @@ class Cache:
         database: where they are kept (not durably: all of it can be fetched again).
         stamps: the customers' stamps.
         entries: most answers held in this process's memory.
+        may_ask: whether SessionM is there to be asked for a kind of answer.
     """
 
-    def __init__(self, database: Database, stamps: Stamps, *, entries: int) -> None:
+    def __init__(
+        self,
+        database: Database,
+        stamps: Stamps,
+        *,
+        entries: int,
+        may_ask: Callable[[str], bool] = lambda _kind: True,
+    ) -> None:
         self._database = database
         self._stamps = stamps
+        self._may_ask = may_ask
         self._memory = _Memory(entries, MEMORY_BYTES)
         self._memory_lock = threading.Lock()
         self._flights: dict[Key, Future[Entry]] = {}
@@ -167,6 +176,8 @@ class Cache:
             flight = self._join(key, fetch, ages)
             if entry and use is Use.WHILE_REFRESHING:
                 return Served(entry, "stale", "it is being refreshed")
+            if flight is None:
+                return self._instead(key, ages, _AWAY)
             try:
                 fetched = flight.result(max(0.0, until - time.monotonic()))
             except (SessionMError, TimeoutError) as error:
@@ -188,6 +199,16 @@ class Cache:
         """Keep what SessionM said of a customer that it has just changed."""
         stamp = self._stamps.change(key.kind, key.customer)
         self._keep(key, Entry(True, _encode(document), time.time(), stamp))
+
+    def erase(self, customer: Customer) -> None:
+        """Keep nothing about *customer*, nor which external id is theirs."""
+        self.forget(customer)
+        theirs = sa.and_(
+            lookups.c.kind == "profile",
+            sa.func.instr(lookups.c.body, json.dumps(customer.id).encode()) > 0,
+        )
+        with self._database.write() as connection:
+            connection.execute(lookups.delete().where(theirs))
 
     def forget(self, customer: Customer) -> None:
         """Serve nothing older than now for *customer*, in any process."""
@@ -261,11 +282,16 @@ class Cache:
         except StoreUnavailableError as error:
             log.warning("cache not written: %s", error, extra={"action": "cache_unwritable"})
 
-    def _join(self, key: Key, fetch: Fetch, ages: Ages) -> "Future[Entry]":
-        """The fetch for *key* that is under way in this process, or a new one."""
+    def _join(self, key: Key, fetch: Fetch, ages: Ages) -> "Future[Entry] | None":
+        """The fetch for *key* that is under way in this process, or a new one.
+
+        ``None`` if SessionM is known to be away: nobody waits to find that out again.
+        """
         with self._flights_lock:
             flight = self._flights.get(key)
             if flight is None:
+                if not self._may_ask(key.kind):
+                    return None
                 flight = self._fetchers.submit(self._fly, key, fetch, ages)
                 self._flights[key] = flight
                 flight.add_done_callback(lambda _done: self._landed(key))
@@ -316,6 +342,9 @@ class Cache:
         if entry and ages.use(entry, time.time()) is not Use.NOTHING:
             return Served(entry, "stale", reason)
         raise UnavailableError(reason) from error
+
+
+_AWAY = SessionMError(Meaning.UNREACHABLE, "SessionM does not answer at present")
 
 
 class _Memory(LRUCache[Key, Entry]):

@@ -9,10 +9,10 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any
 
 from bridge.customer import Customer
+from bridge.fields import instant, iso
 from bridge.lookups.query import Query
 
 # Braze does not use larger answers (Connected Content, "Response size").
@@ -157,7 +157,7 @@ def _live(payload: Mapping[str, Any], now: float) -> Iterable[_Offer]:
     """The offers that have not expired, with what Liquid needs put in front."""
     groups, categories = _names(payload, "offer_groups"), _names(payload, "offer_categories")
     for raw in _objects(payload.get("user_offers")):
-        expires_at = _instant(raw.get("expiration_date") or raw.get("expires_at"))
+        expires_at = instant(raw.get("expiration_date") or raw.get("expires_at"))
         if expires_at is not None and expires_at <= now:
             continue
         category = raw.get("offer_category_id") or raw.get("category_id")
@@ -269,22 +269,6 @@ def _with_fewer_tags(answer: dict[str, Any]) -> dict[str, Any]:
 
 def _dump(value: object) -> bytes:
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode(errors="replace")
-
-
-def iso(at: float) -> str:
-    """Seconds since the epoch as ``2026-12-01T00:00:00Z``."""
-    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def _instant(value: object) -> float | None:
-    """A date of SessionM's as seconds since the epoch; ``None`` if it is none."""
-    if not isinstance(value, str) or not value.strip():
-        return None
-    try:
-        when = datetime.fromisoformat(value.strip())
-        return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
-    except (ValueError, OverflowError):
-        return None
 
 
 def _text(value: object) -> str:

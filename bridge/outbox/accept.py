@@ -11,7 +11,9 @@ from bridge.fields import FieldError, text
 from bridge.intake.payload import MAX_BODY, Event, RefusedError, read_event, read_tag_event
 from bridge.intake.rules import Rules, TagWrite
 from bridge.outbox.commit import Committer
-from bridge.outbox.store import NewEvent, State, Store, new_event_id
+from bridge.outbox.events import Stored
+from bridge.outbox.schema import State
+from bridge.outbox.store import NewEvent, Store, new_event_id
 
 log = logging.getLogger(__name__)
 
@@ -85,38 +87,62 @@ class Acceptor:
             RefusedError: it cannot become an event; it is kept as rejected.
             StoreUnavailableError: it could not be stored; the sender must come again.
         """
+        now = self._now()
         new = NewEvent(
-            id=new_event_id(self._now()),
-            received_at=self._now(),
+            id=new_event_id(now),
+            received_at=now,
             body=arrival.body,
             content_type=arrival.content_type,
             key_name=arrival.key_name,
             request_id=arrival.request_id,
+            customer=arrival.path_customer.key if arrival.path_customer else None,
         )
         try:
-            event = arrival.read()
-            writes = tuple(self._rules.writes(event))
-            dedupe = event.dedupe_key(_idempotency_key(arrival))
+            new = self._understand(new, arrival)
         except RefusedError as refusal:
             self._keep_rejected(new, refusal)
             raise
         self._refuse_when_full()
-        new = replace(
+        customer = Customer.from_key(new.customer or "")
+        earlier = self._committer.store(new)
+        if earlier is not None:
+            _log("duplicate", new, earlier)
+            return Receipt(earlier, customer, test=new.test, duplicate=True)
+        _log("accepted", new, new.id)
+        self._on_accepted(customer)
+        return Receipt(new.id, customer, new.writes, _warnings(new), new.test)
+
+    def read_again(self, stored: Stored) -> NewEvent:
+        """Read an event that was rejected under the present rules, as if it came now.
+
+        Raises:
+            RefusedError: it still cannot be understood.
+        """
+        customer = Customer.from_key(stored.customer) if stored.customer else None
+        new = NewEvent(
+            id=stored.id,
+            received_at=self._now(),
+            body=stored.body,
+            content_type=stored.content_type,
+            key_name="",
+            request_id="",
+        )
+        return self._understand(
+            new, Arrival(stored.body, stored.content_type, path_customer=customer)
+        )
+
+    def _understand(self, new: NewEvent, arrival: Arrival) -> NewEvent:
+        event = arrival.read()
+        writes = tuple(self._rules.writes(event))
+        return replace(
             new,
             customer=event.customer.key,
             campaign_id=event.campaign_id,
             canvas_id=event.canvas_id,
             test=event.is_test,
-            dedupe=dedupe,
+            dedupe=event.dedupe_key(_idempotency_key(arrival)),
             writes=writes,
         )
-        earlier = self._committer.store(new)
-        if earlier is not None:
-            _log("duplicate", new, earlier)
-            return Receipt(earlier, event.customer, test=event.is_test, duplicate=True)
-        _log("accepted", new, new.id)
-        self._on_accepted(event.customer)
-        return Receipt(new.id, event.customer, writes, _warnings(new), event.is_test)
 
     def _keep_rejected(self, new: NewEvent, refusal: RefusedError) -> None:
         too_large = len(new.body) > MAX_BODY

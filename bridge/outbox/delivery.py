@@ -20,7 +20,8 @@ from bridge.database import StoreUnavailableError
 from bridge.locks import DELIVERER
 from bridge.outbox.gate import Gate, Mode
 from bridge.outbox.plan import Call, Expire, Wait, next_step
-from bridge.outbox.store import Finished, QueuedWrite, State, Store
+from bridge.outbox.schema import State
+from bridge.outbox.store import Finished, QueuedWrite, Store
 from bridge.outbox.verdict import Action, judge
 from bridge.sessionm.answers import SessionMError
 from bridge.sessionm.client import SessionM
@@ -93,6 +94,7 @@ class Delivery:
         self._stopping = threading.Event()
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
+        self._cleaner = threading.Thread()
 
     def start(self) -> None:
         self._thread = threading.Thread(target=self.run, name="delivery", daemon=True)
@@ -270,9 +272,11 @@ class Delivery:
         self._beat_at = now
 
     def _clean_up(self) -> None:
-        if time.time() - self._cleaned_at > CLEANING:
+        """Once a minute, beside the loop: a year's old events may not hold up a new one."""
+        if time.time() - self._cleaned_at > CLEANING and not self._cleaner.is_alive():
             self._cleaned_at = time.time()
-            self._clean()
+            self._cleaner = threading.Thread(target=self._clean, name="cleaner", daemon=True)
+            self._cleaner.start()
 
     def _pause(self) -> float:
         """How long to sleep when nothing could be started."""

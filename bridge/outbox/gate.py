@@ -49,11 +49,11 @@ class Gate:
             self._not_before = max(self._not_before, now + wait)
         if error is not None and error.meaning is Meaning.CREDENTIALS:
             self._close(Mode.PAUSED, f"SessionM refuses our credentials ({error})", now)
-        elif error is not None and error.meaning in _AWAY and error.status not in _THROTTLED:
+        elif error is not None and error.is_outage:
             self._failures += 1
             if self._failures >= FAILURES_IN_A_ROW or self.mode is not Mode.RUNNING:
                 self._close(Mode.DOWN, f"SessionM does not answer ({error})", now)
-        elif error is None or error.meaning not in _AWAY:
+        elif error is None or error.status:
             self._open()
 
     def _close(self, mode: Mode, reason: str, now: float) -> None:
@@ -65,7 +65,3 @@ class Gate:
     def _open(self) -> None:
         self.mode, self.reason = Mode.RUNNING, ""
         self._failures = 0
-
-
-_AWAY = {Meaning.UNREACHABLE, Meaning.UNANSWERED, Meaning.GARBLED, Meaning.BUSY}
-_THROTTLED = {425, 429}

@@ -1,15 +1,9 @@
-"""Events and their tag writes: schema and statements. The only SQL for them.
-
-Times are seconds since the epoch. A customer is stored by its key, ``user_id:…``. A write that
-waits is ``queued``; partial indexes on that word keep every question about the queue as cheap
-with a million stored events as with ten.
-"""
+"""What intake and delivery do with the tables: add, find what is due, record what became of it."""
 
 import os
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from enum import StrEnum
+from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
@@ -17,105 +11,7 @@ from sqlalchemy.dialects.sqlite import insert
 
 from bridge.database import Database
 from bridge.intake.rules import TagWrite
-
-
-class State(StrEnum):
-    """Where an event or a write stands. Only events are rejected."""
-
-    QUEUED = "queued"
-    DELIVERED = "delivered"
-    DEAD = "dead"
-    REJECTED = "rejected"
-    DISCARDED = "discarded"
-    EXPIRED = "expired"
-
-
-schema = sa.MetaData()
-events = sa.Table(
-    "events",
-    schema,
-    sa.Column("id", sa.String(32), primary_key=True),
-    sa.Column("received_at", sa.Float, nullable=False),
-    sa.Column("state", sa.String(10), nullable=False),
-    sa.Column("customer", sa.Text),
-    sa.Column("campaign_id", sa.Text),
-    sa.Column("canvas_id", sa.Text),
-    sa.Column("test", sa.Boolean, nullable=False),
-    sa.Column("dedupe", sa.String(64), unique=True),
-    sa.Column("key_name", sa.Text, nullable=False),
-    sa.Column("request_id", sa.Text, nullable=False),
-    sa.Column("content_type", sa.Text, nullable=False),
-    sa.Column("body", sa.LargeBinary, nullable=False),
-    sa.Column("reason", sa.Text, nullable=False),
-    sa.Column("done_at", sa.Float),
-)
-writes = sa.Table(
-    "writes",
-    schema,
-    sa.Column("seq", sa.Integer, primary_key=True, autoincrement=True),
-    sa.Column("event_id", sa.String(32), sa.ForeignKey("events.id", ondelete="CASCADE")),
-    sa.Column("customer", sa.Text, nullable=False),
-    sa.Column("tags", sa.JSON, nullable=False),
-    sa.Column("ttl", sa.Integer),
-    sa.Column("accepted_at", sa.Float, nullable=False),
-    sa.Column("state", sa.String(10), nullable=False),
-    sa.Column("next_at", sa.Float, nullable=False),
-    sa.Column("attempts", sa.Integer, nullable=False),
-    sa.Column("reason", sa.Text, nullable=False),
-    sa.Column("intent", sa.JSON(none_as_null=True)),
-    sa.Column("uncertain", sa.Boolean, nullable=False),
-    sa.Column("done_at", sa.Float),
-    sqlite_autoincrement=True,
-)
-attempts = sa.Table(
-    "attempts",
-    schema,
-    sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("write_seq", sa.Integer, sa.ForeignKey("writes.seq", ondelete="CASCADE")),
-    sa.Column("at", sa.Float, nullable=False),
-    sa.Column("status", sa.Integer, nullable=False),
-    sa.Column("milliseconds", sa.Integer, nullable=False),
-    sa.Column("outcome", sa.Text, nullable=False),
-    sa.Column("error", sa.Text, nullable=False),
-)
-# What the bridge knows of expiry because it wrote it; outlives the events.
-expiries = sa.Table(
-    "expiries",
-    schema,
-    sa.Column("customer", sa.Text, primary_key=True),
-    sa.Column("tag", sa.Text, primary_key=True),
-    sa.Column("expires_at", sa.Float, nullable=False),
-    sqlite_with_rowid=False,
-)
-# Small facts that all processes share, such as the delivery loop's heartbeat.
-facts = sa.Table(
-    "facts",
-    schema,
-    sa.Column("name", sa.Text, primary_key=True),
-    sa.Column("value", sa.JSON, nullable=False),
-)
-# A literal, not a parameter: SQLite uses a partial index only where it can prove its condition.
-_QUEUED: sa.ColumnElement[str] = sa.literal_column("'queued'")
-_DEAD: sa.ColumnElement[str] = sa.literal_column("'dead'")
-for name, columns in {
-    "writes_due": (writes.c.next_at, writes.c.seq),
-    "writes_waiting": (writes.c.customer, writes.c.seq),
-    "writes_oldest": (writes.c.accepted_at,),
-}.items():
-    sa.Index(name, *columns, sqlite_where=writes.c.state == _QUEUED)
-sa.Index("writes_dead", writes.c.seq, sqlite_where=writes.c.state == _DEAD)
-sa.Index("writes_event", writes.c.event_id)
-sa.Index("events_customer", events.c.customer, events.c.id)
-sa.Index("events_state", events.c.state, events.c.id)
-sa.Index("attempts_write", attempts.c.write_seq)
-sa.Index("expiries_expires_at", expiries.c.expires_at)
-
-
-def _first_schema(connection: sa.Connection) -> None:
-    schema.create_all(connection)
-
-
-MIGRATIONS = (_first_schema,)
+from bridge.outbox.schema import DEAD, QUEUED, State, attempts, events, expiries, facts, writes
 
 
 @dataclass(frozen=True)
@@ -190,14 +86,6 @@ class Backlog:
     dead: int
 
 
-@dataclass(frozen=True)
-class Story:
-    """One event with everything that happened to it, as plain JSON values."""
-
-    event: dict[str, Any]
-    writes: list[dict[str, Any]] = field(default_factory=list)
-
-
 class Store:
     """The statements. Methods that change something commit before they return."""
 
@@ -217,9 +105,7 @@ class Store:
                     statement.returning(events.c.id), [_event_row(event) for event in new]
                 ).scalars()
             )
-            rows = [row for event in new if event.id in stored for row in _write_rows(event)]
-            if rows:
-                connection.execute(writes.insert(), rows)
+            add_writes(connection, [event for event in new if event.id in stored])
             repeats = {e.dedupe: e.id for e in new if e.id not in stored}
             if not repeats:
                 return {}
@@ -239,7 +125,7 @@ class Store:
         """
         ready = (
             sa.select(writes.c.customer)
-            .where(writes.c.state == _QUEUED, writes.c.next_at <= now)
+            .where(writes.c.state == QUEUED, writes.c.next_at <= now)
             .order_by(writes.c.next_at, writes.c.seq)
             .limit(limit)
         )
@@ -273,7 +159,7 @@ class Store:
                 writes.c.attempts,
                 writes.c.intent,
             )
-            .where(writes.c.state == _QUEUED, writes.c.customer.in_(list(customers)))
+            .where(writes.c.state == QUEUED, writes.c.customer.in_(list(customers)))
             .order_by(writes.c.customer, writes.c.seq)
             .limit(limit)
         )
@@ -299,7 +185,7 @@ class Store:
         with self.database.write() as connection:
             for result in finished:
                 _record(connection, result)
-            _settle(connection, {w.event_id for result in finished for w in result.writes})
+            settle(connection, {w.event_id for result in finished for w in result.writes})
 
     def state_of(self, event_id: str) -> State | None:
         """Where an event stands; ``None`` if there is none of that id."""
@@ -319,40 +205,15 @@ class Store:
 
     def backlog(self) -> Backlog:
         """How much waits, since when, and how much is dead."""
-        queued = sa.select(sa.func.count()).select_from(writes).where(writes.c.state == _QUEUED)
-        dead = sa.select(sa.func.count()).select_from(writes).where(writes.c.state == _DEAD)
-        oldest = sa.select(sa.func.min(writes.c.accepted_at)).where(writes.c.state == _QUEUED)
+        queued = sa.select(sa.func.count()).select_from(writes).where(writes.c.state == QUEUED)
+        dead = sa.select(sa.func.count()).select_from(writes).where(writes.c.state == DEAD)
+        oldest = sa.select(sa.func.min(writes.c.accepted_at)).where(writes.c.state == QUEUED)
         with self.database.read() as connection:
             return Backlog(
                 queued=connection.execute(queued).scalar_one(),
                 oldest_at=connection.execute(oldest).scalar(),
                 dead=connection.execute(dead).scalar_one(),
             )
-
-    def story(self, event_id: str) -> Story | None:
-        """Everything about one event."""
-        with self.database.read() as connection:
-            row = (
-                connection.execute(sa.select(events).where(events.c.id == event_id))
-                .mappings()
-                .first()
-            )
-            if row is None:
-                return None
-            story = Story({**row, "body": row["body"].decode(errors="replace")})
-            chosen = sa.select(writes).where(writes.c.event_id == event_id).order_by(writes.c.seq)
-            for write in connection.execute(chosen).mappings():
-                tried = sa.select(attempts).where(attempts.c.write_seq == write["seq"])
-                story.writes.append(
-                    {
-                        **write,
-                        "tries": [
-                            dict(t)
-                            for t in connection.execute(tried.order_by(attempts.c.id)).mappings()
-                        ],
-                    }
-                )
-        return story
 
     def fact(self, name: str) -> Any:
         """A small shared value, or ``None``."""
@@ -366,24 +227,6 @@ class Store:
                 statement.on_conflict_do_update(index_elements=["name"], set_={"value": value})
             )
 
-    def forget_before(self, then: float, now: float, limit: int = 500) -> int:
-        """Delete up to *limit* events that ended before *then*; returns how many there were.
-
-        Dead ones stay until somebody decides. Small batches, so that intake never waits.
-        """
-        old = (
-            sa.select(events.c.id)
-            .where(events.c.state.in_(_FORGETTABLE), events.c.id < _first_id(then))
-            .where(events.c.done_at < then)
-            .limit(limit)
-        )
-        with self.database.write() as connection:
-            ids = list(connection.execute(old).scalars())
-            if ids:
-                connection.execute(events.delete().where(events.c.id.in_(ids)))
-            connection.execute(expiries.delete().where(expiries.c.expires_at < now))
-        return len(ids)
-
     def ping(self) -> None:
         """Prove that the store can be written.
 
@@ -395,20 +238,12 @@ class Store:
 
 def new_event_id(now: float) -> str:
     """32 hex digits that sort by time: milliseconds, then chance."""
-    return f"{_milliseconds(now)}{os.urandom(10).hex()}"
+    return f"{id_prefix(now)}{os.urandom(10).hex()}"
 
 
-def _first_id(then: float) -> str:
-    """No event that came at or after *then* has a smaller id."""
-    return _milliseconds(then) + "0" * 20
-
-
-def _milliseconds(at: float) -> str:
+def id_prefix(at: float) -> str:
+    """What the id of an event of that time begins with."""
     return f"{int(at * 1000):012x}"
-
-
-# Ended for good; an event that is dead or waits is never forgotten by age.
-_FORGETTABLE = ("delivered", "rejected", "discarded", "expired")
 
 
 def _event_row(event: NewEvent) -> dict[str, Any]:
@@ -428,6 +263,13 @@ def _event_row(event: NewEvent) -> dict[str, Any]:
         "reason": event.reason,
         "done_at": None if event.state is State.QUEUED else event.received_at,
     }
+
+
+def add_writes(connection: sa.Connection, accepted: Iterable[NewEvent]) -> None:
+    """Let the writes of *accepted* events wait, from their acceptance on."""
+    rows = [row for event in accepted for row in _write_rows(event)]
+    if rows:
+        connection.execute(writes.insert(), rows)
 
 
 def _write_rows(event: NewEvent) -> Iterable[dict[str, Any]]:
@@ -450,7 +292,7 @@ def _write_rows(event: NewEvent) -> Iterable[dict[str, Any]]:
 def _postpone(connection: sa.Connection, customer: str, until: float) -> None:
     connection.execute(
         writes.update()
-        .where(writes.c.state == _QUEUED, writes.c.customer == customer, writes.c.next_at < until)
+        .where(writes.c.state == QUEUED, writes.c.customer == customer, writes.c.next_at < until)
         .values(next_at=until)
     )
 
@@ -458,9 +300,10 @@ def _postpone(connection: sa.Connection, customer: str, until: float) -> None:
 def _record(connection: sa.Connection, result: Finished) -> None:
     seqs = [write.seq for write in result.writes]
     waits = result.state is State.QUEUED
-    connection.execute(
+    updated = connection.execute(
         writes.update()
         .where(writes.c.seq.in_(seqs))
+        .returning(writes.c.seq)
         .values(
             state=result.state.value,
             attempts=writes.c.attempts + int(result.counted),
@@ -471,6 +314,10 @@ def _record(connection: sa.Connection, result: Finished) -> None:
             **({"next_at": result.next_at} if waits else {}),
         )
     )
+    # A write whose customer was erased meanwhile has no story any more.
+    kept = updated.scalars().all()
+    if not kept:
+        return
     connection.execute(
         attempts.insert(),
         [
@@ -482,7 +329,7 @@ def _record(connection: sa.Connection, result: Finished) -> None:
                 "outcome": result.outcome,
                 "error": result.error,
             }
-            for seq in seqs
+            for seq in kept
         ],
     )
     if waits:
@@ -509,7 +356,7 @@ def _remember_expiries(connection: sa.Connection, delivered: Iterable[QueuedWrit
         )
 
 
-def _settle(connection: sa.Connection, event_ids: Collection[str]) -> None:
+def settle(connection: sa.Connection, event_ids: Collection[str]) -> None:
     """Give events the state that follows from their writes'."""
     chosen = sa.select(writes.c.event_id, writes.c.state, writes.c.reason, writes.c.done_at).where(
         writes.c.event_id.in_(event_ids)

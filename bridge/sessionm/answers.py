@@ -53,12 +53,19 @@ class SessionMError(Exception):
     def may_have_worked(self) -> bool:
         """Whether SessionM may have done what was asked in spite of the failure."""
         if self.meaning is Meaning.BUSY:
-            return self.status not in _NOT_STARTED
+            return self.status not in _THROTTLED
         return self.meaning in {Meaning.UNANSWERED, Meaning.GARBLED}
 
+    @property
+    def is_outage(self) -> bool:
+        """Whether it tells that SessionM is away, rather than what it thinks of the call."""
+        return self.meaning in _OUTAGE and self.status not in _THROTTLED
 
-# Refused before any work: 425 too early, 429 too many requests.
-_NOT_STARTED = {425, 429}
+
+_OUTAGE = {Meaning.UNREACHABLE, Meaning.UNANSWERED, Meaning.GARBLED, Meaning.BUSY}
+# Too early, too many requests: refused before any work.
+_THROTTLED = {425, 429}
+
 _BUSY_STATUSES = {408, 425, 429}
 
 # SessionM's generic codes; it does not hold to one case.

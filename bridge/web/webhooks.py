@@ -8,7 +8,7 @@ from bridge.customer import Customer
 from bridge.fields import FieldError
 from bridge.intake.payload import MAX_BODY
 from bridge.outbox.accept import Arrival, Receipt
-from bridge.outbox.store import State
+from bridge.outbox.schema import State
 from bridge.parts import Parts, parts_of
 from bridge.web.auth import scope
 

@@ -79,8 +79,11 @@ def _rules(settings: Settings, _environ: Mapping[str, str]) -> Iterator[Finding]
 def _store_and_sessionm(settings: Settings, _environ: Mapping[str, str]) -> Iterator[Finding]:
     try:
         parts = build(settings)
-        parts.store.ping()
-        backlog = parts.store.backlog()
+        try:
+            parts.store.ping()
+            backlog = parts.store.backlog()
+        finally:
+            parts.close()
     except (StoreUnavailableError, SettingsError, NewerSchemaError) as error:
         yield Finding("store", False, str(error), "see that the disk is there, not full, writable")
     except RulesError:

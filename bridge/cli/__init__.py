@@ -7,33 +7,20 @@ import secrets
 import signal
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
-from bridge.database import NewerSchemaError, StoreUnavailableError
-from bridge.intake.rules import RulesError
-from bridge.settings import Settings, SettingsError, load
+from bridge import telemetry
+from bridge.cli.common import one_line, settings_from_environment
+from bridge.cli.doctor import examine
+from bridge.cli.preview import preview
+from bridge.cli.queue import erase, queue
+from bridge.database import StoreUnavailableError
+from bridge.parts import build
+from bridge.settings import Settings
 from bridge.version import VERSION
-
-USER_MISTAKES = (SettingsError, RulesError, NewerSchemaError, StoreUnavailableError)
-
-
-@contextmanager
-def one_line() -> Iterator[None]:
-    """End with one line on stderr, and no traceback, for what a user can mend."""
-    try:
-        yield
-    except USER_MISTAKES as error:
-        raise click.ClickException(str(error)) from None
-
-
-def settings_from_environment() -> Settings:
-    with one_line():
-        return load()
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -59,7 +46,7 @@ def serve(bind: str, workers: int, threads: int) -> None:
     _check_bind(settings, bind)
     with one_line():
         _check_start(settings)
-    from bridge.server import Server
+    from bridge.cli.server import Server
 
     Server(settings, bind=bind, workers=workers, threads=threads).run()
 
@@ -80,10 +67,9 @@ def _check_bind(settings: Settings, bind: str) -> None:
 
 def _check_start(settings: Settings) -> None:
     """Find in this process what would stop every worker."""
-    from bridge.parts import build
-
     try:
-        build(settings)
+        # Closed again before gunicorn forks: children inherit nothing that is open.
+        build(settings).close()
     except StoreUnavailableError:
         # The workers answer 503 until the store is back.
         return
@@ -93,9 +79,6 @@ def _check_start(settings: Settings) -> None:
 def deliver() -> None:
     """Deliver only: a process of its own beside `bridge serve`."""
     settings = settings_from_environment()
-    from bridge import telemetry
-    from bridge.parts import build
-
     telemetry.install(settings)
     with one_line():
         delivery = build(settings).delivery
@@ -130,7 +113,7 @@ def sandbox(host: str, port: int, seed: Path | None) -> None:
 @click.option("--port", default=8080, show_default=True, type=click.IntRange(1, 65535))
 def demo(port: int) -> None:
     """Run the whole thing on this machine, with nothing configured."""
-    from bridge.demo import Demo, PortTakenError
+    from bridge.cli.demo import Demo, PortTakenError
 
     try:
         Demo(port).run()
@@ -142,8 +125,6 @@ def demo(port: int) -> None:
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
 def check(*, as_json: bool) -> None:
     """Tell whether settings, rules, store and SessionM are in order."""
-    from bridge.doctor import examine
-
     findings = examine(dict(os.environ))
     healthy = all(finding.ok for finding in findings)
     if as_json:
@@ -179,8 +160,6 @@ def render(template: Path, **options: Any) -> None:
 
     The host https://YOUR-BRIDGE in it stands for --url, and :basic_auth bridge for --key.
     """
-    from bridge.preview import preview
-
     with one_line():
         preview(template, **options)
 
@@ -197,3 +176,7 @@ def new(name: str) -> None:
     if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", name):
         raise click.BadParameter("use letters, digits, . _ - only", param_hint="NAME")
     click.echo(f"{name}:{secrets.token_urlsafe(32)}")
+
+
+main.add_command(queue)
+main.add_command(erase)

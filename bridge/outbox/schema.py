@@ -1,0 +1,111 @@
+"""Tables of events and their tag writes.
+
+Times are seconds since the epoch. A customer is stored by its key, ``user_id:…``. A write that
+waits is ``queued``; partial indexes on that word keep every question about the queue as cheap
+with a million stored events as with ten.
+"""
+
+from enum import StrEnum
+
+import sqlalchemy as sa
+
+
+class State(StrEnum):
+    """Where an event or a write stands. Only events are rejected."""
+
+    QUEUED = "queued"
+    DELIVERED = "delivered"
+    DEAD = "dead"
+    REJECTED = "rejected"
+    DISCARDED = "discarded"
+    EXPIRED = "expired"
+
+
+schema = sa.MetaData()
+events = sa.Table(
+    "events",
+    schema,
+    sa.Column("id", sa.String(32), primary_key=True),
+    sa.Column("received_at", sa.Float, nullable=False),
+    sa.Column("state", sa.String(10), nullable=False),
+    sa.Column("customer", sa.Text),
+    sa.Column("campaign_id", sa.Text),
+    sa.Column("canvas_id", sa.Text),
+    sa.Column("test", sa.Boolean, nullable=False),
+    sa.Column("dedupe", sa.String(64), unique=True),
+    sa.Column("key_name", sa.Text, nullable=False),
+    sa.Column("request_id", sa.Text, nullable=False),
+    sa.Column("content_type", sa.Text, nullable=False),
+    sa.Column("body", sa.LargeBinary, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("done_at", sa.Float),
+)
+writes = sa.Table(
+    "writes",
+    schema,
+    sa.Column("seq", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("event_id", sa.String(32), sa.ForeignKey("events.id", ondelete="CASCADE")),
+    sa.Column("customer", sa.Text, nullable=False),
+    sa.Column("tags", sa.JSON, nullable=False),
+    sa.Column("ttl", sa.Integer),
+    sa.Column("accepted_at", sa.Float, nullable=False),
+    sa.Column("state", sa.String(10), nullable=False),
+    sa.Column("next_at", sa.Float, nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("intent", sa.JSON(none_as_null=True)),
+    sa.Column("uncertain", sa.Boolean, nullable=False),
+    sa.Column("done_at", sa.Float),
+    sqlite_autoincrement=True,
+)
+attempts = sa.Table(
+    "attempts",
+    schema,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("write_seq", sa.Integer, sa.ForeignKey("writes.seq", ondelete="CASCADE")),
+    sa.Column("at", sa.Float, nullable=False),
+    sa.Column("status", sa.Integer, nullable=False),
+    sa.Column("milliseconds", sa.Integer, nullable=False),
+    sa.Column("outcome", sa.Text, nullable=False),
+    sa.Column("error", sa.Text, nullable=False),
+)
+# What the bridge knows of expiry because it wrote it; outlives the events.
+expiries = sa.Table(
+    "expiries",
+    schema,
+    sa.Column("customer", sa.Text, primary_key=True),
+    sa.Column("tag", sa.Text, primary_key=True),
+    sa.Column("expires_at", sa.Float, nullable=False),
+    sqlite_with_rowid=False,
+)
+# Small facts that all processes share, such as the delivery loop's heartbeat.
+facts = sa.Table(
+    "facts",
+    schema,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("value", sa.JSON, nullable=False),
+)
+# A literal, not a parameter: SQLite uses a partial index only where it can prove its condition.
+QUEUED: sa.ColumnElement[str] = sa.literal_column("'queued'")
+DEAD: sa.ColumnElement[str] = sa.literal_column("'dead'")
+for name, columns in {
+    "writes_due": (writes.c.next_at, writes.c.seq),
+    "writes_waiting": (writes.c.customer, writes.c.seq),
+    "writes_oldest": (writes.c.accepted_at,),
+}.items():
+    sa.Index(name, *columns, sqlite_where=writes.c.state == QUEUED)
+sa.Index("writes_dead", writes.c.seq, sqlite_where=writes.c.state == DEAD)
+sa.Index("writes_event", writes.c.event_id)
+sa.Index("events_customer", events.c.customer, events.c.id)
+sa.Index("events_campaign", events.c.campaign_id, events.c.id)
+sa.Index("events_canvas", events.c.canvas_id, events.c.id)
+sa.Index("events_state", events.c.state, events.c.id)
+sa.Index("attempts_write", attempts.c.write_seq)
+sa.Index("expiries_expires_at", expiries.c.expires_at)
+
+
+def _first_schema(connection: sa.Connection) -> None:
+    schema.create_all(connection)
+
+
+MIGRATIONS = (_first_schema,)

@@ -1,0 +1,74 @@
+"""Circuit breakers: while SessionM is away, do not let everybody wait to find it out again.
+
+Every process of the machine feeds them with the calls it makes, and all see the same state,
+through a memory map of a few bytes. After some failures in a row a breaker opens; then one call
+at a time probes, at growing distance, and the first that gets through closes it.
+"""
+
+import mmap
+import os
+import struct
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from bridge.sessionm.answers import SessionMError
+
+FAILURES_IN_A_ROW = 5
+FIRST_WAIT, LONGEST_WAIT = 1.0, 15.0
+
+# Failures in a row; open until (seconds since the epoch, 0 is closed); the present wait.
+_STATE = struct.Struct("<ddd")
+_PLACES = {"core": 0, "connect": _STATE.size}
+_SIZE = len(_PLACES) * _STATE.size
+
+
+class Breakers:
+    """One breaker for each of SessionM's systems, ``core`` and ``connect``, in file *path*.
+
+    Two processes may write at once, and the later wins: that costs a probe too many or too few.
+    """
+
+    def __init__(self, path: Path, now: Callable[[], float] = time.time) -> None:
+        self._now = now
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.ftruncate(descriptor, _SIZE)
+            self._map = mmap.mmap(descriptor, _SIZE)
+        finally:
+            os.close(descriptor)
+
+    def saw(self, system: str, error: SessionMError | None) -> None:
+        """Take note of how a call to *system* ended: ``None`` is success."""
+        failures, until, wait = self._read(system)
+        if error is None or not error.is_outage:
+            if failures:
+                self._write(system, 0, 0, 0)
+            return
+        failures += 1
+        if failures >= FAILURES_IN_A_ROW:
+            wait = min(LONGEST_WAIT, wait * 2 or FIRST_WAIT)
+            until = self._now() + wait
+        self._write(system, failures, until, wait)
+
+    def allows(self, system: str) -> bool:
+        """Whether a call to *system* may be made; if it is open, a yes makes you the probe."""
+        failures, until, wait = self._read(system)
+        now = self._now()
+        # A clock that was set back must not keep it open.
+        if not until or until - now > LONGEST_WAIT:
+            return True
+        if now < until:
+            return False
+        self._write(system, failures, now + wait, wait)
+        return True
+
+    def close(self) -> None:
+        self._map.close()
+
+    def _read(self, system: str) -> tuple[float, float, float]:
+        failures, until, wait = _STATE.unpack_from(self._map, _PLACES[system])
+        return failures, until, wait
+
+    def _write(self, system: str, failures: float, until: float, wait: float) -> None:
+        _STATE.pack_into(self._map, _PLACES[system], failures, until, wait)

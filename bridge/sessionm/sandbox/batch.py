@@ -1,0 +1,113 @@
+"""Batch jobs: a CSV file of tags is downloaded, checked, applied, and the end is notified."""
+
+import csv
+import hashlib
+import io
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from urllib.parse import quote
+
+import requests
+
+from bridge.sessionm.sandbox.messages import Body, Json, Text
+
+_UNITS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400, "week": 604800}
+_TIMEOUT = (5, 30)  # seconds to connect, seconds between two bytes
+_SHOWN_ERRORS = 10
+
+Row = Mapping[str, str]
+
+
+class Order(Body):
+    """What a job is to do; `notify` may be left out (assumed)."""
+
+    request_id: Text
+    url: Text
+    md5: Text
+    notify: Text = ""
+
+
+@dataclass(slots=True)
+class Job:
+    """A CSV file of tags. States: created, processing, completed, failed (assumed)."""
+
+    id: int
+    order: Order
+    status: str = "created"
+    rows: int = 0
+    failed: int = 0
+    message: str = ""
+    errors: list[str] = field(default_factory=list)
+
+    def receipt(self) -> Json:
+        return {"id": self.id, "request_id": self.order.request_id, "status": self.status}
+
+    def shown(self) -> Json:
+        counts = {"rows": self.rows, "applied": self.rows - self.failed, "failed": self.failed}
+        return self.receipt() | counts | {"message": self.message, "errors": self.errors[:]}
+
+    def run(self, tag: Callable[[Row], object]) -> None:
+        """Do it all; `tag` applies one row and raises ValueError if that cannot be done."""
+        self.status = "processing"
+        with requests.Session() as http:
+            http.trust_env = False  # no proxy stands between the sandbox and the bridge
+            try:
+                for row in _rows(self._download(http)):
+                    self._apply(row, tag)
+                self.status = "completed"
+            except (ValueError, OSError, csv.Error) as error:
+                self.message, self.status = str(error), "failed"
+            self._notify(http)
+
+    def _download(self, http: requests.Session) -> bytes:
+        """Raises ValueError or an OSError of requests."""
+        answer = http.get(self.order.url, timeout=_TIMEOUT)
+        answer.raise_for_status()
+        md5 = hashlib.md5(answer.content, usedforsecurity=False).hexdigest()
+        if md5 != self.order.md5.lower():
+            raise ValueError(f"md5 is {md5}, not {self.order.md5}")
+        return answer.content
+
+    def _apply(self, row: Row, tag: Callable[[Row], object]) -> None:
+        self.rows += 1
+        try:
+            tag(row)
+        except ValueError as error:
+            self.failed += 1
+            if self.failed <= _SHOWN_ERRORS:
+                self.errors.append(f"row {self.rows}: {error}")
+
+    def _notify(self, http: requests.Session) -> None:
+        """Call `notify` once, with its three words replaced in the query."""
+        if not self.order.notify:
+            return
+        words = {"JOB_ID": str(self.id), "JOB_STATUS": self.status}
+        words["JOB_REQUEST_ID"] = self.order.request_id
+        base, mark, query = self.order.notify.partition("?")
+        query = re.sub("|".join(words), lambda word: quote(words[word[0]], safe=""), query)
+        try:
+            http.get(base + mark + query, timeout=_TIMEOUT)
+        except requests.RequestException as error:
+            self.message = f"{self.message} (not notified: {error})".strip()
+
+
+def seconds(expires: str) -> int:
+    """Read `1 day` or `12 hours`; blank is 0, a counter. Raises ValueError."""
+    if not expires:
+        return 0
+    found = re.fullmatch(r"(\d{1,6}) ?(second|minute|hour|day|week)s?", expires, re.IGNORECASE)
+    if not found or not int(found[1]):
+        raise ValueError(f"expires {expires!r} is not like '1 day' or '12 hours'")
+    return int(found[1]) * _UNITS[found[2].lower()]
+
+
+def _rows(file: bytes) -> Iterator[Row]:
+    """Yield the rows, trimmed. Raises ValueError (bad header, not UTF-8) or csv.Error."""
+    reader = csv.DictReader(io.StringIO(file.decode("utf-8-sig"), newline=""), restval="")
+    reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
+    header = set(reader.fieldnames)
+    if "tag" not in header or not header & {"user_id", "external_id"}:
+        raise ValueError("the header must have tag, and user_id or external_id")
+    for row in reader:
+        yield {name: value.strip() for name, value in row.items() if name}

@@ -1,0 +1,64 @@
+"""SessionM Core: tags, profiles, batch jobs."""
+
+import itertools
+import threading
+from typing import Annotated
+
+from pydantic import Field
+from werkzeug.wrappers import Request
+
+from bridge.sessionm.sandbox.batch import Job, Order, Row, seconds
+from bridge.sessionm.sandbox.customers import Customers
+from bridge.sessionm.sandbox.messages import Body, Count, Json, RefusedError, Text, read
+from bridge.sessionm.sandbox.routes import Names
+
+
+class _TagWrite(Body):
+    tags: Annotated[list[Text], Field(min_length=1)]
+    ttl: Count = 0
+
+
+class _Batch(Body):
+    tags: Order
+
+
+class Core:
+    def __init__(self, customers: Customers) -> None:
+        self._customers = customers
+        self._jobs: dict[str, Job] = {}
+        self._numbers = itertools.count(1)
+
+    def write_tags(self, request: Request, ids: Names) -> Json:
+        given = read(request, _TagWrite)
+        return {"tags": self._customers.tag(ids, given.tags, given.ttl)}
+
+    def read_tags(self, _: Request, ids: Names) -> Json:
+        return {"tags": self._customers.counts(ids)}
+
+    def read_profile(self, _: Request, ids: Names) -> Json:
+        """Answer with the fields that real profiles have in common (assumed)."""
+        customer = self._customers.find(ids)
+        user: Json = {"id": customer.user_id, "external_id": customer.external_id}
+        user |= {"opted_in": True, "activated": True, "suspended": False}
+        user["available_points"] = customer.points["available_points"]
+        return {"user": user | customer.profile}
+
+    def start_batch(self, request: Request, _: Names) -> Json:
+        job = Job(next(self._numbers), read(request, _Batch).tags)
+        self._jobs[str(job.id)] = job
+        receipt = job.receipt()
+        threading.Thread(target=job.run, args=[self._tag_row], daemon=True).start()
+        return {"tags": receipt}
+
+    def read_batch(self, _: Request, ids: Names) -> Json:
+        """Show a job. No document names this call: it is assumed, like the row counts."""
+        if job := self._jobs.get(ids["job_id"]):
+            return {"tags": job.shown()}
+        raise RefusedError(404, "not_found", "There is no such job.")
+
+    def _tag_row(self, row: Row) -> None:
+        """Apply a row of a batch file. Raises ValueError."""
+        ttl = seconds(row.get("expires", ""))
+        if not row["tag"]:
+            raise ValueError("the tag is blank")
+        self._customers.tag(row, [row["tag"]], ttl)

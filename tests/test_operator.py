@@ -1,0 +1,292 @@
+"""What an operator orders: through the admin API, and through `bridge queue` and `bridge erase`."""
+
+import json
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask.testing import FlaskClient
+from werkzeug.test import TestResponse
+
+from bridge.outbox.schema import State
+from bridge.parts import parts_of
+from bridge.sessionm.sandbox import SandboxServer
+from tests.conftest import ALICE, MakeApp, bearer, environment, eventually
+
+ADMIN = bearer("admin")
+
+
+def send(client: FlaskClient, **fields: Any) -> str:
+    answer = client.post(
+        "/webhooks/braze", json={"user_id": ALICE, **fields}, headers=bearer("webhook")
+    )
+    assert answer.status_code == 202, answer.get_json()
+    event_id: str = answer.get_json()["id"]
+    return event_id
+
+
+def listed(client: FlaskClient, **filters: Any) -> list[dict[str, Any]]:
+    answer = client.get("/api/events", query_string=filters, headers=ADMIN)
+    assert answer.status_code == 200, answer.get_json()
+    found: list[dict[str, Any]] = answer.get_json()["events"]
+    return found
+
+
+def state_of(client: FlaskClient, event_id: str) -> str:
+    state: str = client.get(f"/api/events/{event_id}", headers=ADMIN).get_json()["event"]["state"]
+    return state
+
+
+def post(client: FlaskClient, path: str, **body: Any) -> TestResponse:
+    return client.post(f"/api{path}", json=body, headers=ADMIN)
+
+
+def make_dead(client: FlaskClient, sandbox: SandboxServer, **fields: Any) -> str:
+    sandbox.sandbox.set_faults({"ok_error": True, "code": "validation", "match": "POST"})
+    event = send(client, **fields)
+    eventually(lambda: state_of(client, event) == "dead")
+    sandbox.sandbox.set_faults({})
+    return event
+
+
+def test_an_event_tells_its_whole_story(make_app: MakeApp, sandbox: SandboxServer) -> None:
+    client = make_app(deliver=True).test_client()
+    event = make_dead(client, sandbox, braze_campaign_id="summer")
+    story = client.get(f"/api/events/{event}", headers=ADMIN).get_json()["event"]
+    assert json.loads(story["body"])["braze_campaign_id"] == "summer"
+    assert (story["campaign_id"], story["customer"]) == ("summer", {"user_id": ALICE})
+    assert "VALIDATION" in story["reason"]
+    [write] = story["writes"]
+    assert write["tags"] == ["braze_campaign_summer"]
+    [tried] = write["tries"]
+    assert (tried["status"], tried["outcome"]) == (200, "refused")
+    assert tried["milliseconds"] >= 0
+    assert tried["at"].endswith("Z")
+
+
+def test_a_dead_event_is_replayed_and_delivered(make_app: MakeApp, sandbox: SandboxServer) -> None:
+    client = make_app(deliver=True).test_client()
+    event = make_dead(client, sandbox, braze_campaign_id="summer", dispatch_id="d1")
+    again = client.post(
+        "/webhooks/braze",
+        json={"user_id": ALICE, "braze_campaign_id": "summer", "dispatch_id": "d1"},
+        headers=bearer("webhook"),
+    )
+    assert again.get_json() == {"status": "duplicate", "id": event}
+    assert post(client, f"/events/{event}/replay").get_json()["replayed"] == 1
+    eventually(lambda: state_of(client, event) == "delivered")
+    assert "braze_campaign_summer" in sandbox.sandbox.tags(ALICE)
+    assert post(client, f"/events/{event}/replay").status_code == 409
+
+
+def test_events_are_replayed_by_filter_after_a_dry_run(
+    make_app: MakeApp, sandbox: SandboxServer
+) -> None:
+    client = make_app(deliver=True).test_client()
+    dead = [make_dead(client, sandbox, braze_campaign_id="summer") for _ in range(3)]
+    other = make_dead(client, sandbox, braze_campaign_id="winter")
+    filters = {"state": "dead", "campaign": "summer"}
+    dry = post(client, "/events/replay", dry_run=True, **filters).get_json()
+    assert (dry["matched"], dry["replayed"]) == (3, 0)
+    done = post(client, "/events/replay", **filters).get_json()
+    assert (done["status"], done["matched"], done["replayed"]) == ("ok", 3, 3)
+    for event in dead:
+        eventually(lambda event=event: state_of(client, event) == "delivered")  # type: ignore[misc]
+    assert state_of(client, other) == "dead"
+
+
+def test_a_rejected_event_is_taken_in_once_a_rule_is_mended(
+    make_app: MakeApp, sandbox: SandboxServer, tmp_path: Path
+) -> None:
+    rules = tmp_path / "rules.toml"
+    rules.write_text('[defaults]\nunknown = "reject"\n')
+    strict = make_app(BRIDGE_RULES=str(rules)).test_client()
+    refused = strict.post(
+        "/webhooks/braze",
+        json={"user_id": ALICE, "braze_campaign_id": "summer"},
+        headers=bearer("webhook"),
+    )
+    assert refused.status_code == 422
+    [event] = listed(strict, state="rejected")
+    still = post(strict, "/events/replay", state="rejected").get_json()
+    assert (still["matched"], still["replayed"]) == (1, 0)
+    assert "summer" in still["refused"][0]
+
+    rules.write_text('[campaigns.summer]\ntags = ["summer_promo"]\n')
+    client = make_app(deliver=True, BRIDGE_RULES=str(rules)).test_client()
+    assert post(client, f"/events/{event['id']}/replay").status_code == 200
+    eventually(lambda: state_of(client, event["id"]) == "delivered")
+    assert "summer_promo" in sandbox.sandbox.tags(ALICE)
+
+
+def test_events_are_found_by_each_filter(client: FlaskClient) -> None:
+    first = send(client, braze_campaign_id="summer")
+    second = send(client, user_id="u2", braze_canvas_id="welcome")
+    client.post("/webhooks/braze", data="{", headers=bearer("webhook"))
+    ids = [event["id"] for event in listed(client)]
+    assert ids[1:] == [second, first]
+    assert [event["id"] for event in listed(client, customer="u2")] == [second]
+    assert [event["id"] for event in listed(client, campaign="welcome")] == [second]
+    assert len(listed(client, state="queued")) == 2
+    assert len(listed(client, text="JSON", state="rejected")) == 1
+    assert len(listed(client, since="1h")) == 3
+    assert listed(client, since="2999-01-01T00:00:00Z") == []
+
+
+def test_a_list_is_read_page_by_page(client: FlaskClient) -> None:
+    sent = [send(client, user_id=f"u{i}", braze_campaign_id="c") for i in range(5)]
+    seen: list[str] = []
+    page: dict[str, Any] = {"next": ""}
+    for _ in range(3):
+        query = {"limit": 2, **({"before": page["next"]} if page["next"] else {})}
+        page = client.get("/api/events", query_string=query, headers=ADMIN).get_json()
+        seen += [event["id"] for event in page["events"]]
+    assert seen == sent[::-1]
+    assert page["next"] == ""
+
+
+@pytest.mark.parametrize(
+    "query", [{"state": "lost"}, {"colour": "red"}, {"since": "yesterday"}, {"limit": "0"}]
+)
+def test_a_bad_filter_is_named(client: FlaskClient, query: dict[str, str]) -> None:
+    answer = client.get("/api/events", query_string=query, headers=ADMIN)
+    assert answer.status_code == 400
+    assert next(iter(query)) in answer.get_json()["errors"]["message"]
+
+
+def test_a_discarded_event_is_not_delivered(make_app: MakeApp, sandbox: SandboxServer) -> None:
+    app = make_app()
+    client = app.test_client()
+    event = send(client, braze_campaign_id="summer")
+    other = send(client, user_id="b4e2d3c5-1c6f-4d70-9b82-a3c4d5e6f702", braze_campaign_id="c")
+    assert client.delete(f"/api/events/{event}", headers=ADMIN).status_code == 200
+    assert client.delete(f"/api/events/{event}", headers=ADMIN).status_code == 409
+    assert client.delete("/api/events/none", headers=ADMIN).status_code == 404
+    delivering = make_app(deliver=True).test_client()
+    eventually(lambda: state_of(delivering, other) == "delivered")
+    assert state_of(client, event) == "discarded"
+    assert "braze_campaign_summer" not in sandbox.sandbox.tags(ALICE)
+
+
+def test_a_pause_by_hand_survives_a_restart(make_app: MakeApp, sandbox: SandboxServer) -> None:
+    assert post(make_app().test_client(), "/delivery/pause").status_code == 200
+    client = make_app(deliver=True).test_client()
+    event = send(client, braze_campaign_id="summer")
+
+    def delivery() -> str:
+        health = client.get("/health", headers=ADMIN).get_json()
+        state: str = health["checks"]["delivery"]["state"]
+        return state
+
+    eventually(lambda: delivery() == "paused")
+    assert sandbox.sandbox.counts()["tags_write"] == 0
+    assert post(client, "/delivery/resume").status_code == 200
+    eventually(lambda: state_of(client, event) == "delivered")
+
+
+def test_forgetting_a_lookup_asks_sessionm_again(
+    client: FlaskClient, sandbox: SandboxServer
+) -> None:
+    path = f"/connected-content/tags?user_id={ALICE}"
+    client.get(path, headers=bearer("content"))
+    assert client.delete(f"/api/cache?user_id={ALICE}", headers=ADMIN).status_code == 200
+    client.get(path, headers=bearer("content"))
+    assert sandbox.sandbox.counts()["tags_read"] == 2
+    assert client.delete("/api/cache", headers=ADMIN).status_code == 400
+
+
+def test_the_admin_api_needs_an_admin_key(client: FlaskClient) -> None:
+    assert client.get("/api/events").status_code == 401
+    assert client.get("/api/events", headers=bearer("webhook")).status_code == 403
+
+
+class Shell:
+    """`bridge …` on the store of this test."""
+
+    def __init__(self, sandbox: SandboxServer, folder: Path) -> None:
+        self._environ = environment(sandbox.url, folder)
+        self._folder = folder
+
+    def __call__(self, *arguments: str, status: int = 0) -> str:
+        ended = subprocess.run(
+            [sys.executable, "-m", "bridge", *arguments],
+            env={"PATH": "", **self._environ},
+            cwd=self._folder,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert ended.returncode == status, ended.stdout + ended.stderr
+        assert "Traceback" not in ended.stderr
+        return ended.stdout if status == 0 else ended.stderr
+
+
+@pytest.fixture
+def shell(sandbox: SandboxServer, tmp_path: Path) -> Shell:
+    return Shell(sandbox, tmp_path)
+
+
+def test_the_queue_is_put_in_order_from_the_shell(
+    make_app: MakeApp, sandbox: SandboxServer, shell: Shell
+) -> None:
+    client = make_app(deliver=True).test_client()
+    events = [make_dead(client, sandbox, braze_campaign_id="summer") for _ in range(2)]
+    assert "2 are dead" in shell("queue", "status")
+    assert events[0] in shell("queue", "list", "--state", "dead")
+    assert json.loads(shell("queue", "show", events[0]))["state"] == "dead"
+    assert shell("queue", "replay", "--campaign", "summer", "--dry-run").startswith("2 ")
+    assert "filter" in shell("queue", "replay", status=2)
+    assert shell("queue", "replay", events[0]) == f"{events[0]} replayed.\n"
+    eventually(lambda: state_of(client, events[0]) == "delivered")
+    assert "no such event" in shell("queue", "replay", "nonsense", status=1)
+    assert shell("queue", "discard", "--state", "dead") == "1 of 1 discarded.\n"
+    assert json.loads(shell("queue", "status", "--json"))["dead"] == 0
+
+
+def test_delivery_is_paused_and_resumed_from_the_shell(make_app: MakeApp, shell: Shell) -> None:
+    client = make_app(deliver=True).test_client()
+    shell("queue", "pause")
+    assert json.loads(shell("queue", "status", "--json"))["paused_by_hand"] is True
+    event = send(client, braze_campaign_id="summer")
+    shell("queue", "resume")
+    eventually(lambda: state_of(client, event) == "delivered")
+
+
+def test_an_erased_customer_is_nowhere_in_the_files(
+    make_app: MakeApp, shell: Shell, tmp_path: Path
+) -> None:
+    app = make_app(deliver=True)
+    client = app.test_client()
+    event = send(client, braze_campaign_id="summer")
+    eventually(lambda: parts_of(app).store.state_of(event) is State.DELIVERED)
+    client.post("/webhooks/braze", json={"user_id": ALICE}, headers=bearer("webhook"))
+    for path in (f"customer?user_id={ALICE}", "offers?external_id=loyal-1001"):
+        client.get(f"/connected-content/{path}", headers=bearer("content"))
+    assert mentions(tmp_path, ALICE)
+    assert "2 events" in shell("erase", "--user-id", ALICE)
+    assert mentions(tmp_path, ALICE) == []
+
+
+def mentions(folder: Path, word: str) -> list[str]:
+    """The tables of both databases in which *word* stands."""
+    found = []
+    for path in (folder / "bridge.db", folder / "bridge.db.cache"):
+        connection = sqlite3.connect(path)
+        try:
+            connection.text_factory = bytes
+            tables = connection.execute("SELECT name FROM sqlite_master WHERE type='table'")
+            for (table,) in tables.fetchall():
+                rows = connection.execute(f"SELECT * FROM {table.decode()}").fetchall()  # noqa: S608
+                if word.encode() in b" ".join(
+                    value if isinstance(value, bytes) else str(value).encode()
+                    for row in rows
+                    for value in row
+                ):
+                    found.append(table.decode())
+        finally:
+            connection.close()
+    return found
