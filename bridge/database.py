@@ -5,6 +5,7 @@ had or kept is one error, `StoreUnavailableError`, whatever the driver called it
 """
 
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,9 @@ from bridge.locks import FileLocks
 log = logging.getLogger(__name__)
 
 # Longer than any of our own transactions; only a foreign process makes a writer wait so long.
-BUSY_TIMEOUT = 5.0
+BUSY_TIMEOUT = 2.0
+# Less free space than this is none: a commit needs some to be made at all.
+LEAST_SPACE = 256 * 1024
 
 Migration = Callable[[sa.Connection], None]
 _versions = sa.Table(
@@ -118,6 +121,17 @@ class Database:
                 connection.execute(_versions.update().values(version=len(self._migrations)))
         self._migrated = True
         self._file = _inode(self.path)
+
+    def check_space(self) -> None:
+        """Look whether the disk has room for more.
+
+        Raises:
+            StoreUnavailableError: it is full, or as good as.
+        """
+        with self._one_error():
+            disk = os.statvfs(self.path.parent)
+        if disk.f_bavail * disk.f_frsize < LEAST_SPACE:
+            raise StoreUnavailableError("the database's disk is full")
 
     def close(self) -> None:
         self._engine.dispose()

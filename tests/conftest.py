@@ -103,7 +103,7 @@ class Service:
         self._arguments = arguments
         self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> "Service":
+    def start(self, *, wait: bool = True) -> "Service":
         bind = f"127.0.0.1:{self.port}"
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
@@ -114,7 +114,8 @@ class Service:
                 stdout=log,
                 start_new_session=True,
             )
-        eventually(self._is_ready, 20)
+        if wait:
+            eventually(self._is_ready, 20)
         return self
 
     def stop(self) -> int:
@@ -164,10 +165,10 @@ def make_service(sandbox: SandboxServer, tmp_path: Path) -> Iterator[MakeService
     """Makes services with real gunicorn; several share one SQLite file."""
     made: list[Service] = []
 
-    def make(*arguments: str, **more: str) -> Service:
+    def make(*arguments: str, wait: bool = True, **more: str) -> Service:
         service = Service(environment(sandbox.url, tmp_path, **more), tmp_path, *arguments)
         made.append(service)
-        return service.start()
+        return service.start(wait=wait)
 
     yield make
     for service in made:

@@ -233,6 +233,8 @@ class Store:
         Raises:
             StoreUnavailableError: it cannot.
         """
+        # One small row may still find room where the next event does not.
+        self.database.check_space()
         self.set_fact("ping", time.time())
 
 

@@ -33,7 +33,10 @@ class Breakers:
         self._now = now
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            os.ftruncate(descriptor, _SIZE)
+            if os.fstat(descriptor).st_size < _SIZE:
+                # Written, not just made long: a hole in a memory map kills the process that
+                # writes to it when the disk is full.
+                os.pwrite(descriptor, bytes(_SIZE), 0)
             self._map = mmap.mmap(descriptor, _SIZE)
         finally:
             os.close(descriptor)
