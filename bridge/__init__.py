@@ -2,12 +2,17 @@
 
 import atexit
 import os
+import signal
+import sys
+import threading
 import weakref
+from types import FrameType
 
 from flask import Flask
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from bridge import telemetry, web
+from bridge.outbox.delivery import Delivery
 from bridge.parts import build
 from bridge.settings import Settings, load
 from bridge.version import VERSION
@@ -31,7 +36,7 @@ def create_app(settings: Settings | None = None, *, deliver: bool = True) -> Fla
     settings = settings or load()
     telemetry.install(settings)
     app = Flask(__name__, static_folder=None, template_folder=None)
-    _put_parts(app, settings, deliver=deliver)
+    _put_parts(app, settings, deliver=deliver and not _is_preloading())
     web.install(app, settings)
     if hops := settings.bridge_trusted_proxies:
         app.wsgi_app = ProxyFix(  # type: ignore[method-assign]
@@ -47,6 +52,37 @@ def _put_parts(app: Flask, settings: Settings, *, deliver: bool) -> None:
     if deliver:
         parts.delivery.start()
         atexit.register(parts.delivery.stop)
+        _begin_to_end_on_sigterm(parts.delivery)
+
+
+def _is_preloading() -> bool:
+    """Whether this is gunicorn's master, which will fork (``--preload``).
+
+    No thread may run here: a child would inherit whatever lock it holds at that moment.
+    """
+    frame: FrameType | None = sys._getframe()  # noqa: SLF001 - the documented way to the stack
+    names = set()
+    while frame is not None:
+        names.add(frame.f_globals.get("__name__", ""))
+        frame = frame.f_back
+    in_worker = any(name.startswith("gunicorn.workers") for name in names)
+    return "gunicorn.arbiter" in names and not in_worker
+
+
+def _begin_to_end_on_sigterm(delivery: Delivery) -> None:
+    """Let delivery start nothing more as soon as gunicorn tells its worker to end.
+
+    gunicorn first waits for the requests under way, and some of those wait for deliveries.
+    """
+    server = signal.getsignal(signal.SIGTERM)
+    if not callable(server) or threading.current_thread() is not threading.main_thread():
+        return
+
+    def end(number: int, frame: FrameType | None) -> None:
+        delivery.begin_to_end()
+        server(number, frame)
+
+    signal.signal(signal.SIGTERM, end)
 
 
 def _renew_after_fork(app: "weakref.ref[Flask]", settings: Settings, *, deliver: bool) -> None:

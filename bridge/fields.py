@@ -11,8 +11,10 @@ from typing import NoReturn
 MAX_TEXT = 255
 MAX_TTL = 10 * 365 * 86400
 
-# What str.strip() does not know: byte order mark and zero-width space.
-_PADDING = "\ufeff\u200b"
+# Spaces of all kinds, and what is none for Python: byte order mark and zero-width space.
+_PADDING = "".join(char for char in map(chr, range(0x3001)) if char.isspace()) + "\ufeff\u200b"
+# 9999-12-31T23:59:59Z, the last second that has a name.
+_LATEST = 253_402_300_799.0
 _LIQUID = re.compile(r"\{\{|\{%|\$\{")
 # Control characters, line separators, and lone surrogates, which no UTF-8 can carry.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -36,7 +38,12 @@ class Whole(str):
 
 def trim(value: str) -> str:
     """*value* without spaces, no-break spaces and byte order marks around it."""
-    return value.strip().strip(_PADDING).strip()
+    return value.strip(_PADDING)
+
+
+def shown(value: str, most: int = 60) -> str:
+    """The beginning of *value* as a message may hold it: one line, no half characters."""
+    return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", value[:most])
 
 
 def has_liquid(value: str) -> bool:
@@ -58,7 +65,7 @@ def text(value: object, field: str) -> str | None:
     if has_liquid(cleaned):
         raise FieldError(
             field,
-            f"still holds a placeholder ({cleaned[:60]}): put the value in, or check "
+            f"still holds a placeholder ({shown(cleaned)}): put the value in, or check "
             "that the Liquid is written as Braze expects it",
         )
     if _UNPRINTABLE.search(cleaned):
@@ -129,7 +136,7 @@ def ttl(value: object, field: str) -> int | None:
 
 def iso(at: float) -> str:
     """Seconds since the epoch as ``2026-12-01T00:00:00Z``."""
-    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return datetime.fromtimestamp(min(at, _LATEST), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def instant(value: object) -> float | None:

@@ -48,6 +48,7 @@ def _delivery(parts: Parts) -> dict[str, Any]:
         # "down" is SessionM's state, told below; the loop itself runs and probes.
         "state": "stopped" if not alive else "paused" if mode == "paused" else "running",
         "reason": "paused by hand" if by_hand else beat.get("reason", ""),
+        "pid": beat.get("pid", 0),
         "heartbeat_seconds": round(now - beat["at"], 1) if beat else -1,
         "queued": backlog.queued,
         "oldest_seconds": round(now - backlog.oldest_at) if backlog.oldest_at else 0,

@@ -74,10 +74,13 @@ def _networks(value: object) -> object:
 def _base_url(value: object) -> object:
     if not isinstance(value, str):
         return value
+    if re.search(r"\s", value):
+        raise ValueError("must not hold spaces")
     parts = urlsplit(value)
+    _ = parts.port  # raises ValueError
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         raise ValueError("must be an http:// or https:// URL")
-    if parts.username or parts.password or parts.query or parts.fragment:
+    if re.search(r"[@?#]", value):
         raise ValueError("must be a bare URL, without credentials, query or fragment")
     return value.rstrip("/")
 
@@ -275,9 +278,10 @@ def _secret_file(variable: str, path: Path) -> str:
         value = path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not text"
-        raise SettingsError(f"{variable}: {path} cannot be read: {reason}") from None
+        # Without the path: somebody may have put the secret itself there.
+        raise SettingsError(f"{variable} names a file that cannot be read: {reason}") from None
     if not value:
-        raise SettingsError(f"{variable}: {path} is empty")
+        raise SettingsError(f"{variable} names a file that is empty")
     return value
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import hypothesis
 import pytest
 import requests
 from flask import Flask
@@ -18,6 +19,10 @@ from bridge import create_app
 from bridge.parts import Parts, parts_of
 from bridge.sessionm.sandbox import Credentials, Sandbox, SandboxServer, serve
 from bridge.settings import load
+
+# A loaded machine is slow, not wrong.
+hypothesis.settings.register_profile("bridge", deadline=None)
+hypothesis.settings.load_profile("bridge")
 
 ALICE = "a3f1c2d4-0b5e-4c6f-8a71-92b3c4d5e601"
 SEED_CUSTOMER = "00000000-0000-0000-0000-000000000000"

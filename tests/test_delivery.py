@@ -235,3 +235,19 @@ def test_prefer_wait_answers_when_sessionm_has_it(
         headers=bearer("webhook"),
     )
     assert (late.status_code, late.get_json()["status"]) == (202, "accepted")
+
+
+def test_a_customer_with_very_many_waiting_writes_holds_up_nobody(
+    make_app: MakeApp, sandbox: SandboxServer
+) -> None:
+    sandbox.sandbox.put_customer({"user_id": "busy"})
+    still = make_app().test_client()
+    for number in range(600):
+        body = {"user_id": "busy", "braze_campaign_id": f"c{number}"}
+        assert (
+            still.post("/webhooks/braze", json=body, headers=bearer("webhook")).status_code == 202
+        )
+    bridge = Bridge(make_app)
+    event = bridge.send(braze_campaign_id="summer")
+    assert bridge.ends_as(event, State.DELIVERED)
+    eventually(lambda: len(sandbox.sandbox.tags("busy")) == 600, 20)

@@ -150,3 +150,40 @@ def test_gunicorn_stops_with_one_line_when_a_setting_is_wrong(tmp_path: Path) ->
     assert ended.returncode != 0
     assert "SESSIONM_CORE_URL" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_equal_events_at_once_in_several_workers_make_one(
+    make_service: MakeService, sandbox: SandboxServer
+) -> None:
+    service = make_service("--workers", "4")
+    event = {"user_id": ALICE, "tags": ["visits"], "dispatch_id": "d1"}
+    with ThreadPoolExecutor(20) as pool:
+        answers = [
+            answer.json() for answer in pool.map(lambda _: service.webhook(**event), range(20))
+        ]
+    assert sorted(answer["status"] for answer in answers) == ["accepted"] + ["duplicate"] * 19
+    assert len({answer["id"] for answer in answers}) == 1
+    eventually(lambda: sandbox.sandbox.tags(ALICE).get("visits") == 1)
+
+
+def test_lookups_do_not_wait_for_a_sessionm_that_is_known_to_be_away(
+    make_service: MakeService, sandbox: SandboxServer
+) -> None:
+    service = make_service("--workers", "2", BRIDGE_TAGS_MAX_AGE="0")
+    service.lookup("tags", user_id=ALICE)
+    sandbox.sandbox.set_faults({"drop": "before"})
+    for number in range(6):
+        service.webhook(user_id=f"u{number}", braze_campaign_id="summer")
+    eventually(lambda: sandbox.sandbox.counts()["tags_write"] >= 6)
+    sandbox.sandbox.set_faults({"hang": 10})
+    times = []
+    for number in range(20):
+        began = time.monotonic()
+        cold = service.lookup("tags", user_id=f"cold-{number}").json()
+        times.append(time.monotonic() - began)
+        assert cold["status"] == "unavailable"
+    # Now and then one of them is the probe.
+    assert sorted(times)[10] < 0.3
+    assert service.lookup("tags", user_id=ALICE).json()["status"] == "ok"
+    sandbox.sandbox.set_faults({})
+    eventually(lambda: service.lookup("tags", user_id=BOB).json()["status"] == "ok", 40)

@@ -20,6 +20,7 @@ from bridge.fields import (
     has_liquid,
     identifier,
     required,
+    shown,
     text,
     trim,
     ttl,
@@ -28,6 +29,7 @@ from bridge.fields import (
 MAX_BODY = 256 * 1024
 MAX_TAGS = 100
 MAX_FORM_FIELDS = 1000
+MAX_DEPTH = 100
 
 # Braze's placeholder in test sends of a campaign that was never sent (Braze documentation,
 # "dispatch_id").
@@ -154,11 +156,27 @@ def _json_fields(content: str) -> dict[str, Any]:
         raise RefusedError(400, "invalid_json", _explain(content, error)) from None
     except ValueError as error:
         raise RefusedError(400, "invalid_json", f"The JSON cannot be used: {error}.") from None
+    if _deeper_than(fields, MAX_DEPTH):
+        raise RefusedError(400, "invalid_json", "The JSON is nested too deeply.")
     if not isinstance(fields, dict):
         raise RefusedError(
             422, "not_an_object", 'The body must be a JSON object, { "user_id": "…", … }.'
         )
     return fields
+
+
+def _deeper_than(value: object, levels: int) -> bool:
+    level: list[object] = [value]
+    for _ in range(levels):
+        level = [
+            inner
+            for one in level
+            if isinstance(one, dict | list)
+            for inner in (one.values() if isinstance(one, dict) else one)
+        ]
+        if not level:
+            return False
+    return True
 
 
 def _parse(content: str) -> object:
@@ -179,17 +197,17 @@ _SLIPS = re.compile(r'"(?:[^"\\]++|\\.)*+"?|,(?=\s*+[}\]])|[^\S \t\r\n]', re.DOT
 
 
 def _mend(slip: re.Match[str]) -> str:
-    found = slip[0]
-    if found.startswith('"'):
-        return found
-    return "" if found == "," else " "
+    if slip[0].startswith('"'):
+        return slip[0]
+    # As long as what it stands for, so that the place of another fault is told rightly.
+    return " "
 
 
 def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in pairs:
         if name in found and found[name] != value:
-            raise ValueError(f'"{name[:60]}" is given twice with different values')
+            raise ValueError(f'"{shown(name)}" is given twice with different values')
         found[name] = value
     return found
 
@@ -214,7 +232,7 @@ _DECODER = json.JSONDecoder(
 
 def _explain(content: str, error: json.JSONDecodeError) -> str:
     where = f"line {error.lineno}, column {error.colno}"
-    near = content[error.pos : error.pos + 20].split("\n", maxsplit=1)[0]
+    near = shown(content[error.pos : error.pos + 20].split("\n", maxsplit=1)[0])
     if not content:
         return "The body is empty; send a JSON object."
     if has_liquid(content[max(0, error.pos - 3) : error.pos + 3]):
@@ -240,7 +258,7 @@ def _form_fields(content: str) -> dict[str, Any]:
             fields.setdefault("tags", []).append(value)
         elif fields.setdefault(name, value) != value:
             raise RefusedError(
-                400, "invalid_form", f'"{name[:60]}" is given twice with different values.'
+                400, "invalid_form", f'"{shown(name)}" is given twice with different values.'
             )
     if len(fields.get("tags", [])) == 1:
         fields["tags"] = fields["tags"][0]

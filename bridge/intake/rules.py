@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bridge.fields import MAX_TEXT, FieldError, required, text, ttl
-from bridge.intake.payload import Event, RefusedError
+from bridge.intake.payload import MAX_TAGS, Event, RefusedError
 
 
 class RulesError(Exception):
@@ -84,6 +84,7 @@ class Rules:
         writes = [TagWrite(_having(expiring, ttl), ttl) for ttl in dict.fromkeys(expiring.values())]
         if counters:
             writes.append(TagWrite(tuple(counters), None))
+        writes = [part for write in writes for part in _split(write)]
         if not writes:
             raise RefusedError(422, "nothing_to_tag", "By rules.toml this event writes no tag.")
         return writes
@@ -133,11 +134,11 @@ class Rules:
 
     def braze_id(self, tag: str) -> tuple[Literal["campaigns", "canvases"], str] | None:
         """Which campaign or Canvas a default *tag* speaks of."""
-        if found := self.campaign_tag.id_in(tag):
-            return "campaigns", found
-        if found := self.canvas_tag.id_in(tag):
-            return "canvases", found
-        return None
+        campaign, canvas = self.campaign_tag.id_in(tag), self.canvas_tag.id_in(tag)
+        # Where both fit, as braze_{id} and braze_canvas_{id} may, the shorter ID is meant.
+        if campaign and not (canvas and len(canvas) < len(campaign)):
+            return "campaigns", campaign
+        return ("canvases", canvas) if canvas else None
 
 
 def read_rules(path: Path | None, default_ttl: int) -> Rules:
@@ -154,6 +155,8 @@ def read_rules(path: Path | None, default_ttl: int) -> Rules:
         raise RulesError(f"BRIDGE_RULES: {path} cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RulesError(f"{path} is not valid TOML: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise RulesError(f"{path} cannot be used: {error}") from None
     try:
         return parse_rules(document, default_ttl)
     except FieldError as error:
@@ -170,7 +173,7 @@ def parse_rules(document: Mapping[str, Any], default_ttl: int) -> Rules:
     defaults = _table(document, "defaults")
     _only(defaults, "[defaults]", {"campaign_tag", "canvas_tag", "ttl", "unknown"})
     unknown = defaults.get("unknown", "default")
-    if unknown not in {"default", "reject"}:
+    if not isinstance(unknown, str) or unknown not in {"default", "reject"}:
         raise FieldError("defaults.unknown", 'must be "default" or "reject"')
     rules = Rules(
         ttl=ttl(defaults.get("ttl"), "defaults.ttl") or default_ttl,
@@ -194,8 +197,9 @@ def _refuse_two_kinds(rules: Rules) -> None:
 
 def _rules(document: Mapping[str, Any], section: str) -> dict[str, Rule]:
     found = {}
-    for braze_id, entry in _table(document, section).items():
-        place = f'{section}."{braze_id}"'
+    for name, entry in _table(document, section).items():
+        place = f'{section}."{name}"'
+        braze_id = required(name, f"the ID in [{place}]")
         if not isinstance(entry, dict):
             raise FieldError(place, "must be a table")
         _only(entry, f"[{place}]", {"name", "tags", "ttl", "counters"})
@@ -245,6 +249,11 @@ def _checked(tag: str, kind: str) -> str:
             422, "invalid_field", f"The {kind} ID makes a tag longer than {MAX_TEXT} characters."
         )
     return tag
+
+
+def _split(write: TagWrite) -> Iterable[TagWrite]:
+    for at in range(0, len(write.tags), MAX_TAGS):
+        yield TagWrite(write.tags[at : at + MAX_TAGS], write.ttl)
 
 
 def _having(expiring: Mapping[str, int], ttl: int) -> tuple[str, ...]:

@@ -75,7 +75,7 @@ def _limit(given: Mapping[str, Any]) -> int:
     value = text(given.get("limit"), "limit")
     if value is None:
         return Query.limit
-    if not (value.isascii() and value.isdecimal() and 1 <= int(value[:9]) <= MOST_OFFERS):
+    if not (re.fullmatch("[0-9]{1,9}", value) and 1 <= int(value) <= MOST_OFFERS):
         raise FieldError("limit", f"must be a whole number from 1 to {MOST_OFFERS}")
     return int(value)
 

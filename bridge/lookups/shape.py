@@ -126,6 +126,7 @@ def _tags(part: Part, own: OwnWrites, braze_id: BrazeId) -> dict[str, Any]:
         "braze": braze,
         "pending": list(own.pending),
         "expires": {tag: iso(at) for tag, at in own.expires.items() if tag in known},
+        "truncated": False,
     }
 
 
@@ -210,12 +211,16 @@ def _objects(value: object) -> list[dict[str, Any]]:
     return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
 
 
-def without_null(value: Any) -> Any:
-    """*value* without the fields and list items that are ``null``, at any depth."""
+def without_null(value: Any, levels: int = 100) -> Any:
+    """*value* without the fields and list items that are ``null``, *levels* deep at most."""
+    if isinstance(value, dict | list) and not levels:
+        return ""
     if isinstance(value, dict):
-        return {name: without_null(one) for name, one in value.items() if one is not None}
+        return {
+            name: without_null(one, levels - 1) for name, one in value.items() if one is not None
+        }
     if isinstance(value, list):
-        return [without_null(one) for one in value if one is not None]
+        return [without_null(one, levels - 1) for one in value if one is not None]
     # NaN and Infinity pass through Python's reader, but are no JSON.
     if isinstance(value, float) and not math.isfinite(value):
         return 0
@@ -233,7 +238,9 @@ def encode(answer: dict[str, Any]) -> bytes:
             answer["next_to_expire"] = {}
         kept = _fitting(offers, MOST_BYTES - len(_dump(_with_offers(answer, []))))
         answer = _with_offers(answer, kept)
-    while len(encoded := _dump(answer)) > MOST_BYTES and answer.get("names"):
+    while len(encoded := _dump(answer)) > MOST_BYTES and (
+        answer.get("names") or answer.get("pending")
+    ):
         answer = _with_fewer_tags(answer)
     return encoded
 
@@ -256,13 +263,14 @@ def _with_offers(answer: dict[str, Any], offers: list[dict[str, Any]]) -> dict[s
 
 def _with_fewer_tags(answer: dict[str, Any]) -> dict[str, Any]:
     names = answer["names"][: len(answer["names"]) // 2]
-    kept = set(names)
+    pending = answer["pending"][: len(answer["pending"]) // 2]
+    kept = {*names, *pending}
     return {
         **answer,
         "tags": {tag: count for tag, count in answer["tags"].items() if tag in kept},
         "names": names,
         "braze": {"campaigns": [], "canvases": []},
-        "pending": answer["pending"][: len(answer["pending"]) // 2],
+        "pending": pending,
         "expires": {tag: at for tag, at in answer["expires"].items() if tag in kept},
     }
 
@@ -287,6 +295,7 @@ def _amount(value: object) -> int | float:
             value = float(value) if "." in value else int(value)
         except ValueError:
             return 0
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    # Also no number for us: NaN, Infinity, and integers that no float holds.
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e300:
         return 0
     return value

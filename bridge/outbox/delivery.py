@@ -102,10 +102,19 @@ class Delivery:
 
     def stop(self, timeout: float = 25.0) -> None:
         """Start no more calls, let those under way finish, and end."""
-        self._stopping.set()
-        self._wake.set()
+        self.begin_to_end()
         if self._thread is not None:
             self._thread.join(timeout)
+
+    def begin_to_end(self) -> None:
+        """Start no more calls. Does not wait, so that a signal handler may call it."""
+        self._stopping.set()
+        self._wake.set()
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether this process will deliver nothing more."""
+        return self._stopping.is_set()
 
     def nudge(self, _customer: Customer | None = None) -> None:
         """Something was accepted: look at once."""
@@ -134,8 +143,10 @@ class Delivery:
                         log.warning("delivery waits: %s", error, extra={"action": "no_store"})
                         self._stopping.wait(1.0)
             finally:
-                self._drain()
-                self._locks.release(DELIVERER)
+                try:
+                    self._drain()
+                finally:
+                    self._locks.release(DELIVERER)
 
     def _step(self, senders: ThreadPoolExecutor) -> None:
         self._wake.clear()
@@ -183,7 +194,7 @@ class Delivery:
                 known = self._counts(call)
                 if intent and (told := _already_counted(call, known)):
                     return _Sent(_told(call, told, started))
-                intent = {"id": uuid.uuid4().hex, "before": known}
+                intent = {"id": uuid.uuid4().hex, "at": time.time(), "before": known}
                 self._store.intend([write.seq for write in call.writes], intent)
             sent = True
             answer = self._sessionm.write_tags(
@@ -250,6 +261,7 @@ class Delivery:
         try:
             self._record_finished()
         except StoreUnavailableError as error:
+            # They stay as they were: counters are read back before they are sent again.
             log.error("not recorded: %s", error, extra={"action": "not_recorded"})
         self._under_way.clear()
 
@@ -265,7 +277,7 @@ class Delivery:
                 "at": now,
                 "pid": os.getpid(),
                 "mode": self._gate.mode.value,
-                "reason": self._gate.reason,
+                "reason": self._gate.told(now),
                 "under_way": len(self._under_way),
             },
         )

@@ -7,6 +7,7 @@ through opens the gate. The operator's own pause closes it without probes.
 
 from enum import StrEnum
 
+from bridge.fields import iso
 from bridge.outbox.verdict import LONGEST_RETRY_AFTER
 from bridge.sessionm.answers import Meaning, SessionMError
 
@@ -33,6 +34,12 @@ class Gate:
         self._not_before = 0.0
         self._failures = 0
 
+    def told(self, now: float) -> str:
+        """Why not everything goes out at *now*; "" if it does."""
+        if now < self._not_before:
+            return f"SessionM asked us to wait until {iso(self._not_before)}"
+        return self.reason
+
     def room(self, now: float, under_way: int) -> int:
         """How many more calls may start at *now* when so many are *under_way*."""
         if now < self._not_before:
@@ -53,12 +60,21 @@ class Gate:
             self._failures += 1
             if self._failures >= FAILURES_IN_A_ROW or self.mode is not Mode.RUNNING:
                 self._close(Mode.DOWN, f"SessionM does not answer ({error})", now)
+        elif self.mode is Mode.PAUSED and error is not None and error.meaning is Meaning.BUSY:
+            # Throttled: that says nothing about our credentials.
+            self._close(Mode.PAUSED, self.reason, now)
         elif error is None or error.status:
             self._open()
 
     def _close(self, mode: Mode, reason: str, now: float) -> None:
         longest = LONGEST_PAUSE if mode is Mode.PAUSED else LONGEST_OUTAGE
-        self._wait = min(longest, self._wait * 2) if self.mode is mode else 1.0
+        if self.mode is Mode.RUNNING:
+            self._wait = 1.0
+        elif now >= self._probe_at:
+            self._wait = min(longest, self._wait * 2)
+        else:
+            # It was under way when the gate closed: no probe.
+            return
         self.mode, self.reason = mode, reason
         self._probe_at = now + self._wait
 

@@ -9,6 +9,9 @@ from bridge.outbox.store import QueuedWrite
 MOST_TAGS = 100
 # Within a minute of its acceptance a write carries its TTL as it was given.
 PUNCTUAL = 60.0
+# A call whose outcome is unknown may still be at work in SessionM, also if the process that made
+# it is dead. Only after so long do SessionM's counts tell what it did (assumed).
+SETTLED = 5.0
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,9 @@ def next_step(queue: Sequence[QueuedWrite], now: float) -> Call | Wait | Expire:
     if head.next_at > now:
         return Wait(head.next_at)
     if head.intent:
+        settled = head.intent.get("at", 0.0) + SETTLED
+        if now < settled:
+            return Wait(settled)
         # In doubt: settled with exactly the writes that were sent.
         again = [write for write in queue if write.intent == head.intent]
         return _call(again, now)
@@ -92,7 +98,8 @@ def _same_expiry(one: QueuedWrite, other: QueuedWrite) -> bool:
 def _call(chosen: Sequence[QueuedWrite], now: float) -> Call:
     tags = tuple(dict.fromkeys(tag for write in chosen for tag in write.tags))
     newest = max(chosen, key=lambda write: write.accepted_at)
-    if newest.ttl is None or now - newest.accepted_at <= PUNCTUAL:
+    oldest_at = min(write.accepted_at for write in chosen)
+    if newest.ttl is None or now - oldest_at <= PUNCTUAL:
         return Call(tuple(chosen), tags, newest.ttl)
     # A late write carries what is left, so that the tag ends when it should.
     return Call(tuple(chosen), tags, max(1, math.floor(newest.expires_at - now)))

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,9 @@ from sqlalchemy.dialects.sqlite import insert
 from bridge.database import Database
 from bridge.intake.rules import TagWrite
 from bridge.outbox.schema import DEAD, QUEUED, State, attempts, events, expiries, facts, writes
+
+# So many of one customer's waiting writes are looked at together; the others come later.
+MOST_OF_ONE = 500
 
 
 @dataclass(frozen=True)
@@ -134,39 +137,23 @@ class Store:
         with self.database.read() as connection:
             customers = dict.fromkeys(connection.execute(ready).scalars())
             waiting: dict[str, list[QueuedWrite]] = {customer: [] for customer in customers}
-            if customers:
-                for write in self._waiting(connection, customers, 1000):
-                    waiting[write.customer].append(write)
+            for write in self._waiting(connection, customers):
+                waiting[write.customer].append(write)
         return waiting
 
     def waiting(self, customer: str) -> list[QueuedWrite]:
         """The writes of one *customer* that are accepted and not delivered, in order."""
         with self.database.read() as connection:
-            return self._waiting(connection, [customer], 1000)
+            return list(self._waiting(connection, [customer]))
 
     def _waiting(
-        self, connection: sa.Connection, customers: Iterable[str], limit: int
-    ) -> list[QueuedWrite]:
-        chosen = (
-            sa.select(
-                writes.c.seq,
-                writes.c.event_id,
-                writes.c.customer,
-                writes.c.tags,
-                writes.c.ttl,
-                writes.c.accepted_at,
-                writes.c.next_at,
-                writes.c.attempts,
-                writes.c.intent,
-            )
-            .where(writes.c.state == QUEUED, writes.c.customer.in_(list(customers)))
-            .order_by(writes.c.customer, writes.c.seq)
-            .limit(limit)
-        )
-        return [
-            QueuedWrite(**{**row, "tags": tuple(row["tags"])})
-            for row in connection.execute(chosen).mappings()
-        ]
+        self, connection: sa.Connection, customers: Iterable[str]
+    ) -> Iterator[QueuedWrite]:
+        """The oldest waiting writes of each of *customers*, in order."""
+        for customer in customers:
+            chosen = _QUEUED_WRITE.where(writes.c.customer == customer).limit(MOST_OF_ONE)
+            for row in connection.execute(chosen).mappings():
+                yield QueuedWrite(**{**row, "tags": tuple(row["tags"])})
 
     def intend(self, seqs: Sequence[int], intent: Mapping[str, Any]) -> None:
         """Note down what a counter's call is about to do, before it is sent."""
@@ -246,6 +233,23 @@ def new_event_id(now: float) -> str:
 def id_prefix(at: float) -> str:
     """What the id of an event of that time begins with."""
     return f"{int(at * 1000):012x}"
+
+
+_QUEUED_WRITE = (
+    sa.select(
+        writes.c.seq,
+        writes.c.event_id,
+        writes.c.customer,
+        writes.c.tags,
+        writes.c.ttl,
+        writes.c.accepted_at,
+        writes.c.next_at,
+        writes.c.attempts,
+        writes.c.intent,
+    )
+    .where(writes.c.state == QUEUED)
+    .order_by(writes.c.seq)
+)
 
 
 def _event_row(event: NewEvent) -> dict[str, Any]:

@@ -43,20 +43,22 @@ def judge(
         tries: how often the write was tried before.
         max_tries: with that many tries a write is dead.
         chance: a random number from 0 to 1.
-        outage: SessionM is known to be away; that no connection comes about then says
-            nothing about this write, and does not count against it.
+        outage: SessionM is known to be away; that it does not answer then says nothing about
+            this write, and does not count against it.
     """
     if error.meaning is Meaning.CREDENTIALS:
         return Verdict(Action.PAUSE, counted=False)
     if error.meaning is Meaning.REFUSED:
         return Verdict(Action.DEAD)
-    counted = not (outage and error.meaning in _SILENCE)
+    counted = not (outage and (error.meaning in _SILENCE or error.status in _AWAY))
     if counted and tries + 1 >= max_tries:
         return Verdict(Action.DEAD)
     return Verdict(Action.RETRY, _wait(error, tries, chance), counted)
 
 
 _SILENCE = {Meaning.UNREACHABLE, Meaning.UNANSWERED}
+# What a load balancer says for a SessionM that is away.
+_AWAY = {502, 503, 504}
 
 
 def _wait(error: SessionMError, tries: int, chance: Chance) -> float:
@@ -68,5 +70,5 @@ def _wait(error: SessionMError, tries: int, chance: Chance) -> float:
     if error.retry_after is not None:
         # Never before the time that was asked for, and not all of us at that moment.
         asked = min(error.retry_after, LONGEST_RETRY_AFTER)
-        wait = asked + chance() * min(5.0, 1.0 + asked / 10)
+        wait = max(wait, asked + chance() * min(5.0, 1.0 + asked / 10))
     return wait

@@ -11,6 +11,8 @@ from email.utils import parsedate_to_datetime
 from enum import StrEnum
 from typing import Any
 
+from bridge.fields import shown
+
 
 class Meaning(StrEnum):
     """Why a call did not work, as far as it matters to what is done next."""
@@ -114,6 +116,8 @@ def _meaning(status: int, code: str, *, said_error: bool) -> Meaning:
         return Meaning.CREDENTIALS
     if code in _BY_CODE:
         return _BY_CODE[code]
+    if status == 404 and said_error and not code:
+        return Meaning.UNKNOWN_CUSTOMER
     # A page of a proxy on the way is no verdict of SessionM's, whatever its status.
     return Meaning.REFUSED if said_error or code else Meaning.GARBLED
 
@@ -137,7 +141,8 @@ def _error(document: Mapping[str, Any]) -> tuple[str, str]:
 
 def _sentence(status: int, code: str, message: str) -> str:
     said = " ".join(part for part in (code, message) if part) or "no SessionM answer in the body"
-    return f"HTTP {status}: {said}"[:500]
+    # SessionM may cut its text in the middle of a character, which no database would store.
+    return shown(f"HTTP {status}: {said}", 500)
 
 
 def retry_after(value: str | None, now: float) -> float | None:
@@ -148,7 +153,7 @@ def retry_after(value: str | None, now: float) -> float | None:
         return float(value)
     try:
         when = parsedate_to_datetime(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     if when.tzinfo is None:
         when = when.replace(tzinfo=UTC)

@@ -75,7 +75,7 @@ def _preferences() -> list[str]:
 def _delivered(parts: Parts, receipt: Receipt, seconds: int) -> bool:
     until = time.monotonic() + seconds
     while (state := parts.store.state_of(receipt.id)) is State.QUEUED:
-        if time.monotonic() >= until:
+        if time.monotonic() >= until or parts.delivery.is_ending:
             return False
         time.sleep(PEEK)
     return state is State.DELIVERED
