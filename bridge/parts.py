@@ -12,7 +12,7 @@ from bridge.database import Database, StoreUnavailableError, sqlite_path
 from bridge.intake.rules import Rules, read_rules
 from bridge.lookups import cache as lookups_cache
 from bridge.lookups.cache import Cache
-from bridge.lookups.customer import Freshness, Lookups, tags_key
+from bridge.lookups.customer import Freshness, Lookups
 from bridge.lookups.shape import OwnWrites
 from bridge.lookups.stamps import Stamps
 from bridge.outbox import schema as outbox_schema
@@ -94,6 +94,14 @@ def build(settings: Settings) -> Parts:
         if_error=settings.bridge_stale_if_error,
         deadline=settings.bridge_lookup_deadline,
     )
+    lookups = Lookups(
+        sessionm,
+        cache,
+        freshness,
+        lambda customer: _own_writes(store, customer),
+        rules.braze_id,
+        offers_on=settings.offers_on,
+    )
     delivery = Delivery(
         store,
         sessionm,
@@ -102,8 +110,7 @@ def build(settings: Settings) -> Parts:
             concurrency=settings.bridge_delivery_concurrency,
             max_tries=settings.bridge_max_attempts,
         ),
-        # SessionM's answer to a write is all of the customer's tags as they are now.
-        on_delivered=lambda customer, answer: cache.put(tags_key(customer), answer),
+        on_delivered=lookups.customer_changed,
         clean=lambda: _clean(events, cache, settings, freshness),
     )
     acceptor = Acceptor(
@@ -119,14 +126,7 @@ def build(settings: Settings) -> Parts:
         delivery=delivery,
         sessionm=sessionm,
         cache=cache,
-        lookups=Lookups(
-            sessionm,
-            cache,
-            freshness,
-            lambda customer: _own_writes(store, customer),
-            rules.braze_id,
-            offers_on=settings.offers_on,
-        ),
+        lookups=lookups,
         sessionm_health=sessionm_health,
         lookup_figures=LookupFigures(),
         braze_budget=BrazeBudget(),

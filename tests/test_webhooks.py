@@ -222,4 +222,8 @@ def test_a_sane_request_id_is_echoed_and_another_replaced(client: FlaskClient) -
 def test_every_route_has_a_scope(app: Flask) -> None:
     with app.app_context():
         scopes = {rule.rule: scope_of(rule.endpoint) for rule in app.url_map.iter_rules()}
-    assert {path for path, scope in scopes.items() if scope == "open"} == {"/healthz", "/readyz"}
+    assert {path for path, scope in scopes.items() if scope == "open"} == {
+        "/healthz",
+        "/readyz",
+        "/openapi.json",
+    }

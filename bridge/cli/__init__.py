@@ -38,7 +38,7 @@ def main() -> None:
 @click.option("--bind", default="127.0.0.1:8080", show_default=True, metavar="HOST:PORT")
 @click.option("--workers", default=2, show_default=True, type=click.IntRange(1, 64))
 @click.option(
-    "--threads", default=32, show_default=True, type=click.IntRange(1, 512), help="Per worker."
+    "--threads", default=128, show_default=True, type=click.IntRange(1, 512), help="Per worker."
 )
 def serve(bind: str, workers: int, threads: int) -> None:
     """Run the service under gunicorn."""

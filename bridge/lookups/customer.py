@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
 
-from bridge.customer import Customer
+from bridge.customer import Customer, CustomerKind
 from bridge.lookups.cache import Ages, Cache, Fetch, Key, Served, UnavailableError
 from bridge.lookups.query import Query
 from bridge.lookups.shape import (
@@ -128,6 +128,23 @@ class Lookups:
         """
         return self._cache.get(*self._tags_question(customer), self._until())
 
+    def customer_changed(self, customer: Customer, answer: Mapping[str, Any]) -> None:
+        """Take note of SessionM's *answer* to a tag write: all of the customer's tags now.
+
+        Also under the customer's other identifier, if a lookup has found that out.
+        """
+        for known_as in (customer, *self._other_names(customer)):
+            if isinstance(answer.get("tags"), dict):
+                self._cache.put(tags_key(known_as), answer)
+            else:
+                self._cache.outdate(tags_key(known_as))
+
+    def _other_names(self, customer: Customer) -> list[Customer]:
+        entry = self._cache.last_known(Key(_OTHER_NAME[customer.kind], customer.key))
+        other = json.loads(entry.body).get("other") if entry else None
+        kind: CustomerKind = "external_id" if customer.kind == "user_id" else "user_id"
+        return [Customer(kind, other)] if other else []
+
     def last_tags(self, customer: Customer) -> dict[str, int]:
         """The customer's tags as last known, without asking SessionM."""
         entry = self._cache.last_known(tags_key(customer))
@@ -164,7 +181,7 @@ class Lookups:
         user_id = query.customer.id
         if query.customer.kind == "external_id":
             profile = self._profile(query.customer, until)
-            user_id = str((profile.part.document.get("user") or {}).get("id") or "")
+            user_id = str(profile.part.document.get("other") or "")
             if not user_id:
                 return profile, ""
         body = {
@@ -182,7 +199,11 @@ class Lookups:
         def fetch(timeout: float) -> Mapping[str, Any]:
             # Only the id: the rest is personal data that no lookup shows.
             user = self._sessionm.profile(customer.id, timeout).get("user")
-            return {"user": {"id": user.get("id")} if isinstance(user, dict) else {}}
+            user_id = str(user.get("id") or "") if isinstance(user, dict) else ""
+            if user_id:
+                back = Key("external", Customer("user_id", user_id).key)
+                self._cache.keep(back, {"other": customer.id})
+            return {"other": user_id}
 
         return self._get(Key("profile", customer.key), fetch, self._ages(PROFILE_MAX_AGE), until)
 
@@ -201,7 +222,7 @@ class Lookups:
                 reason="" if entry.found else _NO_CUSTOMER,
             ),
             served.how,
-            ages.fresh,
+            served.fresh_for,
         )
 
 
@@ -216,6 +237,9 @@ def _fetch_offers(sessionm: SessionM, body: Mapping[str, Any]) -> Fetch:
 
     return fetch
 
+
+# Under which kind of key a customer's other identifier is cached.
+_OTHER_NAME = {"external_id": "profile", "user_id": "external"}
 
 # The cache did least for the part that had to be fetched.
 _HOW = ("", "miss", "stale", "hit")

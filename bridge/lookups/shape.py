@@ -102,6 +102,7 @@ def _head(
         "stale": any(part.stale for part in parts),
         "age": max(0, int(now - min(told))) if told else 0,
         "as_of": iso(min(told)) if told else "",
+        "truncated": False,
     }
 
 
@@ -126,7 +127,6 @@ def _tags(part: Part, own: OwnWrites, braze_id: BrazeId) -> dict[str, Any]:
         "braze": braze,
         "pending": list(own.pending),
         "expires": {tag: iso(at) for tag, at in own.expires.items() if tag in known},
-        "truncated": False,
     }
 
 
@@ -141,7 +141,6 @@ def _offers(query: Query, part: Part, now: float) -> dict[str, Any]:
         "total_points": _amount(payload.get("total_points")),
         "count": len(shown),
         "total": len(live),
-        "truncated": False,
         "offers": shown,
         "first": shown[0] if shown else {},
         "next_to_expire": _only(soonest.fields, query.fields) if soonest else {},

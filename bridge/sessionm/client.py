@@ -13,11 +13,11 @@ from urllib.parse import quote
 
 import requests
 import urllib3
-from requests.adapters import HTTPAdapter
 from requests.utils import get_environ_proxies, should_bypass_proxies
 
 from bridge.customer import Customer
 from bridge.sessionm.answers import Meaning, SessionMError, read_answer
+from bridge.sessionm.deadline import Guard, GuardedAdapter
 
 # A wallet of 1,000 offers is about 1 MB.
 MAX_ANSWER = 8 * 1024 * 1024
@@ -73,7 +73,8 @@ class SessionM:
 
     def read_tags(self, customer: Customer, timeout: float) -> dict[str, Any]:
         """``GET …/tags``: ``{"status":"ok","tags":{"name":count}}``, all of the customer's."""
-        return self._ask(self._core, "GET", self._tags_path(customer), None, timeout)
+        answer = self._ask(self._core, "GET", self._tags_path(customer), None, timeout)
+        return _having("tags", answer)
 
     def write_tags(
         self, customer: Customer, tags: Sequence[str], ttl: int | None, timeout: float
@@ -100,7 +101,7 @@ class SessionM:
             raise SessionMError(Meaning.REFUSED, "the Offers API is not configured")
         path = ["offers", "api", "2.0", "offers", "get_user_offers"]
         full = {"retailer_id": self.retailer_id, **body}
-        return self._ask(self._connect, "POST", path, full, timeout)
+        return _having("payload", self._ask(self._connect, "POST", path, full, timeout))
 
     def close(self) -> None:
         for endpoint in (self._core, self._connect):
@@ -128,6 +129,13 @@ class SessionM:
             raise
         finally:
             self._observe(Call(endpoint.name, time.monotonic() - started, failure))
+
+
+def _having(name: str, answer: dict[str, Any]) -> dict[str, Any]:
+    """*answer*, if it holds what was asked for; "ok" without it is none of SessionM's."""
+    if name not in answer:
+        raise SessionMError(Meaning.GARBLED, f"the answer has no {name}", status=200)
+    return answer
 
 
 def encode_path(segments: Sequence[str]) -> str:
@@ -160,7 +168,7 @@ class _Endpoint:
         )
         self.session.verify = _ca_bundle()
         self.session.trust_env = False
-        adapter = HTTPAdapter(pool_connections=1, pool_maxsize=connections)
+        adapter = GuardedAdapter(pool_connections=1, pool_maxsize=connections)
         self.session.mount("http://", adapter)
         self.session.mount("https://", adapter)
 
@@ -170,23 +178,26 @@ class _Endpoint:
         url = self._base + encode_path(path)
         data = None if body is None else json.dumps(body).encode()
         try:
-            with self.session.request(
-                method,
-                url,
-                data=data,
-                headers=self._headers,
-                timeout=(min(CONNECT_TIMEOUT, timeout), timeout),
-                allow_redirects=False,
-                stream=True,
-            ) as response:
-                answer = _read(response, time.monotonic() + timeout)
+            with (
+                Guard(timeout),
+                self.session.request(
+                    method,
+                    url,
+                    data=data,
+                    headers=self._headers,
+                    timeout=(min(CONNECT_TIMEOUT, timeout), timeout),
+                    allow_redirects=False,
+                    stream=True,
+                ) as response,
+            ):
+                answer = _read(response)
                 return read_answer(response.status_code, response.headers, answer, time.time())
         except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
             raise _failure(error) from error
 
 
-def _read(response: requests.Response, until: float) -> bytes:
-    """The whole body, but neither more of it nor longer than is reasonable."""
+def _read(response: requests.Response) -> bytes:
+    """The whole body, but not more of it than is reasonable."""
     read = bytearray()
     while chunk := response.raw.read1(65536, decode_content=True):
         read += chunk
@@ -194,8 +205,6 @@ def _read(response: requests.Response, until: float) -> bytes:
             raise SessionMError(
                 Meaning.GARBLED, "the answer is too large", status=response.status_code
             )
-        if time.monotonic() > until:
-            raise SessionMError(Meaning.UNANSWERED, "the answer came too slowly")
     return bytes(read)
 
 

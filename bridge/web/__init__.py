@@ -3,7 +3,7 @@
 from flask import Flask
 
 from bridge.settings import Settings
-from bridge.web import admin, auth, content, dropin, errors, figures, health, webhooks
+from bridge.web import admin, auth, content, dropin, errors, figures, health, openapi, webhooks
 
 
 def install(app: Flask, settings: Settings) -> None:
@@ -14,5 +14,5 @@ def install(app: Flask, settings: Settings) -> None:
     auth.install(app, auth.Keyring(settings))
     errors.install(app)
     figures.install(app)
-    for blueprint in (webhooks.bp, content.bp, dropin.bp, health.bp, admin.bp):
+    for blueprint in (webhooks.bp, content.bp, dropin.bp, health.bp, admin.bp, openapi.bp):
         app.register_blueprint(blueprint)

@@ -1,0 +1,337 @@
+"""Lookups under load: one truth in every worker, one call upstream, always in time."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from pydantic import TypeAdapter
+
+from bridge.lookups.cache import Ages, Entry, Use
+from bridge.lookups.models import ANSWERS
+from bridge.sessionm.sandbox import SandboxServer
+from tests.conftest import ALICE, SEED_CUSTOMER, MakeApp, MakeService, Service, bearer, eventually
+
+EMPTY = "c5d3e4b6-2d70-4e81-8c93-b4d5e6f70803"
+COLD = "b4e2d3c5-1c6f-4d70-9b82-a3c4d5e6f702"
+DEADLINE = 1.5 + 0.2
+
+
+def timed(call: Callable[[], requests.Response]) -> tuple[requests.Response, float]:
+    began = time.monotonic()
+    return call(), time.monotonic() - began
+
+
+def at_once(call: Callable[[int], Any], times: int) -> list[Any]:
+    """*call* from so many threads at the same moment."""
+    barrier = threading.Barrier(times)
+
+    def one(number: int) -> Any:
+        barrier.wait()
+        return call(number)
+
+    with ThreadPoolExecutor(times) as pool:
+        return list(pool.map(one, range(times)))
+
+
+def test_many_requests_for_one_cold_customer_cost_one_call(
+    make_service: MakeService, sandbox: SandboxServer
+) -> None:
+    sandbox.sandbox.set_faults({"latency_ms": 200})
+    service = make_service("--workers", "4")
+    answers = at_once(lambda _: service.lookup("offers", user_id=ALICE).json(), 48)
+    assert {answer["status"] for answer in answers} == {"ok"}
+    assert sandbox.sandbox.counts()["offers"] == 1
+
+
+def test_when_the_process_that_fetches_is_killed_another_takes_over(
+    make_service: MakeService, sandbox: SandboxServer
+) -> None:
+    service = make_service("--workers", "4", BRIDGE_LOOKUP_DEADLINE="3")
+    # The first call hangs; the lock on it is free as soon as its process is dead.
+    sandbox.sandbox.set_faults({"latency_ms": 2500, "match": "offers", "times": 1})
+
+    def look(_: int) -> str:
+        try:
+            status: str = service.lookup("offers", user_id=ALICE).json()["status"]
+        except requests.ConnectionError:
+            return "killed"
+        return status
+
+    with ThreadPoolExecutor(24) as pool:
+        looks = [pool.submit(look, number) for number in range(24)]
+        eventually(lambda: sandbox.sandbox.counts()["offers"] == 1)
+        os.kill(holder_of_the_flight(service), signal.SIGKILL)
+        found = [one.result() for one in looks]
+    assert found.count("ok") > 0
+    assert set(found) <= {"ok", "killed"}
+
+
+def holder_of_the_flight(service: Service) -> int:
+    """The process that holds a lock beyond the named ones, as the kernel tells."""
+    locks = Path("/proc/locks").read_text().splitlines()
+    workers = set(children(service))
+    for line in locks:
+        fields = line.split()
+        if int(fields[4]) in workers and int(fields[6]) >= 1024:
+            return int(fields[4])
+    raise AssertionError(locks)
+
+
+def children(service: Service) -> list[int]:
+    assert service.process
+    master = service.process.pid
+    return [int(pid) for pid in Path(f"/proc/{master}/task/{master}/children").read_text().split()]
+
+
+def test_after_a_delivered_write_no_worker_serves_the_older_tags(
+    make_service: MakeService, sandbox: SandboxServer
+) -> None:
+    """Also while lookups are in flight: each knows at least what was delivered before it began."""
+    sandbox.sandbox.set_faults({"latency_ms": [0, 30]})
+    service = make_service("--workers", "4", BRIDGE_TAGS_MAX_AGE="1")
+    stop = threading.Event()
+    delivered: list[str] = []
+    older: list[tuple[str, list[str]]] = []
+
+    def look() -> None:
+        while not stop.is_set():
+            known = list(delivered)
+            names = service.lookup("tags", user_id=ALICE).json()["names"]
+            older.extend((tag, names) for tag in known if tag not in names)
+
+    lookers = [threading.Thread(target=look) for _ in range(6)]
+    for looker in lookers:
+        looker.start()
+    for number in range(25):
+        answer = requests.post(
+            f"{service.url}/webhooks/braze?wait=20",
+            json={"user_id": ALICE, "braze_campaign_id": f"c{number}"},
+            headers=bearer("webhook"),
+            timeout=30,
+        )
+        assert answer.json()["status"] == "delivered"
+        delivered.append(f"braze_campaign_c{number}")
+    stop.set()
+    for looker in lookers:
+        looker.join()
+    assert older == []
+
+
+def test_a_write_under_one_identifier_is_seen_under_the_other_once_they_are_known_as_one(
+    make_service: MakeService,
+) -> None:
+    service = make_service()
+    service.lookup("customer", external_id="loyal-1001")
+    service.lookup("tags", user_id=ALICE)
+    service.webhook(external_id="loyal-1001", braze_campaign_id="c1")
+    eventually(lambda: "braze_campaign_c1" in names(service, user_id=ALICE), 3)
+    service.webhook(user_id=ALICE, braze_campaign_id="c2")
+    eventually(lambda: "braze_campaign_c2" in names(service, external_id="loyal-1001"), 3)
+
+
+def names(service: Service, **whose: str) -> list[str]:
+    found: list[str] = service.lookup("tags", **whose).json()["names"]
+    return found
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"hang": 20},
+        {"drip": 0.2},
+        {"drop": "reset"},
+        {"huge": 10_000_000},
+        {"garbage": "json"},
+    ],
+    ids=lambda fault: next(iter(fault)),
+)
+def test_cold_lookups_are_in_time_and_warm_ones_undisturbed(
+    make_service: MakeService, sandbox: SandboxServer, fault: dict[str, Any]
+) -> None:
+    service = make_service()
+    service.lookup("customer", user_id=ALICE)
+    sandbox.sandbox.set_faults(fault)
+
+    def look(number: int) -> tuple[bool, requests.Response, float]:
+        cold = number < 64
+        customer = f"cold-{number}" if cold else ALICE
+        if not cold:
+            time.sleep(0.2)
+        return cold, *timed(lambda: service.lookup("customer", user_id=customer))
+
+    for cold, answer, seconds in at_once(look, 80):
+        assert answer.status_code == 200
+        assert answer.json()["status"] == ("unavailable" if cold else "ok")
+        # The machine of the test runs the clients as well.
+        assert seconds < DEADLINE + (0.8 if cold else -0.7)
+
+
+def test_a_call_that_drips_ends_in_time_and_gives_its_thread_back(
+    make_app: MakeApp, sandbox: SandboxServer
+) -> None:
+    client = make_app(BRIDGE_LOOKUP_DEADLINE="0.2").test_client()
+    sandbox.sandbox.set_faults({"drip": 0.5})
+    path = f"/connected-content/tags?user_id={ALICE}"
+    assert client.get(path, headers=bearer("content")).get_json()["status"] == "unavailable"
+    assert [t.name for t in threading.enumerate() if t.name.startswith("fetcher")]
+    sandbox.sandbox.set_faults({})
+    # The dripping flight would serve this key until it ends.
+    eventually(lambda: client.get(path, headers=bearer("content")).get_json()["status"] == "ok", 9)
+
+
+def test_a_wallet_of_5000_offers_is_cut_to_what_braze_takes(
+    make_service: MakeService, sandbox: SandboxServer
+) -> None:
+    offers = [
+        {
+            "offer_id": f"offer-{number}",
+            "title": "x" * 1200,
+            "offer_group_id": "g",
+            "expiration_date_in_days": 1 + number % 90,
+        }
+        for number in range(5000)
+    ]
+    sandbox.sandbox.put_customer({"user_id": "rich", "offers": offers})
+    service = make_service(BRIDGE_LOOKUP_DEADLINE="5")
+    answer = service.lookup("offers", user_id="rich", limit=1000, sort="expiry")
+    assert len(answer.content) <= 1_000_000
+    told = answer.json()
+    assert told["truncated"] is True
+    assert told["count"] < 1000
+    assert len(answer.content) > 950_000
+    ends = [offer["expires_at"] for offer in told["offers"]]
+    assert ends == sorted(ends)
+    assert told["next_to_expire"]["expires_at"] == ends[0]
+
+
+def test_stale_answers_tell_the_truth_about_themselves(
+    make_app: MakeApp, sandbox: SandboxServer
+) -> None:
+    client = make_app(BRIDGE_TAGS_MAX_AGE="1", BRIDGE_STALE_WHILE_REVALIDATE="0").test_client()
+    path = f"/connected-content/tags?user_id={ALICE}"
+    fresh = client.get(path, headers=bearer("content"))
+    sandbox.sandbox.set_faults({"status": 500})
+    time.sleep(2.1)
+    stale = client.get(path, headers=bearer("content"))
+    told = stale.get_json()
+    assert told["stale"] is True
+    assert told["as_of"] == fresh.get_json()["as_of"]
+    assert told["age"] >= 2
+    assert int(stale.headers["Age"]) == told["age"]
+    assert int(stale.headers["Cache-Status"].split("ttl=")[1].split(";")[0]) < 0
+    assert stale.headers["ETag"] == fresh.headers["ETag"]
+
+
+def test_a_failure_is_never_remembered(make_app: MakeApp, sandbox: SandboxServer) -> None:
+    client = make_app().test_client()
+    path = f"/connected-content/tags?user_id={ALICE}"
+    for fault in ({"status": 401, "code": "invalid_api_key"}, {"status": 500}, {"garbage": True}):
+        sandbox.sandbox.set_faults({**fault, "times": 1})
+        assert client.get(path, headers=bearer("content")).get_json()["status"] == "unavailable"
+    assert client.get(path, headers=bearer("content")).get_json()["status"] == "ok"
+
+
+def test_what_was_fetched_together_does_not_run_out_together() -> None:
+    ages = Ages(fresh=100, while_refreshing=0, if_error=0)
+    entries = [Entry(True, b"{}", 1_800_000_000 + n / 1000, 0) for n in range(200)]
+    lasting = [ages.fresh_for(entry) for entry in entries]
+    assert min(lasting) >= 90
+    assert max(lasting) <= 100
+    assert len({round(seconds) for seconds in lasting}) > 5
+    assert all(ages.use(e, e.fetched_at + 89) is Use.FRESH for e in entries)
+    assert all(ages.use(e, e.fetched_at + 101) is Use.NOTHING for e in entries)
+
+
+@pytest.mark.parametrize("lookup", list(ANSWERS))
+def test_every_kind_of_answer_has_the_documented_shape(
+    make_app: MakeApp, sandbox: SandboxServer, lookup: str
+) -> None:
+    app = make_app(BRIDGE_TAGS_MAX_AGE="0", BRIDGE_OFFERS_MAX_AGE="0", deliver=True)
+    client = app.test_client()
+    shape: TypeAdapter[Any] = TypeAdapter(ANSWERS[lookup])
+
+    def check(status: str, **parameters: Any) -> dict[str, Any]:
+        answer = client.get(
+            f"/connected-content/{lookup}", query_string=parameters, headers=bearer("content")
+        )
+        told: dict[str, Any] = answer.get_json()
+        shape.validate_python(told)
+        assert told["status"] == status
+        assert not holds_null(told)
+        return told
+
+    client.post(
+        "/webhooks/braze",
+        json={"user_id": ALICE, "braze_campaign_id": "c1"},
+        headers=bearer("webhook"),
+    )
+    keys = list(check("ok", user_id=ALICE))
+    answers = [
+        check("ok", user_id=ALICE),
+        check("ok", external_id="loyal-1001"),
+        check("ok", user_id=SEED_CUSTOMER),
+        check("ok", user_id=EMPTY),
+        check("not_found", user_id="nobody"),
+        check("not_found", external_id="nobody"),
+    ]
+    if lookup != "tags":
+        answers.append(check("ok", user_id=ALICE, fields="title,nothing", limit=2))
+    sandbox.sandbox.set_faults({"status": 500})
+    answers += [check("ok", user_id=ALICE), check("unavailable", user_id=COLD)]
+    assert all(list(answer) == keys for answer in answers)
+
+
+def holds_null(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(map(holds_null, value.values()))
+    if isinstance(value, list):
+        return any(map(holds_null, value))
+    return value is None
+
+
+def test_the_shapes_and_all_routes_are_in_openapi(make_app: MakeApp) -> None:
+    app = make_app()
+    document = app.test_client().get("/openapi.json").get_json()
+    assert document["openapi"].startswith("3.1")
+    schemas = document["components"]["schemas"]
+    assert {"TagsAnswer", "OffersAnswer", "CustomerAnswer"} <= set(schemas)
+    tags = document["paths"]["/connected-content/tags"]["get"]
+    reference = tags["responses"]["200"]["content"]["application/json"]["schema"]["$ref"]
+    assert reference == "#/components/schemas/TagsAnswer"
+    assert {one["name"] for one in tags["parameters"]} == {"user_id", "external_id", "on_error"}
+    described = sum(len(methods) for methods in document["paths"].values())
+    routes = sum(len((r.methods or set()) - {"HEAD", "OPTIONS"}) for r in app.url_map.iter_rules())
+    assert described == routes
+
+
+def test_a_forgotten_customer_is_fetched_anew_by_every_worker(
+    make_service: MakeService, sandbox: SandboxServer
+) -> None:
+    service = make_service("--workers", "4")
+    for _ in range(12):
+        service.lookup("tags", user_id=ALICE)
+    sandbox.sandbox.put_customer({"user_id": ALICE, "tags": {"brand_new": 1}})
+    forgotten = requests.delete(
+        f"{service.url}/api/cache?user_id={ALICE}", headers=bearer("admin"), timeout=10
+    )
+    assert forgotten.status_code == 200
+    for _ in range(12):
+        assert names(service, user_id=ALICE) == ["brand_new"]
+
+
+def test_lookups_do_not_wait_behind_tag_writes(make_service: MakeService) -> None:
+    service = make_service(BRIDGE_SESSIONM_RPS="1")
+    for number in range(20):
+        service.webhook(user_id=ALICE, braze_campaign_id=f"c{number}", tags=["n"], ttl=60 + number)
+    for customer in (ALICE, COLD, EMPTY, SEED_CUSTOMER):
+        began = time.monotonic()
+        answer = service.lookup("customer", user_id=customer)
+        assert time.monotonic() - began < 1
+        assert answer.json()["status"] == "ok"
