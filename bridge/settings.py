@@ -7,8 +7,10 @@ import ipaddress
 import math
 import os
 import re
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -65,10 +67,25 @@ def _networks(value: object) -> object:
     words = [word for word in (part.strip() for part in value.split(",")) if word]
     if not words:
         raise ValueError("names no network")
+    return tuple(network for word in words for network in _network(word))
+
+
+def _network(word: str) -> list[Network]:
+    """The networks that *word* stands for: one of Braze's published lists, or itself."""
+    published = _braze_addresses()
+    if word.startswith("braze") and word not in published:
+        raise ValueError(f'knows no list "{word}", but {", ".join(published)}')
     try:
-        return tuple(ipaddress.ip_network(word, strict=False) for word in words)
+        return [ipaddress.ip_network(one, strict=False) for one in published.get(word, [word])]
     except ValueError as error:
         raise ValueError(str(error)) from None
+
+
+@cache
+def _braze_addresses() -> dict[str, list[str]]:
+    """Braze's lists by name; the file says when they were read off Braze's documentation."""
+    text = Path(__file__).with_name("braze-addresses.toml").read_text(encoding="utf-8")
+    return {name: entry["addresses"] for name, entry in tomllib.loads(text).items()}
 
 
 def _base_url(value: object) -> object:
@@ -158,7 +175,7 @@ class Settings(BaseModel):
         default=False, examples=["1"]
     )
     bridge_allowed_ips: Annotated[tuple[Network, ...], BeforeValidator(_networks)] = Field(
-        (), examples=["52.58.142.242,10.0.0.0/8"]
+        (), examples=["braze-eu,10.0.0.0/8"]
     )
     bridge_trusted_proxies: int = Field(0, ge=0, le=10, examples=["1"])
 
