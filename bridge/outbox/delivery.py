@@ -126,10 +126,10 @@ class Delivery:
             try:
                 if self._locks.try_acquire(DELIVERER):
                     self._deliver()
-            except StoreUnavailableError as error:
-                log.warning("delivery waits: %s", error, extra={"action": "delivery_waits"})
             except Exception:
+                # A fault of ours: what was accepted is on disk, so begin afresh, but not hastily.
                 log.exception("delivery failed", extra={"action": "delivery_failed"})
+                self._stopping.wait(OWN_FAULT_WAIT / 10)
             self._stopping.wait(STANDBY_POLL)
 
     def _deliver(self) -> None:
@@ -171,7 +171,9 @@ class Delivery:
             if isinstance(step, Wait):
                 self._store.postpone(customer, step.until)
             elif isinstance(step, Expire):
-                self._store.record([_expired(step.writes, now)])
+                finished = _expired(step.writes, now)
+                self._store.record([finished])
+                _log(finished)
             else:
                 self._tokens.take()
                 self._start(senders, step)
