@@ -12,8 +12,9 @@ from flask import Flask
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from bridge import telemetry, web
+from bridge.intake.rules import Rules
 from bridge.outbox.delivery import Delivery
-from bridge.parts import build
+from bridge.parts import Parts, build
 from bridge.settings import Settings, load
 from bridge.version import VERSION
 
@@ -21,12 +22,15 @@ __all__ = ["create_app"]
 __version__ = VERSION
 
 
-def create_app(settings: Settings | None = None, *, deliver: bool = True) -> Flask:
+def create_app(
+    settings: Settings | None = None, *, deliver: bool = True, rules: Rules | None = None
+) -> Flask:
     """The Flask application, with the delivery loop running beside it.
 
     Args:
         settings: read from the environment and `.env` when ``None``.
         deliver: whether this process takes part in delivery.
+        rules: read from the file that the settings name when ``None``.
 
     Raises:
         SettingsError: a setting is wrong.
@@ -36,7 +40,9 @@ def create_app(settings: Settings | None = None, *, deliver: bool = True) -> Fla
     settings = settings or load()
     telemetry.install(settings)
     app = Flask(__name__, static_folder=None, template_folder=None)
-    _put_parts(app, settings, deliver=deliver and not _is_preloading())
+    _put_parts(app, build(settings, rules), deliver=deliver and not _is_preloading())
+    # Braze's dialog shows the answer as it comes: no \u2026 for an ellipsis.
+    app.json.ensure_ascii = False  # type: ignore[attr-defined]
     web.install(app, settings)
     if hops := settings.bridge_trusted_proxies:
         app.wsgi_app = ProxyFix(  # type: ignore[method-assign]
@@ -46,8 +52,7 @@ def create_app(settings: Settings | None = None, *, deliver: bool = True) -> Fla
     return app
 
 
-def _put_parts(app: Flask, settings: Settings, *, deliver: bool) -> None:
-    parts = build(settings)
+def _put_parts(app: Flask, parts: Parts, *, deliver: bool) -> None:
     app.extensions["bridge"] = parts
     if deliver:
         parts.delivery.start()
@@ -96,6 +101,6 @@ def _renew_after_fork(app: "weakref.ref[Flask]", settings: Settings, *, deliver:
         if living := app():
             # Kept, so that nothing of the parent's is closed from here.
             inherited.append(living.extensions["bridge"])
-            _put_parts(living, settings, deliver=deliver)
+            _put_parts(living, build(settings), deliver=deliver)
 
     os.register_at_fork(after_in_child=renew)

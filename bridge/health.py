@@ -4,7 +4,7 @@ import time
 from typing import Any
 
 from bridge.database import StoreUnavailableError
-from bridge.outbox.delivery import HEARTBEAT, HEARTBEAT_FACT, PAUSE_FACT
+from bridge.outbox.delivery import HEARTBEAT, HEARTBEAT_FACT
 from bridge.outbox.store import Backlog
 from bridge.parts import Parts
 from bridge.version import VERSION
@@ -23,8 +23,10 @@ def report(parts: Parts) -> dict[str, Any]:
     except StoreUnavailableError as error:
         checks["store"] = {"state": "down", "error": str(error)}
         checks["delivery"] = {"state": "stopped", "queued": 0, "oldest_seconds": 0, "dead": 0}
-    checks["sessionm_core"] = parts.sessionm_health.figures("core")
-    checks["sessionm_connect"] = parts.sessionm_health.figures("connect")
+    for system in ("core", "connect"):
+        figures = parts.sessionm_health.figures(system)
+        # The breakers hear of the calls of all processes; the figures are this one's.
+        checks[f"sessionm_{system}"] = {"state": parts.breakers.state(system), **figures}
     checks["cache"] = parts.lookup_figures.figures()
     checks["braze_budget"] = parts.braze_budget.figures()
     reasons = list(_reasons(checks))
@@ -39,7 +41,7 @@ def report(parts: Parts) -> dict[str, Any]:
 
 def _delivery(parts: Parts) -> dict[str, Any]:
     beat = parts.store.fact(HEARTBEAT_FACT) or {}
-    by_hand = bool(parts.store.fact(PAUSE_FACT))
+    by_hand = parts.operator.is_paused
     backlog: Backlog = parts.store.backlog()
     now = time.time()
     alive = now - beat.get("at", 0) < SILENCE
@@ -63,6 +65,8 @@ def _reasons(checks: dict[str, Any]) -> list[str]:
         f"Events cannot be stored: {checks['store'].get('error')}.": checks["store"]["state"]
         != "ok",
         f"Delivery is paused: {delivery.get('reason')}.": delivery["state"] == "paused",
+        f"Delivery is held up: {delivery.get('reason')}.": bool(delivery.get("reason"))
+        and delivery["state"] == "running",
         "Delivery has stopped: no process runs the delivery loop.": delivery["state"] == "stopped",
         f"The oldest write waits for {delivery['oldest_seconds']} seconds.": (
             delivery["oldest_seconds"] > LATE
@@ -78,5 +82,6 @@ def _reasons(checks: dict[str, Any]) -> list[str]:
     for system in ("core", "connect"):
         state = checks[f"sessionm_{system}"]["state"]
         error = checks[f"sessionm_{system}"]["last_error"]
-        told[f"SessionM {system.title()} is {state}: {error}."] = state in {"failing", "down"}
+        cause = f": {error}" if error else ""
+        told[f"SessionM {system.title()} is {state}{cause}."] = state in {"failing", "down"}
     return [reason for reason, holds in told.items() if holds]

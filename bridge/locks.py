@@ -2,7 +2,7 @@
 
 POSIX record locks suit gunicorn: a forked child does not inherit them, and the operating
 system frees them when their holder dies, however it dies. They belong to the process, so
-threads are kept apart by ordinary locks in front of them.
+threads are kept apart by ordinary locks in front of them. Nobody ever waits for one.
 """
 
 import errno
@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-WRITER = 0
 DELIVERER = 1
 _FIRST_FREE = 1024
 _RANGE = 1 << 40
@@ -55,11 +54,13 @@ class FileLocks:
         with self._writer:
             with self._guard:
                 fd = self._open()
-            fcntl.lockf(fd, fcntl.LOCK_EX, 1, WRITER)
+            # Not a record lock: for those the kernel sees a deadlock where threads of two
+            # processes wait for each other's *other* file, and refuses.
+            fcntl.flock(fd, fcntl.LOCK_EX)
             try:
                 yield
             finally:
-                fcntl.lockf(fd, fcntl.LOCK_UN, 1, WRITER)
+                fcntl.flock(fd, fcntl.LOCK_UN)
 
     def close(self) -> None:
         """Give back every lock of this process."""

@@ -45,6 +45,7 @@ class Parts:
     sessionm: SessionM
     cache: Cache
     lookups: Lookups
+    breakers: Breakers
     sessionm_health: SessionMHealth
     lookup_figures: LookupFigures
     braze_budget: BrazeBudget
@@ -63,15 +64,16 @@ def parts_of(app: Flask) -> Parts:
     return parts
 
 
-def build(settings: Settings) -> Parts:
-    """The parts, connected and at rest.
+def build(settings: Settings, rules: Rules | None = None) -> Parts:
+    """The parts, connected and at rest; *rules* are read from their file when ``None``.
 
     Raises:
         SettingsError: the database cannot be where it is said to be.
         RulesError: rules.toml is wrong.
         NewerSchemaError: the database belongs to a newer version.
     """
-    rules = read_rules(settings.rules_file, settings.bridge_campaign_ttl)
+    if rules is None:
+        rules = read_rules(settings.rules_file, settings.bridge_campaign_ttl)
     sessionm_health = SessionMHealth()
     database, cache_database, stamps, breakers = _databases(settings)
 
@@ -127,6 +129,7 @@ def build(settings: Settings) -> Parts:
         sessionm=sessionm,
         cache=cache,
         lookups=lookups,
+        breakers=breakers,
         sessionm_health=sessionm_health,
         lookup_figures=LookupFigures(),
         braze_budget=BrazeBudget(),

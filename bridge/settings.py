@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
+from dotenv.parser import parse_stream
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -246,6 +247,9 @@ SECRETS = (
 )
 
 
+PLACEHOLDERS = {"…", "..."}
+
+
 def load(environ: Mapping[str, str] | None = None, dotenv: Path = Path(".env")) -> Settings:
     """Read the settings from *environ* (the process's own) over the `.env` file.
 
@@ -261,6 +265,8 @@ def load(environ: Mapping[str, str] | None = None, dotenv: Path = Path(".env")) 
             raise SettingsError(f"{name.upper()} and {name.upper()}_FILE are both set: keep one")
         if path:
             value = _secret_file(f"{name.upper()}_FILE", Path(path))
+        if value.rpartition(":")[2] in PLACEHOLDERS:
+            raise SettingsError(f"{name.upper()} is still the placeholder of the documentation")
         if value:
             values[name] = value
     try:
@@ -284,10 +290,20 @@ def unknown_names(environ: Mapping[str, str], dotenv: Path = Path(".env")) -> li
 def _read(environ: Mapping[str, str], dotenv: Path) -> dict[str, str]:
     try:
         # No interpolation: a $ in a secret is a $.
-        filed = dotenv_values(dotenv, interpolate=False) if dotenv.is_file() else {}
+        filed = _dotenv(dotenv) if dotenv.is_file() else {}
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"{dotenv} cannot be read: {error}") from None
     return {**{name: value or "" for name, value in filed.items()}, **environ}
+
+
+def _dotenv(path: Path) -> dict[str, str | None]:
+    with path.open(encoding="utf-8") as stream:
+        for binding in parse_stream(stream):
+            if binding.error:
+                raise SettingsError(
+                    f"{path} line {binding.original.line} is not NAME=value, a comment or blank"
+                )
+    return dotenv_values(path, interpolate=False)
 
 
 def _secret_file(variable: str, path: Path) -> str:
@@ -307,12 +323,30 @@ def _one_line(error: ValidationError) -> str:
     problems = error.errors(include_input=False, include_url=False)
     missing = [str(p["loc"][0]).upper() for p in problems if p["type"] == "missing"]
     if missing:
-        return f"{_not_set(missing)}; the README's settings table says what they are"
+        example = (Settings.model_fields[missing[0].lower()].examples or ["…"])[0]
+        return f"{_not_set(missing)}; for example {missing[0]}={example}"
     first = problems[0]
     problem = first["msg"].removeprefix("Value error, ")
     if not first["loc"]:
         return problem
     name = str(first["loc"][0])
     example = (Settings.model_fields[name].examples or ["…"])[0]
-    verb = "" if first["type"] == "value_error" else "is wrong: "
-    return f"{name.upper()} {verb}{problem}; for example {name.upper()}={example}"
+    problem = _WORDS.get(first["type"], "is wrong: {told}").format(
+        told=problem, **first.get("ctx", {})
+    )
+    return f"{name.upper()} {problem}; for example {name.upper()}={example}"
+
+
+# Pydantic's kinds of problems in words for an operator; ours come as value_error.
+_WORDS = {
+    "value_error": "{told}",
+    "int_parsing": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "greater_than": "must be more than {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than": "must be less than {lt}",
+    "less_than_equal": "must be at most {le}",
+    "literal_error": "must be {expected}",
+    "string_too_short": "is blank",
+    "too_short": "is blank",
+}

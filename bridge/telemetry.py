@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -48,7 +49,8 @@ def install(settings: Settings) -> None:
     secret = settings.sessionm_core_secret.get_secret_value()
     key = hashlib.sha256(b"log" + secret.encode()).digest()
     handler = logging.StreamHandler()
-    handler.setFormatter(_Formatter(key, as_json=chosen == "json"))
+    secrets = (settings.sessionm_core_key.get_secret_value(), secret)
+    handler.setFormatter(_Formatter(key, secrets, as_json=chosen == "json"))
     ours = logging.getLogger("bridge")
     ours.handlers = [handler]
     ours.setLevel(settings.bridge_log_level.upper())
@@ -56,9 +58,10 @@ def install(settings: Settings) -> None:
 
 
 class _Formatter(logging.Formatter):
-    def __init__(self, key: bytes, *, as_json: bool) -> None:
+    def __init__(self, key: bytes, secrets: Iterable[str], *, as_json: bool) -> None:
         super().__init__()
         self._key = key
+        self._hidden = dict.fromkeys(secrets, "***")
         self._as_json = as_json
 
     def format(self, record: logging.LogRecord) -> str:
@@ -67,26 +70,44 @@ class _Formatter(logging.Formatter):
             for name in _FIELDS
             if (value := getattr(record, name, None)) not in {None, ""}
         }
-        if "customer" in fields:
-            fields["customer"] = hash_customer(str(fields["customer"]), self._key)
+        message = record.getMessage()
         trace = self.formatException(record.exc_info) if record.exc_info else ""
+        if "customer" in fields:
+            customer = str(fields["customer"])
+            fields["customer"] = hash_customer(customer, self._key)
+            # SessionM likes to repeat in its errors whom it was asked for.
+            hidden = {customer.partition(":")[2]: fields["customer"], **self._hidden}
+        else:
+            hidden = self._hidden
+        message, trace = _without(message, hidden), _without(trace, hidden)
+        for name in ("error", "reason"):
+            if name in fields:
+                fields[name] = _without(str(fields[name]), hidden)
         at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
         if self._as_json:
             line: dict[str, Any] = {
                 "at": at,
                 "level": record.levelname.lower(),
-                "message": record.getMessage(),
+                "message": message,
                 **fields,
             }
             return json.dumps({**line, "trace": trace} if trace else line, default=str)
         told = " ".join(f"{name}={_quoted(value)}" for name, value in fields.items())
-        text = f"{at} {record.levelname.lower():7} {_one_line(record.getMessage())} {told}"
+        text = f"{at} {record.levelname.lower():7} {_one_line(message)} {told}"
         return text.rstrip() + (f"\n{trace}" if trace else "")
 
 
 def hash_customer(customer: str, key: bytes) -> str:
     """A customer's key as logs show it."""
     return hmac.new(key, customer.encode(errors="replace"), hashlib.sha256).hexdigest()[:16]
+
+
+def _without(text: str, hidden: Mapping[str, str]) -> str:
+    for word, stand_in in hidden.items():
+        # A word of a letter or two would be replaced in every other word.
+        if len(word) > 3:
+            text = text.replace(word, stand_in)
+    return text
 
 
 def _quoted(value: object) -> str:
@@ -123,28 +144,16 @@ class SessionMHealth:
             )
 
     def figures(self, system: str) -> dict[str, Any]:
-        """``{"state","p50_ms","p99_ms","last_error"}``; see `state_of` for the states."""
+        """``{"p50_ms","p99_ms","last_error"}``; the error only while the last call made one."""
         since = time.time() - self.WINDOW
         with self._lock:
             calls = [call for call in self._calls[system] if call[0] >= since]
         seconds = sorted(call[1] for call in calls)
-        errors = [call[2] for call in calls if call[2]]
         return {
-            "state": state_of([bool(call[2]) for call in calls]),
             "p50_ms": _percentile(seconds, 0.50),
             "p99_ms": _percentile(seconds, 0.99),
-            "last_error": errors[-1] if errors else "",
+            "last_error": calls[-1][2] if calls else "",
         }
-
-
-def state_of(failures: list[bool]) -> str:
-    """``up``, ``failing`` (of the last ten calls some failed), ``down`` (all), or ``unknown``."""
-    last = failures[-10:]
-    if not last:
-        return "unknown"
-    if all(last[-3:]):
-        return "down"
-    return "failing" if any(last) else "up"
 
 
 def _percentile(ordered: list[float], share: float) -> float:

@@ -106,6 +106,8 @@ class Service:
         self._environ = {**_clean_environment(), **environ}
         self._folder = folder
         self._arguments = arguments
+        given = dict(zip(arguments, arguments[1:], strict=False))
+        self._workers = int(given.get("--workers", 2))
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self, *, wait: bool = True) -> "Service":
@@ -139,7 +141,11 @@ class Service:
         assert self.process
         assert self.process.poll() is None, self.log.read_text()
         try:
-            return requests.get(f"{self.url}/readyz", timeout=2).ok
+            # Each worker listens on its own when it is ready.
+            return (
+                requests.get(f"{self.url}/readyz", timeout=2).ok
+                and listeners(self.port) >= self._workers
+            )
         except requests.ConnectionError:
             return False
 
@@ -184,6 +190,12 @@ def make_service(sandbox: SandboxServer, tmp_path: Path) -> Iterator[MakeService
 @pytest.fixture
 def service(make_service: MakeService) -> Service:
     return make_service()
+
+
+def listeners(port: int) -> int:
+    """How many sockets listen on *port*, as the kernel tells."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return sum(row[1].endswith(f":{port:04X}") and row[3] == "0A" for row in rows)
 
 
 def free_port() -> int:

@@ -238,7 +238,7 @@ def test_the_queue_is_put_in_order_from_the_shell(
     assert "2 are dead" in shell("queue", "status")
     assert events[0] in shell("queue", "list", "--state", "dead")
     assert json.loads(shell("queue", "show", events[0]))["state"] == "dead"
-    assert shell("queue", "replay", "--campaign", "summer", "--dry-run").startswith("2 ")
+    assert shell("queue", "replay", "--campaign", "summer", "--dry-run").startswith("2 of 2 ")
     assert "filter" in shell("queue", "replay", status=2)
     assert shell("queue", "replay", events[0]) == f"{events[0]} replayed.\n"
     eventually(lambda: state_of(client, events[0]) == "delivered")

@@ -121,7 +121,7 @@ def test_counters_without_a_dispatch_id_come_with_a_warning(client: FlaskClient)
         (b'{"user_id":"{{${user_id}}}","tags":["a"]}', "application/json", 422, "user_id"),
         (b'{"user_id":{{${user_id}}}}', "application/json", 400, "Liquid"),
         (b'{"tags":["a"]}', "application/json", 422, "customer"),
-        (b'{"user_id":"u1"}', "application/json", 422, "nothing to tag"),
+        (b'{"user_id":"u1"}', "application/json", 422, "Nothing to tag"),
         (b'{"user_id":"u1","tags":["a"],"ttl":0}', "application/json", 422, "ttl"),
         (b'{"user_id":"..","tags":["a"]}', "application/json", 422, "user_id"),
         (b'{"user_id":"u1","x":"' + b"x" * 262_144 + b'"}', "application/json", 413, "256 KB"),

@@ -1,6 +1,7 @@
 """The `bridge` command."""
 
 import json
+import logging
 import os
 import re
 import secrets
@@ -19,8 +20,10 @@ from bridge.cli.preview import preview
 from bridge.cli.queue import erase, queue
 from bridge.database import StoreUnavailableError
 from bridge.parts import build
-from bridge.settings import Settings
+from bridge.settings import Settings, unknown_names
 from bridge.version import VERSION
+
+log = logging.getLogger(__name__)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -43,15 +46,27 @@ def main() -> None:
 def serve(bind: str, workers: int, threads: int) -> None:
     """Run the service under gunicorn."""
     settings = settings_from_environment()
-    _check_bind(settings, bind)
+    host, port = _read_bind(settings, bind)
     with one_line():
         _check_start(settings)
-    from bridge.cli.server import Server
+    from bridge.cli.server import Server, check_bind
 
+    try:
+        check_bind(host, port)
+    except OSError as error:
+        raise click.ClickException(
+            f"{bind} cannot be used ({error.strerror}): choose another with --bind"
+        ) from None
+    telemetry.install(settings)
+    for doubt in unknown_names(os.environ):
+        log.warning("%s", doubt, extra={"action": "unknown_setting"})
+    log.info(
+        "bridge %s on http://%s, %s workers", VERSION, bind, workers, extra={"action": "serving"}
+    )
     Server(settings, bind=bind, workers=workers, threads=threads).run()
 
 
-def _check_bind(settings: Settings, bind: str) -> None:
+def _read_bind(settings: Settings, bind: str) -> tuple[str, int]:
     host, _, port = bind.rpartition(":")
     if not (port.isdecimal() and int(port) < 65536 and host):
         raise click.BadParameter(
@@ -63,6 +78,7 @@ def _check_bind(settings: Settings, bind: str) -> None:
             "BRIDGE_INSECURE_NO_AUTH=1 serves without keys and so only on 127.0.0.1: "
             f"set keys, or do not bind to {host}"
         )
+    return host, int(port)
 
 
 def _check_start(settings: Settings) -> None:
@@ -102,7 +118,7 @@ def sandbox(host: str, port: int, seed: Path | None) -> None:
     try:
         stand_in.run(host, port, seed)
     except stand_in.SeedError as error:
-        raise click.ClickException(f"{seed}: {error}") from None
+        raise click.ClickException(str(error)) from None
     except OSError as error:
         raise click.ClickException(
             f"port {port} cannot be used: {error.strerror}; choose another with --port"
@@ -132,7 +148,9 @@ def check(*, as_json: bool) -> None:
     else:
         for finding in findings:
             click.echo(finding.line())
-    sys.exit(0 if healthy else 1)
+    if not healthy:
+        failed = sum(not finding.ok for finding in findings)
+        raise click.ClickException(f"{failed} of {len(findings)} checks failed; see FAIL above")
 
 
 @main.command()
@@ -180,3 +198,22 @@ def new(name: str) -> None:
 
 main.add_command(queue)
 main.add_command(erase)
+
+
+def run() -> None:
+    """The console script: every mistake of a user's ends in one line on stderr."""
+    try:
+        main.main(prog_name="bridge", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        sys.exit(2)
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx else "bridge"
+        told = error.format_message().rstrip(".")
+        click.echo(f"bridge: {told}; see `{command} --help`", err=True)
+        sys.exit(2)
+    except click.ClickException as error:
+        click.echo(f"bridge: {error.format_message()}", err=True)
+        sys.exit(error.exit_code)
+    except click.Abort:
+        sys.exit(130)

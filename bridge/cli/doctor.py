@@ -8,7 +8,7 @@ from typing import Any
 from bridge.customer import Customer
 from bridge.database import NewerSchemaError, StoreUnavailableError
 from bridge.intake.rules import RulesError, read_rules
-from bridge.parts import build, build_sessionm
+from bridge.parts import LEAST_RETENTION, build, build_sessionm
 from bridge.sessionm.answers import Meaning, SessionMError
 from bridge.sessionm.client import SessionM
 from bridge.settings import Settings, SettingsError, load, unknown_names
@@ -17,6 +17,7 @@ from bridge.settings import Settings, SettingsError, load, unknown_names
 NOBODY = "00000000-0000-0000-0000-00000b41d9e0"
 TIMEOUT = 10.0
 SHORT = 16
+BRAZE_WAITS = 2.0
 LOCAL = ("http://127.0.0.1", "http://localhost", "http://[::1]")
 
 
@@ -58,11 +59,29 @@ def _settings(settings: Settings, environ: Mapping[str, str]) -> Iterator[Findin
         told = f"{len(keys)} key(s): {', '.join(key.name for key in keys) or 'none'}"
         remedy = f"{', '.join(short)}: short; `bridge keys new NAME` makes better ones"
         yield Finding(f"{scope} keys", True, told, remedy if short else "")
+    yield from _doubts(settings)
     if settings.bridge_insecure_no_auth:
         yield Finding("authentication", True, "OFF", "set keys before anybody else can call")
     for url in (settings.sessionm_core_url, settings.sessionm_connect_url):
         if url and url.startswith("http://") and not url.startswith(LOCAL):
             yield Finding("encryption", False, f"{url} is not encrypted", "use https://")
+
+
+def _doubts(settings: Settings) -> Iterator[Finding]:
+    """What is allowed, and probably not meant."""
+    secrets = [
+        key.secret.get_secret_value()
+        for scope in ("webhook", "content", "admin")
+        for key in getattr(settings, f"bridge_{scope}_keys")
+    ]
+    if len(set(secrets)) < len(secrets):
+        yield Finding("keys", True, "one secret stands twice", "give each key its own")
+    if settings.bridge_lookup_deadline > BRAZE_WAITS - 0.1:
+        told = f"BRIDGE_LOOKUP_DEADLINE is {settings.bridge_lookup_deadline:g} s"
+        yield Finding("deadline", True, told, f"Braze waits {BRAZE_WAITS:g} s in all: set 1.5")
+    if settings.bridge_retention < LEAST_RETENTION:
+        told = "BRIDGE_RETENTION is under a day"
+        yield Finding("retention", True, told, "events are kept a day all the same")
 
 
 def _rules(settings: Settings, _environ: Mapping[str, str]) -> Iterator[Finding]:

@@ -1,5 +1,6 @@
 """`bridge render`: a Braze template rendered against a running bridge."""
 
+import base64
 import secrets
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,15 @@ from bridge.liquid import LiquidError, render
 from bridge.settings import load
 
 PLACEHOLDER = "https://YOUR-BRIDGE"
+# As Braze's guide to SessionM writes it.
+BASIC_PLACEHOLDER = "YOUR-BASE64-ENCODED-KEY"
 
 
 def preview(template: Path, **options: Any) -> None:
     """Print *template* as Braze would render it; *options* are those of the command."""
     try:
         rendered = render(
-            template.read_text(encoding="utf-8"),
+            template.read_text(encoding="utf-8").replace(BASIC_PLACEHOLDER, _basic(options["key"])),
             attributes=_attributes(options),
             campaign={
                 "api_id": options["campaign_id"],
@@ -31,6 +34,10 @@ def preview(template: Path, **options: Any) -> None:
         raise click.ClickException(f"{template}: {error}") from None
     for call in rendered.calls:
         click.echo(f"{call.method} {call.url} -> {call.status or call.error}", err=True)
+        if call.status is None:
+            click.echo(f"  Is `bridge serve` running at {options['url']}? See --url.", err=True)
+        elif call.status in {401, 403}:
+            click.echo("  The key is refused: see --key.", err=True)
     if rendered.aborted is not None:
         click.echo(f"The message is aborted: {rendered.aborted or '(no reason given)'}", err=True)
     click.echo(rendered.text)
@@ -49,6 +56,10 @@ def _pairs(given: tuple[str, ...]) -> dict[str, str]:
         if "=" not in pair:
             raise click.UsageError(f"{pair!r} is not NAME=VALUE")
     return {name: value for name, _, value in (pair.partition("=") for pair in given)}
+
+
+def _basic(given: str | None) -> str:
+    return base64.b64encode(":".join(_credential(given)).encode()).decode()
 
 
 def _credential(given: str | None) -> tuple[str, str]:

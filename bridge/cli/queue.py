@@ -10,7 +10,6 @@ import click
 from bridge.cli.common import connected, one_line
 from bridge.customer import Customer
 from bridge.fields import FieldError, iso
-from bridge.outbox.delivery import PAUSE_FACT
 from bridge.outbox.events import PAGE, Filter, read_filter
 from bridge.outbox.operator import Done
 from bridge.outbox.schema import State
@@ -42,7 +41,7 @@ def status(*, as_json: bool) -> None:
     """Tell how much waits, since when, and what is dead."""
     with one_line(), connected() as parts:
         backlog = parts.store.backlog()
-        paused = bool(parts.store.fact(PAUSE_FACT))
+        paused = parts.operator.is_paused
     told = {
         "queued": backlog.queued,
         "oldest": iso(backlog.oldest_at) if backlog.oldest_at else "",
@@ -123,7 +122,7 @@ def replay(event_ids: tuple[str, ...], *, dry_run: bool, everything: bool, **giv
 @filters
 @_changes
 def discard(event_ids: tuple[str, ...], *, dry_run: bool, everything: bool, **given: Any) -> None:
-    """Give dead events up: by id, or all that the filters match."""
+    """Give events up: by id, or all dead ones (or those of --state) that the filters match."""
     with one_line(), connected() as parts:
         if event_ids:
             _tell_each(event_ids, parts.operator.discard_one, "discarded")
@@ -179,10 +178,10 @@ def _chosen(given: dict[str, Any], *, everything: bool) -> Filter:
 
 def _tell(done: Done, word: str, *, dry_run: bool) -> None:
     if dry_run:
-        click.echo(f"{done.matched} would be {word}.")
-        return
-    click.echo(f"{done.changed} of {done.matched} {word}.")
-    for refused in done.refused:
+        click.echo(f"{done.matched - len(done.refused)} of {done.matched} would be {word}.")
+    else:
+        click.echo(f"{done.changed} of {done.matched} {word}.")
+    for refused in done.refused[:10]:
         click.echo(f"  not: {refused}", err=True)
 
 

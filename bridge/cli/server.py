@@ -1,21 +1,31 @@
 """The service under gunicorn, as `bridge serve` runs it."""
 
+import logging
+import socket
 from typing import Any
 
 from gunicorn.app.base import BaseApplication
 
 from bridge import create_app
+from bridge.intake.rules import RulesError, read_rules
 from bridge.settings import Settings
+
+log = logging.getLogger(__name__)
 
 # gunicorn ends a worker that takes longer than this to finish what it has begun.
 GRACE = 30
 
 
 class Server(BaseApplication):
-    """gunicorn with the bridge's options. Each worker builds its own application after the fork."""
+    """gunicorn with the bridge's options. Each worker builds its own application after the fork.
+
+    The rules are read here, in the master: a ``HUP`` reads them again, and rules with a mistake
+    leave the old ones in force instead of ending the service.
+    """
 
     def __init__(self, settings: Settings, *, bind: str, workers: int, threads: int) -> None:
         self._settings = settings
+        self._rules = read_rules(settings.rules_file, settings.bridge_campaign_ttl)
         self._options: dict[str, Any] = {
             "bind": bind,
             "workers": workers,
@@ -27,7 +37,9 @@ class Server(BaseApplication):
             # Without it all keep-alive connections often land on one worker.
             "reuse_port": True,
             "control_socket_disable": True,
-            "loglevel": "warning",
+            # Its warnings repeat request lines, and with them customers' identifiers.
+            "loglevel": "error",
+            "on_reload": self._read_rules_again,
         }
         super().__init__()
 
@@ -38,4 +50,23 @@ class Server(BaseApplication):
                 self.cfg.set(name, value)
 
     def load(self) -> Any:
-        return create_app(self._settings)
+        return create_app(self._settings, rules=self._rules)
+
+    def _read_rules_again(self, _arbiter: object) -> None:
+        try:
+            self._rules = read_rules(self._settings.rules_file, self._settings.bridge_campaign_ttl)
+        except RulesError as error:
+            extra = {"action": "rules_not_reloaded"}
+            log.error("the old rules stay in force: %s", error, extra=extra)
+
+
+def check_bind(host: str, port: int) -> None:
+    """See that nobody listens there: gunicorn's shared ports would let two services mix.
+
+    Raises:
+        OSError: the address cannot be had.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind((host.strip("[]"), port))

@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -38,7 +38,7 @@ UNSENT = "dispatch_id_for_unsent_campaign"
 
 @dataclass(frozen=True)
 class Event:
-    """What one webhook says."""
+    """What one webhook says; *ignored* are names in it that mean nothing to the bridge."""
 
     customer: Customer
     campaign_id: str | None = None
@@ -46,6 +46,7 @@ class Event:
     tags: tuple[str, ...] = ()
     ttl: int | None = None
     dispatch_id: str | None = None
+    ignored: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def is_test(self) -> bool:
@@ -266,21 +267,29 @@ def _form_fields(content: str) -> dict[str, Any]:
 
 
 def _event(fields: Mapping[str, Any]) -> Event:
+    # The customer last: a placeholder left standing elsewhere is the more telling mistake.
     event = Event(
-        customer=_customer(fields),
         campaign_id=_one_of(fields, "braze_campaign_id", "campaign_id"),
         canvas_id=_one_of(fields, "braze_canvas_id", "canvas_id"),
         tags=_tags(fields.get("tags")),
         ttl=ttl(fields.get("ttl"), "ttl"),
         dispatch_id=text(fields.get("dispatch_id"), "dispatch_id"),
+        ignored=tuple(shown(name) for name in fields if name not in _FIELDS)[:5],
+        customer=_customer(fields),
     )
     if not (event.campaign_id or event.canvas_id or event.tags):
         raise RefusedError(
             422,
             "nothing_to_tag",
-            "Neither braze_campaign_id, braze_canvas_id nor tags is given: nothing to tag.",
+            "Nothing to tag: give tags, or a braze_campaign_id or braze_canvas_id.",
         )
     return event
+
+
+_FIELDS = {
+    *("braze_campaign_id", "campaign_id", "braze_canvas_id", "canvas_id"),
+    *("user_id", "external_id", "external_user_id", "tags", "ttl", "dispatch_id"),
+}
 
 
 def _customer(fields: Mapping[str, Any]) -> Customer:
@@ -291,7 +300,10 @@ def _customer(fields: Mapping[str, Any]) -> Customer:
     if external_id:
         return Customer("external_id", external_id)
     raise RefusedError(
-        422, "no_customer", "No customer: give user_id (SessionM's) or external_id, not blank."
+        422,
+        "no_customer",
+        "No customer: user_id (SessionM's) or external_id is missing or blank. In a test send, "
+        "choose a user to test with.",
     )
 
 

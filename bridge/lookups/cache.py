@@ -199,6 +199,9 @@ class Cache:
                 fetched = flight.result(max(0.0, until - time.monotonic()))
             except (SessionMError, TimeoutError) as error:
                 return self._instead(key, ages, error)
+            except Exception as error:
+                log.exception("lookup failed", extra={"action": "lookup_failed"})
+                return self._instead(key, ages, error)
             if fetched.stamp == self._stamps.get(key.kind, key.customer):
                 return Served(fetched, "miss", ages.fresh_for(fetched))
             # The customer changed while we asked: what came may be from before. Ask again.
@@ -314,14 +317,14 @@ class Cache:
         ``None`` if SessionM is known to be away: nobody waits to find that out again.
         """
         with self._flights_lock:
-            flight = self._flights.get(key)
-            if flight is None:
-                if not self._may_ask(key.kind):
-                    return None
-                flight = self._fetchers.submit(self._fly, key, fetch, ages)
-                self._flights[key] = flight
-                flight.add_done_callback(lambda _done: self._landed(key))
-            return flight
+            if flight := self._flights.get(key):
+                return flight
+            if not self._may_ask(key.kind):
+                return None
+            flight = self._flights[key] = self._fetchers.submit(self._fly, key, fetch, ages)
+        # Outside of the lock: if it has landed already, this is called at once, and takes it.
+        flight.add_done_callback(lambda _done: self._landed(key))
+        return flight
 
     def _landed(self, key: Key) -> None:
         with self._flights_lock:
@@ -370,7 +373,7 @@ class Cache:
         raise UnavailableError(reason) from error
 
 
-_AWAY = SessionMError(Meaning.UNREACHABLE, "SessionM does not answer at present")
+_AWAY = SessionMError(Meaning.UNREACHABLE, "it has not answered for a while")
 
 
 class _Memory(LRUCache[Key, Entry]):

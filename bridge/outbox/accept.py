@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from bridge.customer import Customer
 from bridge.database import StoreUnavailableError
-from bridge.fields import FieldError, text
+from bridge.fields import MAX_TEXT, FieldError, shown, text
 from bridge.intake.payload import MAX_BODY, Event, RefusedError, read_event, read_tag_event
 from bridge.intake.rules import Rules, TagWrite
 from bridge.outbox.commit import Committer
@@ -96,6 +96,7 @@ class Acceptor:
             key_name=arrival.key_name,
             request_id=arrival.request_id,
             customer=arrival.path_customer.key if arrival.path_customer else None,
+            idempotency_key=arrival.idempotency_key,
         )
         try:
             new = self._understand(new, arrival)
@@ -128,7 +129,13 @@ class Acceptor:
             request_id="",
         )
         return self._understand(
-            new, Arrival(stored.body, stored.content_type, path_customer=customer)
+            new,
+            Arrival(
+                stored.body,
+                stored.content_type,
+                idempotency_key=stored.idempotency_key,
+                path_customer=customer,
+            ),
         )
 
     def _understand(self, new: NewEvent, arrival: Arrival) -> NewEvent:
@@ -142,6 +149,7 @@ class Acceptor:
             test=event.is_test,
             dedupe=event.dedupe_key(_idempotency_key(arrival)),
             writes=writes,
+            ignored=event.ignored,
         )
 
     def _keep_rejected(self, new: NewEvent, refusal: RefusedError) -> None:
@@ -152,6 +160,8 @@ class Acceptor:
                 state=State.REJECTED,
                 reason=str(refusal),
                 body=new.body[:KEPT_OF_TOO_LARGE] if too_large else new.body,
+                # What no database stores was refused above, and is not needed again.
+                idempotency_key=_storable(new.idempotency_key),
             )
         )
         _log("rejected", new, new.id, reason=refusal.code)
@@ -173,10 +183,21 @@ def _idempotency_key(arrival: Arrival) -> str | None:
         raise RefusedError(422, "invalid_field", f"{error}.") from None
 
 
+def _storable(value: str | None) -> str | None:
+    return None if value is None else shown(value, MAX_TEXT)
+
+
 def _warnings(new: NewEvent) -> tuple[str, ...]:
-    if new.test or new.dedupe or all(write.ttl is not None for write in new.writes):
-        return ()
-    return ("Counters came without a dispatch_id: if Braze retries this call, they count twice.",)
+    found = []
+    counts = any(write.ttl is None for write in new.writes)
+    if counts and not new.test and not new.dedupe:
+        found.append(
+            "Counters came without a dispatch_id: if Braze retries this call, they count twice."
+        )
+    if new.ignored:
+        names = ", ".join(f'"{name}"' for name in new.ignored)
+        found.append(f"Ignored, since the webhook knows no such field: {names}.")
+    return tuple(found)
 
 
 def _log(action: str, new: NewEvent, event_id: str, **fields: str) -> None:

@@ -10,6 +10,7 @@ import random
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from bridge.outbox.plan import Call, Expire, Wait, next_step
 from bridge.outbox.schema import State
 from bridge.outbox.store import Finished, QueuedWrite, Store
 from bridge.outbox.verdict import Action, judge
-from bridge.sessionm.answers import SessionMError
+from bridge.sessionm.answers import Meaning, SessionMError
 from bridge.sessionm.client import SessionM
 
 log = logging.getLogger(__name__)
@@ -44,9 +45,9 @@ CLEANING = 60.0
 
 @dataclass(frozen=True)
 class _Sent:
-    """How a call ended: what to record, and SessionM's *error* if it made one."""
+    """How a call ended: what to record (``None``: it was not made), and SessionM's *error*."""
 
-    finished: Finished
+    finished: Finished | None
     error: SessionMError | None = None
 
 
@@ -87,10 +88,12 @@ class Delivery:
         self._clean = clean
         self._gate = Gate(limits.concurrency)
         self._tokens = _Bucket(limits.rps)
-        self._under_way: dict[str, Future[_Sent]] = {}
+        self._under_way: dict[str, tuple[Call, Future[_Sent]]] = {}
         self._beat_at = 0.0
         self._cleaned_at = 0.0
         self._paused_by_hand = False
+        self._resumed_at = 0.0
+        self._took_over = False
         self._stopping = threading.Event()
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
@@ -125,7 +128,10 @@ class Delivery:
         while not self._stopping.is_set():
             try:
                 if self._locks.try_acquire(DELIVERER):
-                    self._deliver()
+                    try:
+                        self._deliver()
+                    finally:
+                        self._locks.release(DELIVERER)
             except Exception:
                 # A fault of ours: what was accepted is on disk, so begin afresh, but not hastily.
                 log.exception("delivery failed", extra={"action": "delivery_failed"})
@@ -134,6 +140,7 @@ class Delivery:
 
     def _deliver(self) -> None:
         log.info("delivering", extra={"action": "delivery_started", "pid": os.getpid()})
+        self._took_over = False
         with ThreadPoolExecutor(self._limits.concurrency, "sender") as senders:
             try:
                 while not self._stopping.is_set():
@@ -143,77 +150,124 @@ class Delivery:
                         log.warning("delivery waits: %s", error, extra={"action": "no_store"})
                         self._stopping.wait(1.0)
             finally:
-                try:
-                    self._drain()
-                finally:
-                    self._locks.release(DELIVERER)
+                self._drain()
 
     def _step(self, senders: ThreadPoolExecutor) -> None:
         self._wake.clear()
+        if not self._took_over:
+            self._take_over()
         self._record_finished()
         self._beat()
         self._clean_up()
         started = self._launch(senders)
         self._wake.wait(0.005 if started else self._pause())
 
+    def _take_over(self) -> None:
+        """Go on where the last holder of the lock ended, in what SessionM asked of it too."""
+        beat = self._store.fact(HEARTBEAT_FACT) or {}
+        self._gate.hold_until = beat.get("hold_until", 0.0)
+        self._resumed_at = beat.get("at", 0.0)
+        self._took_over = True
+
     def _launch(self, senders: ThreadPoolExecutor) -> int:
         """Start as many calls as the gate, the rate and the queue allow."""
         now = time.time()
         room = 0 if self._paused_by_hand else self._gate.room(now, len(self._under_way))
-        room = min(room, self._tokens.whole())
-        if room <= 0:
-            return 0
         started = 0
-        for customer, queue in self._store.due(now, room * 4, self._under_way).items():
-            if started >= room:
-                break
-            step = next_step(queue, now)
+        expired: list[Finished] = []
+        for customer in self._store.due(now, max(0, room) * 4, self._under_way):
+            queue = self._store.waiting(customer)
+            step = next_step(queue, now) if queue else None
             if isinstance(step, Wait):
                 self._store.postpone(customer, step.until)
             elif isinstance(step, Expire):
-                finished = _expired(step.writes, now)
-                self._store.record([finished])
-                _log(finished)
-            else:
-                self._tokens.take()
+                expired.append(_expired(step.writes, now))
+            elif step is not None:
+                # A counter is read first, and takes its token when it is sent.
+                if started == room or not (step.counts or self._tokens.take()):
+                    break
                 self._start(senders, step)
                 started += 1
-        return started
+        if expired:
+            self._store.record(expired)
+        for finished in expired:
+            _log(finished)
+        return started + len(expired)
 
     def _start(self, senders: ThreadPoolExecutor, call: Call) -> None:
         outage = self._gate.mode is Mode.DOWN
         future = senders.submit(self._send, call, outage=outage)
-        self._under_way[call.customer] = future
+        self._under_way[call.customer] = call, future
         future.add_done_callback(lambda _future: self._wake.set())
 
     def _send(self, call: Call, *, outage: bool) -> _Sent:
         """Carry out *call* (in a thread of the pool) and say what became of it."""
         started = time.time()
+        seqs = [write.seq for write in call.writes]
         intent: Mapping[str, Any] | None = call.writes[0].intent
         sent = False
         try:
             if call.counts:
                 known = self._counts(call)
-                if intent and (told := _already_counted(call, known)):
+                if intent and (told := self._already_counted(call, intent, known)):
                     return _Sent(_told(call, told, started))
-                intent = {"id": uuid.uuid4().hex, "at": time.time(), "before": known}
-                self._store.intend([write.seq for write in call.writes], intent)
+                if not self._may_go():
+                    return _Sent(None)
+                intent = _intent(known)
+                self._store.intend(seqs, intent)
             sent = True
             answer = self._sessionm.write_tags(
                 Customer.from_key(call.customer), call.tags, call.ttl, CALL_TIMEOUT
             )
         except SessionMError as error:
-            doubtful = call.counts and (not sent or error.may_have_worked)
-            kept = intent if doubtful else None
+            doubtful = intent and (not sent or (call.counts and error.may_have_worked))
+            # The call is over, so its outcome settles from now.
+            kept = {**intent, "at": time.time()} if intent and doubtful else None
             return _Sent(self._failed(call, error, started, kept, outage=outage), error)
-        self._on_delivered(Customer.from_key(call.customer), answer)
+        # Not for a customer who was erased meanwhile.
+        if self._store.still_there(seqs):
+            self._on_delivered(Customer.from_key(call.customer), answer)
         return _Sent(_finished(call, State.DELIVERED, "delivered", started, status=200))
 
+    def _may_go(self) -> bool:
+        """Wait for a token for a counter; false if it had better not go now."""
+        until = time.monotonic() + CALL_TIMEOUT
+        while not self._stopping.is_set() and time.monotonic() < until:
+            if self._paused_by_hand or self._gate.is_held(time.time()):
+                return False
+            if self._tokens.take():
+                return True
+            time.sleep(0.005)
+        return False
+
     def _counts(self, call: Call) -> dict[str, int]:
-        """What SessionM counts now for the tags of *call*."""
+        """What SessionM counts now for the tags of *call*.
+
+        Raises:
+            SessionMError: it cannot be asked, or what it says is no count.
+        """
         answer = self._sessionm.read_tags(Customer.from_key(call.customer), CALL_TIMEOUT)
         tags = answer.get("tags") or {}
-        return {tag: int(tags.get(tag) or 0) for tag in call.tags}
+        try:
+            return {tag: int(tags.get(tag) or 0) for tag in call.tags}
+        except (AttributeError, TypeError, ValueError, OverflowError):
+            raise SessionMError(Meaning.GARBLED, "its tags are no counts", status=200) from None
+
+    def _already_counted(
+        self, call: Call, intent: Mapping[str, Any], now: Mapping[str, int]
+    ) -> str:
+        """Whether a counter's call that was sent before has worked, by counts before and *now*.
+
+        Returns:
+            "counted": it has; "uncertain": it cannot be told, and counting twice would be worse
+            than not counting; "": it has not.
+        """
+        before = intent.get("before", {})
+        ours = Counter(self._store.counted_since(call.customer, intent.get("sent", 0.0)))
+        risen = {now[tag] - before.get(tag, 0) - ours[tag] for tag in call.tags}
+        if risen == {1}:
+            return "counted"
+        return "uncertain" if max(risen) > 0 else ""
 
     def _failed(
         self,
@@ -236,29 +290,29 @@ class Delivery:
             next_at=time.time() + verdict.seconds,
             counted=verdict.counted,
             intent=intent,
+            unknown=error.meaning is Meaning.UNKNOWN_CUSTOMER,
         )
 
     def _record_finished(self) -> None:
-        ended = {c: future for c, future in self._under_way.items() if future.done()}
-        broken = {c: error for c, future in ended.items() if (error := future.exception())}
-        sent = [future.result() for c, future in ended.items() if c not in broken]
-        # If one of these fails they stay under way, and are recorded at the next step.
-        if sent:
-            self._store.record([one.finished for one in sent])
-        for customer in broken:
-            self._store.postpone(customer, time.time() + OWN_FAULT_WAIT)
+        ended = {c: (call, f) for c, (call, f) in self._under_way.items() if f.done()}
+        if not ended:
+            return
+        sent = [_outcome(call, future) for call, future in ended.values()]
+        # If this fails they stay under way, and are recorded at the next step.
+        self._store.record([one.finished for one in sent if one.finished])
         for customer in ended:
             del self._under_way[customer]
         for one in sent:
-            self._gate.saw(one.error, time.time())
-            _log(one.finished)
-        for customer, error in broken.items():
-            extra = {"action": "call_failed", "customer": customer}
-            log.error("a call failed inside the bridge", exc_info=error, extra=extra)
+            if one.finished:
+                self._gate.saw(one.error, time.time())
+                _log(one.finished)
+        if any(one.error and one.error.retry_after for one in sent):
+            # A wait that SessionM asks for is to outlive this process.
+            self._beat_at = 0.0
 
     def _drain(self) -> None:
         """Wait for what is under way and record it; a store that is away cannot be waited for."""
-        for future in list(self._under_way.values()):
+        for _call, future in list(self._under_way.values()):
             future.exception()
         try:
             self._record_finished()
@@ -272,7 +326,7 @@ class Delivery:
         now = time.time()
         if now - self._beat_at < HEARTBEAT:
             return
-        self._paused_by_hand = bool(self._store.fact(PAUSE_FACT))
+        self._hear_operator()
         self._store.set_fact(
             HEARTBEAT_FACT,
             {
@@ -280,10 +334,19 @@ class Delivery:
                 "pid": os.getpid(),
                 "mode": self._gate.mode.value,
                 "reason": self._gate.told(now),
+                "hold_until": self._gate.hold_until,
                 "under_way": len(self._under_way),
             },
         )
         self._beat_at = now
+
+    def _hear_operator(self) -> None:
+        order = self._store.fact(PAUSE_FACT) or {}
+        self._paused_by_hand = bool(order.get("paused"))
+        if order.get("at", 0.0) > self._resumed_at and not self._paused_by_hand:
+            # Whoever resumes wants it to go on now, whatever SessionM asked for.
+            self._gate.hold_until = 0.0
+            self._resumed_at = order["at"]
 
     def _clean_up(self) -> None:
         """Once a minute, beside the loop: a year's old events may not hold up a new one."""
@@ -298,39 +361,60 @@ class Delivery:
 
 
 class _Bucket:
-    """A token bucket that holds a tenth of a second's worth, so that there are no bursts."""
+    """A token bucket without bursts: it holds one token, or what comes in a fiftieth second."""
 
     def __init__(self, rps: float) -> None:
         self._rps = rps
-        self._size = max(1.0, rps / 10)
-        self._tokens = 1.0
+        self._size = max(1.0, rps / 50)
+        self._tokens = 0.0
         self._at = time.monotonic()
+        self._lock = threading.Lock()
 
-    def whole(self) -> int:
-        now = time.monotonic()
-        self._tokens = min(self._size, self._tokens + (now - self._at) * self._rps)
-        self._at = now
-        return int(self._tokens)
-
-    def take(self) -> None:
-        self._tokens -= 1
+    def take(self) -> bool:
+        """Take a token if there is one."""
+        with self._lock:
+            now = time.monotonic()
+            self._tokens = min(self._size, self._tokens + (now - self._at) * self._rps)
+            self._at = now
+            if self._tokens < 1:
+                return False
+            self._tokens -= 1
+            return True
 
     def seconds_to_one(self) -> float:
         return max(0.0, (1 - self._tokens) / self._rps)
 
 
-def _already_counted(call: Call, now: Mapping[str, int]) -> str:
-    """Whether a counter's call that was sent before has worked, by counts before and *now*.
+def _intent(known: Mapping[str, int]) -> dict[str, Any]:
+    """What is noted on disk before a counter's call: enough to settle it after a crash.
 
-    Returns:
-        "counted": it has; "uncertain": it cannot be told, and counting twice would be worse
-        than not counting; "": it has not.
+    ``at`` is when it is over at the latest; ``before`` what SessionM counted.
     """
-    before = (call.writes[0].intent or {}).get("before", {})
-    risen = {now.get(tag, 0) - before.get(tag, 0) for tag in call.tags}
-    if risen == {1}:
-        return "counted"
-    return "uncertain" if max(risen) > 0 else ""
+    now = time.time()
+    return {"id": uuid.uuid4().hex, "sent": now, "at": now + CALL_TIMEOUT, "before": dict(known)}
+
+
+def _outcome(call: Call, future: "Future[_Sent]") -> _Sent:
+    error = future.exception()
+    if error is None:
+        return future.result()
+    log.error(
+        "a call failed inside the bridge",
+        exc_info=error,
+        extra={"action": "call_failed", "customer": call.customer},
+    )
+    # What it did is not known: an intent on disk stays, and settles it.
+    return _Sent(
+        _finished(
+            call,
+            State.QUEUED,
+            "fault",
+            time.time(),
+            error=f"a fault of the bridge: {type(error).__name__}",
+            next_at=time.time() + OWN_FAULT_WAIT,
+            intent_stands=True,
+        )
+    )
 
 
 def _told(call: Call, told: str, started: float) -> Finished:

@@ -87,6 +87,7 @@ class Stored:
     body: bytes
     content_type: str
     customer: str | None
+    idempotency_key: str | None = None
 
 
 class Events:
@@ -175,7 +176,8 @@ class Events:
         """Turn a rejected event into the *accepted* one of the same id.
 
         Returns:
-            Whether it was still rejected.
+            Whether it is taken in: it was still rejected, and the same event was not accepted
+            before, in which case it is discarded.
         """
         values = {
             "state": State.QUEUED.value,
@@ -185,11 +187,23 @@ class Events:
             "test": accepted.test,
             "reason": "",
             "done_at": None,
+            "dedupe": accepted.dedupe,
         }
         mended = events.update().where(
             events.c.id == accepted.id, events.c.state == State.REJECTED.value
         )
+        same = sa.select(events.c.id).where(
+            events.c.dedupe.is_not(None), events.c.dedupe == accepted.dedupe
+        )
         with self._database.write() as connection:
+            if earlier := connection.execute(same).scalar():
+                connection.execute(
+                    mended.values(
+                        state=State.DISCARDED.value,
+                        reason=f"the same event was accepted before as {earlier}",
+                    )
+                )
+                return False
             if not connection.execute(mended.values(**values)).rowcount:
                 return False
             add_writes(connection, [accepted])
@@ -242,7 +256,12 @@ class Events:
 
 
 _STORED = sa.select(
-    events.c.id, events.c.state, events.c.body, events.c.content_type, events.c.customer
+    events.c.id,
+    events.c.state,
+    events.c.body,
+    events.c.content_type,
+    events.c.customer,
+    events.c.idempotency_key,
 )
 
 

@@ -31,18 +31,22 @@ class Gate:
         self.reason = ""
         self._wait = 1.0
         self._probe_at = 0.0
-        self._not_before = 0.0
+        # SessionM asked not to be called before then.
+        self.hold_until = 0.0
         self._failures = 0
 
     def told(self, now: float) -> str:
         """Why not everything goes out at *now*; "" if it does."""
-        if now < self._not_before:
-            return f"SessionM asked us to wait until {iso(self._not_before)}"
+        if self.is_held(now):
+            return f"SessionM asked us to wait until {iso(self.hold_until)}"
         return self.reason
+
+    def is_held(self, now: float) -> bool:
+        return now < self.hold_until
 
     def room(self, now: float, under_way: int) -> int:
         """How many more calls may start at *now* when so many are *under_way*."""
-        if now < self._not_before:
+        if self.is_held(now):
             return 0
         if self.mode is Mode.RUNNING:
             return self._width - under_way
@@ -53,7 +57,7 @@ class Gate:
         if error is not None and error.retry_after is not None:
             # What it asks of one call it asks of us: the limit is per client.
             wait = min(error.retry_after, LONGEST_RETRY_AFTER)
-            self._not_before = max(self._not_before, now + wait)
+            self.hold_until = max(self.hold_until, now + wait)
         if error is not None and error.meaning is Meaning.CREDENTIALS:
             self._close(Mode.PAUSED, f"SessionM refuses our credentials ({error})", now)
         elif error is not None and error.is_outage:

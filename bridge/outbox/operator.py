@@ -52,11 +52,10 @@ class Operator:
         refused: list[str] = []
         for batch in self._events.matching(wanted, (state,)):
             matched += len(batch)
-            if not dry_run:
-                done = self._replay(batch)
-                changed += done.changed
-                refused.extend(done.refused)
-        return Done(matched, changed, tuple(refused[:10]))
+            done = self._replay(batch, dry_run=dry_run)
+            changed += done.changed
+            refused.extend(done.refused)
+        return Done(matched, changed, tuple(refused))
 
     def replay_one(self, event_id: str) -> Done | None:
         """Send one event once more; ``None`` if there is none of that id."""
@@ -93,12 +92,18 @@ class Operator:
 
     def pause(self) -> None:
         """Let no write go out until `resume`, restarts included."""
-        self._store.set_fact(PAUSE_FACT, True)
+        self._store.set_fact(PAUSE_FACT, {"paused": True, "at": time.time()})
         log.warning("delivery paused by hand", extra={"action": "paused"})
 
     def resume(self) -> None:
-        self._store.set_fact(PAUSE_FACT, False)
+        """Let writes go out at once, also where SessionM asked to wait."""
+        self._store.set_fact(PAUSE_FACT, {"paused": False, "at": time.time()})
         log.warning("delivery resumed by hand", extra={"action": "resumed"})
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether delivery is paused by hand."""
+        return bool((self._store.fact(PAUSE_FACT) or {}).get("paused"))
 
     def erase(self, customer: Customer) -> int:
         """Forget *customer* in the outbox; returns how many events there were."""
@@ -106,15 +111,21 @@ class Operator:
         log.warning("customer erased", extra={"action": "erased", "customer": customer.key})
         return erased
 
-    def _replay(self, batch: list[Stored]) -> Done:
+    def _replay(self, batch: list[Stored], *, dry_run: bool = False) -> Done:
         rejected = [event for event in batch if event.state is State.REJECTED]
         others = [event.id for event in batch if event.state is not State.REJECTED]
-        changed = self._events.queue_again(others, time.time()) if others else 0
+        changed = 0
+        if others and not dry_run:
+            changed = self._events.queue_again(others, time.time())
         refused = []
         for event in rejected:
             try:
-                changed += self._events.take_in(self._acceptor.read_again(event))
+                accepted = self._acceptor.read_again(event)
             except RefusedError as refusal:
                 refused.append(f"{event.id}: {refusal}")
-        log.info("replayed", extra={"action": "replayed", "status": changed})
+                continue
+            if not dry_run:
+                changed += self._events.take_in(accepted)
+        if changed:
+            log.info("%s events replayed", changed, extra={"action": "replayed"})
         return Done(len(batch), changed, tuple(refused))

@@ -49,14 +49,16 @@ class Expire:
 def next_step(queue: Sequence[QueuedWrite], now: float) -> Call | Wait | Expire:
     """What is next for a customer whose waiting writes, oldest first, are *queue*."""
     head = queue[0]
-    if head.next_at > now:
-        return Wait(head.next_at)
-    if head.intent:
-        settled = head.intent.get("at", 0.0) + SETTLED
+    # What is in doubt comes first, also if it was replayed: else its counts would be mixed up.
+    doubtful = next((write for write in queue if write.intent), None)
+    if (doubtful or head).next_at > now:
+        return Wait((doubtful or head).next_at)
+    if doubtful and doubtful.intent:
+        settled = doubtful.intent.get("at", 0.0) + SETTLED
         if now < settled:
             return Wait(settled)
-        # In doubt: settled with exactly the writes that were sent.
-        again = [write for write in queue if write.intent == head.intent]
+        # Settled with exactly the writes that were sent.
+        again = [write for write in queue if write.intent == doubtful.intent]
         return _call(again, now)
     run_out = tuple(write for write in queue if write.expires_at <= now)
     if run_out:

@@ -35,6 +35,7 @@ events = sa.Table(
     sa.Column("dedupe", sa.String(64), unique=True),
     sa.Column("key_name", sa.Text, nullable=False),
     sa.Column("request_id", sa.Text, nullable=False),
+    sa.Column("idempotency_key", sa.Text),
     sa.Column("content_type", sa.Text, nullable=False),
     sa.Column("body", sa.LargeBinary, nullable=False),
     sa.Column("reason", sa.Text, nullable=False),
@@ -55,6 +56,7 @@ writes = sa.Table(
     sa.Column("reason", sa.Text, nullable=False),
     sa.Column("intent", sa.JSON(none_as_null=True)),
     sa.Column("uncertain", sa.Boolean, nullable=False),
+    sa.Column("unknown", sa.Boolean, nullable=False),
     sa.Column("done_at", sa.Float),
     sqlite_autoincrement=True,
 )
@@ -91,7 +93,7 @@ DEAD: sa.ColumnElement[str] = sa.literal_column("'dead'")
 for name, columns in {
     "writes_due": (writes.c.next_at, writes.c.seq),
     "writes_waiting": (writes.c.customer, writes.c.seq),
-    "writes_oldest": (writes.c.accepted_at,),
+    "writes_oldest": (writes.c.unknown, writes.c.accepted_at),
 }.items():
     sa.Index(name, *columns, sqlite_where=writes.c.state == QUEUED)
 sa.Index("writes_dead", writes.c.seq, sqlite_where=writes.c.state == DEAD)

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,8 @@ class NewEvent:
     state: State = State.QUEUED
     reason: str = ""
     writes: tuple[TagWrite, ...] = ()
+    ignored: tuple[str, ...] = ()
+    idempotency_key: str | None = None
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,8 @@ class Finished:
         state: ``queued`` means: try again at *next_at*.
         counted: whether the try counts against the limit of tries.
         intent: kept on the writes if the call may have worked, else ``None``.
+        intent_stands: leave the intent as it is stored.
+        unknown: SessionM does not know the customer yet.
     """
 
     writes: tuple[QueuedWrite, ...]
@@ -77,12 +81,17 @@ class Finished:
     next_at: float = 0.0
     counted: bool = True
     intent: Mapping[str, Any] | None = None
+    intent_stands: bool = False
     uncertain: bool = False
+    unknown: bool = False
 
 
 @dataclass(frozen=True)
 class Backlog:
-    """The queue at a glance: numbers of writes, and when the oldest waiting was accepted."""
+    """The queue at a glance: numbers of writes, and when the oldest waiting was accepted.
+
+    Those that wait for their customer to be created are not late, and so never the oldest.
+    """
 
     queued: int
     oldest_at: float | None
@@ -118,8 +127,8 @@ class Store:
             known = dict(found.all())
         return {e.id: known[e.dedupe] for e in new if e.id not in stored}
 
-    def due(self, now: float, limit: int, busy: Collection[str]) -> dict[str, list[QueuedWrite]]:
-        """The waiting writes, in order, of up to *limit* customers with one that is due.
+    def due(self, now: float, limit: int, busy: Collection[str]) -> list[str]:
+        """The customers (by key) with a write that is due, the longest due first.
 
         Args:
             now: the time.
@@ -134,26 +143,37 @@ class Store:
         )
         if busy:
             ready = ready.where(writes.c.customer.not_in(busy))
+        if not limit:
+            return []
         with self.database.read() as connection:
-            customers = dict.fromkeys(connection.execute(ready).scalars())
-            waiting: dict[str, list[QueuedWrite]] = {customer: [] for customer in customers}
-            for write in self._waiting(connection, customers):
-                waiting[write.customer].append(write)
-        return waiting
+            return list(dict.fromkeys(connection.execute(ready).scalars()))
 
     def waiting(self, customer: str) -> list[QueuedWrite]:
-        """The writes of one *customer* that are accepted and not delivered, in order."""
+        """The oldest writes of *customer* that are accepted and not delivered, in order."""
+        chosen = _QUEUED_WRITE.where(writes.c.customer == customer).limit(MOST_OF_ONE)
         with self.database.read() as connection:
-            return list(self._waiting(connection, [customer]))
+            return [
+                QueuedWrite(**{**row, "tags": tuple(row["tags"])})
+                for row in connection.execute(chosen).mappings()
+            ]
 
-    def _waiting(
-        self, connection: sa.Connection, customers: Iterable[str]
-    ) -> Iterator[QueuedWrite]:
-        """The oldest waiting writes of each of *customers*, in order."""
-        for customer in customers:
-            chosen = _QUEUED_WRITE.where(writes.c.customer == customer).limit(MOST_OF_ONE)
-            for row in connection.execute(chosen).mappings():
-                yield QueuedWrite(**{**row, "tags": tuple(row["tags"])})
+    def still_there(self, seqs: Sequence[int]) -> bool:
+        """Whether any of these writes is stored; they go when their customer is erased."""
+        chosen = sa.select(writes.c.seq).where(writes.c.seq.in_(seqs)).limit(1)
+        with self.database.read() as connection:
+            return connection.execute(chosen).first() is not None
+
+    def counted_since(self, customer: str, then: float) -> list[str]:
+        """The counters of *customer* that were delivered after *then*, one entry for each time."""
+        chosen = (
+            sa.select(writes.c.tags)
+            .join(events, events.c.id == writes.c.event_id)
+            .where(events.c.customer == customer, writes.c.customer == customer)
+            .where(writes.c.ttl.is_(None), writes.c.state == State.DELIVERED.value)
+            .where(writes.c.done_at > then)
+        )
+        with self.database.read() as connection:
+            return [tag for tags in connection.execute(chosen).scalars() for tag in tags]
 
     def intend(self, seqs: Sequence[int], intent: Mapping[str, Any]) -> None:
         """Note down what a counter's call is about to do, before it is sent."""
@@ -194,7 +214,9 @@ class Store:
         """How much waits, since when, and how much is dead."""
         queued = sa.select(sa.func.count()).select_from(writes).where(writes.c.state == QUEUED)
         dead = sa.select(sa.func.count()).select_from(writes).where(writes.c.state == DEAD)
-        oldest = sa.select(sa.func.min(writes.c.accepted_at)).where(writes.c.state == QUEUED)
+        oldest = sa.select(sa.func.min(writes.c.accepted_at)).where(
+            writes.c.state == QUEUED, writes.c.unknown == sa.false()
+        )
         with self.database.read() as connection:
             return Backlog(
                 queued=connection.execute(queued).scalar_one(),
@@ -264,6 +286,7 @@ def _event_row(event: NewEvent) -> dict[str, Any]:
         "dedupe": event.dedupe,
         "key_name": event.key_name,
         "request_id": event.request_id,
+        "idempotency_key": event.idempotency_key,
         "content_type": event.content_type,
         "body": event.body,
         "reason": event.reason,
@@ -292,6 +315,7 @@ def _write_rows(event: NewEvent) -> Iterable[dict[str, Any]]:
             "reason": "",
             "intent": None,
             "uncertain": False,
+            "unknown": False,
         }
 
 
@@ -306,20 +330,23 @@ def _postpone(connection: sa.Connection, customer: str, until: float) -> None:
 def _record(connection: sa.Connection, result: Finished) -> None:
     seqs = [write.seq for write in result.writes]
     waits = result.state is State.QUEUED
-    updated = connection.execute(
-        writes.update()
-        .where(writes.c.seq.in_(seqs))
-        .returning(writes.c.seq)
-        .values(
-            state=result.state.value,
-            attempts=writes.c.attempts + int(result.counted),
-            reason=result.error,
-            intent=dict(result.intent) if result.intent else None,
-            uncertain=writes.c.uncertain | result.uncertain,
-            done_at=None if waits else result.at,
-            **({"next_at": result.next_at} if waits else {}),
-        )
-    )
+    values: dict[str, Any] = {
+        "state": result.state.value,
+        "attempts": writes.c.attempts + int(result.counted),
+        "reason": result.error,
+        "uncertain": writes.c.uncertain | result.uncertain,
+        "unknown": result.unknown,
+        "done_at": None if waits else result.at,
+    }
+    if not result.intent_stands:
+        values["intent"] = dict(result.intent) if result.intent else None
+    if waits:
+        values["next_at"] = result.next_at
+    ended = writes.update().where(writes.c.seq.in_(seqs)).returning(writes.c.seq)
+    if result.state is not State.DELIVERED:
+        # Discarded while the call was under way: that stands, unless SessionM has it.
+        ended = ended.where(writes.c.state == QUEUED)
+    updated = connection.execute(ended.values(**values))
     # A write whose customer was erased meanwhile has no story any more.
     kept = updated.scalars().all()
     if not kept:

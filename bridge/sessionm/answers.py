@@ -5,6 +5,7 @@ Only the body says whether a call worked: HTTP 200 may carry ``"status":"error"`
 """
 
 import json
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -149,8 +150,9 @@ def retry_after(value: str | None, now: float) -> float | None:
     """Seconds to wait by a ``Retry-After`` header, seconds or a date (RFC 9110 10.2.3)."""
     if not value:
         return None
-    if value.strip().isdecimal():
-        return float(value)
+    first = value.split(",")[0].strip()
+    if re.fullmatch(r"[0-9]{1,12}(\.[0-9]{1,9})?", first):
+        return float(first)
     try:
         when = parsedate_to_datetime(value)
     except (ValueError, OverflowError):

@@ -17,8 +17,9 @@ from bridge.sessionm.answers import SessionMError
 FAILURES_IN_A_ROW = 5
 FIRST_WAIT, LONGEST_WAIT = 1.0, 15.0
 
-# Failures in a row; open until (seconds since the epoch, 0 is closed); the present wait.
-_STATE = struct.Struct("<ddd")
+# Failures in a row; open until (seconds since the epoch, 0 is closed); the present wait; when
+# the last call ended.
+_STATE = struct.Struct("<dddd")
 _PLACES = {"core": 0, "connect": _STATE.size}
 _SIZE = len(_PLACES) * _STATE.size
 
@@ -43,35 +44,42 @@ class Breakers:
 
     def saw(self, system: str, error: SessionMError | None) -> None:
         """Take note of how a call to *system* ended: ``None`` is success."""
-        failures, until, wait = self._read(system)
+        failures, until, wait, _ended_at = self._read(system)
+        now = self._now()
         if error is None or not error.is_outage:
-            if failures:
-                self._write(system, 0, 0, 0)
+            self._write(system, 0, 0, 0, now)
             return
         failures += 1
         if failures >= FAILURES_IN_A_ROW:
             wait = min(LONGEST_WAIT, wait * 2 or FIRST_WAIT)
-            until = self._now() + wait
-        self._write(system, failures, until, wait)
+            until = now + wait
+        self._write(system, failures, until, wait, now)
+
+    def state(self, system: str) -> str:
+        """``up``, ``failing`` (the last call found it away), ``down`` (open) or ``unknown``."""
+        failures, until, _wait, ended_at = self._read(system)
+        if not ended_at:
+            return "unknown"
+        return "down" if until else "failing" if failures else "up"
 
     def allows(self, system: str) -> bool:
         """Whether a call to *system* may be made; if it is open, a yes makes you the probe."""
-        failures, until, wait = self._read(system)
+        failures, until, wait, ended_at = self._read(system)
         now = self._now()
         # A clock that was set back must not keep it open.
         if not until or until - now > LONGEST_WAIT:
             return True
         if now < until:
             return False
-        self._write(system, failures, now + wait, wait)
+        self._write(system, failures, now + wait, wait, ended_at)
         return True
 
     def close(self) -> None:
         self._map.close()
 
-    def _read(self, system: str) -> tuple[float, float, float]:
-        failures, until, wait = _STATE.unpack_from(self._map, _PLACES[system])
-        return failures, until, wait
+    def _read(self, system: str) -> tuple[float, float, float, float]:
+        failures, until, wait, ended_at = _STATE.unpack_from(self._map, _PLACES[system])
+        return failures, until, wait, ended_at
 
-    def _write(self, system: str, failures: float, until: float, wait: float) -> None:
-        _STATE.pack_into(self._map, _PLACES[system], failures, until, wait)
+    def _write(self, system: str, *state: float) -> None:
+        _STATE.pack_into(self._map, _PLACES[system], *state)

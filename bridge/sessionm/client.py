@@ -150,6 +150,13 @@ def encode_path(segments: Sequence[str]) -> str:
     return "".join("/" + quote(segment, safe="") for segment in segments)
 
 
+class _Session(requests.Session):
+    """A session to which a redirect is an answer like any other, neither followed nor read."""
+
+    def get_redirect_target(self, resp: requests.Response) -> str | None:  # noqa: ARG002
+        return None
+
+
 class _Endpoint:
     """One of SessionM's hosts: base URL, credentials, connections."""
 
@@ -161,7 +168,7 @@ class _Endpoint:
             "Accept": "application/json",
             "Content-Type": "application/json",
         }
-        self.session = requests.Session()
+        self.session = _Session()
         # What trust_env looks up at every call (0.5 ms) is looked up once.
         self.session.proxies.update(
             {} if should_bypass_proxies(base_url, None) else get_environ_proxies(base_url)
@@ -192,8 +199,14 @@ class _Endpoint:
             ):
                 answer = _read(response)
                 return read_answer(response.status_code, response.headers, answer, time.time())
+        except SessionMError:
+            raise
         except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
             raise _failure(error) from error
+        except Exception as error:
+            # Whatever an answer can make the libraries raise is no fault of ours.
+            told = f"the answer cannot be read: {type(error).__name__}"
+            raise SessionMError(Meaning.GARBLED, told) from error
 
 
 def _read(response: requests.Response) -> bytes:

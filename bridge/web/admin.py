@@ -1,5 +1,6 @@
 """The admin API behind the dashboard: events, delivery, cache."""
 
+import re
 import time
 from typing import Any
 
@@ -7,11 +8,12 @@ from flask import Blueprint, Response, current_app, jsonify, request
 
 from bridge.customer import Customer
 from bridge.fields import FieldError, identifier
-from bridge.intake.payload import MAX_BODY, read_fields
+from bridge.intake.payload import read_fields
 from bridge.outbox.events import MOST_A_PAGE, PAGE, read_filter
 from bridge.outbox.operator import Done
 from bridge.parts import parts_of
 from bridge.web.auth import scope
+from bridge.web.body import read_body
 from bridge.web.errors import error
 
 bp = Blueprint("admin", __name__, url_prefix="/api")
@@ -58,7 +60,7 @@ def replay_events() -> Response:
         matched=done.matched,
         replayed=done.changed,
         dry_run=dry_run,
-        refused=done.refused,
+        refused=done.refused[:10],
     )
 
 
@@ -89,7 +91,7 @@ def forget_lookups() -> Response:
 
 
 def _body() -> dict[str, Any]:
-    body = request.stream.read(MAX_BODY + 1)
+    body = read_body()
     return read_fields(body, "application/json") if body else {}
 
 
@@ -103,7 +105,7 @@ def _flag(given: dict[str, Any], name: str) -> bool:
 def _limit(value: str | None) -> int:
     if value is None:
         return PAGE
-    if not (value.isascii() and value.isdecimal() and 1 <= int(value[:9]) <= MOST_A_PAGE):
+    if not (re.fullmatch("[0-9]{1,9}", value) and 1 <= int(value) <= MOST_A_PAGE):
         raise FieldError("limit", f"must be a whole number from 1 to {MOST_A_PAGE}")
     return int(value)
 

@@ -104,7 +104,9 @@ def install(app: Flask, keyring: Keyring) -> None:
             return _unauthorized(wanted)
         if wanted not in scopes:
             return error(
-                403, "wrong_scope", f"This key is not one of the {wanted} keys of the bridge."
+                403,
+                "wrong_scope",
+                f"{g.key_name} is a {' and '.join(sorted(scopes))} key: use a {wanted} key here.",
             )
         return _check_address(keyring, wanted)
 
@@ -129,6 +131,17 @@ def _check_address(keyring: Keyring, wanted: Scope) -> Response | None:
     return None
 
 
+def _what_is_wrong(authorization: str, wanted: Scope) -> str:
+    kind, _, value = authorization.partition(" ")
+    if not authorization:
+        return f'The header Authorization is missing: send "Bearer " and a {wanted} key\'s secret.'
+    if kind.lower() not in {"bearer", "basic"}:
+        return 'The header Authorization must begin with "Bearer " or "Basic ", then the key.'
+    if kind.lower() == "bearer" and ":" in value:
+        return "The header Authorization must be Bearer and the secret alone, without its name."
+    return f"The header Authorization holds no {wanted} key of the bridge: wrong, or withdrawn."
+
+
 def _unauthorized(wanted: Scope) -> Response:
     asked = (
         'Basic realm="bridge", charset="UTF-8"'
@@ -138,7 +151,6 @@ def _unauthorized(wanted: Scope) -> Response:
     return error(
         401,
         "unauthorized",
-        f"The Authorization header is missing or holds no {wanted} key of the bridge: "
-        "send Bearer SECRET, or Basic with the key's name and secret.",
+        _what_is_wrong(request.headers.get("Authorization", ""), wanted),
         **{"WWW-Authenticate": asked},
     )

@@ -6,11 +6,12 @@ from typing import Any
 from flask import Blueprint, Response, current_app, request
 
 from bridge.fields import FieldError
-from bridge.intake.payload import MAX_BODY, RefusedError, read_fields
+from bridge.intake.payload import RefusedError, read_fields
 from bridge.lookups.customer import Answer
 from bridge.lookups.query import Query, read_query
 from bridge.parts import parts_of
 from bridge.web.auth import scope
+from bridge.web.body import read_body
 
 bp = Blueprint("content", __name__, url_prefix="/connected-content")
 
@@ -58,7 +59,7 @@ def _from_url() -> Mapping[str, Any]:
 def _from_body() -> Mapping[str, Any]:
     if request.method != "POST":
         return {}
-    body = request.stream.read(MAX_BODY + 1)
+    body = read_body()
     if not body:
         return {}
     try:

@@ -6,11 +6,12 @@ from flask import Blueprint, Response, current_app, jsonify, request
 
 from bridge.customer import Customer, CustomerKind
 from bridge.fields import FieldError, identifier, required
-from bridge.intake.payload import MAX_BODY, RefusedError, as_sent, read_fields
+from bridge.intake.payload import RefusedError, as_sent, read_fields
 from bridge.lookups.cache import Served, UnavailableError
 from bridge.parts import parts_of
-from bridge.sessionm.answers import SessionMError
+from bridge.sessionm.answers import Meaning, SessionMError
 from bridge.web.auth import scope
+from bridge.web.body import read_body
 from bridge.web.errors import error
 from bridge.web.webhooks import arrival
 
@@ -78,16 +79,14 @@ def batch(api_key: str) -> Response:
     try:
         return jsonify(parts_of(current_app).sessionm.submit_batch(job, BATCH_TIMEOUT))
     except SessionMError as failure:
-        if failure.code:
-            return error(failure.status, failure.code, str(failure))
+        if failure.meaning is Meaning.REFUSED:
+            return error(failure.status, failure.code.lower(), str(failure))
         return error(502, "sessionm_unavailable", f"SessionM did not take the job: {failure}.")
 
 
 def _fields() -> dict[str, object]:
     try:
-        return read_fields(
-            request.stream.read(MAX_BODY + 1), request.headers.get("Content-Type", "")
-        )
+        return read_fields(read_body(), request.headers.get("Content-Type", ""))
     except RefusedError as refusal:
         raise RefusedError(min(refusal.status, 415), refusal.code, str(refusal)) from None
 

@@ -2,7 +2,7 @@
 
 import logging
 
-from flask import Flask, Response, jsonify
+from flask import Flask, Response, jsonify, request
 from werkzeug.exceptions import HTTPException
 
 from bridge.database import StoreUnavailableError
@@ -65,11 +65,20 @@ def _unavailable(_unavailable: StoreUnavailableError) -> Response:
 def _http(exception: HTTPException) -> Response:
     status = exception.code or 500
     name = exception.name.lower().replace(" ", "_")
-    response = error(status, name, exception.description or exception.name)
-    allowed = getattr(exception, "valid_methods", None)
+    allowed = sorted(getattr(exception, "valid_methods", None) or ())
+    message = _MESSAGES.get(status, exception.description or exception.name)
     if allowed:
-        response.headers["Allow"] = ", ".join(sorted(allowed))
+        message = f"{request.method} is not for this path: choose {' or '.join(allowed)}."
+    response = error(status, name, message)
+    if allowed:
+        response.headers["Allow"] = ", ".join(allowed)
     return response
+
+
+_MESSAGES = {
+    404: "There is nothing at this path. Webhooks go to /webhooks/braze, Connected Content to "
+    "/connected-content/tags, /offers or /customer.",
+}
 
 
 def _fault(exception: Exception) -> Response:

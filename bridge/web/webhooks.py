@@ -1,21 +1,24 @@
 """`POST /webhooks/braze`: a webhook is stored, then answered."""
 
+import threading
 import time
 
 from flask import Blueprint, Response, current_app, g, jsonify, request
 
 from bridge.customer import Customer
 from bridge.fields import FieldError
-from bridge.intake.payload import MAX_BODY
 from bridge.outbox.accept import Arrival, Receipt
 from bridge.outbox.schema import State
 from bridge.parts import Parts, parts_of
 from bridge.web.auth import scope
+from bridge.web.body import read_body
 
 bp = Blueprint("webhooks", __name__)
 
 LONGEST_WAIT = 60
 PEEK = 0.05
+# More than so many at once would leave too few threads for everything else.
+_waiters = threading.BoundedSemaphore(16)
 
 
 @bp.post("/webhooks/braze")
@@ -26,16 +29,16 @@ def braze() -> tuple[Response, int]:
     receipt = parts.acceptor.accept(arrival())
     if receipt.duplicate:
         return jsonify(status="duplicate", id=receipt.id), 200
-    if wait and _delivered(parts, receipt, wait):
+    if wait and _waited(parts, receipt, wait):
         tags = parts.lookups.last_tags(receipt.customer)
         return jsonify(status="delivered", id=receipt.id, tags=tags), 200
     return jsonify(_accepted(receipt)), 202
 
 
 def arrival(path_customer: Customer | None = None) -> Arrival:
-    """The current request, its body read no further than needed to see that it is too large."""
+    """The current request as the outbox takes it."""
     return Arrival(
-        body=request.stream.read(MAX_BODY + 1),
+        body=read_body(),
         content_type=request.headers.get("Content-Type", ""),
         idempotency_key=request.headers.get("Idempotency-Key"),
         key_name=g.key_name,
@@ -64,12 +67,21 @@ def _wait() -> int:
     ]
     asked = request.args.get("wait", preferred[0] if preferred else "0")
     if not (asked.isascii() and asked.isdecimal()):
-        raise FieldError("wait", f"must be a whole number of seconds up to {LONGEST_WAIT}")
+        raise FieldError("wait", "must be a whole number of seconds")
     return min(LONGEST_WAIT, int(asked[:4]))
 
 
 def _preferences() -> list[str]:
     return request.headers.get("Prefer", "").replace(";", ",").split(",")
+
+
+def _waited(parts: Parts, receipt: Receipt, seconds: int) -> bool:
+    if not _waiters.acquire(blocking=False):
+        return False
+    try:
+        return _delivered(parts, receipt, seconds)
+    finally:
+        _waiters.release()
 
 
 def _delivered(parts: Parts, receipt: Receipt, seconds: int) -> bool:
