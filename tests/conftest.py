@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -106,7 +107,7 @@ class Service:
         self._environ = {**_clean_environment(), **environ}
         self._folder = folder
         self._arguments = arguments
-        given = dict(zip(arguments, arguments[1:], strict=False))
+        given = dict(pairwise(arguments))
         self._workers = int(given.get("--workers", 2))
         self.process: subprocess.Popen[bytes] | None = None
 
