@@ -15,11 +15,16 @@ from bridge.sessionm.sandbox import SandboxServer
 from tests.conftest import ALICE, MakeService, Service, eventually
 
 
+def need_root(to: str) -> None:
+    """Skip on a user's machine what only root can try; the checks of a change skip nothing."""
+    if os.geteuid() != 0:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"{to} needs root")
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of eight megabytes."""
-    if os.geteuid() != 0:
-        pytest.skip("mounting a small file system needs root")
+    need_root("mounting a small file system")
     folder = tmp_path / "disk"
     folder.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "none", folder], check=True)
@@ -162,3 +167,28 @@ def test_a_file_that_is_taken_away_is_not_written_to_any_more(
     sandbox.sandbox.set_faults({})
     service.start()
     eventually(lambda: "braze_campaign_c1" in tags_of(sandbox), 30)
+
+
+@pytest.fixture
+def read_only(tmp_path: Path) -> Iterator[Path]:
+    """The database file, which may be read and not written until it is unmounted."""
+    need_root("mounting a file read-only")
+    path = tmp_path / "bridge.db"
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA journal_mode=WAL")
+    subprocess.run(["mount", "--bind", path, path], check=True)
+    subprocess.run(["mount", "-o", "remount,ro,bind", path], check=True)
+    yield path
+    subprocess.run(["umount", path], check=False, stderr=subprocess.DEVNULL)
+
+
+def test_a_file_that_may_not_be_written_is_503_until_it_may(
+    read_only: Path, make_service: MakeService, sandbox: SandboxServer
+) -> None:
+    service = make_service(wait=False)
+    eventually(lambda: healthz(service), 20)
+    assert send(service, 1) == 503
+    assert "readonly" in " ".join(service.health()["reasons"])
+    subprocess.run(["umount", read_only], check=True)
+    eventually(lambda: send(service, 2) == 202)
+    eventually(lambda: "braze_campaign_c2" in tags_of(sandbox), 30)
