@@ -51,6 +51,16 @@ def eventually(look: Callable[[], T], seconds: float = 10.0) -> T:
     return found
 
 
+def send(client: FlaskClient, **fields: Any) -> str:
+    """Send a webhook, ALICE's unless it says otherwise, that must be accepted; its event's id."""
+    answer = client.post(
+        "/webhooks/braze", json={"user_id": ALICE, **fields}, headers=bearer("webhook")
+    )
+    assert answer.status_code == 202, answer.get_json()
+    event_id: str = answer.get_json()["id"]
+    return event_id
+
+
 def environment(sandbox_url: str, folder: Path, **more: str) -> dict[str, str]:
     """Settings for a bridge in *folder* that talks to the sandbox."""
     return {
@@ -131,6 +141,14 @@ class Service:
         assert self.process
         self.process.terminate()
         return self.process.wait(35)
+
+    def workers(self) -> list[int]:
+        """The process ids of gunicorn's workers."""
+        assert self.process
+        master = self.process.pid
+        return [
+            int(pid) for pid in Path(f"/proc/{master}/task/{master}/children").read_text().split()
+        ]
 
     def kill(self) -> None:
         """Kill -9 of the master and all workers at once."""

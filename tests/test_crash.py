@@ -90,12 +90,6 @@ class Traffic:
                 return
 
 
-def workers(service: Service) -> list[int]:
-    assert service.process
-    master = service.process.pid
-    return [int(pid) for pid in Path(f"/proc/{master}/task/{master}/children").read_text().split()]
-
-
 def test_kills_at_random_instants_lose_and_double_nothing(
     make_service: MakeService, sandbox: SandboxServer
 ) -> None:
@@ -112,7 +106,7 @@ def test_kills_at_random_instants_lose_and_double_nothing(
                 service.kill()
                 service.start()
             else:
-                os.kill(chance.choice(workers(service)), signal.SIGKILL)
+                os.kill(chance.choice(service.workers()), signal.SIGKILL)
     assert traffic.unexpected == []
     assert sum(traffic.sent.values()) > ROUNDS * 10
     eventually(lambda: service.health()["checks"]["delivery"]["queued"] == 0, 90)

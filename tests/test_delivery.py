@@ -9,7 +9,7 @@ from flask.testing import FlaskClient
 from bridge.outbox.schema import State
 from bridge.parts import Parts, parts_of
 from bridge.sessionm.sandbox import SandboxServer
-from tests.conftest import ALICE, MakeApp, bearer, eventually
+from tests.conftest import ALICE, MakeApp, bearer, eventually, send
 
 
 class Bridge:
@@ -21,12 +21,7 @@ class Bridge:
         self.client: FlaskClient = app.test_client()
 
     def send(self, **fields: Any) -> str:
-        answer = self.client.post(
-            "/webhooks/braze", json={"user_id": ALICE, **fields}, headers=bearer("webhook")
-        )
-        assert answer.status_code == 202, answer.get_json()
-        event_id: str = answer.get_json()["id"]
-        return event_id
+        return send(self.client, **fields)
 
     def ends_as(self, event_id: str, state: State) -> bool:
         return bool(eventually(lambda: self.parts.store.state_of(event_id) is state))

@@ -99,16 +99,9 @@ def test_a_file_that_may_not_grow_is_503_until_it_may(
 
 def limit_file_size(service: Service, size: str) -> None:
     """Let no process of *service* write beyond *size* of any file (RLIMIT_FSIZE)."""
-    for pid in processes(service):
-        subprocess.run(["prlimit", f"--fsize={size}:", "--pid", str(pid)], check=True)
-
-
-def processes(service: Service) -> list[int]:
-    """The master and its workers."""
     assert service.process
-    master = service.process.pid
-    children = Path(f"/proc/{master}/task/{master}/children").read_text().split()
-    return [master, *map(int, children)]
+    for pid in (service.process.pid, *service.workers()):
+        subprocess.run(["prlimit", f"--fsize={size}:", "--pid", str(pid)], check=True)
 
 
 def test_a_database_that_is_locked_for_long_is_503_and_then_goes_on(

@@ -15,24 +15,14 @@ from typing import Any
 
 import pytest
 import requests
-from flask.testing import FlaskClient
 
 from bridge.customer import Customer
 from bridge.outbox.schema import State
 from bridge.parts import Parts, parts_of
 from bridge.sessionm.sandbox import SandboxServer
-from tests.conftest import ALICE, KEYS, MakeApp, MakeService, bearer, eventually
+from tests.conftest import ALICE, KEYS, MakeApp, MakeService, bearer, eventually, send
 
 ADMIN = bearer("admin")
-
-
-def send(client: FlaskClient, **fields: Any) -> str:
-    answer = client.post(
-        "/webhooks/braze", json={"user_id": ALICE, **fields}, headers=bearer("webhook")
-    )
-    assert answer.status_code == 202, answer.get_json()
-    event_id: str = answer.get_json()["id"]
-    return event_id
 
 
 def ends_as(parts: Parts, event_id: str, state: State, seconds: float = 20) -> None:

@@ -76,18 +76,12 @@ def test_when_the_process_that_fetches_is_killed_another_takes_over(
 def holder_of_the_flight(service: Service) -> int:
     """The process that holds a lock beyond the named ones, as the kernel tells."""
     locks = Path("/proc/locks").read_text().splitlines()
-    workers = set(children(service))
+    workers = set(service.workers())
     for line in locks:
         fields = line.split()
         if int(fields[4]) in workers and int(fields[6]) >= 1024:
             return int(fields[4])
     raise AssertionError(locks)
-
-
-def children(service: Service) -> list[int]:
-    assert service.process
-    master = service.process.pid
-    return [int(pid) for pid in Path(f"/proc/{master}/task/{master}/children").read_text().split()]
 
 
 def test_after_a_delivered_write_no_worker_serves_the_older_tags(

@@ -14,18 +14,9 @@ from werkzeug.test import TestResponse
 from bridge.outbox.schema import State
 from bridge.parts import parts_of
 from bridge.sessionm.sandbox import SandboxServer
-from tests.conftest import ALICE, MakeApp, bearer, environment, eventually
+from tests.conftest import ALICE, MakeApp, bearer, environment, eventually, send
 
 ADMIN = bearer("admin")
-
-
-def send(client: FlaskClient, **fields: Any) -> str:
-    answer = client.post(
-        "/webhooks/braze", json={"user_id": ALICE, **fields}, headers=bearer("webhook")
-    )
-    assert answer.status_code == 202, answer.get_json()
-    event_id: str = answer.get_json()["id"]
-    return event_id
 
 
 def listed(client: FlaskClient, **filters: Any) -> list[dict[str, Any]]:
