@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 from typing import NoReturn
 
 MAX_TEXT = 255
+# Of JSON: nobody means more, and recursion ends somewhere.
+MAX_DEPTH = 100
 MAX_TTL = 10 * 365 * 86400
 
 # Spaces of all kinds, and what is none for Python: byte order mark and zero-width space.
@@ -151,6 +153,21 @@ def instant(value: object) -> float | None:
         return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
     except (ValueError, OverflowError):
         return None
+
+
+def deeper_than(value: object, levels: int) -> bool:
+    """Whether JSON is nested deeper than that; without recursion, which has a limit of its own."""
+    level: list[object] = [value]
+    for _ in range(levels):
+        level = [
+            inner
+            for one in level
+            if isinstance(one, dict | list)
+            for inner in (one.values() if isinstance(one, dict) else one)
+        ]
+        if not level:
+            return False
+    return True
 
 
 def _no_duration() -> NoReturn:

@@ -79,7 +79,7 @@ def build(settings: Settings, rules: Rules | None = None) -> Parts:
 
     def observe(call: Call) -> None:
         sessionm_health.saw(call)
-        breakers.saw(call.system, call.error)
+        breakers.saw(call.system, call.error, time.time() - call.seconds)
 
     sessionm = build_sessionm(settings, observe)
     store, events = Store(database), Events(database)
@@ -112,7 +112,7 @@ def build(settings: Settings, rules: Rules | None = None) -> Parts:
             concurrency=settings.bridge_delivery_concurrency,
             max_tries=settings.bridge_max_attempts,
         ),
-        on_delivered=lookups.customer_changed,
+        on_write=lookups.tag_write,
         clean=lambda: _clean(events, cache, settings, freshness),
     )
     acceptor = Acceptor(

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import requests
+from flask.testing import FlaskClient
 
 from bridge.customer import Customer
 from bridge.outbox.schema import State
@@ -289,3 +290,88 @@ def test_a_port_that_is_taken_stops_the_start_with_one_line(make_service: MakeSe
     assert second.process
     assert second.process.wait(20) == 1
     assert "--bind" in second.log.read_text().strip().splitlines()[-1]
+
+
+def names(client: FlaskClient, **whose: str) -> set[str]:
+    answer = client.get(
+        "/connected-content/tags", query_string=whose, headers=bearer("content")
+    ).get_json()
+    assert answer["status"] == "ok", answer
+    return set(answer["names"])
+
+
+def test_answers_that_cross_do_not_bring_older_tags_back(
+    make_app: MakeApp, sandbox: SandboxServer
+) -> None:
+    """A write under one identifier is answered late; one under the other overtakes it."""
+    app = make_app(deliver=True)
+    client = app.test_client()
+    client.get("/connected-content/customer?external_id=loyal-1001", headers=bearer("content"))
+    sandbox.sandbox.set_faults({"hang_after": 1, "match": f"POST .*{ALICE}", "times": 1})
+    slow = send(client, tags=["a"], ttl=600)
+    eventually(lambda: "a" in sandbox.sandbox.tags(ALICE))
+    fast = send(client, user_id="", external_id="loyal-1001", tags=["b"], ttl=600)
+    for event in (fast, slow):
+        ends_as(parts_of(app), event, State.DELIVERED)
+    assert names(client, user_id=ALICE) >= {"a", "b"}
+    assert names(client, external_id="loyal-1001") >= {"a", "b"}
+
+
+def test_a_forgotten_customer_is_forgotten_and_still_known_under_both_identifiers(
+    make_app: MakeApp, sandbox: SandboxServer
+) -> None:
+    app = make_app(deliver=True)
+    client = app.test_client()
+    both = ({"user_id": ALICE}, {"external_id": "loyal-1001"})
+    client.get("/connected-content/offers?external_id=loyal-1001", headers=bearer("content"))
+    for whose in both:
+        assert "vip" in names(client, **whose)
+    sandbox.sandbox.put_customer(
+        {"user_id": ALICE, "external_id": "loyal-1001", "tags": {"new": 1}}
+    )
+    client.delete(f"/api/cache?user_id={ALICE}", headers=ADMIN)
+    for whose in both:
+        assert names(client, **whose) == {"new"}
+    ends_as(parts_of(app), send(client, tags=["later"], ttl=600), State.DELIVERED)
+    for whose in both:
+        assert names(client, **whose) == {"new", "later"}
+
+
+@pytest.mark.parametrize(
+    "user", [None, [], {}, {"id": {"x": 1}}, {"id": True}, {"id": " "}], ids=str
+)
+def test_a_profile_without_an_id_is_a_failure_and_not_remembered(
+    make_app: MakeApp, user: Any
+) -> None:
+    profile = {"status": "ok", "user": user}
+    with scripted([profile, {"status": "ok", "user": {"id": ALICE}}]) as server:
+        client = make_app(SESSIONM_CORE_URL=url_of(server)).test_client()
+        path = "/connected-content/offers?external_id=loyal-1001"
+        broken = client.get(path, headers=bearer("content")).get_json()
+        assert broken["status"] == "unavailable"
+        assert client.get(path, headers=bearer("content")).get_json()["count"] == 4
+
+
+def test_a_blip_is_over_soon_after_it_is_over(
+    make_service: MakeService, sandbox: SandboxServer
+) -> None:
+    service = make_service()
+    sandbox.sandbox.set_faults({"latency_ms": 200, "drop": "before", "times": 12})
+    with ThreadPoolExecutor(12) as pool:
+        list(pool.map(lambda n: service.lookup("tags", user_id=f"u{n}"), range(12)))
+    began = time.monotonic()
+    eventually(lambda: service.lookup("tags", user_id=ALICE).json()["status"] == "ok")
+    assert time.monotonic() - began < 4
+
+
+def test_tags_nested_beyond_reason_are_no_answer(make_app: MakeApp) -> None:
+    deep: Any = []
+    for _ in range(500):
+        deep = [deep]
+    with scripted([{"status": "ok", "tags": {"n": deep}}]) as server:
+        client = make_app(SESSIONM_CORE_URL=url_of(server)).test_client()
+        for _ in range(2):
+            answer = client.get(
+                f"/connected-content/tags?user_id={ALICE}", headers=bearer("content")
+            )
+            assert (answer.status_code, answer.get_json()["status"]) == (200, "unavailable")

@@ -14,9 +14,11 @@ from urllib.parse import parse_qsl
 
 from bridge.customer import Customer, CustomerKind
 from bridge.fields import (
+    MAX_DEPTH,
     MAX_TEXT,
     FieldError,
     Whole,
+    deeper_than,
     has_liquid,
     identifier,
     required,
@@ -29,7 +31,6 @@ from bridge.fields import (
 MAX_BODY = 256 * 1024
 MAX_TAGS = 100
 MAX_FORM_FIELDS = 1000
-MAX_DEPTH = 100
 
 # Braze's placeholder in test sends of a campaign that was never sent (Braze documentation,
 # "dispatch_id").
@@ -157,27 +158,13 @@ def _json_fields(content: str) -> dict[str, Any]:
         raise RefusedError(400, "invalid_json", _explain(content, error)) from None
     except ValueError as error:
         raise RefusedError(400, "invalid_json", f"The JSON cannot be used: {error}.") from None
-    if _deeper_than(fields, MAX_DEPTH):
+    if deeper_than(fields, MAX_DEPTH):
         raise RefusedError(400, "invalid_json", "The JSON is nested too deeply.")
     if not isinstance(fields, dict):
         raise RefusedError(
             422, "not_an_object", 'The body must be a JSON object, { "user_id": "…", … }.'
         )
     return fields
-
-
-def _deeper_than(value: object, levels: int) -> bool:
-    level: list[object] = [value]
-    for _ in range(levels):
-        level = [
-            inner
-            for one in level
-            if isinstance(one, dict | list)
-            for inner in (one.values() if isinstance(one, dict) else one)
-        ]
-        if not level:
-            return False
-    return True
 
 
 def _parse(content: str) -> object:

@@ -57,16 +57,15 @@ FETCH_TIMEOUT = 5.0
 # How often a process looks whether another one has fetched.
 PEEK = 0.01
 FETCHERS = 64
+# Whoever asked for a flight that began so late has had to do without.
+STALE_FLIGHT = 2.0
 MEMORY_BYTES = 256 * 1024 * 1024
 # Measured: what an entry takes beside its body, its key and places in two dictionaries included.
 _OVERHEAD = 560
 
 
-KINDS = ("tags", "offers", "profile", "external")
-
-
 class Key(NamedTuple):
-    """What was asked, one of `KINDS`; whose (a customer's key); which variant.
+    """What was asked: tags, offers, profile or external; whose (a customer's key); which variant.
 
     ``profile`` is the user id behind an external id, ``external`` the way back.
     """
@@ -171,7 +170,9 @@ class Cache:
         self._memory_lock = threading.Lock()
         self._flights: dict[Key, Future[Entry]] = {}
         self._flights_lock = threading.Lock()
-        self._fetchers = ThreadPoolExecutor(FETCHERS, "fetcher")
+        # One pool for each of SessionM's systems: one that hangs must not hold up the other.
+        self._core = ThreadPoolExecutor(FETCHERS, "fetcher-core")
+        self._connect = ThreadPoolExecutor(FETCHERS, "fetcher-connect")
 
     def get(self, key: Key, fetch: Fetch, ages: Ages, until: float) -> Served:
         """The answer for *key*, at the latest when ``time.monotonic()`` is *until*.
@@ -211,6 +212,14 @@ class Cache:
         if ages.use(self._known(key, ages), time.time()) is not Use.FRESH:
             self._join(key, fetch, ages)
 
+    def stamp(self, key: Key) -> int:
+        """What changes whenever what is cached under *key* gets outdated."""
+        return self._stamps.get(key.kind, key.customer)
+
+    def noted(self, key: Key) -> Entry | None:
+        """What was once kept under *key*, outdated or not: identifiers stay a customer's."""
+        return self._stored(key, 0.0)
+
     def last_known(self, key: Key) -> Entry | None:
         """What was last heard, however old; SessionM is not asked."""
         return self._known(key, Ages(float("inf"), 0, 0))
@@ -237,14 +246,19 @@ class Cache:
             sa.func.instr(lookups.c.body, json.dumps(customer.id).encode()) > 0,
         )
         with self._database.write() as connection:
-            connection.execute(lookups.delete().where(theirs))
+            connection.execute(
+                lookups.delete().where(sa.or_(theirs, lookups.c.customer == customer.key))
+            )
 
     def forget(self, customer: Customer) -> None:
         """Serve nothing older than now for *customer*, in any process."""
-        for kind in KINDS:
+        for kind in ("tags", "offers", "profile"):
             self._stamps.change(kind, customer.key)
+        answers = sa.and_(
+            lookups.c.customer == customer.key, lookups.c.kind.in_(("tags", "offers"))
+        )
         with self._database.write() as connection:
-            connection.execute(lookups.delete().where(lookups.c.customer == customer.key))
+            connection.execute(lookups.delete().where(answers))
 
     def forget_before(self, then: float) -> None:
         """Drop what was fetched before *then*."""
@@ -252,7 +266,8 @@ class Cache:
             connection.execute(lookups.delete().where(lookups.c.fetched_at < then))
 
     def close(self) -> None:
-        self._fetchers.shutdown(cancel_futures=True)
+        for fetchers in (self._core, self._connect):
+            fetchers.shutdown(cancel_futures=True)
         self._database.close()
         self._stamps.close()
 
@@ -321,7 +336,9 @@ class Cache:
                 return flight
             if not self._may_ask(key.kind):
                 return None
-            flight = self._flights[key] = self._fetchers.submit(self._fly, key, fetch, ages)
+            fetchers = self._connect if key.kind == "offers" else self._core
+            flight = fetchers.submit(self._fly, key, fetch, ages, time.monotonic())
+            self._flights[key] = flight
         # Outside of the lock: if it has landed already, this is called at once, and takes it.
         flight.add_done_callback(lambda _done: self._landed(key))
         return flight
@@ -330,8 +347,10 @@ class Cache:
         with self._flights_lock:
             self._flights.pop(key, None)
 
-    def _fly(self, key: Key, fetch: Fetch, ages: Ages) -> Entry:
+    def _fly(self, key: Key, fetch: Fetch, ages: Ages, asked_at: float) -> Entry:
         """Fetch, or wait for the process that does; if it dies its lock is free at once."""
+        if time.monotonic() - asked_at > STALE_FLIGHT:
+            raise SessionMError(Meaning.UNANSWERED, "too many lookups wait for SessionM")
         number = lock_number(hashed(*key))
         until = time.monotonic() + FETCH_TIMEOUT
         while not self._database.locks.try_acquire(number):

@@ -1,6 +1,8 @@
 """What to ask SessionM for a lookup, and what is answered when."""
 
 import json
+import math
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -8,6 +10,7 @@ from hashlib import blake2b
 from typing import Any
 
 from bridge.customer import Customer, CustomerKind
+from bridge.fields import FieldError, identifier
 from bridge.lookups.cache import Ages, Cache, Fetch, Key, Served, UnavailableError
 from bridge.lookups.query import Query
 from bridge.lookups.shape import (
@@ -19,6 +22,7 @@ from bridge.lookups.shape import (
     offers_answer,
     tags_answer,
 )
+from bridge.sessionm.answers import Meaning, SessionMError
 from bridge.sessionm.client import SessionM
 
 # All of a wallet in one call, as the Braze guide to SessionM does it.
@@ -96,6 +100,8 @@ class Lookups:
         self._own_writes = own_writes
         self._braze_id = braze_id
         self._offers_on = offers_on
+        # Deliveries of one customer under two identifiers may end at the same moment.
+        self._changing = threading.Lock()
 
     def tags(self, query: Query) -> Answer:
         got = self._tags(query.customer, self._until())
@@ -128,19 +134,40 @@ class Lookups:
         """
         return self._cache.get(*self._tags_question(customer), self._until())
 
-    def customer_changed(self, customer: Customer, answer: Mapping[str, Any]) -> None:
-        """Take note of SessionM's *answer* to a tag write: all of the customer's tags now.
+    def tag_write(self, customer: Customer) -> Callable[[Mapping[str, Any]], None]:
+        """A tag write for *customer* begins.
 
-        Also under the customer's other identifier, if a lookup has found that out.
+        Returns:
+            What is to be called with SessionM's answer, all of the customer's tags now: no lookup
+            serves older ones afterwards, under whichever identifier the customer is known. If
+            something else has changed the customer meanwhile, the answer may be from before that,
+            and is not kept.
         """
-        for known_as in (customer, *self._other_names(customer)):
-            if isinstance(answer.get("tags"), dict):
-                self._cache.put(tags_key(known_as), answer)
-            else:
-                self._cache.outdate(tags_key(known_as))
+        stamps = {name: self._cache.stamp(tags_key(name)) for name in self._names(customer)}
+
+        def delivered(answer: Mapping[str, Any]) -> None:
+            names = self._names(customer)
+            with self._changing:
+                alone = all(stamps.get(n) == self._cache.stamp(tags_key(n)) for n in names)
+                for name in names:
+                    if alone and isinstance(answer.get("tags"), dict):
+                        self._cache.put(tags_key(name), answer)
+                    else:
+                        self._cache.outdate(tags_key(name))
+
+        return delivered
+
+    def forget(self, customer: Customer) -> None:
+        """Serve nothing older than now for *customer*, under each identifier that is known."""
+        for name in self._names(customer):
+            self._cache.forget(name)
+
+    def _names(self, customer: Customer) -> list[Customer]:
+        """*customer*, and the same by the other identifier if a lookup has found it out."""
+        return [customer, *self._other_names(customer)]
 
     def _other_names(self, customer: Customer) -> list[Customer]:
-        entry = self._cache.last_known(Key(_OTHER_NAME[customer.kind], customer.key))
+        entry = self._cache.noted(Key(_OTHER_NAME[customer.kind], customer.key))
         other = json.loads(entry.body).get("other") if entry else None
         kind: CustomerKind = "external_id" if customer.kind == "user_id" else "user_id"
         return [Customer(kind, other)] if other else []
@@ -198,11 +225,9 @@ class Lookups:
     def _profile(self, customer: Customer, until: float) -> _Got:
         def fetch(timeout: float) -> Mapping[str, Any]:
             # Only the id: the rest is personal data that no lookup shows.
-            user = self._sessionm.profile(customer.id, timeout).get("user")
-            user_id = str(user.get("id") or "") if isinstance(user, dict) else ""
-            if user_id:
-                back = Key("external", Customer("user_id", user_id).key)
-                self._cache.keep(back, {"other": customer.id})
+            user_id = _user_id(self._sessionm.profile(customer.id, timeout))
+            back = Key("external", Customer("user_id", user_id).key)
+            self._cache.keep(back, {"other": customer.id})
             return {"other": user_id}
 
         return self._get(Key("profile", customer.key), fetch, self._ages(PROFILE_MAX_AGE), until)
@@ -226,6 +251,25 @@ class Lookups:
         )
 
 
+def _user_id(profile: Mapping[str, Any]) -> str:
+    """The customer's id in SessionM's *profile*.
+
+    Raises:
+        SessionMError: there is none in it.
+    """
+    user = profile.get("user")
+    found = user.get("id") if isinstance(user, dict) else None
+    if isinstance(found, int) and not isinstance(found, bool):
+        found = str(found)
+    try:
+        user_id = identifier(found, "id")
+    except FieldError:
+        user_id = None
+    if user_id is None:
+        raise SessionMError(Meaning.GARBLED, "the profile has no id", status=200)
+    return user_id
+
+
 def tags_key(customer: Customer) -> Key:
     """Under which key a customer's tags are cached."""
     return Key("tags", customer.key)
@@ -241,6 +285,9 @@ def _fetch_offers(sessionm: SessionM, body: Mapping[str, Any]) -> Fetch:
 # Under which kind of key a customer's other identifier is cached.
 _OTHER_NAME = {"external_id": "profile", "user_id": "external"}
 
+# What changes in an answer while its content stays.
+_PASSING = {"age", "stale", "as_of"}
+
 # The cache did least for the part that had to be fetched.
 _HOW = ("", "miss", "stale", "hit")
 
@@ -249,12 +296,12 @@ def _answer(document: dict[str, Any], got: list[_Got]) -> Answer:
     lasting = [
         one.fresh - (time.time() - one.part.fetched_at) for one in got if one.part.fetched_at
     ]
-    parts = {name: value for name, value in document.items() if name not in {"age", "stale"}}
+    parts = {name: value for name, value in document.items() if name not in _PASSING}
     return Answer(
         body=encode(document),
         status=document["status"],
         how=min((one.how for one in got), key=_HOW.index),
         age=document["age"],
-        ttl=int(min(lasting, default=0)),
+        ttl=math.floor(min(lasting, default=0)),
         version=blake2b(encode(parts), digest_size=12).hexdigest(),
     )

@@ -68,7 +68,14 @@ def _culture(given: Mapping[str, Any]) -> str:
     culture = text(given.get("culture"), "culture") or Query.culture
     if not _CULTURE.fullmatch(culture):
         raise FieldError("culture", "must look like en-US")
-    return culture
+    language, *rest = culture.split("-")
+    # en-us and EN-US are one culture, and cost SessionM one call.
+    return "-".join([language.lower(), *(_subtag(part) for part in rest)])
+
+
+def _subtag(part: str) -> str:
+    """A region in capitals, a script with one: ``US``, ``Latn`` (RFC 5646 2.1.1)."""
+    return {2: part.upper(), 4: part.title()}.get(len(part), part.lower())
 
 
 def _limit(given: Mapping[str, Any]) -> int:

@@ -37,7 +37,8 @@ CALL_TIMEOUT = 10.0
 HEARTBEAT_FACT = "delivery"
 PAUSE_FACT = "delivery_paused"
 
-OnDelivered = Callable[[Customer, Mapping[str, Any]], None]
+# Told that a write begins; what it returns is called with SessionM's answer.
+OnWrite = Callable[[Customer], Callable[[Mapping[str, Any]], None]]
 # A call of ours that broke is tried again after so long; SessionM has no part in it.
 OWN_FAULT_WAIT = 30.0
 CLEANING = 60.0
@@ -67,8 +68,8 @@ class Delivery:
         store: where the writes wait.
         sessionm: where they go.
         limits: how fast and how often.
-        on_delivered: told the customer and SessionM's answer before the write counts as
-            delivered, so that no lookup serves older tags afterwards.
+        on_write: told the customer before a write, and SessionM's answer before the write counts
+            as delivered, so that no lookup serves older tags afterwards.
         clean: what one process shall do once a minute: drop what is too old to keep.
     """
 
@@ -77,14 +78,14 @@ class Delivery:
         store: Store,
         sessionm: SessionM,
         limits: Limits,
-        on_delivered: OnDelivered = lambda _customer, _answer: None,
+        on_write: OnWrite = lambda _customer: lambda _answer: None,
         clean: Callable[[], None] = lambda: None,
     ) -> None:
         self._store = store
         self._locks = store.database.locks
         self._sessionm = sessionm
         self._limits = limits
-        self._on_delivered = on_delivered
+        self._on_write = on_write
         self._clean = clean
         self._gate = Gate(limits.concurrency)
         self._tokens = _Bucket(limits.rps)
@@ -215,10 +216,10 @@ class Delivery:
                     return _Sent(None)
                 intent = _intent(known)
                 self._store.intend(seqs, intent)
+            customer = Customer.from_key(call.customer)
+            delivered = self._on_write(customer)
             sent = True
-            answer = self._sessionm.write_tags(
-                Customer.from_key(call.customer), call.tags, call.ttl, CALL_TIMEOUT
-            )
+            answer = self._sessionm.write_tags(customer, call.tags, call.ttl, CALL_TIMEOUT)
         except SessionMError as error:
             doubtful = intent and (not sent or (call.counts and error.may_have_worked))
             # The call is over, so its outcome settles from now.
@@ -226,7 +227,7 @@ class Delivery:
             return _Sent(self._failed(call, error, started, kept, outage=outage), error)
         # Not for a customer who was erased meanwhile.
         if self._store.still_there(seqs):
-            self._on_delivered(Customer.from_key(call.customer), answer)
+            delivered(answer)
         return _Sent(_finished(call, State.DELIVERED, "delivered", started, status=200))
 
     def _may_go(self) -> bool:

@@ -12,7 +12,7 @@ from email.utils import parsedate_to_datetime
 from enum import StrEnum
 from typing import Any
 
-from bridge.fields import shown
+from bridge.fields import MAX_DEPTH, deeper_than, shown
 
 
 class Meaning(StrEnum):
@@ -128,7 +128,8 @@ def _json_object(body: bytes) -> dict[str, Any]:
         document = json.loads(body)
     except (ValueError, RecursionError):
         return {}
-    return document if isinstance(document, dict) else {}
+    sane = isinstance(document, dict) and not deeper_than(document, MAX_DEPTH)
+    return document if sane else {}
 
 
 def _error(document: Mapping[str, Any]) -> tuple[str, str]:

@@ -17,9 +17,9 @@ from bridge.sessionm.answers import SessionMError
 FAILURES_IN_A_ROW = 5
 FIRST_WAIT, LONGEST_WAIT = 1.0, 15.0
 
-# Failures in a row; open until (seconds since the epoch, 0 is closed); the present wait; when
-# the last call ended.
-_STATE = struct.Struct("<dddd")
+# Failures in a row; open until (seconds since the epoch, 0 is closed); the present wait; when the
+# last call ended; when a probe was let through.
+_STATE = struct.Struct("<5d")
 _PLACES = {"core": 0, "connect": _STATE.size}
 _SIZE = len(_PLACES) * _STATE.size
 
@@ -42,44 +42,46 @@ class Breakers:
         finally:
             os.close(descriptor)
 
-    def saw(self, system: str, error: SessionMError | None) -> None:
-        """Take note of how a call to *system* ended: ``None`` is success."""
-        failures, until, wait, _ended_at = self._read(system)
+    def saw(self, system: str, error: SessionMError | None, began_at: float) -> None:
+        """Take note of how a call to *system* that began then has ended: ``None`` is success."""
+        failures, until, wait, _ended_at, probe_at = self._read(system)
         now = self._now()
         if error is None or not error.is_outage:
-            self._write(system, 0, 0, 0, now)
+            self._write(system, 0, 0, 0, now, 0)
             return
         failures += 1
-        if failures >= FAILURES_IN_A_ROW:
-            wait = min(LONGEST_WAIT, wait * 2 or FIRST_WAIT)
-            until = now + wait
-        self._write(system, failures, until, wait, now)
+        if not until and failures >= FAILURES_IN_A_ROW:
+            wait, until = FIRST_WAIT, now + FIRST_WAIT
+        elif until and 0 < probe_at <= began_at:
+            # Only a probe tells more than was known; others were under way when it opened.
+            wait = min(LONGEST_WAIT, wait * 2)
+            until, probe_at = now + wait, 0
+        self._write(system, failures, until, wait, now, probe_at)
 
     def state(self, system: str) -> str:
         """``up``, ``failing`` (the last call found it away), ``down`` (open) or ``unknown``."""
-        failures, until, _wait, ended_at = self._read(system)
+        failures, until, _wait, ended_at, _probe_at = self._read(system)
         if not ended_at:
             return "unknown"
         return "down" if until else "failing" if failures else "up"
 
     def allows(self, system: str) -> bool:
         """Whether a call to *system* may be made; if it is open, a yes makes you the probe."""
-        failures, until, wait, ended_at = self._read(system)
+        failures, until, wait, ended_at, _probe_at = self._read(system)
         now = self._now()
         # A clock that was set back must not keep it open.
         if not until or until - now > LONGEST_WAIT:
             return True
         if now < until:
             return False
-        self._write(system, failures, now + wait, wait, ended_at)
+        self._write(system, failures, now + wait, wait, ended_at, now)
         return True
 
     def close(self) -> None:
         self._map.close()
 
-    def _read(self, system: str) -> tuple[float, float, float, float]:
-        failures, until, wait, ended_at = _STATE.unpack_from(self._map, _PLACES[system])
-        return failures, until, wait, ended_at
+    def _read(self, system: str) -> tuple[float, ...]:
+        return _STATE.unpack_from(self._map, _PLACES[system])
 
     def _write(self, system: str, *state: float) -> None:
         _STATE.pack_into(self._map, _PLACES[system], *state)

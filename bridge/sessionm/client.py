@@ -19,8 +19,8 @@ from bridge.customer import Customer
 from bridge.sessionm.answers import Meaning, SessionMError, read_answer
 from bridge.sessionm.deadline import Guard, GuardedAdapter
 
-# A wallet of 1,000 offers is about 1 MB.
-MAX_ANSWER = 8 * 1024 * 1024
+# A wallet of 1,000 offers is about 1 MB; a customer's tags are a few kilobytes.
+MAX_ANSWER = {"core": 1024 * 1024, "connect": 8 * 1024 * 1024}
 CONNECT_TIMEOUT = 3.05
 
 Observe = Callable[["Call"], None]
@@ -121,14 +121,13 @@ class SessionM:
         timeout: float,
     ) -> dict[str, Any]:
         started = time.monotonic()
-        failure = None
         try:
-            return endpoint.ask(method, path, body, timeout)
+            answer = endpoint.ask(method, path, body, timeout)
         except SessionMError as error:
-            failure = error
+            self._observe(Call(endpoint.name, time.monotonic() - started, error))
             raise
-        finally:
-            self._observe(Call(endpoint.name, time.monotonic() - started, failure))
+        self._observe(Call(endpoint.name, time.monotonic() - started, None))
+        return answer
 
 
 def _having(name: str, answer: dict[str, Any]) -> dict[str, Any]:
@@ -197,7 +196,7 @@ class _Endpoint:
                     stream=True,
                 ) as response,
             ):
-                answer = _read(response)
+                answer = _read(response, MAX_ANSWER[self.name])
                 return read_answer(response.status_code, response.headers, answer, time.time())
         except SessionMError:
             raise
@@ -209,12 +208,12 @@ class _Endpoint:
             raise SessionMError(Meaning.GARBLED, told) from error
 
 
-def _read(response: requests.Response) -> bytes:
-    """The whole body, but not more of it than is reasonable."""
+def _read(response: requests.Response, most: int) -> bytes:
+    """The whole body, but no more than *most* bytes of it."""
     read = bytearray()
     while chunk := response.raw.read1(65536, decode_content=True):
         read += chunk
-        if len(read) > MAX_ANSWER:
+        if len(read) > most:
             raise SessionMError(
                 Meaning.GARBLED, "the answer is too large", status=response.status_code
             )

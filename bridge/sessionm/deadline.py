@@ -47,7 +47,11 @@ class Guard:
             self._over = True
 
     def reads_from(self, sock: socket.socket | None) -> None:
-        self._socket = sock
+        with self._lock:
+            self._socket = sock
+        if time.monotonic() >= self.until:
+            # Connecting took all the time, and the watchdog has been here already.
+            self.end()
 
     def end(self) -> None:
         with self._lock:

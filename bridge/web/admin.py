@@ -83,7 +83,7 @@ def resume() -> Response:
 def forget_lookups() -> Response:
     for kind in ("user_id", "external_id"):
         if found := identifier(request.args.get(kind), kind):
-            parts_of(current_app).cache.forget(
+            parts_of(current_app).lookups.forget(
                 Customer("user_id" if kind == "user_id" else "external_id", found)
             )
             return jsonify(status="ok")
