@@ -16,6 +16,8 @@ from bridge.sessionm.answers import SessionMError
 
 FAILURES_IN_A_ROW = 5
 FIRST_WAIT, LONGEST_WAIT = 1.0, 15.0
+# No lookup's call takes longer.
+PROBE_LASTS = 6.0
 
 # Failures in a row; open until (seconds since the epoch, 0 is closed); the present wait; when the
 # last call ended; when a probe was let through.
@@ -74,7 +76,8 @@ class Breakers:
             return True
         if now < until:
             return False
-        self._write(system, failures, now + wait, wait, ended_at, now)
+        # One probe at a time: the next only when this one has ended, or its process has.
+        self._write(system, failures, now + max(wait, PROBE_LASTS), wait, ended_at, now)
         return True
 
     def close(self) -> None:
