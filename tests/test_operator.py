@@ -231,6 +231,8 @@ def test_the_queue_is_put_in_order_from_the_shell(
     assert json.loads(shell("queue", "show", events[0]))["state"] == "dead"
     assert shell("queue", "replay", "--campaign", "summer", "--dry-run").startswith("2 of 2 ")
     assert "filter" in shell("queue", "replay", status=2)
+    assert "--dry-run" in shell("queue", "replay", events[0], "--dry-run", status=2)
+    assert state_of(client, events[0]) == "dead"
     assert shell("queue", "replay", events[0]) == f"{events[0]} replayed.\n"
     eventually(lambda: state_of(client, events[0]) == "delivered")
     assert "no such event" in shell("queue", "replay", "nonsense", status=1)

@@ -109,11 +109,11 @@ def replay(event_ids: tuple[str, ...], *, dry_run: bool, everything: bool, **giv
 
     With --state rejected, events that were refused are read again under the present rules.
     """
+    wanted = _chosen(event_ids, given, dry_run=dry_run, everything=everything)
     with one_line(), connected() as parts:
-        if event_ids:
+        if wanted is None:
             _tell_each(event_ids, parts.operator.replay_one, "replayed")
         else:
-            wanted = _chosen(given, everything=everything)
             _tell(parts.operator.replay(wanted, dry_run=dry_run), "replayed", dry_run=dry_run)
 
 
@@ -123,11 +123,11 @@ def replay(event_ids: tuple[str, ...], *, dry_run: bool, everything: bool, **giv
 @_changes
 def discard(event_ids: tuple[str, ...], *, dry_run: bool, everything: bool, **given: Any) -> None:
     """Give events up: by id, or all dead ones (or those of --state) that the filters match."""
+    wanted = _chosen(event_ids, given, dry_run=dry_run, everything=everything)
     with one_line(), connected() as parts:
-        if event_ids:
+        if wanted is None:
             _tell_each(event_ids, parts.operator.discard_one, "discarded")
         else:
-            wanted = _chosen(given, everything=everything)
             _tell(parts.operator.discard(wanted, dry_run=dry_run), "discarded", dry_run=dry_run)
 
 
@@ -170,7 +170,14 @@ def _filter(given: dict[str, Any]) -> Filter:
         raise click.UsageError(f"--{error}") from None
 
 
-def _chosen(given: dict[str, Any], *, everything: bool) -> Filter:
+def _chosen(
+    event_ids: tuple[str, ...], given: dict[str, Any], *, dry_run: bool, everything: bool
+) -> Filter | None:
+    """The filter that chooses events; ``None`` where ids do."""
+    if event_ids:
+        if dry_run or everything or any(given.values()):
+            raise click.UsageError("ids go without filters, --all and --dry-run")
+        return None
     if not everything and not any(given.values()):
         raise click.UsageError("say which: an id, a filter, or --all")
     return _filter(given)
