@@ -93,11 +93,12 @@ def identifier(value: object, field: str) -> str | None:
     """Read an identifier, as `text` does.
 
     Raises:
-        FieldError: as `text`, or it is ``.`` or ``..``, which no URL path can carry.
+        FieldError: as `text`, or it is ``.`` or ``..``, which no URL path can carry, or holds one
+            of them between slashes: what stands before SessionM may decode those.
     """
     found = text(value, field)
-    if found in {".", ".."}:
-        raise FieldError(field, f'cannot be "{found}"')
+    if found and not {".", ".."}.isdisjoint(re.split(r"[/\\]", found)):
+        raise FieldError(field, 'cannot be "." or "..", nor hold one between slashes')
     return found
 
 

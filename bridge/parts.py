@@ -9,6 +9,7 @@ from flask import Flask
 
 from bridge.customer import Customer
 from bridge.database import Database, StoreUnavailableError, sqlite_path
+from bridge.failures import Failures
 from bridge.intake.rules import Rules, read_rules
 from bridge.lookups import cache as lookups_cache
 from bridge.lookups.cache import Cache
@@ -49,6 +50,7 @@ class Parts:
     sessionm_health: SessionMHealth
     lookup_figures: LookupFigures
     braze_budget: BrazeBudget
+    auth_failures: Failures
 
     def close(self) -> None:
         """Let what is under way finish, and give everything back."""
@@ -133,6 +135,7 @@ def build(settings: Settings, rules: Rules | None = None) -> Parts:
         sessionm_health=sessionm_health,
         lookup_figures=LookupFigures(),
         braze_budget=BrazeBudget(),
+        auth_failures=Failures(),
     )
 
 

@@ -29,6 +29,8 @@ from bridge.fields import (
 )
 
 MAX_BODY = 256 * 1024
+# No text begins so (RFC 1952 2.3.1).
+_GZIP = b"\x1f\x8b"
 MAX_TAGS = 100
 MAX_FORM_FIELDS = 1000
 
@@ -125,6 +127,8 @@ def read_fields(body: bytes, content_type: str) -> dict[str, Any]:
         raise RefusedError(
             413, "too_large", f"The body is larger than {MAX_BODY // 1024} KB; send less."
         )
+    if body.startswith(_GZIP):
+        raise RefusedError(415, "unsupported_encoding", "The body is compressed: send plain text.")
     try:
         content = trim(body.decode())
     except UnicodeDecodeError as error:
