@@ -1,4 +1,4 @@
-"""The way to SessionM: no identifier leads elsewhere, no stranger answers, no answer is too much."""
+"""The way to SessionM: nobody is led elsewhere, no stranger answers, no answer is too much."""
 
 import gzip
 import resource

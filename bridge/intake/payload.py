@@ -16,6 +16,9 @@ from bridge.customer import Customer, CustomerKind
 from bridge.fields import (
     MAX_DEPTH,
     MAX_TEXT,
+    REQUIRED_SCHEMA,
+    TEXT_SCHEMA,
+    TTL_SCHEMA,
     FieldError,
     Whole,
     deeper_than,
@@ -33,6 +36,26 @@ MAX_BODY = 256 * 1024
 _GZIP = b"\x1f\x8b"
 MAX_TAGS = 100
 MAX_FORM_FIELDS = 1000
+
+# What a webhook may say: field -> JSON schema. Other fields are ignored, with a warning.
+FIELDS: dict[str, dict[str, Any]] = {
+    "braze_campaign_id": TEXT_SCHEMA,
+    "campaign_id": TEXT_SCHEMA,
+    "braze_canvas_id": TEXT_SCHEMA,
+    "canvas_id": TEXT_SCHEMA,
+    "user_id": TEXT_SCHEMA,
+    "external_id": TEXT_SCHEMA,
+    "external_user_id": TEXT_SCHEMA,
+    "tags": {
+        "type": ["array", "string", "integer", "null"],
+        "items": REQUIRED_SCHEMA,
+        "description": f"at most {MAX_TAGS} different ones; as text, separated by commas",
+    },
+    "ttl": TTL_SCHEMA,
+    "dispatch_id": TEXT_SCHEMA,
+}
+# Of these a call to SessionM's own path may bring.
+TAG_FIELDS = {name: FIELDS[name] for name in ("tags", "ttl", "dispatch_id")}
 
 # Braze's placeholder in test sends of a campaign that was never sent (Braze documentation,
 # "dispatch_id").
@@ -98,9 +121,7 @@ def read_tag_event(body: bytes, content_type: str, kind: CustomerKind, path_id: 
         RefusedError: as `read_event`.
     """
     fields = read_fields(body, content_type)
-    known: dict[str, Any] = {
-        name: fields[name] for name in ("tags", "ttl", "dispatch_id") if name in fields
-    }
+    known: dict[str, Any] = {name: fields[name] for name in TAG_FIELDS if name in fields}
     try:
         return _event({**known, kind: path_id})
     except FieldError as error:
@@ -265,7 +286,7 @@ def _event(fields: Mapping[str, Any]) -> Event:
         tags=_tags(fields.get("tags")),
         ttl=ttl(fields.get("ttl"), "ttl"),
         dispatch_id=text(fields.get("dispatch_id"), "dispatch_id"),
-        ignored=tuple(shown(name) for name in fields if name not in _FIELDS)[:5],
+        ignored=tuple(shown(name) for name in fields if name not in FIELDS)[:5],
         customer=_customer(fields),
     )
     if not (event.campaign_id or event.canvas_id or event.tags):
@@ -275,12 +296,6 @@ def _event(fields: Mapping[str, Any]) -> Event:
             "Nothing to tag: give tags, or a braze_campaign_id or braze_canvas_id.",
         )
     return event
-
-
-_FIELDS = {
-    *("braze_campaign_id", "campaign_id", "braze_canvas_id", "canvas_id"),
-    *("user_id", "external_id", "external_user_id", "tags", "ttl", "dispatch_id"),
-}
 
 
 def _customer(fields: Mapping[str, Any]) -> Customer:

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from bridge.customer import Customer
 from bridge.database import Database
-from bridge.fields import FieldError, duration, instant, iso, text
+from bridge.fields import TEXT_SCHEMA, FieldError, duration, instant, iso, text
 from bridge.outbox.schema import State, attempts, events, expiries, writes
 from bridge.outbox.store import NewEvent, add_writes, id_prefix, settle
 
@@ -42,6 +42,16 @@ class Filter:
     text: str = ""
 
 
+# What a filter may say: parameter -> JSON schema.
+FILTERS: dict[str, dict[str, Any]] = {
+    "state": {"enum": [*State, "", None]},
+    "customer": TEXT_SCHEMA,
+    "campaign": TEXT_SCHEMA,
+    "since": {**TEXT_SCHEMA, "description": "2026-12-01T08:00:00Z, or how long ago: 2h, 7d"},
+    "text": {**TEXT_SCHEMA, "description": "stands in the reason"},
+}
+
+
 def read_filter(given: Mapping[str, Any], now: float) -> Filter:
     """Read a filter out of the parameters ``state customer campaign since text``.
 
@@ -51,7 +61,7 @@ def read_filter(given: Mapping[str, Any], now: float) -> Filter:
         FieldError: one of them is bad or unknown.
     """
     for name in given:
-        if name not in Filter.__dataclass_fields__:
+        if name not in FILTERS:
             raise FieldError(f'"{name[:60]}"', "is not a filter")
     state = text(given.get("state"), "state")
     if state is not None and state not in set(State):
