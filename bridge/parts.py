@@ -33,6 +33,14 @@ LEAST_RETENTION = 86400
 
 
 @dataclass(frozen=True)
+class Forgotten:
+    """How many events of a customer were erased, and under which identifiers."""
+
+    events: int
+    names: tuple[Customer, ...]
+
+
+@dataclass(frozen=True)
 class Parts:
     """Everything that `create_app` has put together."""
 
@@ -51,6 +59,19 @@ class Parts:
     lookup_figures: LookupFigures
     braze_budget: BrazeBudget
     auth_failures: Failures
+
+    def erase(self, customer: Customer) -> Forgotten:
+        """Forget *customer* everywhere, by both identifiers if the bridge knows them."""
+        waiting, done, erased = self.lookups.names(customer), [], 0
+        while waiting:
+            name = waiting.pop()
+            told = self.operator.erase(name)
+            erased += told.events
+            done.append(name)
+            waiting.extend(one for one in told.others if one not in {*done, *waiting})
+        for name in done:
+            self.cache.erase(name)
+        return Forgotten(erased, tuple(done))
 
     def close(self) -> None:
         """Let what is under way finish, and give everything back."""

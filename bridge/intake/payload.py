@@ -128,6 +128,22 @@ def read_tag_event(body: bytes, content_type: str, kind: CustomerKind, path_id: 
         raise RefusedError(422, "invalid_field", f"{error}.") from None
 
 
+def named_customers(body: bytes, content_type: str) -> tuple[Customer, ...]:
+    """Every customer that a webhook's *body* names, the one that does not count included."""
+    try:
+        fields = read_fields(body, content_type)
+        user_id = _one_of(fields, "user_id")
+        external_id = _one_of(fields, "external_id", "external_user_id")
+    except (RefusedError, FieldError):
+        return ()
+    found = []
+    if user_id:
+        found.append(Customer("user_id", user_id))
+    if external_id:
+        found.append(Customer("external_id", external_id))
+    return tuple(found)
+
+
 def as_sent(value: Any) -> Any:
     """*value* out of `read_fields` with its whole numbers as numbers again, for passing on."""
     if isinstance(value, dict):

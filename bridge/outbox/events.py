@@ -1,8 +1,11 @@
 """What people do with stored events: search, read, send again, discard, erase, forget."""
 
-from collections.abc import Iterator, Mapping
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote, quote_plus
 
 import sqlalchemy as sa
 
@@ -235,18 +238,25 @@ class Events:
                 .values(**given_up)
             ).rowcount
 
-    def erase(self, customer: Customer) -> int:
-        """Delete everything about *customer*; returns how many events there were.
+    def mentioning(self, customer: Customer) -> Iterator[Stored]:
+        """The events whose customer *customer* is, or whose body holds the id in some writing."""
+        mentioned = [sa.func.instr(events.c.body, form) > 0 for form in _written(customer.id)]
+        chosen = _STORED.where(sa.or_(events.c.customer == customer.key, *mentioned))
+        with self._database.read() as connection:
+            for row in connection.execution_options(yield_per=BATCH).execute(chosen).mappings():
+                yield _stored(row)
 
-        A rejected event names no customer, so it goes if the id stands anywhere in its body.
+    def erase(self, customer: Customer, event_ids: Sequence[str] = ()) -> int:
+        """Delete everything about *customer*, and the events *event_ids*.
+
+        Returns:
+            How many events there were.
         """
-        mentioned = sa.func.instr(events.c.body, customer.id.encode()) > 0
-        rejected = sa.and_(events.c.state == State.REJECTED.value, mentioned)
+        gone = sa.or_(events.c.customer == customer.key, events.c.id.in_(event_ids))
         with self._database.write() as connection:
-            deleted = connection.execute(
-                events.delete().where(sa.or_(events.c.customer == customer.key, rejected))
-            ).rowcount
+            deleted = connection.execute(events.delete().where(gone)).rowcount
             connection.execute(expiries.delete().where(expiries.c.customer == customer.key))
+        self._database.scrub()
         return deleted
 
     def forget_before(self, then: float, now: float) -> int:
@@ -273,6 +283,15 @@ _STORED = sa.select(
     events.c.customer,
     events.c.idempotency_key,
 )
+
+
+def _written(customer_id: str) -> set[bytes]:
+    """The ways in which a JSON or form body may hold an id, as far as programs write them."""
+    escaped = json.dumps(customer_id)[1:-1]
+    forms = {customer_id, escaped, escaped.replace("/", "\\/")}
+    forms |= {quote(customer_id, safe=""), quote_plus(customer_id), quote(customer_id)}
+    lower = {re.sub("%[0-9A-F]{2}", lambda code: code[0].lower(), form) for form in forms}
+    return {form.encode() for form in forms | lower}
 
 
 def _stored(row: sa.RowMapping) -> Stored:
