@@ -28,7 +28,8 @@ _UNIT = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 TEXT_SCHEMA = {
     "type": ["string", "integer", "null"],
     "maxLength": MAX_TEXT,
-    "pattern": r"^(?!.*(\{\{|\{%|\$\{))[^\x00-\x1f\x7f-\x9f\u2028\u2029]*$",
+    "pattern": r"^(?![\s\S]*(\{\{|\{%|\$\{))"
+    r"[\s\x1c-\x1f\x85\ufeff\u200b]*[^\x00-\x1f\x7f-\x9f\u2028\u2029]*[\s\x1c-\x1f\x85\ufeff\u200b]*$",
 }
 REQUIRED_SCHEMA = {**TEXT_SCHEMA, "type": ["string", "integer"], "minLength": 1}
 TTL_SCHEMA = {

@@ -82,13 +82,16 @@ def resume() -> Response:
 @scope("admin")
 def forget_lookups() -> Response:
     given = url_fields()
-    for kind in ("user_id", "external_id"):
-        if found := identifier(given.get(kind), kind):
-            parts_of(current_app).lookups.forget(
-                Customer("user_id" if kind == "user_id" else "external_id", found)
-            )
-            return jsonify(status="ok")
-    raise FieldError("user_id", "is missing or blank: say whose (user_id or external_id)")
+    user_id = identifier(given.get("user_id"), "user_id")
+    external_id = identifier(given.get("external_id"), "external_id")
+    if not (user_id or external_id):
+        raise FieldError("user_id", "is missing or blank: say whose (user_id or external_id)")
+    lookups = parts_of(current_app).lookups
+    if user_id:
+        lookups.forget(Customer("user_id", user_id))
+    if external_id:
+        lookups.forget(Customer("external_id", external_id))
+    return jsonify(status="ok")
 
 
 def _body() -> dict[str, Any]:
