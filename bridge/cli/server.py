@@ -37,6 +37,8 @@ class Server(BaseApplication):
             # Without it all keep-alive connections often land on one worker.
             "reuse_port": True,
             "control_socket_disable": True,
+            # Its most: an identifier of 255 characters may take 3,000 escaped.
+            "limit_request_line": 8190,
             # Its warnings repeat request lines, and with them customers' identifiers.
             "loglevel": "error",
             "on_reload": self._read_again,

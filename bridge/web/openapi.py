@@ -86,7 +86,10 @@ ROUTES: dict[str, Route] = {
     "content.offers": _lookup("offers"),
     "content.customer": _lookup("customer"),
     "dropin.write_tags": Route(
-        {200: (shapes.TagsTaken,)}, (*_BODY_ERRORS, 422, 503), body=TAG_FIELDS, required=("tags",)
+        {200: (shapes.TagsTaken,)},
+        (*_BODY_ERRORS, 404, 422, 503),
+        body=TAG_FIELDS,
+        required=("tags",),
     ),
     "dropin.read_tags": Route({200: (shapes.FromSessionM,)}, (400, 404, 500)),
     "dropin.get_user_offers": Route(
@@ -180,7 +183,7 @@ def _operation(app: Flask, rule: Rule, method: str) -> Schema:
             {"name": one, "in": "path", "required": True, "schema": _in_path(one)}
             for one in in_path
         ],
-        "responses": _responses(route, wanted),
+        "responses": _responses(route, wanted, long_url=bool(in_path or route.query)),
     }
     if wanted != "open":
         operation["security"] = [{"bearer": []}, {"basic": []}]
@@ -213,8 +216,11 @@ def _summary(app: Flask, endpoint: str, name: str) -> str:
     return told.split("\n", maxsplit=1)[0]
 
 
-def _responses(route: Route, wanted: Scope) -> Schema:
-    refusals = () if wanted == "open" else (401, 403)
+def _responses(route: Route, wanted: Scope, *, long_url: bool) -> Schema:
+    refusals: tuple[int, ...] = () if wanted == "open" else (401, 403)
+    if long_url:
+        # From the server itself, which hands no such request on.
+        refusals = (*refusals, 414)
     found: dict[int, list[type[BaseModel]]] = {}
     for status in (400, *refusals, *route.errors):
         found.setdefault(status, []).append(shapes.Error)
@@ -250,7 +256,7 @@ def _response(status: int, models: list[type[BaseModel]], route: Route) -> Schem
 
 def _headers(status: int, models: list[type[BaseModel]]) -> dict[str, bool]:
     """The headers of a response, and whether each is always there."""
-    headers = {"X-Request-Id": True}
+    headers = {"X-Request-Id": status != 414}
     if status == 401:
         headers["WWW-Authenticate"] = True
     if status == 503 and models == [shapes.Error]:
