@@ -24,6 +24,23 @@ _DURATION = re.compile(r"([0-9]{1,12})\s*([smhd]?)", re.ASCII)
 _UNIT = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
+# What the readers below take, as JSON Schema. Numbers are taken for what their digits say.
+TEXT_SCHEMA = {
+    "type": ["string", "integer", "null"],
+    "maxLength": MAX_TEXT,
+    "pattern": r"^(?![\s\S]*(\{\{|\{%|\$\{))"
+    r"[\s\x1c-\x1f\x85\ufeff\u200b]*[^\x00-\x1f\x7f-\x9f\u2028\u2029]*[\s\x1c-\x1f\x85\ufeff\u200b]*$",
+}
+REQUIRED_SCHEMA = {**TEXT_SCHEMA, "type": ["string", "integer"], "minLength": 1}
+TTL_SCHEMA = {
+    "type": ["integer", "string", "null"],
+    "description": "seconds, or 90s, 15m, 12h, 30d",
+    "minimum": 1,
+    "maximum": MAX_TTL,
+    "pattern": r"^\s*([0-9]{1,12}\s*[smhdSMHD]?)?\s*$",
+}
+
+
 class FieldError(ValueError):
     """A value that cannot be used; ``str()`` is one sentence that names the field."""
 
@@ -93,11 +110,12 @@ def identifier(value: object, field: str) -> str | None:
     """Read an identifier, as `text` does.
 
     Raises:
-        FieldError: as `text`, or it is ``.`` or ``..``, which no URL path can carry.
+        FieldError: as `text`, or it is ``.`` or ``..``, which no URL path can carry, or holds one
+            of them between slashes: what stands before SessionM may decode those.
     """
     found = text(value, field)
-    if found in {".", ".."}:
-        raise FieldError(field, f'cannot be "{found}"')
+    if found and not {".", ".."}.isdisjoint(re.split(r"[/\\]", found)):
+        raise FieldError(field, 'cannot be "." or "..", nor hold one between slashes')
     return found
 
 

@@ -9,6 +9,7 @@ from flask import Flask
 
 from bridge.customer import Customer
 from bridge.database import Database, StoreUnavailableError, sqlite_path
+from bridge.failures import Failures
 from bridge.intake.rules import Rules, read_rules
 from bridge.lookups import cache as lookups_cache
 from bridge.lookups.cache import Cache
@@ -32,6 +33,14 @@ LEAST_RETENTION = 86400
 
 
 @dataclass(frozen=True)
+class Forgotten:
+    """How many events of a customer were erased, and under which identifiers."""
+
+    events: int
+    names: tuple[Customer, ...]
+
+
+@dataclass(frozen=True)
 class Parts:
     """Everything that `create_app` has put together."""
 
@@ -49,6 +58,20 @@ class Parts:
     sessionm_health: SessionMHealth
     lookup_figures: LookupFigures
     braze_budget: BrazeBudget
+    auth_failures: Failures
+
+    def erase(self, customer: Customer) -> Forgotten:
+        """Forget *customer* everywhere, by both identifiers if the bridge knows them."""
+        waiting, done, erased = self.lookups.names(customer), [], 0
+        while waiting:
+            name = waiting.pop()
+            told = self.operator.erase(name)
+            erased += told.events
+            done.append(name)
+            waiting.extend(one for one in told.others if one not in {*done, *waiting})
+        for name in done:
+            self.cache.erase(name)
+        return Forgotten(erased, tuple(done))
 
     def close(self) -> None:
         """Let what is under way finish, and give everything back."""
@@ -133,6 +156,7 @@ def build(settings: Settings, rules: Rules | None = None) -> Parts:
         sessionm_health=sessionm_health,
         lookup_figures=LookupFigures(),
         braze_budget=BrazeBudget(),
+        auth_failures=Failures(),
     )
 
 

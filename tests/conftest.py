@@ -1,6 +1,8 @@
 """Real parts for the tests: a sandbox over HTTP, a SQLite file, gunicorn where it matters."""
 
+import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -11,15 +13,17 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import hypothesis
+import jsonschema_rs
 import pytest
 import requests
-from flask import Flask
+from flask import Flask, Response, request
 from flask.testing import FlaskClient
 
 from bridge import create_app
 from bridge.parts import Parts, parts_of
 from bridge.sessionm.sandbox import Credentials, Sandbox, SandboxServer, serve
 from bridge.settings import load
+from bridge.web.openapi import ROUTES, describe
 
 # A loaded machine is slow, not wrong.
 hypothesis.settings.register_profile("bridge", deadline=None)
@@ -90,11 +94,48 @@ def make_app(sandbox: SandboxServer, tmp_path: Path) -> Iterator[MakeApp]:
         settings = load(environment(sandbox.url, tmp_path, **more), tmp_path / "none")
         app = create_app(settings, deliver=deliver)
         made.append(parts_of(app))
+        hold_to_openapi(app, strays)
         return app
 
+    strays: list[str] = []
     yield make
+    assert not strays
     for parts in made:
         parts.close()
+
+
+def hold_to_openapi(app: Flask, strays: list[str]) -> None:
+    """Note in *strays* every answer of *app* that `/openapi.json` does not describe."""
+    with app.app_context():
+        document = describe(app)
+    components = {"components": document["components"]}
+
+    def check(response: Response) -> Response:
+        rule = request.url_rule
+        if rule is None or rule.endpoint not in ROUTES or request.method in {"HEAD", "OPTIONS"}:
+            return response
+        path = re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule)
+        told = document["paths"][path][request.method.lower()]["responses"]
+        described = told.get(str(response.status_code))
+        where = f"{request.method} {path} {response.status_code}"
+        if described is None:
+            strays.append(where)
+            return response
+        strays.extend(
+            f"{where} has no {name}"
+            for name, header in described["headers"].items()
+            if header["required"] and name not in response.headers
+        )
+        if response.is_json and "content" in described:
+            schema = described["content"]["application/json"]["schema"]
+            found = jsonschema_rs.Draft202012Validator({**components, **schema})
+            strays.extend(
+                f"{where}: {error}" for error in found.iter_errors(json.loads(response.get_data()))
+            )
+        return response
+
+    # The last to look at an answer.
+    app.after_request_funcs.setdefault(None, []).insert(0, check)
 
 
 @pytest.fixture

@@ -150,3 +150,26 @@ def test_forwarded_addresses_count_for_as_many_proxies_as_are_trusted(
         environ_base={"REMOTE_ADDR": "192.0.2.1"},
     )
     assert answer.status_code == status
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/connected-content/tags?user_id=%ff",
+        "/connected-content/tags?user_id=a%C0%AFb",
+        "/connected-content/tags?external_id=%ED%A0%80",
+        "/api/events?customer=%e9",
+    ],
+)
+def test_what_is_no_text_is_not_taken_for_another_customer(client: FlaskClient, path: str) -> None:
+    key = bearer("admin" if path.startswith("/api") else "content")
+    answer = client.get(path, headers=key)
+    assert (answer.status_code, answer.get_json()["status"]) == (400, "error")
+    assert "UTF-8" in answer.get_json()["errors"]["message"]
+
+
+def test_a_path_that_is_no_text_is_refused(client: FlaskClient) -> None:
+    # As a server hands the path /priv/v1/apps/bridge/users/%ff/tags over.
+    path = "/priv/v1/apps/bridge/users/\xff/tags"
+    answer = client.get("/", headers=bearer("content"), environ_overrides={"PATH_INFO": path})
+    assert (answer.status_code, answer.get_json()["errors"]["code"]) == (400, "invalid_encoding")

@@ -1,35 +1,79 @@
 """Nothing secret and no customer's identifier in anything that the service writes or answers."""
 
+import base64
 import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote, quote_plus
 
+import pytest
 import requests
 
+from bridge.parts import build
+from bridge.sessionm.answers import SessionMError
 from bridge.sessionm.sandbox import Credentials, SandboxServer
-from tests.conftest import ALICE, KEYS, MakeService, bearer, environment, eventually
+from bridge.settings import SettingsError, load
+from tests.conftest import ALICE, KEYS, MakeService, Service, bearer, environment
 
-CUSTOMERS = [ALICE, "loyal-1001", "nobody-at-all", "somebody@example.com"]
+CUSTOMERS = [ALICE, "loyal-1001", "nobody-at-all", "somebody@example.com", "zoë/31 & co"]
+# What somebody typed for a key may be the right one for somewhere else.
+MISTYPED = ["hunter2-hunter2", "another-system's-password"]
 
 
+def writings(word: str) -> set[str]:
+    """*word* as programs write it down."""
+    return {word, quote(word, safe=""), quote_plus(word), json.dumps(word)[1:-1], repr(word)[1:-1]}
+
+
+def encoded(word: str) -> str:
+    return base64.b64encode(word.encode()).decode()
+
+
+def secrets() -> set[str]:
+    """Everything that nobody may read, plain and as it goes over the wire."""
+    given = Credentials()
+    connect = f"{given.connect_user}:{given.connect_password}"
+    core = f"{given.core_key}:{given.core_secret}"
+    plain = {*KEYS.values(), *MISTYPED, given.core_secret, given.core_key, given.connect_password}
+    return plain | {encoded(connect), encoded(core)} | {encoded(f"test:{k}") for k in KEYS.values()}
+
+
+def use(service: Service) -> Iterator[requests.Response]:
+    """Every kind of call for every customer."""
+    for customer in CUSTOMERS:
+        yield service.webhook(user_id=customer, tags=["n"], dispatch_id=customer)
+        yield service.webhook(external_id=customer, braze_campaign_id="c")
+        yield service.webhook(user_id=customer, tags=["bad\n"])
+        for lookup in ("tags", "offers", "customer"):
+            yield service.lookup(lookup, user_id=customer)
+            yield service.lookup(lookup, external_id=customer, on_error="retry")
+        path = f"/priv/v1/apps/bridge/users/{quote(customer, safe='')}/tags"
+        for headers in (bearer("content"), bearer("webhook")):
+            yield requests.get(service.url + path, headers=headers, timeout=9)
+
+
+def look_around(service: Service) -> Iterator[requests.Response]:
+    """What an operator looks at, and what somebody sees who has mistyped a key."""
+    for path in ("/health", "/metrics", "/", "/dashboard", "/setup", "/openapi.json"):
+        yield requests.get(service.url + path, headers=bearer("admin"), timeout=9)
+    for wrong in MISTYPED:
+        basic = encoded(f"somebody:{wrong}")
+        for given in (f"Bearer {wrong}", f"Basic {basic}", wrong, f"Bearer test:{wrong}"):
+            headers = {"Authorization": given}
+            yield requests.get(f"{service.url}/health", headers=headers, timeout=9)
+
+
+@pytest.mark.parametrize("form", ["json", "text"])
 def test_a_full_run_writes_no_secret_and_no_identifier(
-    make_service: MakeService, sandbox: SandboxServer, tmp_path: Path
+    make_service: MakeService, sandbox: SandboxServer, tmp_path: Path, form: str
 ) -> None:
-    service = make_service(BRIDGE_LOG_LEVEL="debug", BRIDGE_LOOKUP_DEADLINE="0.3")
-    answers: list[requests.Response] = []
-
-    def work() -> None:
-        for customer in CUSTOMERS:
-            answers.append(service.webhook(user_id=customer, tags=["n"], dispatch_id=customer))
-            answers.append(service.webhook(external_id=customer, braze_campaign_id="c"))
-            answers.append(service.webhook(user_id=customer, tags=["bad\n"]))
-            for lookup in ("tags", "offers", "customer"):
-                answers.append(service.lookup(lookup, user_id=customer))
-                answers.append(service.lookup(lookup, external_id=customer, on_error="retry"))
-            path = f"{service.url}/priv/v1/apps/bridge/users/{customer}/tags"
-            answers.append(requests.get(path, headers=bearer("content"), timeout=9))
-            answers.append(requests.get(path, headers=bearer("webhook"), timeout=9))
-
-    work()
+    service = make_service(
+        BRIDGE_LOG_LEVEL="debug", BRIDGE_LOG_FORMAT=form, BRIDGE_LOOKUP_DEADLINE="0.3"
+    )
+    answers = [*use(service)]
     for fault in (
         {"status": 500},
         {"status": 401, "code": "invalid_api_key"},
@@ -37,28 +81,71 @@ def test_a_full_run_writes_no_secret_and_no_identifier(
         {"garbage": True},
     ):
         sandbox.sandbox.set_faults(fault)
-        work()
+        answers += use(service)
     sandbox.stop()
-    work()
-    answers.append(requests.get(f"{service.url}/health", headers=bearer("admin"), timeout=9))
-    answers.append(requests.get(f"{service.url}/openapi.json", timeout=9))
+    answers += use(service)
+    answers += look_around(service)
     assert service.stop() == 0
 
     log = service.log.read_text()
-    assert eventually(lambda: log.count("\n") > 50)
-    for line in log.splitlines():
+    assert log.count("\n") > 50
+    if form == "json":
         # One event, one line, whatever a stranger sent.
-        assert json.loads(line)["action"] or line.startswith("[")
-    credentials = Credentials().environment(sandbox.url)
-    secret = [
-        *KEYS.values(),
-        credentials["SESSIONM_CORE_SECRET"],
-        credentials["SESSIONM_CORE_KEY"],
-        credentials["SESSIONM_CONNECT_AUTH"].partition(":")[2],
-    ]
+        assert all(json.loads(line)["action"] for line in log.splitlines())
     told = log + "".join(answer.text + str(answer.headers) for answer in answers)
-    for word in secret:
-        assert word not in told
-    for customer in CUSTOMERS:
-        assert customer not in log
+    assert not [word for word in secrets() if word in told]
+    assert not [name for one in CUSTOMERS for name in writings(one) if name in log]
     assert environment(sandbox.url, tmp_path)["BRIDGE_DATABASE_URL"] not in told
+
+
+def test_no_repr_and_no_error_holds_a_secret(sandbox: SandboxServer, tmp_path: Path) -> None:
+    given = environment(sandbox.url, tmp_path)
+    settings = load(given, tmp_path / "none")
+    parts = build(settings)
+    told = [repr(settings), str(settings), repr(parts), repr(parts.sessionm), repr(vars(parts))]
+    sandbox.stop()
+    for customer in CUSTOMERS:
+        with pytest.raises(SessionMError) as failed:
+            parts.sessionm.profile(customer, 0.5)
+        error: BaseException = failed.value
+        told += [str(error), repr(error)]
+        assert not any(written in told[-1] for written in writings(customer))
+    parts.close()
+    password = "s3cret-of-the-database"
+    for name, value in {
+        "BRIDGE_DATABASE_URL": f"mysql://bridge:{password}@host/db",
+        "BRIDGE_WEBHOOK_KEYS": password,
+        "SESSIONM_CONNECT_AUTH": password,
+        "SESSIONM_CORE_URL": f"https://user:{password}@host",
+        "BRIDGE_ALLOWED_IPS": f"10.0.0.0/99,{KEYS['admin']}",
+    }.items():
+        with pytest.raises(SettingsError, match=name) as refused:
+            load({**given, name: value}, tmp_path / "none")
+        told.append(str(refused.value))
+        assert "\n" not in told[-1]
+    for text in told:
+        assert not [word for word in (*secrets(), password) if word in text], text
+
+
+def test_commands_show_no_secret(sandbox: SandboxServer, tmp_path: Path) -> None:
+    environ = {**os.environ, **environment(sandbox.url, tmp_path)}
+    told = ""
+    for arguments in (
+        ["check"],
+        ["check", "--json"],
+        ["queue", "status"],
+        ["queue", "list"],
+        ["erase", "--user-id", ALICE],
+        ["serve", "--bind", "nowhere"],
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "bridge", *arguments],
+            env=environ,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        told += done.stdout + done.stderr
+        assert "Traceback" not in told
+    assert not [word for word in secrets() - {Credentials().core_key} if word in told]

@@ -151,16 +151,18 @@ def resume() -> None:
 @click.option("--user-id", help="SessionM's id.")
 @click.option("--external-id", help="The id in the retailer's system.")
 def erase(user_id: str | None, external_id: str | None) -> None:
-    """Forget one customer everywhere: events, writes, cached lookups."""
+    """Forget one customer everywhere: events, writes, cached lookups.
+
+    By the other identifier too, where a lookup or an event has told the bridge which it is.
+    """
     if bool(user_id) == bool(external_id):
         raise click.UsageError("give either --user-id or --external-id")
-    customer = (
-        Customer("user_id", user_id) if user_id else Customer("external_id", external_id or "")
-    )
     with one_line(), connected() as parts:
-        erased = parts.operator.erase(customer)
-        parts.cache.erase(customer)
-    click.echo(f"Erased: {erased} events, and what was cached.")
+        told = parts.erase(
+            Customer("user_id", user_id) if user_id else Customer("external_id", external_id or "")
+        )
+    both = " The other identifier was known, and is erased too." if len(told.names) > 1 else ""
+    click.echo(f"Erased: {told.events} events, and what was cached.{both}")
 
 
 def _filter(given: dict[str, Any]) -> Filter:

@@ -8,7 +8,7 @@ from gunicorn.app.base import BaseApplication
 
 from bridge import create_app
 from bridge.intake.rules import RulesError, read_rules
-from bridge.settings import Settings
+from bridge.settings import Settings, SettingsError, load
 
 log = logging.getLogger(__name__)
 
@@ -19,8 +19,8 @@ GRACE = 30
 class Server(BaseApplication):
     """gunicorn with the bridge's options. Each worker builds its own application after the fork.
 
-    The rules are read here, in the master: a ``HUP`` reads them again, and rules with a mistake
-    leave the old ones in force instead of ending the service.
+    Settings and rules are read in the master: a ``HUP`` reads them again, and a mistake leaves the
+    old ones in force instead of ending the service.
     """
 
     def __init__(self, settings: Settings, *, bind: str, workers: int, threads: int) -> None:
@@ -37,9 +37,11 @@ class Server(BaseApplication):
             # Without it all keep-alive connections often land on one worker.
             "reuse_port": True,
             "control_socket_disable": True,
+            # Its most: an identifier of 255 characters may take 3,000 escaped.
+            "limit_request_line": 8190,
             # Its warnings repeat request lines, and with them customers' identifiers.
             "loglevel": "error",
-            "on_reload": self._read_rules_again,
+            "on_reload": self._read_again,
         }
         super().__init__()
 
@@ -52,12 +54,16 @@ class Server(BaseApplication):
     def load(self) -> Any:
         return create_app(self._settings, rules=self._rules)
 
-    def _read_rules_again(self, _arbiter: object) -> None:
+    def _read_again(self, _arbiter: object) -> None:
+        """Take what `.env`, the files of secrets and rules.toml say now, or nothing of it."""
         try:
-            self._rules = read_rules(self._settings.rules_file, self._settings.bridge_campaign_ttl)
-        except RulesError as error:
-            extra = {"action": "rules_not_reloaded"}
-            log.error("the old rules stay in force: %s", error, extra=extra)
+            settings = load()
+            rules = read_rules(settings.rules_file, settings.bridge_campaign_ttl)
+        except (SettingsError, RulesError) as error:
+            extra = {"action": "not_reloaded"}
+            log.error("the old settings and rules stay in force: %s", error, extra=extra)
+            return
+        self._settings, self._rules = settings, rules
 
 
 def check_bind(host: str, port: int) -> None:

@@ -16,6 +16,9 @@ from bridge.customer import Customer, CustomerKind
 from bridge.fields import (
     MAX_DEPTH,
     MAX_TEXT,
+    REQUIRED_SCHEMA,
+    TEXT_SCHEMA,
+    TTL_SCHEMA,
     FieldError,
     Whole,
     deeper_than,
@@ -29,8 +32,30 @@ from bridge.fields import (
 )
 
 MAX_BODY = 256 * 1024
+# No text begins so (RFC 1952 2.3.1).
+_GZIP = b"\x1f\x8b"
 MAX_TAGS = 100
 MAX_FORM_FIELDS = 1000
+
+# What a webhook may say: field -> JSON schema. Other fields are ignored, with a warning.
+FIELDS: dict[str, dict[str, Any]] = {
+    "braze_campaign_id": TEXT_SCHEMA,
+    "campaign_id": TEXT_SCHEMA,
+    "braze_canvas_id": TEXT_SCHEMA,
+    "canvas_id": TEXT_SCHEMA,
+    "user_id": TEXT_SCHEMA,
+    "external_id": TEXT_SCHEMA,
+    "external_user_id": TEXT_SCHEMA,
+    "tags": {
+        "type": ["array", "string", "integer", "null"],
+        "items": REQUIRED_SCHEMA,
+        "description": f"at most {MAX_TAGS} different ones; as text, separated by commas",
+    },
+    "ttl": TTL_SCHEMA,
+    "dispatch_id": TEXT_SCHEMA,
+}
+# Of these a call to SessionM's own path may bring.
+TAG_FIELDS = {name: FIELDS[name] for name in ("tags", "ttl", "dispatch_id")}
 
 # Braze's placeholder in test sends of a campaign that was never sent (Braze documentation,
 # "dispatch_id").
@@ -96,13 +121,27 @@ def read_tag_event(body: bytes, content_type: str, kind: CustomerKind, path_id: 
         RefusedError: as `read_event`.
     """
     fields = read_fields(body, content_type)
-    known: dict[str, Any] = {
-        name: fields[name] for name in ("tags", "ttl", "dispatch_id") if name in fields
-    }
+    known: dict[str, Any] = {name: fields[name] for name in TAG_FIELDS if name in fields}
     try:
         return _event({**known, kind: path_id})
     except FieldError as error:
         raise RefusedError(422, "invalid_field", f"{error}.") from None
+
+
+def named_customers(body: bytes, content_type: str) -> tuple[Customer, ...]:
+    """Every customer that a webhook's *body* names, the one that does not count included."""
+    try:
+        fields = read_fields(body, content_type)
+        user_id = _one_of(fields, "user_id")
+        external_id = _one_of(fields, "external_id", "external_user_id")
+    except (RefusedError, FieldError):
+        return ()
+    found = []
+    if user_id:
+        found.append(Customer("user_id", user_id))
+    if external_id:
+        found.append(Customer("external_id", external_id))
+    return tuple(found)
 
 
 def as_sent(value: Any) -> Any:
@@ -125,6 +164,8 @@ def read_fields(body: bytes, content_type: str) -> dict[str, Any]:
         raise RefusedError(
             413, "too_large", f"The body is larger than {MAX_BODY // 1024} KB; send less."
         )
+    if body.startswith(_GZIP):
+        raise RefusedError(415, "unsupported_encoding", "The body is compressed: send plain text.")
     try:
         content = trim(body.decode())
     except UnicodeDecodeError as error:
@@ -261,7 +302,7 @@ def _event(fields: Mapping[str, Any]) -> Event:
         tags=_tags(fields.get("tags")),
         ttl=ttl(fields.get("ttl"), "ttl"),
         dispatch_id=text(fields.get("dispatch_id"), "dispatch_id"),
-        ignored=tuple(shown(name) for name in fields if name not in _FIELDS)[:5],
+        ignored=tuple(shown(name) for name in fields if name not in FIELDS)[:5],
         customer=_customer(fields),
     )
     if not (event.campaign_id or event.canvas_id or event.tags):
@@ -271,12 +312,6 @@ def _event(fields: Mapping[str, Any]) -> Event:
             "Nothing to tag: give tags, or a braze_campaign_id or braze_canvas_id.",
         )
     return event
-
-
-_FIELDS = {
-    *("braze_campaign_id", "campaign_id", "braze_canvas_id", "canvas_id"),
-    *("user_id", "external_id", "external_user_id", "tags", "ttl", "dispatch_id"),
-}
 
 
 def _customer(fields: Mapping[str, Any]) -> Customer:

@@ -249,6 +249,7 @@ class Cache:
             connection.execute(
                 lookups.delete().where(sa.or_(theirs, lookups.c.customer == customer.key))
             )
+        self._database.scrub()
 
     def forget(self, customer: Customer) -> None:
         """Serve nothing older than now for *customer*, in any process."""

@@ -143,10 +143,10 @@ class Lookups:
             something else has changed the customer meanwhile, the answer may be from before that,
             and is not kept.
         """
-        stamps = {name: self._cache.stamp(tags_key(name)) for name in self._names(customer)}
+        stamps = {name: self._cache.stamp(tags_key(name)) for name in self.names(customer)}
 
         def delivered(answer: Mapping[str, Any]) -> None:
-            names = self._names(customer)
+            names = self.names(customer)
             with self._changing:
                 alone = all(stamps.get(n) == self._cache.stamp(tags_key(n)) for n in names)
                 for name in names:
@@ -159,10 +159,10 @@ class Lookups:
 
     def forget(self, customer: Customer) -> None:
         """Serve nothing older than now for *customer*, under each identifier that is known."""
-        for name in self._names(customer):
+        for name in self.names(customer):
             self._cache.forget(name)
 
-    def _names(self, customer: Customer) -> list[Customer]:
+    def names(self, customer: Customer) -> list[Customer]:
         """*customer*, and the same by the other identifier if a lookup has found it out."""
         return [customer, *self._other_names(customer)]
 

@@ -6,13 +6,40 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from bridge.customer import Customer
-from bridge.fields import FieldError, identifier, text
+from bridge.fields import TEXT_SCHEMA, FieldError, identifier, text
 
 Sort = Literal["", "expiry", "-expiry"]
 MOST_OFFERS = 1000
 
-_TAGS = {"user_id", "external_id", "on_error"}
-_OFFERS = _TAGS | {"culture", "limit", "type", "category", "group", "sort", "fields"}
+_SORTS = ("", "expiry", "-expiry")
+_ON_ERROR = ("empty", "retry")
+
+# Parameter -> JSON schema, for each lookup.
+_TAGS: dict[str, dict[str, Any]] = {
+    "user_id": {**TEXT_SCHEMA, "description": "SessionM's id; wins over external_id"},
+    "external_id": {**TEXT_SCHEMA, "description": "the id in the retailer's system"},
+    "on_error": {
+        "description": "if SessionM fails: 200 with empty lists, or 503 for Braze's :retry",
+        "enum": [*_ON_ERROR, "", None],
+        "default": _ON_ERROR[0],
+    },
+}
+_OFFERS: dict[str, dict[str, Any]] = {
+    **_TAGS,
+    "culture": {**TEXT_SCHEMA, "default": "en-US"},
+    "limit": {
+        "type": ["integer", "string", "null"],
+        "minimum": 1,
+        "maximum": MOST_OFFERS,
+        "pattern": r"^\s*[0-9]*\s*$",
+        "default": 20,
+    },
+    "type": {**TEXT_SCHEMA, "description": "only offers of this offer_type"},
+    "category": {**TEXT_SCHEMA, "description": "only offers of this category, name or id"},
+    "group": {**TEXT_SCHEMA, "description": "only offers of this group, name or id"},
+    "sort": {"enum": [*_SORTS, None], "default": _SORTS[0]},
+    "fields": {**TEXT_SCHEMA, "description": "only these fields of an offer, by commas"},
+}
 PARAMETERS = {"tags": _TAGS, "offers": _OFFERS, "customer": _OFFERS}
 _CULTURE = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8}){0,3}")
 
@@ -50,16 +77,18 @@ def read_query(lookup: str, given: Mapping[str, Any]) -> Query:
         type=text(given.get("type"), "type") or "",
         category=text(given.get("category"), "category") or "",
         group=text(given.get("group"), "group") or "",
-        sort=_choice(given, "sort", ("", "expiry", "-expiry")),
+        sort=_choice(given, "sort", _SORTS),
         fields=_fields(given),
-        retry=_choice(given, "on_error", ("empty", "retry")) == "retry",
+        retry=_choice(given, "on_error", _ON_ERROR) == "retry",
     )
 
 
 def _customer(given: Mapping[str, Any]) -> Customer:
-    if user_id := identifier(given.get("user_id"), "user_id"):
+    user_id = identifier(given.get("user_id"), "user_id")
+    external_id = identifier(given.get("external_id"), "external_id")
+    if user_id:
         return Customer("user_id", user_id)
-    if external_id := identifier(given.get("external_id"), "external_id"):
+    if external_id:
         return Customer("external_id", external_id)
     raise FieldError("user_id", "is missing or blank: say whose (user_id or external_id)")
 

@@ -208,6 +208,7 @@ def _log(action: str, new: NewEvent, event_id: str, **fields: str) -> None:
             "action": action,
             "event": event_id,
             "request": new.request_id,
+            "key": new.key_name,
             "customer": new.customer,
             "campaign": new.campaign_id,
             "canvas": new.canvas_id,

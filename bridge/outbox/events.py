@@ -1,14 +1,17 @@
 """What people do with stored events: search, read, send again, discard, erase, forget."""
 
-from collections.abc import Iterator, Mapping
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote, quote_plus
 
 import sqlalchemy as sa
 
 from bridge.customer import Customer
 from bridge.database import Database
-from bridge.fields import FieldError, duration, instant, iso, text
+from bridge.fields import TEXT_SCHEMA, FieldError, duration, instant, iso, text
 from bridge.outbox.schema import State, attempts, events, expiries, writes
 from bridge.outbox.store import NewEvent, add_writes, id_prefix, settle
 
@@ -42,6 +45,16 @@ class Filter:
     text: str = ""
 
 
+# What a filter may say: parameter -> JSON schema.
+FILTERS: dict[str, dict[str, Any]] = {
+    "state": {"enum": [*State, "", None]},
+    "customer": TEXT_SCHEMA,
+    "campaign": TEXT_SCHEMA,
+    "since": {**TEXT_SCHEMA, "description": "2026-12-01T08:00:00Z, or how long ago: 2h, 7d"},
+    "text": {**TEXT_SCHEMA, "description": "stands in the reason"},
+}
+
+
 def read_filter(given: Mapping[str, Any], now: float) -> Filter:
     """Read a filter out of the parameters ``state customer campaign since text``.
 
@@ -51,7 +64,7 @@ def read_filter(given: Mapping[str, Any], now: float) -> Filter:
         FieldError: one of them is bad or unknown.
     """
     for name in given:
-        if name not in Filter.__dataclass_fields__:
+        if name not in FILTERS:
             raise FieldError(f'"{name[:60]}"', "is not a filter")
     state = text(given.get("state"), "state")
     if state is not None and state not in set(State):
@@ -225,18 +238,25 @@ class Events:
                 .values(**given_up)
             ).rowcount
 
-    def erase(self, customer: Customer) -> int:
-        """Delete everything about *customer*; returns how many events there were.
+    def mentioning(self, customer: Customer) -> Iterator[Stored]:
+        """The events whose customer *customer* is, or whose body holds the id in some writing."""
+        mentioned = [sa.func.instr(events.c.body, form) > 0 for form in _written(customer.id)]
+        chosen = _STORED.where(sa.or_(events.c.customer == customer.key, *mentioned))
+        with self._database.read() as connection:
+            for row in connection.execution_options(yield_per=BATCH).execute(chosen).mappings():
+                yield _stored(row)
 
-        A rejected event names no customer, so it goes if the id stands anywhere in its body.
+    def erase(self, customer: Customer, event_ids: Sequence[str] = ()) -> int:
+        """Delete everything about *customer*, and the events *event_ids*.
+
+        Returns:
+            How many events there were.
         """
-        mentioned = sa.func.instr(events.c.body, customer.id.encode()) > 0
-        rejected = sa.and_(events.c.state == State.REJECTED.value, mentioned)
+        gone = sa.or_(events.c.customer == customer.key, events.c.id.in_(event_ids))
         with self._database.write() as connection:
-            deleted = connection.execute(
-                events.delete().where(sa.or_(events.c.customer == customer.key, rejected))
-            ).rowcount
+            deleted = connection.execute(events.delete().where(gone)).rowcount
             connection.execute(expiries.delete().where(expiries.c.customer == customer.key))
+        self._database.scrub()
         return deleted
 
     def forget_before(self, then: float, now: float) -> int:
@@ -263,6 +283,15 @@ _STORED = sa.select(
     events.c.customer,
     events.c.idempotency_key,
 )
+
+
+def _written(customer_id: str) -> set[bytes]:
+    """The ways in which a JSON or form body may hold an id, as far as programs write them."""
+    escaped = json.dumps(customer_id)[1:-1]
+    forms = {customer_id, escaped, escaped.replace("/", "\\/")}
+    forms |= {quote(customer_id, safe=""), quote_plus(customer_id), quote(customer_id)}
+    lower = {re.sub("%[0-9A-F]{2}", lambda code: code[0].lower(), form) for form in forms}
+    return {form.encode() for form in forms | lower}
 
 
 def _stored(row: sa.RowMapping) -> Stored:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 from bridge.customer import Customer
 from bridge.fields import FieldError
-from bridge.intake.payload import RefusedError
+from bridge.intake.payload import RefusedError, named_customers
 from bridge.outbox.accept import Acceptor
 from bridge.outbox.delivery import PAUSE_FACT
-from bridge.outbox.events import REPLAYABLE, Events, Filter, Stored
+from bridge.outbox.events import BATCH, REPLAYABLE, Events, Filter, Stored
 from bridge.outbox.schema import State
 from bridge.outbox.store import Store
 
@@ -26,6 +26,14 @@ class Done:
     matched: int
     changed: int
     refused: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Erased:
+    """How many events are gone, and by which other identifiers they knew the customer."""
+
+    events: int
+    others: tuple[Customer, ...] = ()
 
 
 class Operator:
@@ -105,11 +113,26 @@ class Operator:
         """Whether delivery is paused by hand."""
         return bool((self._store.fact(PAUSE_FACT) or {}).get("paused"))
 
-    def erase(self, customer: Customer) -> int:
-        """Forget *customer* in the outbox; returns how many events there were."""
-        erased = self._events.erase(customer)
+    def erase(self, customer: Customer) -> Erased:
+        """Forget *customer* in the outbox.
+
+        An event that came with both identifiers goes whichever is given, and tells the other one.
+        A rejected event may name no customer, so it goes if the id stands anywhere in its body.
+        """
+        chosen, others = [], {}
+        for event in self._events.mentioning(customer):
+            named = named_customers(event.body, event.content_type)
+            if customer in named:
+                others.update(dict.fromkeys(one for one in named if one != customer))
+            elif event.state is not State.REJECTED and event.customer != customer.key:
+                # The same text, as a tag or as part of somebody else's id.
+                continue
+            chosen.append(event.id)
+        erased = self._events.erase(customer, ())
+        for at in range(0, len(chosen), BATCH):
+            erased += self._events.erase(customer, chosen[at : at + BATCH])
         log.warning("customer erased", extra={"action": "erased", "customer": customer.key})
-        return erased
+        return Erased(erased, tuple(others))
 
     def _replay(self, batch: list[Stored], *, dry_run: bool = False) -> Done:
         rejected = [event for event in batch if event.state is State.REJECTED]

@@ -150,7 +150,21 @@ def encode_path(segments: Sequence[str]) -> str:
 
 
 class _Session(requests.Session):
-    """A session to which a redirect is an answer like any other, neither followed nor read."""
+    """A session that asks at the very URL it is given.
+
+    To it a redirect is an answer like any other, neither followed nor read.
+    """
+
+    def prepare_request(self, request: requests.Request) -> requests.PreparedRequest:
+        """Make *request* ready to be sent.
+
+        Raises:
+            SessionMError: the libraries would ask somewhere else than was meant.
+        """
+        prepared = super().prepare_request(request)
+        if prepared.url != request.url:
+            raise SessionMError(Meaning.REFUSED, "the identifier would lead to another address")
+        return prepared
 
     def get_redirect_target(self, resp: requests.Response) -> str | None:  # noqa: ARG002
         return None
@@ -161,7 +175,8 @@ class _Endpoint:
 
     def __init__(self, name: str, base_url: str, basic: str, connections: int) -> None:
         self.name = name
-        self._base = base_url
+        # As the libraries write it: a host in small letters, for one.
+        self._base = (requests.Request("GET", base_url).prepare().url or "").rstrip("/")
         self._headers = {
             "Authorization": f"Basic {basic}",
             "Accept": "application/json",

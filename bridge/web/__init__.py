@@ -3,7 +3,18 @@
 from flask import Flask
 
 from bridge.settings import Settings
-from bridge.web import admin, auth, content, dropin, errors, figures, health, openapi, webhooks
+from bridge.web import (
+    admin,
+    auth,
+    body,
+    content,
+    dropin,
+    errors,
+    figures,
+    health,
+    openapi,
+    webhooks,
+)
 
 
 def install(app: Flask, settings: Settings) -> None:
@@ -14,5 +25,6 @@ def install(app: Flask, settings: Settings) -> None:
     auth.install(app, auth.Keyring(settings))
     errors.install(app)
     figures.install(app)
+    body.install(app)
     for blueprint in (webhooks.bp, content.bp, dropin.bp, health.bp, admin.bp, openapi.bp):
         app.register_blueprint(blueprint)

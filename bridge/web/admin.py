@@ -4,7 +4,7 @@ import re
 import time
 from typing import Any
 
-from flask import Blueprint, Response, current_app, jsonify, request
+from flask import Blueprint, Response, current_app, jsonify
 
 from bridge.customer import Customer
 from bridge.fields import FieldError, identifier
@@ -13,7 +13,7 @@ from bridge.outbox.events import MOST_A_PAGE, PAGE, read_filter
 from bridge.outbox.operator import Done
 from bridge.parts import parts_of
 from bridge.web.auth import scope
-from bridge.web.body import read_body
+from bridge.web.body import read_body, url_fields
 from bridge.web.errors import error
 
 bp = Blueprint("admin", __name__, url_prefix="/api")
@@ -22,7 +22,7 @@ bp = Blueprint("admin", __name__, url_prefix="/api")
 @bp.get("/events")
 @scope("admin")
 def list_events() -> Response:
-    given = request.args.to_dict()
+    given = url_fields()
     limit, before = _limit(given.pop("limit", None)), given.pop("before", "")
     found = parts_of(current_app).events.find(read_filter(given, time.time()), limit, before)
     following = found[-1]["id"] if len(found) == limit else ""
@@ -81,13 +81,17 @@ def resume() -> Response:
 @bp.delete("/cache")
 @scope("admin")
 def forget_lookups() -> Response:
-    for kind in ("user_id", "external_id"):
-        if found := identifier(request.args.get(kind), kind):
-            parts_of(current_app).lookups.forget(
-                Customer("user_id" if kind == "user_id" else "external_id", found)
-            )
-            return jsonify(status="ok")
-    raise FieldError("user_id", "is missing or blank: say whose (user_id or external_id)")
+    given = url_fields()
+    user_id = identifier(given.get("user_id"), "user_id")
+    external_id = identifier(given.get("external_id"), "external_id")
+    if not (user_id or external_id):
+        raise FieldError("user_id", "is missing or blank: say whose (user_id or external_id)")
+    lookups = parts_of(current_app).lookups
+    if user_id:
+        lookups.forget(Customer("user_id", user_id))
+    if external_id:
+        lookups.forget(Customer("external_id", external_id))
+    return jsonify(status="ok")
 
 
 def _body() -> dict[str, Any]:

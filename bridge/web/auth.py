@@ -5,12 +5,15 @@ import binascii
 import hmac
 import ipaddress
 import re
+import threading
+import time
 import uuid
 from collections.abc import Callable, Mapping
 from typing import Literal, TypeVar
 
 from flask import Flask, Response, current_app, g, request
 
+from bridge.parts import parts_of
 from bridge.settings import Key, Network, Settings
 from bridge.web.errors import error
 
@@ -18,6 +21,10 @@ Scope = Literal["webhook", "content", "admin", "open"]
 View = TypeVar("View", bound=Callable[..., object])
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+# Where a server says that it lets answers wait by itself, and finds for how many seconds.
+DELAY = "bridge.delay"
+# An answer that waits here holds a thread, and a server may have as few as two.
+_waiting = threading.BoundedSemaphore(1)
 
 
 def scope(name: Scope) -> Callable[[View], View]:
@@ -101,12 +108,14 @@ def install(app: Flask, keyring: Keyring) -> None:
             return _check_address(keyring, wanted)
         scopes, g.key_name = keyring.find(request.headers.get("Authorization", ""))
         if not scopes:
+            _wait(parts_of(current_app).auth_failures.saw(request.remote_addr))
             return _unauthorized(wanted)
         if wanted not in scopes:
+            opened = " and ".join(sorted(scopes))
             return error(
                 403,
                 "wrong_scope",
-                f"{g.key_name} is a {' and '.join(sorted(scopes))} key: use a {wanted} key here.",
+                f"The key {g.key_name} is for {opened}: here a key for {wanted} is needed.",
             )
         return _check_address(keyring, wanted)
 
@@ -129,6 +138,17 @@ def _check_address(keyring: Keyring, wanted: Scope) -> Response | None:
     if wanted in {"webhook", "content"} and not keyring.allows(request.remote_addr):
         return error(403, "address_not_allowed", "Calls from this address are not allowed here.")
     return None
+
+
+def _wait(seconds: float) -> None:
+    """Let the current request's answer wait, as far as nobody else waits for it."""
+    if DELAY in request.environ:
+        request.environ[DELAY] = seconds
+    elif seconds and request.environ.get("wsgi.multithread") and _waiting.acquire(blocking=False):
+        try:
+            time.sleep(seconds)
+        finally:
+            _waiting.release()
 
 
 def _what_is_wrong(authorization: str, wanted: Scope) -> str:

@@ -1,9 +1,43 @@
-"""Reading a request's body: all of it, or a refusal."""
+"""Reading what a request brings, its query and its body: all of it, or a refusal."""
 
-from flask import request
+from urllib.parse import parse_qsl
+
+from flask import Flask, request
 from werkzeug.exceptions import HTTPException
 
+from bridge.fields import FieldError, shown
 from bridge.intake.payload import MAX_BODY, RefusedError
+
+
+def install(app: Flask) -> None:
+    """Refuse paths that are no text: a customer's id in one would become another's."""
+
+    @app.before_request
+    def check_path() -> None:
+        try:
+            # WSGI carries the path's bytes as Latin-1 (PEP 3333).
+            request.environ.get("PATH_INFO", "").encode("latin-1").decode()
+        except UnicodeError:
+            raise RefusedError(
+                400, "invalid_encoding", "The path is not UTF-8 text: escape it as UTF-8."
+            ) from None
+
+
+def url_fields() -> dict[str, str]:
+    """The names and values of the query.
+
+    Raises:
+        FieldError: one is not UTF-8, which would else be read as something else than was sent, or
+            is given twice with different values.
+    """
+    fields: dict[str, str] = {}
+    given = request.query_string.decode(errors="surrogateescape")
+    for name, value in parse_qsl(given, keep_blank_values=True, errors="surrogateescape"):
+        if any("\ud800" <= char <= "\udfff" for char in name + value):
+            raise FieldError(shown(name), "is not UTF-8 text: escape it as UTF-8")
+        if fields.setdefault(name, value) != value:
+            raise FieldError(shown(name), "is given twice with different values")
+    return fields
 
 
 def read_body() -> bytes:

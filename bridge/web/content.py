@@ -11,7 +11,7 @@ from bridge.lookups.customer import Answer
 from bridge.lookups.query import Query, read_query
 from bridge.parts import parts_of
 from bridge.web.auth import scope
-from bridge.web.body import read_body
+from bridge.web.body import read_body, url_fields
 
 bp = Blueprint("content", __name__, url_prefix="/connected-content")
 
@@ -41,19 +41,11 @@ def customer() -> Response:
 
 def _query(lookup: str) -> Query:
     given: dict[str, Any] = {}
-    for fields in (_from_url(), _from_body()):
+    for fields in (url_fields(), _from_body()):
         for name, value in fields.items():
             if given.setdefault(name, value) != value:
                 raise FieldError(name, "is given twice with different values")
     return read_query(lookup, given)
-
-
-def _from_url() -> Mapping[str, Any]:
-    fields: dict[str, Any] = {}
-    for name, value in request.args.items(multi=True):
-        if fields.setdefault(name, value) != value:
-            raise FieldError(name, "is given twice with different values")
-    return fields
 
 
 def _from_body() -> Mapping[str, Any]:

@@ -1,64 +1,131 @@
-"""`/openapi.json`: the interface, for tools. Shapes come from the models, paths from the routes."""
+"""`/openapi.json`: the interface, for tools.
+
+Paths, methods and scopes are read off the application's routes. What comes in is described by the
+tables that intake and lookups read it with, what goes out by models that the tests hold every
+answer against. What a route takes and answers stands in `ROUTES`.
+"""
 
 import inspect
 import re
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
 from flask import Blueprint, Flask, Response, current_app, jsonify
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
+from werkzeug.routing import Rule
 
-from bridge.intake.payload import MAX_TAGS
+from bridge.fields import REQUIRED_SCHEMA
+from bridge.intake.payload import FIELDS, TAG_FIELDS
 from bridge.lookups.models import ANSWERS
-from bridge.lookups.query import MOST_OFFERS, PARAMETERS
+from bridge.lookups.query import PARAMETERS
+from bridge.outbox.events import FILTERS, MOST_A_PAGE, PAGE, REPLAYABLE
 from bridge.version import VERSION
-from bridge.web.auth import scope, scope_of
+from bridge.web import shapes
+from bridge.web.auth import Scope, scope, scope_of
 
 bp = Blueprint("openapi", __name__)
 
-_TEXT = {"type": "string"}
-_PARAMETERS: dict[str, dict[str, Any]] = {
-    "user_id": {"description": "SessionM's id; wins over external_id", "schema": _TEXT},
-    "external_id": {"description": "the id in the retailer's system", "schema": _TEXT},
-    "on_error": {
-        "description": "if SessionM fails: 200 with empty lists, or 503 for Braze's :retry",
-        "schema": {"type": "string", "enum": ["empty", "retry"], "default": "empty"},
-    },
-    "culture": {"schema": {"type": "string", "default": "en-US"}},
-    "limit": {"schema": {"type": "integer", "minimum": 1, "maximum": MOST_OFFERS, "default": 20}},
-    "sort": {"schema": {"type": "string", "enum": ["expiry", "-expiry"]}},
-    "type": {"description": "only offers of this offer_type", "schema": _TEXT},
-    "category": {"description": "only offers of this category, name or id", "schema": _TEXT},
-    "group": {"description": "only offers of this group, name or id", "schema": _TEXT},
-    "fields": {"description": "only these fields of an offer, by commas", "schema": _TEXT},
+Schema = dict[str, Any]
+Fields = dict[str, Schema]
+
+
+@dataclass(frozen=True)
+class Route:
+    """What a view takes and answers, its scope's refusals apart.
+
+    Attributes:
+        answers: status -> the models of which the answer is one; none: no body to speak of.
+        errors: further statuses, each with an error in the one shape.
+        query: parameter -> JSON schema.
+        body: field -> JSON schema of a JSON body's fields.
+        body_needed: whether there must be a body.
+        required: the fields that it must have.
+        mimetype: of the answers.
+    """
+
+    answers: dict[int, tuple[type[BaseModel], ...]]
+    errors: tuple[int, ...] = ()
+    query: Fields = field(default_factory=dict)
+    body: Fields | None = None
+    body_needed: bool = True
+    required: tuple[str, ...] = ()
+    mimetype: str = "application/json"
+
+
+_EVENT_FILTERS = {
+    **FILTERS,
+    "limit": {"type": "integer", "minimum": 1, "maximum": MOST_A_PAGE, "default": PAGE},
+    "before": {"type": "string", "description": "`next` of the page before"},
 }
-_WEBHOOK = {
-    "type": "object",
-    "description": "A campaign or Canvas ID, or tags; and a customer.",
-    "properties": {
-        "braze_campaign_id": _TEXT,
-        "braze_canvas_id": _TEXT,
-        "user_id": _TEXT,
-        "external_id": _TEXT,
-        "tags": {"type": "array", "items": _TEXT, "maxItems": MAX_TAGS},
-        "ttl": {"description": "seconds, or 30d", "type": ["integer", "string"]},
-        "dispatch_id": _TEXT,
-    },
-}
-_ERROR = {
-    "type": "object",
-    "required": ["status", "errors"],
-    "properties": {
-        "status": {"const": "error"},
-        "errors": {
-            "type": "object",
-            "required": ["code", "message"],
-            "properties": {"code": _TEXT, "message": _TEXT},
+# What can be done next with an event that was accepted: view -> method.
+_EVENT_LINKS = {"show_event": "get", "replay_event": "post", "discard_event": "delete"}
+_WAIT = {"wait": {"type": "integer", "minimum": 0, "description": "seconds; more than 60 are 60"}}
+_CUSTOMER = {name: FIELDS[name] for name in ("user_id", "external_id")}
+_BODY_ERRORS = (400, 413, 415)
+
+
+def _lookup(name: str) -> Route:
+    # 503 is on_error=retry, with the same body.
+    answers: dict[int, tuple[type[BaseModel], ...]]
+    answers = {200: (ANSWERS[name],), 304: (), 503: (ANSWERS[name],)}
+    return Route(
+        answers, _BODY_ERRORS, query=PARAMETERS[name], body=PARAMETERS[name], body_needed=False
+    )
+
+
+ROUTES: dict[str, Route] = {
+    "webhooks.braze": Route(
+        {202: (shapes.Accepted,), 200: (shapes.Duplicate, shapes.Delivered)},
+        (*_BODY_ERRORS, 422, 503),
+        query=_WAIT,
+        body=FIELDS,
+    ),
+    "content.tags": _lookup("tags"),
+    "content.offers": _lookup("offers"),
+    "content.customer": _lookup("customer"),
+    "dropin.write_tags": Route(
+        {200: (shapes.TagsTaken,)},
+        (*_BODY_ERRORS, 404, 422, 503),
+        body=TAG_FIELDS,
+        required=("tags",),
+    ),
+    "dropin.read_tags": Route({200: (shapes.FromSessionM,)}, (400, 404, 500)),
+    "dropin.get_user_offers": Route(
+        {200: (shapes.FromSessionM,)},
+        (*_BODY_ERRORS, 404, 500),
+        body={"user_id": REQUIRED_SCHEMA, "retailer_id": {}},
+        required=("user_id",),
+    ),
+    "dropin.batch": Route(
+        {200: (shapes.FromSessionM,)},
+        (*_BODY_ERRORS, 404, 422, 500, 502),
+        body={"tags": {"type": "object"}},
+        required=("tags",),
+    ),
+    "health.healthz": Route({200: (shapes.Ok,)}),
+    "health.readyz": Route({200: (shapes.Ok,)}, (503,)),
+    "health.health": Route({200: (shapes.Health,), 503: (shapes.Health,)}),
+    "openapi.openapi": Route({200: ()}),
+    "admin.list_events": Route({200: (shapes.EventList,)}, (400, 503), query=_EVENT_FILTERS),
+    "admin.show_event": Route({200: (shapes.OneEvent,)}, (404, 503)),
+    "admin.replay_event": Route({200: (shapes.Replayed,)}, (404, 409, 503)),
+    "admin.discard_event": Route({200: (shapes.Discarded,)}, (404, 409, 503)),
+    "admin.replay_events": Route(
+        {200: (shapes.Replayed,)},
+        (*_BODY_ERRORS, 422, 503),
+        body={
+            **FILTERS,
+            "state": {"enum": [*REPLAYABLE, "", None]},
+            "dry_run": {"type": "boolean", "default": False},
         },
-    },
+        body_needed=False,
+    ),
+    "admin.pause": Route({200: (shapes.DeliveryState,)}, (503,)),
+    "admin.resume": Route({200: (shapes.DeliveryState,)}, (503,)),
+    "admin.forget_lookups": Route({200: (shapes.Ok,)}, (400, 503), query=_CUSTOMER),
 }
-_OBJECT = {"type": "object"}
 
 
 @bp.get("/openapi.json")
@@ -67,27 +134,13 @@ def openapi() -> Response:
     return jsonify(describe(current_app))
 
 
-@cache
-def _schemas() -> tuple[dict[str, Any], dict[str, Any]]:
-    """Lookup -> reference to its schema; and all schemas by name."""
-    wanted: list[tuple[type[BaseModel], Any]] = [
-        (model, "serialization") for model in ANSWERS.values()
-    ]
-    references, document = models_json_schema(wanted, ref_template="#/components/schemas/{model}")
-    by_lookup = {lookup: references[(model, "serialization")] for lookup, model in ANSWERS.items()}
-    return by_lookup, {**document["$defs"], "Error": _ERROR, "Webhook": _WEBHOOK}
-
-
-def describe(app: Flask) -> dict[str, Any]:
+def describe(app: Flask) -> Schema:
     """The OpenAPI 3.1 document of *app*'s routes."""
-    paths: dict[str, Any] = {}
+    paths: dict[str, Schema] = {}
     for rule in app.url_map.iter_rules():
         path = re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule)
         for method in sorted((rule.methods or set()) - {"HEAD", "OPTIONS"}):
-            operation = _operation(
-                app, rule.endpoint, method, rule.arguments - set(rule.defaults or {})
-            )
-            paths.setdefault(path, {})[method.lower()] = operation
+            paths.setdefault(path, {})[method.lower()] = _operation(app, rule, method)
     return {
         "openapi": "3.1.0",
         "info": {"title": "Braze to SessionM bridge", "version": VERSION},
@@ -102,33 +155,60 @@ def describe(app: Flask) -> dict[str, Any]:
     }
 
 
-def _operation(app: Flask, endpoint: str, method: str, in_path: set[str]) -> dict[str, Any]:
-    wanted = scope_of(endpoint)
+@cache
+def _schemas() -> tuple[dict[type[BaseModel], Schema], dict[str, Schema]]:
+    """Model -> reference to its schema; and all schemas by name."""
+    models = {shapes.Error} | {
+        model for route in ROUTES.values() for some in route.answers.values() for model in some
+    }
+    in_order = sorted(models, key=lambda model: model.__name__)
+    references, document = models_json_schema(
+        [(model, "validation") for model in in_order],
+        ref_template="#/components/schemas/{model}",
+    )
+    return {model: references[(model, "validation")] for model in in_order}, document["$defs"]
+
+
+def _operation(app: Flask, rule: Rule, method: str) -> Schema:
+    endpoint = rule.endpoint
     blueprint, _, name = endpoint.partition(".")
-    lookup = name if blueprint == "content" else ""
-    operation: dict[str, Any] = {
-        "operationId": f"{name}_{method.lower()}",
+    route, wanted = ROUTES.get(endpoint, Route({200: ()})), scope_of(endpoint)
+    in_path = sorted(rule.arguments - set(rule.defaults or {}))
+    of_kind = "_".join(str(value) for value in (rule.defaults or {}).values())
+    operation: Schema = {
+        "operationId": re.sub(r"\W", "_", f"{name}_{of_kind}_{method.lower()}".replace("__", "_")),
         "summary": _summary(app, endpoint, name),
         "tags": [blueprint],
         "parameters": [
-            {"name": one, "in": "path", "required": True, "schema": _TEXT}
-            for one in sorted(in_path)
+            {"name": one, "in": "path", "required": True, "schema": _in_path(one)}
+            for one in in_path
         ],
-        "responses": {"200": _json(_schemas()[0].get(lookup, _OBJECT)), **_errors(wanted)},
+        "responses": _responses(route, wanted, long_url=bool(in_path or route.query)),
     }
     if wanted != "open":
         operation["security"] = [{"bearer": []}, {"basic": []}]
-    if lookup and method == "GET":
+    # What may come in the query or in the body comes in the body of a POST.
+    if method != "POST" or route.query is not route.body:
         operation["parameters"] += [
-            {"name": one, "in": "query", **_PARAMETERS[one]} for one in sorted(PARAMETERS[lookup])
+            {"name": one, "in": "query", "schema": schema} for one, schema in route.query.items()
         ]
-    if name == "braze":
-        operation["requestBody"] = {
-            "required": True,
-            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Webhook"}}},
+    if method == "POST" and route.body is not None:
+        schema = {
+            "type": "object",
+            "properties": route.body,
+            "required": list(route.required),
         }
-        operation["responses"]["202"] = _json(_OBJECT)
+        operation["requestBody"] = {
+            "required": route.body_needed,
+            "content": {"application/json": {"schema": schema}},
+        }
     return operation
+
+
+def _in_path(name: str) -> Schema:
+    if name == "api_key":
+        return {"type": "string", "const": "bridge"}
+    return {**REQUIRED_SCHEMA, "type": "string"}
 
 
 def _summary(app: Flask, endpoint: str, name: str) -> str:
@@ -136,11 +216,52 @@ def _summary(app: Flask, endpoint: str, name: str) -> str:
     return told.split("\n", maxsplit=1)[0]
 
 
-def _errors(wanted: str) -> dict[str, Any]:
-    error = _json({"$ref": "#/components/schemas/Error"})
-    statuses = ["503"] if wanted == "open" else ["400", "401", "403", "503"]
-    return dict.fromkeys(statuses, error)
+def _responses(route: Route, wanted: Scope, *, long_url: bool) -> Schema:
+    refusals: tuple[int, ...] = () if wanted == "open" else (401, 403)
+    if long_url:
+        # From the server itself, which hands no such request on.
+        refusals = (*refusals, 414)
+    found: dict[int, list[type[BaseModel]]] = {}
+    for status in (400, *refusals, *route.errors):
+        found.setdefault(status, []).append(shapes.Error)
+    for status, models in route.answers.items():
+        found.setdefault(status, []).extend(models)
+    return {
+        str(status): _response(status, models, route) for status, models in sorted(found.items())
+    }
 
 
-def _json(schema: dict[str, Any]) -> dict[str, Any]:
-    return {"description": "JSON", "content": {"application/json": {"schema": schema}}}
+def _response(status: int, models: list[type[BaseModel]], route: Route) -> Schema:
+    references = [_schemas()[0][model] for model in models]
+    links = {
+        name: {"operationId": f"{name}_{method}", "parameters": {"event_id": "$response.body#/id"}}
+        for name, method in _EVENT_LINKS.items()
+        if shapes.Accepted in models
+    }
+    response: Schema = {
+        "description": " or ".join(model.__name__ for model in models) or "as the path says",
+        "headers": {
+            name: {"schema": {"type": "string"}, "required": required}
+            for name, required in _headers(status, models).items()
+        },
+        **({"links": links} if links else {}),
+    }
+    if references:
+        schema = references[0] if len(references) == 1 else {"anyOf": references}
+        response["content"] = {route.mimetype: {"schema": schema}}
+    elif status == 200:
+        response["content"] = {route.mimetype: {"schema": {}}}
+    return response
+
+
+def _headers(status: int, models: list[type[BaseModel]]) -> dict[str, bool]:
+    """The headers of a response, and whether each is always there."""
+    headers = {"X-Request-Id": status != 414}
+    if status == 401:
+        headers["WWW-Authenticate"] = True
+    if status == 503 and models == [shapes.Error]:
+        headers["Retry-After"] = False
+    if status in {200, 304, 503} and not set(ANSWERS.values()).isdisjoint(models):
+        # An unavailable one has no age.
+        headers |= {"Cache-Status": True, "Age": False, "ETag": False}
+    return headers

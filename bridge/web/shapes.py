@@ -1,0 +1,187 @@
+"""The documented shapes of what the bridge answers, lookups apart, for OpenAPI.
+
+The tests hold every answer of the application against them.
+"""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from bridge.outbox.schema import State
+
+
+class _Shape(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class ErrorDetail(_Shape):
+    """What is wrong: a word for programs, a sentence for people."""
+
+    code: str
+    message: str
+
+
+class Error(_Shape):
+    """Every error of every endpoint, in SessionM's own shape."""
+
+    status: Literal["error"]
+    errors: ErrorDetail
+
+
+class Ok(_Shape):
+    """Done."""
+
+    status: Literal["ok"]
+
+
+class CustomerIds(_Shape):
+    """A customer by one of the two identifiers, or by none if an event names none."""
+
+    user_id: str = ""
+    external_id: str = ""
+
+
+class WriteIntended(_Shape):
+    """Tags that go to SessionM in one call; without *ttl* they are counted."""
+
+    tags: list[str]
+    ttl: int | None
+
+
+class Accepted(_Shape):
+    """The webhook is on disk."""
+
+    status: Literal["accepted"]
+    id: str
+    customer: CustomerIds
+    writes: list[WriteIntended]
+    warnings: list[str]
+    test: bool
+
+
+class Duplicate(_Shape):
+    """The same event was accepted before."""
+
+    status: Literal["duplicate"]
+    id: str
+
+
+class Delivered(_Shape):
+    """SessionM has taken it while the caller waited."""
+
+    status: Literal["delivered"]
+    id: str
+    tags: dict[str, int]
+
+
+class TagsTaken(_Shape):
+    """SessionM's answer to a tag write, as last known, and the event's id."""
+
+    status: Literal["ok"]
+    id: str
+    tags: dict[str, int]
+
+
+class FromSessionM(BaseModel):
+    """SessionM's own answer, as it came."""
+
+    model_config = ConfigDict(extra="allow")
+
+    status: str
+
+
+class EventSummary(_Shape):
+    """One stored event; times as ``2026-12-01T00:00:00Z``, blank if there is none."""
+
+    id: str
+    state: State
+    received_at: str
+    done_at: str
+    customer: CustomerIds
+    campaign_id: str
+    canvas_id: str
+    test: bool
+    reason: str
+    key: str
+    request_id: str
+
+
+class Try(_Shape):
+    """One call to SessionM."""
+
+    at: str
+    status: int
+    milliseconds: int
+    outcome: str
+    error: str
+
+
+class Write(_Shape):
+    """One write of an event, and every try of it."""
+
+    tags: list[str]
+    ttl: int | None
+    state: State
+    attempts: int
+    next_at: str
+    done_at: str
+    reason: str
+    uncertain: bool
+    tries: list[Try]
+
+
+class EventStory(EventSummary):
+    """Everything about one event."""
+
+    body: str
+    content_type: str
+    writes: list[Write]
+
+
+class EventList(_Shape):
+    """Events, newest first; *next* goes into ``before`` for those that follow, blank at the end."""
+
+    status: Literal["ok"]
+    events: list[EventSummary]
+    next: str
+
+
+class OneEvent(_Shape):
+    """One event's story."""
+
+    status: Literal["ok"]
+    event: EventStory
+
+
+class Replayed(_Shape):
+    """How many events matched, how many go out again, and why the others do not."""
+
+    status: Literal["ok"]
+    matched: int
+    replayed: int
+    dry_run: bool = False
+    refused: list[str] = Field(default_factory=list)
+
+
+class Discarded(_Shape):
+    """How many events matched and were given up."""
+
+    status: Literal["ok"]
+    matched: int
+    discarded: int
+
+
+class DeliveryState(_Shape):
+    """Whether delivery runs."""
+
+    status: Literal["ok"]
+    state: Literal["running", "paused"]
+
+
+class Health(_Shape):
+    """Is it healthy; *reasons* say in sentences why it is not."""
+
+    status: Literal["ok", "degraded", "down"]
+    reasons: list[str]
+    version: str
+    checks: dict[str, dict[str, Any]]

@@ -1,0 +1,96 @@
+"""`bridge erase` forgets a customer: under both identifiers, in every file, and nobody else."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from urllib.parse import quote_plus
+
+import requests
+
+from bridge.sessionm.sandbox import SandboxServer
+from tests.conftest import MakeService, Service, bearer, environment, eventually
+
+USER, LOYAL = "zoë/31@example.com", "loyal-zoë-31"
+OTHER = "somebody-else@example.com"
+
+
+def erase(url: str, folder: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "bridge", "erase", *arguments],
+        env={**os.environ, **environment(url, folder)},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout
+
+
+def traces(folder: Path, *ids: str) -> set[tuple[str, str]]:
+    """Which of *ids* stand in which of the bridge's files, in any writing."""
+    forms = {form for i in ids for form in (i, json.dumps(i)[1:-1], quote_plus(i))}
+    return {
+        (path.name, form)
+        for path in folder.glob("bridge.db*")
+        for form in forms
+        if form.encode() in path.read_bytes()
+    }
+
+
+def webhook(service: Service, body: str | bytes, kind: str = "application/json") -> int:
+    headers = {**bearer("webhook"), "Content-Type": kind}
+    url = f"{service.url}/webhooks/braze"
+    data = body if isinstance(body, bytes) else body.encode()
+    return requests.post(url, data=data, headers=headers, timeout=20).status_code
+
+
+def test_a_customer_erased_is_in_no_file_under_either_identifier(
+    make_service: MakeService, sandbox: SandboxServer, tmp_path: Path
+) -> None:
+    sandbox.sandbox.put_customer({"user_id": USER, "external_id": LOYAL})
+    sandbox.sandbox.put_customer({"user_id": OTHER})
+    service = make_service()
+    # A lookup tells the bridge that the two are one.
+    service.lookup("customer", external_id=LOYAL)
+    service.lookup("tags", user_id=USER)
+    service.lookup("tags", user_id=OTHER)
+    assert service.webhook(user_id=USER, tags=["a"], ttl=600).status_code == 202
+    assert service.webhook(external_id=LOYAL, tags=["b"]).status_code == 202
+    assert service.webhook(user_id=OTHER, tags=["about " + USER], ttl=60).status_code == 202
+    # Refused ones name nobody, and write the id in ways of their own.
+    assert webhook(service, json.dumps({"user_id": USER, "ttl": -1})) == 422
+    form = "application/x-www-form-urlencoded"
+    assert webhook(service, f"user_id={quote_plus(USER)}&ttl=x", form) == 422
+    assert webhook(service, f'{{"user_id": "{USER}", '.encode()) == 400
+    eventually(lambda: service.health()["checks"]["delivery"]["queued"] == 0)
+    assert traces(tmp_path, USER, LOYAL)
+
+    told = erase(sandbox.url, tmp_path, "--external-id", LOYAL)
+    assert told == (
+        "Erased: 5 events, and what was cached. "
+        "The other identifier was known, and is erased too.\n"
+    )
+    # Somebody else's tag is theirs.
+    assert {name for name, _ in traces(tmp_path, USER, LOYAL)} <= {
+        "bridge.db",
+        "bridge.db.cache",
+    }
+    listed = requests.get(f"{service.url}/api/events", headers=bearer("admin"), timeout=10).json()
+    assert [event["customer"] for event in listed["events"]] == [{"user_id": OTHER}]
+    erase(sandbox.url, tmp_path, "--user-id", OTHER)
+    assert traces(tmp_path, USER, LOYAL, OTHER) == set()
+    assert service.lookup("tags", user_id=OTHER).json()["status"] == "ok"
+
+
+def test_an_event_with_both_identifiers_tells_that_they_are_one(
+    make_service: MakeService, sandbox: SandboxServer, tmp_path: Path
+) -> None:
+    service = make_service(BRIDGE_SESSIONM_RPS="0.001")
+    assert service.webhook(user_id="u-771", external_id="e-771", tags=["a"]).status_code == 202
+    assert service.webhook(user_id="u-771", tags=["b"]).status_code == 202
+    assert service.webhook(user_id="u-7710", tags=["u-771"]).status_code == 202
+    assert "Erased: 2 events" in erase(sandbox.url, tmp_path, "--external-id", "e-771")
+    listed = requests.get(f"{service.url}/api/events", headers=bearer("admin"), timeout=10).json()
+    assert [event["customer"] for event in listed["events"]] == [{"user_id": "u-7710"}]
