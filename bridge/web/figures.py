@@ -2,12 +2,34 @@
 
 import logging
 import time
+from dataclasses import dataclass
 
 from flask import Flask, Response, current_app, g, request
 
-from bridge.parts import parts_of
+from bridge.parts import Parts, parts_of
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """One answer, as all figures are made of it.
+
+    Attributes:
+        kind: the blueprint that answered: ``webhooks``, ``content``, …; "" if none did.
+        route: the route, not the path: a path may hold a customer's identifier.
+        cache_status: the header Cache-Status, "" where there is none.
+        seconds: from the request to the answer.
+    """
+
+    kind: str
+    method: str
+    route: str
+    status: int
+    cache_status: str
+    seconds: float
+    request_id: str = ""
+    key_name: str = ""
 
 
 def install(app: Flask) -> None:
@@ -19,26 +41,40 @@ def install(app: Flask) -> None:
 
     @app.after_request
     def end(response: Response) -> Response:
-        parts = parts_of(current_app)
-        blueprint = request.blueprint
-        if blueprint == "webhooks":
-            parts.braze_budget.saw("webhook", response.status_code)
-        elif blueprint == "content":
-            parts.braze_budget.saw("content", response.status_code)
-            if status := response.headers.get("Cache-Status"):
-                parts.lookup_figures.saw(hit="; hit" in status)
+        answered = Answered(
+            kind=request.blueprint or "",
+            method=request.method,
+            route=str(request.url_rule or "-"),
+            status=response.status_code,
+            cache_status=response.headers.get("Cache-Status", ""),
+            seconds=time.monotonic() - g.get("began", 0),
+            request_id=g.get("request_id", ""),
+            key_name=g.get("key_name", ""),
+        )
+        count(parts_of(current_app), answered)
+        return response
+
+
+def count(parts: Parts, answered: Answered) -> None:
+    """Count and log an answer, whichever way it was made."""
+    if answered.kind == "webhooks":
+        parts.braze_budget.saw("webhook", answered.status)
+    elif answered.kind == "content":
+        parts.braze_budget.saw("content", answered.status)
+        if answered.cache_status:
+            parts.lookup_figures.saw(hit="; hit" in answered.cache_status)
+    level = logging.WARNING if answered.status >= 500 else logging.DEBUG
+    if log.isEnabledFor(level):
         log.log(
-            logging.WARNING if response.status_code >= 500 else logging.DEBUG,
+            level,
             "request",
             extra={
                 "action": "request",
-                "request": g.get("request_id"),
-                "key": g.get("key_name"),
-                "method": request.method,
-                # The route, not the path: a path may hold a customer's identifier.
-                "path": str(request.url_rule or "-"),
-                "status": response.status_code,
-                "milliseconds": round((time.monotonic() - g.get("began", 0)) * 1000),
+                "request": answered.request_id,
+                "key": answered.key_name,
+                "method": answered.method,
+                "path": answered.route,
+                "status": answered.status,
+                "milliseconds": round(answered.seconds * 1000),
             },
         )
-        return response
