@@ -4,14 +4,18 @@ import time
 from typing import Any
 
 from bridge.database import StoreUnavailableError
+from bridge.fields import iso
 from bridge.outbox.delivery import HEARTBEAT, HEARTBEAT_FACT
 from bridge.outbox.store import Backlog
 from bridge.parts import Parts
+from bridge.telemetry import BRAZE_CONTENT_SHARE, BRAZE_LIMIT, Minute, Telemetry, together
 from bridge.version import VERSION
 
 # Without a heartbeat for so long the loop is held to be dead.
 SILENCE = 5 * HEARTBEAT
 LATE = 300.0
+# Latencies and ratios are those of so many seconds.
+RECENTLY = 300.0
 
 
 def report(parts: Parts) -> dict[str, Any]:
@@ -23,12 +27,11 @@ def report(parts: Parts) -> dict[str, Any]:
     except StoreUnavailableError as error:
         checks["store"] = {"state": "down", "error": str(error)}
         checks["delivery"] = {"state": "stopped", "queued": 0, "oldest_seconds": 0, "dead": 0}
+    recent = together(parts.telemetry.minutes(time.time() - RECENTLY))
     for system in ("core", "connect"):
-        figures = parts.sessionm_health.figures(system)
-        # The breakers hear of the calls of all processes; the figures are this one's.
-        checks[f"sessionm_{system}"] = {"state": parts.breakers.state(system), **figures}
-    checks["cache"] = parts.lookup_figures.figures()
-    checks["braze_budget"] = parts.braze_budget.figures()
+        checks[f"sessionm_{system}"] = _sessionm(parts, system, recent)
+    checks["cache"] = _lookups(recent)
+    checks["braze_budget"] = _braze_budget(parts.telemetry)
     reasons = list(_reasons(checks))
     down = checks["store"]["state"] == "down"
     return {
@@ -55,6 +58,47 @@ def _delivery(parts: Parts) -> dict[str, Any]:
         "queued": backlog.queued,
         "oldest_seconds": round(now - backlog.oldest_at) if backlog.oldest_at else 0,
         "dead": backlog.dead,
+    }
+
+
+def _sessionm(parts: Parts, system: str, recent: Minute) -> dict[str, Any]:
+    error = parts.telemetry.last_error(system)
+    return {
+        "state": parts.breakers.state(system),
+        "p50_ms": recent.percentile(system, 0.50) or 0.0,
+        "p99_ms": recent.percentile(system, 0.99) or 0.0,
+        "calls": recent.count(f"{system}_calls"),
+        "errors": recent.count(f"{system}_errors"),
+        "last_error": error.text if error else "",
+        "last_error_at": iso(error.at) if error else "",
+    }
+
+
+_OUTCOMES = ("hit", "stale", "miss", "not_found", "unavailable")
+
+
+def _lookups(recent: Minute) -> dict[str, Any]:
+    outcomes = {name: recent.count(f"lookups_{name}") for name in _OUTCOMES}
+    lookups, late = sum(outcomes.values()), recent.count("lookups_late")
+    served = outcomes["hit"] + outcomes["stale"]
+    return {
+        "hit_ratio": round(served / lookups, 4) if lookups else 0.0,
+        "lookups": lookups,
+        **outcomes,
+        "in_time_ratio": round(1 - late / lookups, 4) if lookups else 1.0,
+        "p50_ms": recent.percentile("lookup", 0.50) or 0.0,
+        "p99_ms": recent.percentile("lookup", 0.99) or 0.0,
+    }
+
+
+def _braze_budget(telemetry: Telemetry) -> dict[str, Any]:
+    minute = telemetry.moving_minute()
+    return {
+        "webhook_failures_last_minute": minute.count("braze_webhook_failures"),
+        "content_failures_last_minute": minute.count("braze_content_failures"),
+        "content_calls_last_minute": minute.count("braze_content_calls"),
+        "limit": BRAZE_LIMIT,
+        "content_share_limit": BRAZE_CONTENT_SHARE,
     }
 
 

@@ -1,14 +1,20 @@
 """Counting and logging of requests at the edge."""
 
 import logging
+import re
 import time
 from dataclasses import dataclass
 
 from flask import Flask, Response, current_app, g, request
 
 from bridge.parts import Parts, parts_of
+from bridge.telemetry import BRAZE_COUNTS, Telemetry
+from bridge.web.auth import scope_of
 
 log = logging.getLogger(__name__)
+
+# What Braze waits for a lookup.
+IN_TIME = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,10 +22,12 @@ class Answered:
     """One answer, as all figures are made of it.
 
     Attributes:
-        kind: the blueprint that answered: ``webhooks``, ``content``, …; "" if none did.
+        kind: ``webhooks`` or ``content`` where Braze called, on whichever path; else the
+            blueprint that answered, "" if none did.
         route: the route, not the path: a path may hold a customer's identifier.
         cache_status: the header Cache-Status, "" where there is none.
         seconds: from the request to the answer.
+        waited: the caller had asked to be answered late.
     """
 
     kind: str
@@ -30,6 +38,7 @@ class Answered:
     seconds: float
     request_id: str = ""
     key_name: str = ""
+    waited: bool = False
 
 
 def install(app: Flask) -> None:
@@ -42,7 +51,7 @@ def install(app: Flask) -> None:
     @app.after_request
     def end(response: Response) -> Response:
         answered = Answered(
-            kind=request.blueprint or "",
+            kind=_kind(),
             method=request.method,
             route=str(request.url_rule or "-"),
             status=response.status_code,
@@ -50,20 +59,73 @@ def install(app: Flask) -> None:
             seconds=time.monotonic() - g.get("began", 0),
             request_id=g.get("request_id", ""),
             key_name=g.get("key_name", ""),
+            waited=g.get("waited", False),
         )
         count(parts_of(current_app), answered)
         return response
 
 
+def _kind() -> str:
+    called = {"webhook": "webhooks", "content": "content"}
+    scope = scope_of(request.endpoint) if request.endpoint else ""
+    return called.get(scope, request.blueprint or "")
+
+
 def count(parts: Parts, answered: Answered) -> None:
     """Count and log an answer, whichever way it was made."""
     if answered.kind == "webhooks":
-        parts.braze_budget.saw("webhook", answered.status)
+        _count_webhook(parts.telemetry, answered)
     elif answered.kind == "content":
-        parts.braze_budget.saw("content", answered.status)
-        if answered.cache_status:
-            parts.lookup_figures.saw(hit="; hit" in answered.cache_status)
-    level = logging.WARNING if answered.status >= 500 else logging.DEBUG
+        _count_lookup(parts.telemetry, answered)
+    if answered.status in {401, 403}:
+        parts.telemetry.count("auth_failures")
+    _log(answered)
+
+
+def _count_webhook(telemetry: Telemetry, answered: Answered) -> None:
+    if answered.status >= 500:
+        telemetry.count("webhooks_failed")
+    if answered.status in BRAZE_COUNTS:
+        telemetry.count("braze_webhook_failures")
+    if not answered.waited:
+        telemetry.took("webhook", answered.seconds)
+
+
+def _count_lookup(telemetry: Telemetry, answered: Answered) -> None:
+    names = ["braze_content_calls"]
+    if outcome := lookup_outcome(answered.cache_status):
+        names.append(f"lookups_{outcome}")
+        telemetry.took("lookup", answered.seconds)
+        if answered.seconds > IN_TIME:
+            names.append("lookups_late")
+    if answered.status in BRAZE_COUNTS:
+        names.append("braze_content_failures")
+    telemetry.count(*names)
+
+
+_DETAIL = re.compile("detail=([a-z_]+)")
+
+
+def lookup_outcome(cache_status: str) -> str:
+    """``hit``, ``stale``, ``miss``, ``not_found`` or ``unavailable`` by the header Cache-Status.
+
+    "" if it was no lookup.
+    """
+    if not cache_status:
+        return ""
+    if found := _DETAIL.search(cache_status):
+        return found[1]
+    if "; hit" in cache_status:
+        return "stale" if "ttl=-" in cache_status else "hit"
+    return "miss"
+
+
+def _log(answered: Answered) -> None:
+    if answered.status >= 500:
+        level = logging.WARNING
+    else:
+        # Of every request there is a line at debug; refused ones are told without asking.
+        level = logging.INFO if answered.status >= 400 else logging.DEBUG
     if log.isEnabledFor(level):
         log.log(
             level,
@@ -75,6 +137,6 @@ def count(parts: Parts, answered: Answered) -> None:
                 "method": answered.method,
                 "path": answered.route,
                 "status": answered.status,
-                "milliseconds": round(answered.seconds * 1000),
+                "milliseconds": round(answered.seconds * 1000, 1),
             },
         )
