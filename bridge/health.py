@@ -56,7 +56,7 @@ def _delivery(parts: Parts) -> dict[str, Any]:
         "pid": beat.get("pid", 0),
         "heartbeat_seconds": round(now - beat["at"], 1) if beat else -1,
         "queued": backlog.queued,
-        "oldest_seconds": round(now - backlog.oldest_at) if backlog.oldest_at else 0,
+        "oldest_seconds": round(backlog.waits(now)),
         "dead": backlog.dead,
     }
 

@@ -29,6 +29,7 @@ _FIELDS = (
     "method",
     "path",
     "state",
+    "outcome",
     "status",
     "milliseconds",
     "reason",

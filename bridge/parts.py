@@ -116,6 +116,8 @@ def build(settings: Settings, rules: Rules | None = None) -> Parts:
         ),
         on_write=lookups.tag_write,
         clean=lambda: _clean(events, cache, settings, freshness),
+        count=telemetry.add,
+        on_beat=lambda: _sample(store, telemetry),
     )
     acceptor = Acceptor(
         store,
@@ -200,6 +202,11 @@ def _own_writes(store: Store, customer: Customer) -> OwnWrites:
             expires.update(dict.fromkeys(write.tags, write.expires_at))
     pending = dict.fromkeys(tag for write in waiting for tag in write.tags)
     return OwnWrites(tuple(pending), expires)
+
+
+def _sample(store: Store, telemetry: Telemetry) -> None:
+    backlog = store.backlog()
+    telemetry.sample(queued=backlog.queued, oldest_seconds=backlog.waits(time.time()))
 
 
 def _clean(events: Events, cache: Cache, settings: Settings, freshness: Freshness) -> None:

@@ -1,16 +1,17 @@
 """What people do with stored events: search, read, send again, discard, erase, forget."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
 from bridge.customer import Customer
 from bridge.database import Database
 from bridge.fields import FieldError, duration, instant, iso, text
-from bridge.outbox.schema import State, attempts, events, expiries, writes
+from bridge.outbox.schema import STORED, State, attempts, events, expiries, tallies, writes
 from bridge.outbox.store import NewEvent, add_writes, id_prefix, settle
+from bridge.outbox.tallies import CampaignFigures, Tally, about_to_change, figures_of
 
 PAGE = 50
 MOST_A_PAGE = 500
@@ -115,6 +116,27 @@ class Events:
         with self._database.read() as connection:
             return connection.execute(counted).scalar_one()
 
+    def counts(self) -> dict[State, int]:
+        """How many stored events there are in each state."""
+        row = self._tally(STORED)
+        return {state: row[state] if row else 0 for state in State}
+
+    def campaigns(self, limit: int = PAGE) -> list[CampaignFigures]:
+        """The campaigns and Canvases that were seen last, the latest first."""
+        chosen = (
+            tallies.select()
+            .where(tallies.c.kind.in_(("campaign", "canvas")))
+            .order_by(tallies.c.last_seen.desc())
+            .limit(limit)
+        )
+        with self._database.read() as connection:
+            return [figures_of(row) for row in connection.execute(chosen).mappings()]
+
+    def _tally(self, kind: str, name: str = "") -> sa.RowMapping | None:
+        chosen = tallies.select().where(tallies.c.kind == kind, tallies.c.id == name)
+        with self._database.read() as connection:
+            return _one(connection, chosen)
+
     def story(self, event_id: str) -> dict[str, Any] | None:
         """Everything about one event: body, writes, and every try of each; ``None`` if unknown."""
         with self._database.read() as connection:
@@ -154,23 +176,27 @@ class Events:
             row = _one(connection, _STORED.where(events.c.id == event_id))
         return _stored(row) if row else None
 
-    def queue_again(self, event_ids: list[str], now: float) -> int:
+    def queue_again(self, event_ids: list[str], now: float) -> set[str]:
         """Let the dead and discarded writes of these events wait once more.
 
         Returns:
-            How many events had any.
+            The events that had any.
         """
-        again = (
-            writes.update()
-            .where(writes.c.event_id.in_(event_ids))
-            .where(writes.c.state.in_((State.DEAD.value, State.DISCARDED.value)))
-            .values(state=State.QUEUED.value, attempts=0, next_at=now, done_at=None)
-            .returning(writes.c.event_id)
-        )
+        tally = Tally()
         with self._database.write() as connection:
-            changed = set(connection.execute(again).scalars())
-            settle(connection, changed)
-        return len(changed)
+            ended = (State.DEAD, State.DISCARDED)
+            again = _writes_in(connection, event_ids, ended)
+            connection.execute(
+                writes.update()
+                .where(writes.c.seq.in_([write.seq for write in again]))
+                .values(state=State.QUEUED.value, attempts=0, next_at=now, done_at=None)
+            )
+            changed = {write.event_id for write in again}
+            for write in again:
+                tally.writes(write.state, State.QUEUED)
+            settle(connection, changed, tally)
+            tally.keep(connection)
+        return changed
 
     def take_in(self, accepted: NewEvent) -> bool:
         """Turn a rejected event into the *accepted* one of the same id.
@@ -179,7 +205,7 @@ class Events:
             Whether it is taken in: it was still rejected, and the same event was not accepted
             before, in which case it is discarded.
         """
-        values = {
+        values: dict[str, Any] = {
             "state": State.QUEUED.value,
             "customer": accepted.customer,
             "campaign_id": accepted.campaign_id,
@@ -195,35 +221,44 @@ class Events:
         same = sa.select(events.c.id).where(
             events.c.dedupe.is_not(None), events.c.dedupe == accepted.dedupe
         )
+        tally = Tally()
         with self._database.write() as connection:
-            if earlier := connection.execute(same).scalar():
-                connection.execute(
-                    mended.values(
-                        state=State.DISCARDED.value,
-                        reason=f"the same event was accepted before as {earlier}",
-                    )
-                )
-                return False
+            earlier = connection.execute(same).scalar()
+            if earlier:
+                values = {
+                    "state": State.DISCARDED.value,
+                    "reason": f"the same event was accepted before as {earlier}",
+                }
             if not connection.execute(mended.values(**values)).rowcount:
                 return False
-            add_writes(connection, [accepted])
-        return True
+            tally.event(accepted, State.REJECTED, State(values["state"]))
+            if not earlier:
+                add_writes(connection, [accepted], tally)
+            tally.keep(connection)
+        return not earlier
 
-    def discard(self, event_ids: list[str], now: float) -> int:
-        """Give these events up, as far as they are not ended; returns how many were."""
+    def discard(self, event_ids: list[str], now: float) -> set[str]:
+        """Give these events up, as far as they are not ended; returns those that were."""
         given_up = {"state": State.DISCARDED.value, "done_at": now}
+        tally = Tally()
         with self._database.write() as connection:
+            undelivered = _writes_in(connection, event_ids, (State.QUEUED, State.DEAD))
+            for write in undelivered:
+                tally.writes(write.state, State.DISCARDED)
             connection.execute(
                 writes.update()
-                .where(writes.c.event_id.in_(event_ids))
-                .where(writes.c.state.in_((State.QUEUED.value, State.DEAD.value)))
+                .where(writes.c.seq.in_([write.seq for write in undelivered]))
                 .values(**given_up)
             )
-            return connection.execute(
-                events.update()
-                .where(events.c.id.in_(event_ids), events.c.state.in_(_DISCARDABLE))
-                .values(**given_up)
-            ).rowcount
+            chosen = about_to_change(
+                connection, events.c.id.in_(event_ids), events.c.state.in_(_DISCARDABLE)
+            )
+            for event in chosen:
+                tally.event(event, event.state, State.DISCARDED)
+            discarded = {event.id for event in chosen}
+            connection.execute(events.update().where(events.c.id.in_(discarded)).values(**given_up))
+            tally.keep(connection)
+        return discarded
 
     def erase(self, customer: Customer) -> int:
         """Delete everything about *customer*; returns how many events there were.
@@ -232,27 +267,56 @@ class Events:
         """
         mentioned = sa.func.instr(events.c.body, customer.id.encode()) > 0
         rejected = sa.and_(events.c.state == State.REJECTED.value, mentioned)
+        deleted = 0
+        for theirs in (events.c.customer == customer.key, rejected):
+            while batch := self._delete(theirs):
+                deleted += batch
         with self._database.write() as connection:
-            deleted = connection.execute(
-                events.delete().where(sa.or_(events.c.customer == customer.key, rejected))
-            ).rowcount
             connection.execute(expiries.delete().where(expiries.c.customer == customer.key))
         return deleted
 
     def forget_before(self, then: float, now: float) -> int:
         """Delete a batch of events that ended before *then*; returns how many there were."""
-        old = (
-            sa.select(events.c.id)
-            .where(events.c.state.in_(_FORGETTABLE), events.c.id < id_prefix(then))
-            .where(events.c.done_at < then)
-            .limit(BATCH)
+        deleted = self._delete(
+            events.c.state.in_(_FORGETTABLE),
+            events.c.id < id_prefix(then),
+            events.c.done_at < then,
         )
         with self._database.write() as connection:
-            ids = list(connection.execute(old).scalars())
+            connection.execute(expiries.delete().where(expiries.c.expires_at < now))
+        return deleted
+
+    def _delete(self, *conditions: sa.ColumnElement[bool]) -> int:
+        """Delete a batch of events of which all *conditions* hold; returns how many."""
+        tally = Tally()
+        with self._database.write() as connection:
+            old = about_to_change(connection, *conditions, limit=BATCH)
+            ids = [event.id for event in old]
+            for write in _writes_in(connection, ids, tuple(State)):
+                tally.writes(write.state, None)
+            for event in old:
+                tally.event(event, event.state, None)
             if ids:
                 connection.execute(events.delete().where(events.c.id.in_(ids)))
-            connection.execute(expiries.delete().where(expiries.c.expires_at < now))
+            tally.keep(connection)
         return len(ids)
+
+
+class _Write(NamedTuple):
+    seq: int
+    event_id: str
+    state: State
+
+
+def _writes_in(
+    connection: sa.Connection, event_ids: Sequence[str], states: tuple[State, ...]
+) -> list[_Write]:
+    """The writes of these events that are in one of *states*, about to change."""
+    chosen = sa.select(writes.c.seq, writes.c.event_id, writes.c.state).where(
+        writes.c.event_id.in_(event_ids), writes.c.state.in_(states)
+    )
+    rows = connection.execute(chosen.order_by(writes.c.seq).with_for_update())
+    return [_Write(seq, event_id, State(state)) for seq, event_id, state in rows]
 
 
 _STORED = sa.select(

@@ -79,7 +79,7 @@ class Operator:
         for batch in self._events.matching(wanted, (state,)):
             matched += len(batch)
             if not dry_run:
-                changed += self._events.discard([event.id for event in batch], time.time())
+                changed += self._discard([event.id for event in batch])
         return Done(matched, changed)
 
     def discard_one(self, event_id: str) -> Done | None:
@@ -87,7 +87,7 @@ class Operator:
         event = self._events.one(event_id)
         if event is None:
             return None
-        changed = self._events.discard([event_id], time.time())
+        changed = self._discard([event_id])
         return Done(1, changed, () if changed else (f"it is {event.state}",))
 
     def pause(self) -> None:
@@ -114,9 +114,9 @@ class Operator:
     def _replay(self, batch: list[Stored], *, dry_run: bool = False) -> Done:
         rejected = [event for event in batch if event.state is State.REJECTED]
         others = [event.id for event in batch if event.state is not State.REJECTED]
-        changed = 0
+        replayed: list[str] = []
         if others and not dry_run:
-            changed = self._events.queue_again(others, time.time())
+            replayed += sorted(self._events.queue_again(others, time.time()))
         refused = []
         for event in rejected:
             try:
@@ -124,8 +124,17 @@ class Operator:
             except RefusedError as refusal:
                 refused.append(f"{event.id}: {refusal}")
                 continue
-            if not dry_run:
-                changed += self._events.take_in(accepted)
-        if changed:
-            log.info("%s events replayed", changed, extra={"action": "replayed"})
-        return Done(len(batch), changed, tuple(refused))
+            if not dry_run and self._events.take_in(accepted):
+                replayed.append(event.id)
+        _log("replayed", replayed)
+        return Done(len(batch), len(replayed), tuple(refused))
+
+    def _discard(self, event_ids: list[str]) -> int:
+        discarded = self._events.discard(event_ids, time.time())
+        _log("discarded", sorted(discarded))
+        return len(discarded)
+
+
+def _log(action: str, event_ids: list[str]) -> None:
+    for event_id in event_ids:
+        log.info("event %s", action, extra={"action": action, "event": event_id})
