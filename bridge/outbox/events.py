@@ -1,6 +1,6 @@
 """What people do with stored events: search, read, send again, discard, erase, forget."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -8,10 +8,18 @@ import sqlalchemy as sa
 
 from bridge.customer import Customer
 from bridge.database import Database
-from bridge.fields import FieldError, duration, instant, iso, text
-from bridge.outbox.schema import STORED, State, attempts, events, expiries, tallies, writes
+from bridge.fields import iso
+from bridge.outbox.schema import State, attempts, events, expiries, tallies, writes
+from bridge.outbox.search import Filter, Search
 from bridge.outbox.store import NewEvent, add_writes, id_prefix, settle
-from bridge.outbox.tallies import CampaignFigures, Tally, about_to_change, figures_of
+from bridge.outbox.tallies import (
+    CAMPAIGNS,
+    CampaignFigures,
+    Tally,
+    about_to_change,
+    figures_of,
+    stored,
+)
 
 PAGE = 50
 MOST_A_PAGE = 500
@@ -25,58 +33,15 @@ REPLAYABLE = (State.DEAD, State.REJECTED, State.DISCARDED)
 
 
 @dataclass(frozen=True)
-class Filter:
-    """Which events: all conditions that are set must hold.
+class Page:
+    """Events as JSON, newest first; *next* is the id before which to go on, "" at the end.
 
-    Attributes:
-        state: the event's.
-        customer: an id, SessionM's or the retailer's.
-        campaign: a campaign's or Canvas's id.
-        since: received then or later, seconds since the epoch.
-        text: stands in the reason.
+    Only so many events are looked at for a page (`Search.newest`), so that it is quick however
+    much is stored: it may hold fewer than were asked for, even none, and still have a next.
     """
 
-    state: State | None = None
-    customer: str = ""
-    campaign: str = ""
-    since: float = 0.0
-    text: str = ""
-
-
-def read_filter(given: Mapping[str, Any], now: float) -> Filter:
-    """Read a filter out of the parameters ``state customer campaign since text``.
-
-    ``since`` is a date and time, or a length of time before *now* such as ``2h``.
-
-    Raises:
-        FieldError: one of them is bad or unknown.
-    """
-    for name in given:
-        if name not in Filter.__dataclass_fields__:
-            raise FieldError(f'"{name[:60]}"', "is not a filter")
-    state = text(given.get("state"), "state")
-    if state is not None and state not in set(State):
-        raise FieldError("state", f"must be one of {', '.join(State)}")
-    return Filter(
-        state=State(state) if state else None,
-        customer=text(given.get("customer"), "customer") or "",
-        campaign=text(given.get("campaign"), "campaign") or "",
-        since=_since(text(given.get("since"), "since"), now),
-        text=text(given.get("text"), "text") or "",
-    )
-
-
-def _since(value: str | None, now: float) -> float:
-    if value is None:
-        return 0.0
-    if (at := instant(value)) is not None and not value.isdecimal():
-        return at
-    try:
-        return max(0.0, now - duration(value))
-    except ValueError:
-        raise FieldError(
-            "since", "must be a time such as 2026-12-01T08:00:00Z, or how long ago: 2h, 7d"
-        ) from None
+    events: list[dict[str, Any]]
+    next: str
 
 
 @dataclass(frozen=True)
@@ -97,45 +62,39 @@ class Events:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def find(self, wanted: Filter, limit: int = PAGE, before: str = "") -> list[dict[str, Any]]:
-        """Up to *limit* events, newest first, as JSON; those before the id *before*."""
-        chosen = (
-            sa.select(*(column for column in events.c if column.name != "body"))
-            .where(*_conditions(wanted))
-            .order_by(events.c.id.desc())
-            .limit(min(limit, MOST_A_PAGE))
-        )
-        if before:
-            chosen = chosen.where(events.c.id < before)
+    def find(self, wanted: Filter, limit: int = PAGE, before: str = "") -> Page:
+        """A page of up to *limit* events, those before the id *before*."""
         with self._database.read() as connection:
-            return [_as_json(row) for row in connection.execute(chosen).mappings()]
+            search = Search(connection, wanted)
+            ids, following = search.newest(before, min(limit, MOST_A_PAGE))
+            chosen = (
+                sa.select(*(column for column in events.c if column.name != "body"))
+                .where(events.c.id.in_(ids))
+                .order_by(events.c.id.desc())
+            )
+            rows = connection.execute(chosen).mappings()
+            return Page([_as_json(row) for row in rows], following)
 
     def count(self, wanted: Filter) -> int:
-        """How many events *wanted* matches."""
-        counted = sa.select(sa.func.count()).select_from(events).where(*_conditions(wanted))
+        """How many events *wanted* matches; all of them are looked at."""
         with self._database.read() as connection:
-            return connection.execute(counted).scalar_one()
+            return Search(connection, wanted).count()
 
     def counts(self) -> dict[State, int]:
         """How many stored events there are in each state."""
-        row = self._tally(STORED)
-        return {state: row[state] if row else 0 for state in State}
+        with self._database.read() as connection:
+            return stored(connection)
 
     def campaigns(self, limit: int = PAGE) -> list[CampaignFigures]:
         """The campaigns and Canvases that were seen last, the latest first."""
         chosen = (
             tallies.select()
-            .where(tallies.c.kind.in_(("campaign", "canvas")))
+            .where(tallies.c.kind.in_(CAMPAIGNS))
             .order_by(tallies.c.last_seen.desc())
             .limit(limit)
         )
         with self._database.read() as connection:
             return [figures_of(row) for row in connection.execute(chosen).mappings()]
-
-    def _tally(self, kind: str, name: str = "") -> sa.RowMapping | None:
-        chosen = tallies.select().where(tallies.c.kind == kind, tallies.c.id == name)
-        with self._database.read() as connection:
-            return _one(connection, chosen)
 
     def story(self, event_id: str) -> dict[str, Any] | None:
         """Everything about one event: body, writes, and every try of each; ``None`` if unknown."""
@@ -154,16 +113,13 @@ class Events:
                 ],
             }
 
-    def matching(self, wanted: Filter, states: tuple[State, ...]) -> Iterator[list[Stored]]:
-        """The events of *states* that *wanted* matches, oldest first, a batch at a time."""
+    def matching(self, wanted: Filter) -> Iterator[list[Stored]]:
+        """The events that *wanted* matches, oldest first, a batch at a time."""
         after = ""
         while True:
-            chosen = (
-                _STORED.where(*_conditions(wanted), events.c.state.in_(states), events.c.id > after)
-                .order_by(events.c.id)
-                .limit(BATCH)
-            )
             with self._database.read() as connection:
+                ids = Search(connection, wanted).oldest(after, BATCH)
+                chosen = _STORED.where(events.c.id.in_(ids)).order_by(events.c.id)
                 found = [_stored(row) for row in connection.execute(chosen).mappings()]
             if not found:
                 return
@@ -331,24 +287,6 @@ _STORED = sa.select(
 
 def _stored(row: sa.RowMapping) -> Stored:
     return Stored(**{**row, "state": State(row["state"])})
-
-
-def _conditions(wanted: Filter) -> list[sa.ColumnElement[bool]]:
-    found: list[sa.ColumnElement[bool]] = []
-    if wanted.state:
-        found.append(events.c.state == wanted.state.value)
-    if wanted.customer:
-        keys = [f"user_id:{wanted.customer}", f"external_id:{wanted.customer}"]
-        found.append(events.c.customer.in_(keys))
-    if wanted.campaign:
-        found.append(
-            sa.or_(events.c.campaign_id == wanted.campaign, events.c.canvas_id == wanted.campaign)
-        )
-    if wanted.since:
-        found.append(events.c.id >= id_prefix(wanted.since))
-    if wanted.text:
-        found.append(events.c.reason.icontains(wanted.text, autoescape=True))
-    return found
 
 
 def _one(connection: sa.Connection, chosen: sa.Select[Any]) -> sa.RowMapping | None:

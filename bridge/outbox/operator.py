@@ -5,15 +5,16 @@ Replay, discard, erase, pause: one piece of code for both.
 
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bridge.customer import Customer
 from bridge.fields import FieldError
 from bridge.intake.payload import RefusedError
 from bridge.outbox.accept import Acceptor
 from bridge.outbox.delivery import PAUSE_FACT
-from bridge.outbox.events import REPLAYABLE, Events, Filter, Stored
+from bridge.outbox.events import REPLAYABLE, Events, Stored
 from bridge.outbox.schema import State
+from bridge.outbox.search import Filter
 from bridge.outbox.store import Store
 
 log = logging.getLogger(__name__)
@@ -48,9 +49,12 @@ class Operator:
         state = wanted.state or State.DEAD
         if state not in REPLAYABLE:
             raise FieldError("state", f"must be one of {', '.join(REPLAYABLE)} to be replayed")
+        wanted = replace(wanted, state=state)
+        if dry_run and state is not State.REJECTED:
+            return Done(self._events.count(wanted), 0)
         matched = changed = 0
         refused: list[str] = []
-        for batch in self._events.matching(wanted, (state,)):
+        for batch in self._events.matching(wanted):
             matched += len(batch)
             done = self._replay(batch, dry_run=dry_run)
             changed += done.changed
@@ -75,11 +79,13 @@ class Operator:
         state = wanted.state or State.DEAD
         if state not in {State.DEAD, State.REJECTED, State.QUEUED}:
             raise FieldError("state", "must be dead, rejected or queued to be discarded")
+        wanted = replace(wanted, state=state)
+        if dry_run:
+            return Done(self._events.count(wanted), 0)
         matched = changed = 0
-        for batch in self._events.matching(wanted, (state,)):
+        for batch in self._events.matching(wanted):
             matched += len(batch)
-            if not dry_run:
-                changed += self._discard([event.id for event in batch])
+            changed += self._discard([event.id for event in batch])
         return Done(matched, changed)
 
     def discard_one(self, event_id: str) -> Done | None:

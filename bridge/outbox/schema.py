@@ -116,7 +116,7 @@ sa.Index("events_canvas", events.c.canvas_id, events.c.id)
 sa.Index("events_state", events.c.state, events.c.id)
 # What is delivered has no reason: words in reasons are sought among the others only.
 HAS_REASON: sa.ColumnElement[bool] = events.c.reason != sa.literal_column("''")
-_events_reason = sa.Index("events_reason", events.c.id, sqlite_where=HAS_REASON)
+_events_reason = sa.Index("events_reason", events.c.id, events.c.reason, sqlite_where=HAS_REASON)
 _tallies_seen = sa.Index("tallies_last_seen", tallies.c.last_seen)
 sa.Index("attempts_write", attempts.c.write_seq)
 sa.Index("expiries_expires_at", expiries.c.expires_at)

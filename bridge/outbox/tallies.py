@@ -18,6 +18,7 @@ from sqlalchemy.dialects.sqlite import insert
 
 from bridge.outbox.schema import NUMBERS, STORED, WRITES, State, events, tallies
 
+CAMPAIGNS = ("campaign", "canvas")
 _ENDED = (State.DELIVERED, State.EXPIRED, State.DISCARDED)
 
 
@@ -152,6 +153,13 @@ def _adding() -> sa.Insert:
 
 
 _ADD = _adding()
+
+
+def stored(connection: sa.Connection) -> dict[State, int]:
+    """How many stored events there are in each state."""
+    chosen = tallies.select().where(tallies.c.kind == STORED, tallies.c.id == "")
+    row = connection.execute(chosen).mappings().first()
+    return {state: row[state] if row else 0 for state in State}
 
 
 def figures_of(row: sa.RowMapping) -> CampaignFigures:
