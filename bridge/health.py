@@ -14,23 +14,30 @@ from bridge.version import VERSION
 # Without a heartbeat for so long the loop is held to be dead.
 SILENCE = 5 * HEARTBEAT
 LATE = 300.0
-# Latencies and ratios are those of so many seconds.
-RECENTLY = 300.0
+DAY = 86400.0
+# Latencies and ratios are those of the last so many minutes.
+RECENT_MINUTES = 5
 
 
 def report(parts: Parts) -> dict[str, Any]:
     """The body of ``/health``: ``status``, ``reasons``, ``version`` and ``checks``."""
+    now = time.time()
+    day = parts.telemetry.minutes(now - DAY)
+    recent = together(day[-RECENT_MINUTES:])
     checks: dict[str, Any] = {"store": {"state": "ok"}}
     try:
         parts.store.ping()
-        checks["delivery"] = _delivery(parts)
     except StoreUnavailableError as error:
         checks["store"] = {"state": "down", "error": str(error)}
-        checks["delivery"] = {"state": "stopped", "queued": 0, "oldest_seconds": 0, "dead": 0}
-    recent = together(parts.telemetry.minutes(time.time() - RECENTLY))
+    try:
+        checks["delivery"] = _delivery(parts, now)
+        checks["store"]["events"] = parts.events.counts()
+    except StoreUnavailableError:
+        checks["delivery"] = _last_known(day)
     for system in ("core", "connect"):
         checks[f"sessionm_{system}"] = _sessionm(parts, system, recent)
     checks["cache"] = _lookups(recent)
+    checks["webhooks"] = _webhooks(day, recent)
     checks["braze_budget"] = _braze_budget(parts.telemetry)
     reasons = list(_reasons(checks))
     down = checks["store"]["state"] == "down"
@@ -42,11 +49,10 @@ def report(parts: Parts) -> dict[str, Any]:
     }
 
 
-def _delivery(parts: Parts) -> dict[str, Any]:
+def _delivery(parts: Parts, now: float) -> dict[str, Any]:
     beat = parts.store.fact(HEARTBEAT_FACT) or {}
     by_hand = parts.operator.is_paused
     backlog: Backlog = parts.store.backlog()
-    now = time.time()
     alive = now - beat.get("at", 0) < SILENCE
     mode = "paused" if by_hand else beat.get("mode", "running")
     return {
@@ -54,10 +60,25 @@ def _delivery(parts: Parts) -> dict[str, Any]:
         "state": "stopped" if not alive else "paused" if mode == "paused" else "running",
         "reason": "paused by hand" if by_hand else beat.get("reason", ""),
         "pid": beat.get("pid", 0),
-        "heartbeat_seconds": round(now - beat["at"], 1) if beat else -1,
+        "heartbeat_seconds": round(max(0.0, now - beat["at"]), 1) if beat else -1,
         "queued": backlog.queued,
         "oldest_seconds": round(backlog.waits(now)),
         "dead": backlog.dead,
+    }
+
+
+def _last_known(day: list[Minute]) -> dict[str, Any]:
+    """Delivery while its tables cannot be read: what waited when it was last looked."""
+    sampled = [minute for minute in day if minute.gauge("queued") is not None]
+    last = sampled[-1] if sampled else Minute(0.0)
+    return {
+        "state": "stopped",
+        "reason": "",
+        "pid": 0,
+        "heartbeat_seconds": -1,
+        "queued": round(last.gauge("queued") or 0),
+        "oldest_seconds": round(last.gauge("oldest_seconds") or 0),
+        "dead": 0,
     }
 
 
@@ -91,6 +112,16 @@ def _lookups(recent: Minute) -> dict[str, Any]:
     }
 
 
+def _webhooks(day: list[Minute], recent: Minute) -> dict[str, Any]:
+    outcomes = ("accepted", "duplicate", "rejected", "failed")
+    return {
+        **{name: recent.count(f"webhooks_{name}") for name in outcomes},
+        "rejected_last_day": sum(minute.count("webhooks_rejected") for minute in day),
+        "p50_ms": recent.percentile("webhook", 0.50) or 0.0,
+        "p99_ms": recent.percentile("webhook", 0.99) or 0.0,
+    }
+
+
 def _braze_budget(telemetry: Telemetry) -> dict[str, Any]:
     minute = telemetry.moving_minute()
     return {
@@ -119,8 +150,10 @@ def _reasons(checks: dict[str, Any]) -> list[str]:
         "Over half of Braze's failure budget is used: webhooks.": (
             budget["webhook_failures_last_minute"] > half
         ),
+        # Braze halts Connected Content only where nearly all of it fails.
         "Over half of Braze's failure budget is used: Connected Content.": (
-            budget["content_failures_last_minute"] > half
+            budget["content_failures_last_minute"]
+            > max(half, budget["content_calls_last_minute"] * BRAZE_CONTENT_SHARE / 2)
         ),
     }
     for system in ("core", "connect"):

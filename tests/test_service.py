@@ -94,6 +94,7 @@ def test_probes_and_health_tell_how_it_is(service: Service) -> None:
         "sessionm_core",
         "sessionm_connect",
         "cache",
+        "webhooks",
         "braze_budget",
     }
     assert health["checks"]["braze_budget"] == {
