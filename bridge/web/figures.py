@@ -4,6 +4,7 @@ import logging
 import re
 import time
 from dataclasses import dataclass
+from functools import lru_cache
 
 from flask import Flask, Response, current_app, g, request
 
@@ -83,36 +84,43 @@ def count(parts: Parts, answered: Answered) -> None:
 
 
 def _count_webhook(telemetry: Telemetry, answered: Answered) -> None:
+    counted = []
     if answered.status >= 500:
-        telemetry.count("webhooks_failed")
+        counted.append("webhooks_failed")
     if answered.status in BRAZE_COUNTS:
-        telemetry.count("braze_webhook_failures")
-    if not answered.waited:
-        telemetry.took("webhook", answered.seconds)
+        counted.append("braze_webhook_failures")
+    if answered.waited:
+        telemetry.count(*counted)
+    else:
+        telemetry.took("webhook", answered.seconds, *counted)
 
 
 def _count_lookup(telemetry: Telemetry, answered: Answered) -> None:
-    names = ["braze_content_calls"]
-    if outcome := lookup_outcome(answered.cache_status):
-        names.append(f"lookups_{outcome}")
-        telemetry.took("lookup", answered.seconds)
-        if answered.seconds > IN_TIME:
-            names.append("lookups_late")
-    if answered.status in BRAZE_COUNTS:
-        names.append("braze_content_failures")
-    telemetry.count(*names)
+    counted = _lookup_counts(answered.cache_status, answered.status)
+    if not answered.cache_status:
+        telemetry.count(*counted)
+    elif answered.seconds > IN_TIME:
+        telemetry.took("lookup", answered.seconds, *counted, "lookups_late")
+    else:
+        telemetry.took("lookup", answered.seconds, *counted)
+
+
+@lru_cache(maxsize=1024)
+def _lookup_counts(cache_status: str, status: int) -> tuple[str, ...]:
+    """What is counted for an answer to a content call; a refused one was no lookup."""
+    counted = ["braze_content_calls"]
+    if cache_status:
+        counted.append(f"lookups_{lookup_outcome(cache_status)}")
+    if status in BRAZE_COUNTS:
+        counted.append("braze_content_failures")
+    return tuple(counted)
 
 
 _DETAIL = re.compile("detail=([a-z_]+)")
 
 
 def lookup_outcome(cache_status: str) -> str:
-    """``hit``, ``stale``, ``miss``, ``not_found`` or ``unavailable`` by the header Cache-Status.
-
-    "" if it was no lookup.
-    """
-    if not cache_status:
-        return ""
+    """``hit``, ``stale``, ``miss``, ``not_found`` or ``unavailable`` by the header Cache-Status."""
     if found := _DETAIL.search(cache_status):
         return found[1]
     if "; hit" in cache_status:
