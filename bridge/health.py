@@ -26,13 +26,11 @@ def report(parts: Parts) -> dict[str, Any]:
     recent = together(day[-RECENT_MINUTES:])
     checks: dict[str, Any] = {"store": {"state": "ok"}}
     try:
-        parts.store.ping()
-    except StoreUnavailableError as error:
-        checks["store"] = {"state": "down", "error": str(error)}
-    try:
+        parts.probe.check()
         checks["delivery"] = _delivery(parts, now)
         checks["store"]["events"] = parts.events.counts()
-    except StoreUnavailableError:
+    except StoreUnavailableError as error:
+        checks["store"] = {"state": "down", "error": str(error)}
         checks["delivery"] = _last_known(day)
     for system in ("core", "connect"):
         checks[f"sessionm_{system}"] = _sessionm(parts, system, recent)
@@ -68,7 +66,7 @@ def _delivery(parts: Parts, now: float) -> dict[str, Any]:
 
 
 def _last_known(day: list[Minute]) -> dict[str, Any]:
-    """Delivery while its tables cannot be read: what waited when it was last looked."""
+    """Delivery while the store cannot be asked: what waited when it was last looked."""
     sampled = [minute for minute in day if minute.gauge("queued") is not None]
     last = sampled[-1] if sampled else Minute(0.0)
     return {
@@ -78,7 +76,7 @@ def _last_known(day: list[Minute]) -> dict[str, Any]:
         "heartbeat_seconds": -1,
         "queued": round(last.gauge("queued") or 0),
         "oldest_seconds": round(last.gauge("oldest_seconds") or 0),
-        "dead": 0,
+        "dead": round(last.gauge("dead_writes") or 0),
     }
 
 
@@ -142,7 +140,9 @@ def _reasons(checks: dict[str, Any]) -> list[str]:
         f"Delivery is paused: {delivery.get('reason')}.": delivery["state"] == "paused",
         f"Delivery is held up: {delivery.get('reason')}.": bool(delivery.get("reason"))
         and delivery["state"] == "running",
-        "Delivery has stopped: no process runs the delivery loop.": delivery["state"] == "stopped",
+        "Delivery has stopped: no process runs the delivery loop.": (
+            delivery["state"] == "stopped" and checks["store"]["state"] == "ok"
+        ),
         f"The oldest write waits for {delivery['oldest_seconds']} seconds.": (
             delivery["oldest_seconds"] > LATE
         ),

@@ -20,6 +20,7 @@ from bridge.outbox.accept import Acceptor
 from bridge.outbox.delivery import Delivery, Limits
 from bridge.outbox.events import Events
 from bridge.outbox.operator import Operator
+from bridge.outbox.probe import Probe
 from bridge.outbox.store import Store
 from bridge.sessionm.breaker import Breakers
 from bridge.sessionm.client import Call, SessionM
@@ -41,6 +42,7 @@ class Parts:
     settings: Settings
     rules: Rules
     store: Store
+    probe: Probe
     events: Events
     acceptor: Acceptor
     operator: Operator
@@ -130,6 +132,7 @@ def build(settings: Settings, rules: Rules | None = None) -> Parts:
         settings=settings,
         rules=rules,
         store=store,
+        probe=Probe(store.ping),
         events=events,
         acceptor=acceptor,
         operator=Operator(store, events, acceptor),
@@ -206,7 +209,11 @@ def _own_writes(store: Store, customer: Customer) -> OwnWrites:
 
 def _sample(store: Store, telemetry: Telemetry) -> None:
     backlog = store.backlog()
-    telemetry.sample(queued=backlog.queued, oldest_seconds=backlog.waits(time.time()))
+    telemetry.sample(
+        queued=backlog.queued,
+        oldest_seconds=backlog.waits(time.time()),
+        dead_writes=backlog.dead,
+    )
 
 
 def _clean(events: Events, cache: Cache, settings: Settings, freshness: Freshness) -> None:

@@ -19,7 +19,8 @@ import threading
 import time
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,7 +62,7 @@ COUNTS = (
     "auth_failures",
 )
 HISTOGRAMS = ("lookup", "webhook", "core", "connect")
-GAUGES = ("queued", "oldest_seconds")
+GAUGES = ("queued", "oldest_seconds", "dead_writes")
 
 # Braze counts these statuses per host in a moving minute, and stops calling for a minute when
 # there are more of them than this; for Connected Content only if they are also over this share of
@@ -82,6 +83,8 @@ _BUCKETS = {
 _SECONDS = {name: f"{name}:seconds" for name in HISTOGRAMS}
 
 EVERY = 1.0
+# A store that is away is not tried again for so long: who reads the figures shall not wait for it.
+AGAIN = 2.0
 KEPT_MINUTES = 26 * 60
 KEPT_SECONDS = 180
 # Nobody adds to a minute that ended so many minutes ago.
@@ -186,6 +189,7 @@ class Telemetry:
         self._thread: threading.Thread | None = None
         self._ending = threading.Event()
         self._told = False
+        self._away_at = 0.0
         self._cleaned = 0
         self._seen = _Seen()
 
@@ -251,7 +255,7 @@ class Telemetry:
             figures.c.span == _SECOND, figures.c.at > int(now) - 60
         )
         try:
-            with self._database.read() as connection:
+            with self._reading() as connection:
                 rows = list(connection.execute(chosen).scalars())
         except StoreUnavailableError:
             # It was told when the figures could not be added.
@@ -266,7 +270,7 @@ class Telemetry:
         """
         self.flush()
         chosen = sa.select(figures.c.figures).where(figures.c.span == _TOTAL)
-        with self._database.read() as connection:
+        with self._reading() as connection:
             return Minute(0.0, connection.execute(chosen).scalar() or {})
 
     def last_error(self, system: str) -> LastError | None:
@@ -276,7 +280,7 @@ class Telemetry:
             last_errors.c.system == system
         )
         try:
-            with self._database.read() as connection:
+            with self._reading() as connection:
                 row = connection.execute(chosen).first()
         except StoreUnavailableError:
             row = None
@@ -285,6 +289,8 @@ class Telemetry:
     def flush(self) -> None:
         """Add this process's share to everybody's; it is kept if that cannot be."""
         with self._flushing:
+            if self._is_away():
+                return
             with self._counting:
                 share, self._share = self._share, defaultdict(float)
                 errors, self._errors = self._errors, {}
@@ -293,6 +299,7 @@ class Telemetry:
             try:
                 self._write(share, errors)
             except (StoreUnavailableError, NewerSchemaError) as error:
+                self._away_at = self._now()
                 with self._counting:
                     for name, number in share.items():
                         self._share[name] += number
@@ -303,11 +310,26 @@ class Telemetry:
             else:
                 self._told = False
 
+    def _is_away(self) -> bool:
+        return 0 <= self._now() - self._away_at < AGAIN
+
+    @contextmanager
+    def _reading(self) -> Iterator[sa.Connection]:
+        if self._is_away():
+            raise StoreUnavailableError("it was away a moment ago")
+        try:
+            with self._database.read() as connection:
+                yield connection
+        except StoreUnavailableError:
+            self._away_at = self._now()
+            raise
+
     def close(self) -> None:
         """Add the last share, and end."""
         self._ending.set()
         if self._thread is not None:
             self._thread.join(5.0)
+        self._away_at = 0.0
         self.flush()
 
     def _ensure_thread(self) -> None:
@@ -339,7 +361,7 @@ class Telemetry:
         chosen = sa.select(figures.c.at, figures.c.figures).where(
             figures.c.span == _MINUTE, figures.c.at >= first
         )
-        with self._database.read() as connection:
+        with self._reading() as connection:
             return dict(connection.execute(chosen).all())
 
     def _pending(self) -> dict[str, float]:

@@ -172,18 +172,20 @@ def test_a_refusal_of_sessionms_is_no_error_of_the_system(make: Make) -> None:
 
 
 def test_without_a_store_nothing_fails_and_nothing_is_lost(
-    make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    make: Make, tmp_path: Path, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     telemetry = make()
     (tmp_path / "figures.db").mkdir()
     for _ in range(3):
         telemetry.count("delivered", "braze_webhook_failures")
         telemetry.flush()
+        clock.at += 3
     # What is known is told: what waits in this process.
     assert telemetry.minutes(NOON)[-1].count("delivered") == 3
     assert telemetry.moving_minute().count("braze_webhook_failures") == 3
     assert [record.__dict__["action"] for record in caplog.records] == ["figures_unwritable"]
     (tmp_path / "figures.db").rmdir()
+    clock.at += 3
     assert telemetry.minutes(NOON)[-1].count("delivered") == 3
     assert make().totals().count("delivered") == 3
 

@@ -22,7 +22,7 @@ def healthz() -> Response:
 @scope("open")
 def readyz() -> Response:
     try:
-        parts_of(current_app).store.ping()
+        parts_of(current_app).probe.check()
     except StoreUnavailableError as failure:
         return error(503, "store_unavailable", f"Events cannot be stored: {failure}.")
     return jsonify(status="ok")
