@@ -41,6 +41,7 @@ def test_a_full_run_writes_no_secret_and_no_identifier(
     sandbox.stop()
     work()
     answers.append(requests.get(f"{service.url}/health", headers=bearer("admin"), timeout=9))
+    answers.append(requests.get(f"{service.url}/metrics", headers=bearer("admin"), timeout=9))
     answers.append(requests.get(f"{service.url}/openapi.json", timeout=9))
     assert service.stop() == 0
 
@@ -61,4 +62,6 @@ def test_a_full_run_writes_no_secret_and_no_identifier(
         assert word not in told
     for customer in CUSTOMERS:
         assert customer not in log
+        # Nor does health repeat of SessionM's errors whom they are about.
+        assert all(customer not in answer.text for answer in answers[-3:])
     assert environment(sandbox.url, tmp_path)["BRIDGE_DATABASE_URL"] not in told

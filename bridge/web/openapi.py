@@ -59,6 +59,7 @@ _ERROR = {
     },
 }
 _OBJECT = {"type": "object"}
+_METRICS = {"description": "Prometheus", "content": {"text/plain": {"schema": _TEXT}}}
 
 
 @bp.get("/openapi.json")
@@ -122,6 +123,8 @@ def _operation(app: Flask, endpoint: str, method: str, in_path: set[str]) -> dic
         operation["parameters"] += [
             {"name": one, "in": "query", **_PARAMETERS[one]} for one in sorted(PARAMETERS[lookup])
         ]
+    if endpoint == "health.metrics":
+        operation["responses"]["200"] = _METRICS
     if name == "braze":
         operation["requestBody"] = {
             "required": True,
