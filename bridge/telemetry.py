@@ -99,7 +99,7 @@ figures = sa.Table(
     schema,
     sa.Column("span", sa.Integer, primary_key=True),
     # In units of the span since the epoch.
-    sa.Column("at", sa.Integer, primary_key=True),
+    sa.Column("at", sa.BigInteger, primary_key=True),
     sa.Column("figures", sa.JSON, nullable=False),
 )
 last_errors = sa.Table(

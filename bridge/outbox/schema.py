@@ -6,6 +6,7 @@ with a million stored events as with ten.
 """
 
 from enum import StrEnum
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -116,7 +117,13 @@ sa.Index("events_canvas", events.c.canvas_id, events.c.id)
 sa.Index("events_state", events.c.state, events.c.id)
 # What is delivered has no reason: words in reasons are sought among the others only.
 HAS_REASON: sa.ColumnElement[bool] = events.c.reason != sa.literal_column("''")
-_events_reason = sa.Index("events_reason", events.c.id, events.c.reason, sqlite_where=HAS_REASON)
+_events_reason = sa.Index(
+    "events_reason",
+    events.c.id,
+    events.c.reason,
+    sqlite_where=HAS_REASON,
+    postgresql_where=HAS_REASON,
+)
 _tallies_seen = sa.Index("tallies_last_seen", tallies.c.last_seen)
 sa.Index("attempts_write", attempts.c.write_seq)
 sa.Index("expiries_expires_at", expiries.c.expires_at)
@@ -138,34 +145,30 @@ def recount(connection: sa.Connection) -> None:
     connection.execute(tallies.delete())
     accepted = events.c.state != State.REJECTED
     for kind, column in (("campaign", events.c.campaign_id), ("canvas", events.c.canvas_id)):
-        _count(connection, kind, column, events, sa.and_(column.is_not(None), accepted))
-    _count(connection, STORED, sa.literal(""), events, sa.true())
-    _count(connection, WRITES, sa.literal(""), writes, sa.true())
+        _count(connection, kind, events, [column], sa.and_(column.is_not(None), accepted))
+    _count(connection, STORED, events, [])
+    _count(connection, WRITES, writes, [])
 
 
 def _count(
     connection: sa.Connection,
     kind: str,
-    one: sa.ColumnElement[str],
     table: sa.Table,
-    which: sa.ColumnElement[bool],
+    one: list[sa.Column[str]],
+    which: sa.ColumnElement[bool] | None = None,
 ) -> None:
-    """Count the rows of *table* for which *which* holds, by *one* and state."""
-    number = sa.func.count()
-    seen_at = table.c.received_at if table is events else table.c.accepted_at
-    counted = (
-        sa.select(one, table.c.state, number, sa.func.max(seen_at))
-        .select_from(table)
-        .where(which)
-        .group_by(one, table.c.state)
-    )
-    rows: dict[str, dict[str, object]] = {}
-    for name, state, how_many, last in connection.execute(counted):
-        row = rows.setdefault(name, {**dict.fromkeys(NUMBERS, 0), "last_seen": 0.0})
-        row[state] = how_many
-        if kind in {"campaign", "canvas"}:
-            row["accepted"] = int(str(row["accepted"])) + how_many
-            row["last_seen"] = max(float(str(row["last_seen"])), last)
+    """Count the rows of *table* for which *which* holds, by state and by what *one* says."""
+    seen_at = sa.func.max(table.c.received_at if one else sa.literal(0.0))
+    counted = sa.select(table.c.state, sa.func.count(), seen_at, *one)
+    counted = counted.group_by(table.c.state, *one)
+    if which is not None:
+        counted = counted.where(which)
+    rows: dict[str, dict[str, Any]] = {}
+    for state, number, last, *name in connection.execute(counted):
+        row = rows.setdefault("".join(name), {**dict.fromkeys(NUMBERS, 0), "last_seen": 0.0})
+        row[state] = number
+        row["accepted"] += number if one else 0
+        row["last_seen"] = max(row["last_seen"], last)
     if rows:
         connection.execute(
             tallies.insert(), [{"kind": kind, "id": name, **row} for name, row in rows.items()]
