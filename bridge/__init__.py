@@ -11,7 +11,7 @@ from types import FrameType
 from flask import Flask
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from bridge import telemetry, web
+from bridge import logs, web
 from bridge.intake.rules import Rules
 from bridge.outbox.delivery import Delivery
 from bridge.parts import Parts, build
@@ -38,7 +38,7 @@ def create_app(
         NewerSchemaError: the database belongs to a newer version.
     """
     settings = settings or load()
-    telemetry.install(settings)
+    logs.install(settings)
     app = Flask(__name__, static_folder=None, template_folder=None)
     _put_parts(app, build(settings, rules), deliver=deliver and not _is_preloading())
     # Braze's dialog shows the answer as it comes: no \u2026 for an ellipsis.
@@ -54,6 +54,8 @@ def create_app(
 
 def _put_parts(app: Flask, parts: Parts, *, deliver: bool) -> None:
     app.extensions["bridge"] = parts
+    # Runs after what is registered later has ended, and so counts its end too.
+    atexit.register(parts.telemetry.close)
     if deliver:
         parts.delivery.start()
         atexit.register(parts.delivery.stop)

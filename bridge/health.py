@@ -4,31 +4,39 @@ import time
 from typing import Any
 
 from bridge.database import StoreUnavailableError
+from bridge.fields import iso
 from bridge.outbox.delivery import HEARTBEAT, HEARTBEAT_FACT
 from bridge.outbox.store import Backlog
 from bridge.parts import Parts
+from bridge.telemetry import BRAZE_CONTENT_SHARE, BRAZE_LIMIT, Minute, Telemetry, together
 from bridge.version import VERSION
 
 # Without a heartbeat for so long the loop is held to be dead.
 SILENCE = 5 * HEARTBEAT
 LATE = 300.0
+DAY = 86400.0
+# Latencies and ratios are those of the last so many minutes.
+RECENT_MINUTES = 5
 
 
 def report(parts: Parts) -> dict[str, Any]:
     """The body of ``/health``: ``status``, ``reasons``, ``version`` and ``checks``."""
+    now = time.time()
+    day = parts.telemetry.minutes(now - DAY)
+    recent = together(day[-RECENT_MINUTES:])
     checks: dict[str, Any] = {"store": {"state": "ok"}}
     try:
-        parts.store.ping()
-        checks["delivery"] = _delivery(parts)
+        parts.probe.check()
+        checks["delivery"] = _delivery(parts, now)
+        checks["store"]["events"] = parts.events.counts()
     except StoreUnavailableError as error:
         checks["store"] = {"state": "down", "error": str(error)}
-        checks["delivery"] = {"state": "stopped", "queued": 0, "oldest_seconds": 0, "dead": 0}
+        checks["delivery"] = _last_known(day)
     for system in ("core", "connect"):
-        figures = parts.sessionm_health.figures(system)
-        # The breakers hear of the calls of all processes; the figures are this one's.
-        checks[f"sessionm_{system}"] = {"state": parts.breakers.state(system), **figures}
-    checks["cache"] = parts.lookup_figures.figures()
-    checks["braze_budget"] = parts.braze_budget.figures()
+        checks[f"sessionm_{system}"] = _sessionm(parts, system, recent)
+    checks["cache"] = _lookups(recent)
+    checks["webhooks"] = _webhooks(day, recent)
+    checks["braze_budget"] = _braze_budget(parts.telemetry)
     reasons = list(_reasons(checks))
     down = checks["store"]["state"] == "down"
     return {
@@ -39,11 +47,10 @@ def report(parts: Parts) -> dict[str, Any]:
     }
 
 
-def _delivery(parts: Parts) -> dict[str, Any]:
+def _delivery(parts: Parts, now: float) -> dict[str, Any]:
     beat = parts.store.fact(HEARTBEAT_FACT) or {}
     by_hand = parts.operator.is_paused
     backlog: Backlog = parts.store.backlog()
-    now = time.time()
     alive = now - beat.get("at", 0) < SILENCE
     mode = "paused" if by_hand else beat.get("mode", "running")
     return {
@@ -51,10 +58,76 @@ def _delivery(parts: Parts) -> dict[str, Any]:
         "state": "stopped" if not alive else "paused" if mode == "paused" else "running",
         "reason": "paused by hand" if by_hand else beat.get("reason", ""),
         "pid": beat.get("pid", 0),
-        "heartbeat_seconds": round(now - beat["at"], 1) if beat else -1,
+        "heartbeat_seconds": round(max(0.0, now - beat["at"]), 1) if beat else -1,
         "queued": backlog.queued,
-        "oldest_seconds": round(now - backlog.oldest_at) if backlog.oldest_at else 0,
+        "oldest_seconds": round(backlog.waits(now)),
         "dead": backlog.dead,
+    }
+
+
+def _last_known(day: list[Minute]) -> dict[str, Any]:
+    """Delivery while the store cannot be asked: what waited when it was last looked."""
+    sampled = [minute for minute in day if minute.gauge("queued") is not None]
+    last = sampled[-1] if sampled else Minute(0.0)
+    return {
+        "state": "stopped",
+        "reason": "",
+        "pid": 0,
+        "heartbeat_seconds": -1,
+        "queued": round(last.gauge("queued") or 0),
+        "oldest_seconds": round(last.gauge("oldest_seconds") or 0),
+        "dead": round(last.gauge("dead_writes") or 0),
+    }
+
+
+def _sessionm(parts: Parts, system: str, recent: Minute) -> dict[str, Any]:
+    error = parts.telemetry.last_error(system)
+    return {
+        "state": parts.breakers.state(system),
+        "p50_ms": recent.percentile(system, 0.50) or 0.0,
+        "p99_ms": recent.percentile(system, 0.99) or 0.0,
+        "calls": recent.count(f"{system}_calls"),
+        "errors": recent.count(f"{system}_errors"),
+        "last_error": error.text if error else "",
+        "last_error_at": iso(error.at) if error else "",
+    }
+
+
+_OUTCOMES = ("hit", "stale", "miss", "not_found", "unavailable")
+
+
+def _lookups(recent: Minute) -> dict[str, Any]:
+    outcomes = {name: recent.count(f"lookups_{name}") for name in _OUTCOMES}
+    lookups, late = sum(outcomes.values()), recent.count("lookups_late")
+    served = outcomes["hit"] + outcomes["stale"]
+    return {
+        "hit_ratio": round(served / lookups, 4) if lookups else 0.0,
+        "lookups": lookups,
+        **outcomes,
+        "in_time_ratio": round(1 - late / lookups, 4) if lookups else 1.0,
+        "p50_ms": recent.percentile("lookup", 0.50) or 0.0,
+        "p99_ms": recent.percentile("lookup", 0.99) or 0.0,
+    }
+
+
+def _webhooks(day: list[Minute], recent: Minute) -> dict[str, Any]:
+    outcomes = ("accepted", "duplicate", "rejected", "failed")
+    return {
+        **{name: recent.count(f"webhooks_{name}") for name in outcomes},
+        "rejected_last_day": sum(minute.count("webhooks_rejected") for minute in day),
+        "p50_ms": recent.percentile("webhook", 0.50) or 0.0,
+        "p99_ms": recent.percentile("webhook", 0.99) or 0.0,
+    }
+
+
+def _braze_budget(telemetry: Telemetry) -> dict[str, Any]:
+    minute = telemetry.moving_minute()
+    return {
+        "webhook_failures_last_minute": minute.count("braze_webhook_failures"),
+        "content_failures_last_minute": minute.count("braze_content_failures"),
+        "content_calls_last_minute": minute.count("braze_content_calls"),
+        "limit": BRAZE_LIMIT,
+        "content_share_limit": BRAZE_CONTENT_SHARE,
     }
 
 
@@ -67,7 +140,9 @@ def _reasons(checks: dict[str, Any]) -> list[str]:
         f"Delivery is paused: {delivery.get('reason')}.": delivery["state"] == "paused",
         f"Delivery is held up: {delivery.get('reason')}.": bool(delivery.get("reason"))
         and delivery["state"] == "running",
-        "Delivery has stopped: no process runs the delivery loop.": delivery["state"] == "stopped",
+        "Delivery has stopped: no process runs the delivery loop.": (
+            delivery["state"] == "stopped" and checks["store"]["state"] == "ok"
+        ),
         f"The oldest write waits for {delivery['oldest_seconds']} seconds.": (
             delivery["oldest_seconds"] > LATE
         ),
@@ -75,8 +150,10 @@ def _reasons(checks: dict[str, Any]) -> list[str]:
         "Over half of Braze's failure budget is used: webhooks.": (
             budget["webhook_failures_last_minute"] > half
         ),
+        # Braze halts Connected Content only where nearly all of it fails.
         "Over half of Braze's failure budget is used: Connected Content.": (
-            budget["content_failures_last_minute"] > half
+            budget["content_failures_last_minute"]
+            > max(half, budget["content_calls_last_minute"] * BRAZE_CONTENT_SHARE / 2)
         ),
     }
     for system in ("core", "connect"):

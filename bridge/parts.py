@@ -21,15 +21,19 @@ from bridge.outbox.accept import Acceptor
 from bridge.outbox.delivery import Delivery, Limits
 from bridge.outbox.events import Events
 from bridge.outbox.operator import Operator
+from bridge.outbox.probe import Probe
 from bridge.outbox.store import Store
 from bridge.sessionm.breaker import Breakers
 from bridge.sessionm.client import Call, SessionM
 from bridge.settings import Settings, SettingsError
-from bridge.telemetry import BrazeBudget, LookupFigures, SessionMHealth
+from bridge.telemetry import Telemetry
+from bridge.telemetry import first_schema as figures_schema
 
 log = logging.getLogger(__name__)
 
 LEAST_RETENTION = 86400
+# Of what is stored beside the outbox, in the order in which they came to be.
+MIGRATIONS_BESIDE = (*lookups_cache.MIGRATIONS, figures_schema)
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,7 @@ class Parts:
     settings: Settings
     rules: Rules
     store: Store
+    probe: Probe
     events: Events
     acceptor: Acceptor
     operator: Operator
@@ -55,9 +60,7 @@ class Parts:
     cache: Cache
     lookups: Lookups
     breakers: Breakers
-    sessionm_health: SessionMHealth
-    lookup_figures: LookupFigures
-    braze_budget: BrazeBudget
+    telemetry: Telemetry
     auth_failures: Failures
 
     def erase(self, customer: Customer) -> Forgotten:
@@ -76,6 +79,7 @@ class Parts:
     def close(self) -> None:
         """Let what is under way finish, and give everything back."""
         self.delivery.stop()
+        self.telemetry.close()
         self.cache.close()
         self.sessionm.close()
         self.store.database.close()
@@ -97,11 +101,11 @@ def build(settings: Settings, rules: Rules | None = None) -> Parts:
     """
     if rules is None:
         rules = read_rules(settings.rules_file, settings.bridge_campaign_ttl)
-    sessionm_health = SessionMHealth()
     database, cache_database, stamps, breakers = _databases(settings)
+    telemetry = Telemetry(cache_database)
 
     def observe(call: Call) -> None:
-        sessionm_health.saw(call)
+        telemetry.called(call)
         breakers.saw(call.system, call.error, time.time() - call.seconds)
 
     sessionm = build_sessionm(settings, observe)
@@ -137,14 +141,21 @@ def build(settings: Settings, rules: Rules | None = None) -> Parts:
         ),
         on_write=lookups.tag_write,
         clean=lambda: _clean(events, cache, settings, freshness),
+        count=telemetry.add,
+        on_beat=lambda: _sample(store, telemetry),
     )
     acceptor = Acceptor(
-        store, rules, queue_limit=settings.bridge_queue_limit, on_accepted=delivery.nudge
+        store,
+        rules,
+        queue_limit=settings.bridge_queue_limit,
+        on_accepted=delivery.nudge,
+        count=telemetry.count,
     )
     return Parts(
         settings=settings,
         rules=rules,
         store=store,
+        probe=Probe(store.ping),
         events=events,
         acceptor=acceptor,
         operator=Operator(store, events, acceptor),
@@ -153,15 +164,13 @@ def build(settings: Settings, rules: Rules | None = None) -> Parts:
         cache=cache,
         lookups=lookups,
         breakers=breakers,
-        sessionm_health=sessionm_health,
-        lookup_figures=LookupFigures(),
-        braze_budget=BrazeBudget(),
+        telemetry=telemetry,
         auth_failures=Failures(),
     )
 
 
 def _databases(settings: Settings) -> tuple[Database, Database, Stamps, Breakers]:
-    """The outbox, and beside it what may be lost: the cache, its stamps, the breakers."""
+    """The outbox, and beside it what may be lost: cache and figures, stamps, breakers."""
     url = settings.bridge_database_url.get_secret_value()
     if not url.startswith("sqlite:"):
         raise SettingsError(
@@ -180,7 +189,7 @@ def _databases(settings: Settings) -> tuple[Database, Database, Stamps, Breakers
             f"BRIDGE_DATABASE_URL: nothing can be written in {path.parent}: {error.strerror}"
         ) from None
     database = Database(url, outbox_schema.MIGRATIONS, durable=True)
-    beside = Database(f"sqlite:///{path}.cache", lookups_cache.MIGRATIONS, durable=False)
+    beside = Database(f"sqlite:///{path}.cache", MIGRATIONS_BESIDE, durable=False)
     for one in (database, beside):
         try:
             one.migrate()
@@ -220,6 +229,15 @@ def _own_writes(store: Store, customer: Customer) -> OwnWrites:
             expires.update(dict.fromkeys(write.tags, write.expires_at))
     pending = dict.fromkeys(tag for write in waiting for tag in write.tags)
     return OwnWrites(tuple(pending), expires)
+
+
+def _sample(store: Store, telemetry: Telemetry) -> None:
+    backlog = store.backlog()
+    telemetry.sample(
+        queued=backlog.queued,
+        oldest_seconds=backlog.waits(time.time()),
+        dead_writes=backlog.dead,
+    )
 
 
 def _clean(events: Events, cache: Cache, settings: Settings, freshness: Freshness) -> None:

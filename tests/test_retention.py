@@ -5,8 +5,9 @@ from typing import Any
 
 from flask import Flask
 
-from bridge.outbox.events import BATCH, Filter
+from bridge.outbox.events import BATCH
 from bridge.outbox.schema import State
+from bridge.outbox.search import Filter
 from bridge.parts import Parts, parts_of
 from bridge.sessionm.sandbox import SandboxServer
 from tests.conftest import ALICE, MakeApp, bearer, eventually
@@ -37,7 +38,7 @@ def test_what_ended_long_ago_is_forgotten_with_its_writes_and_tries(make_app: Ma
     eventually(lambda: parts.store.state_of(event) is State.DELIVERED)
     assert forget_all_before(parts, time.time() - DAY) == 0
     assert forget_all_before(parts, time.time() + DAY) == 2
-    assert parts.events.find(Filter()) == []
+    assert parts.events.find(Filter()).events == []
     with parts.store.database.read() as connection:
         for table in ("writes", "attempts"):
             rows = connection.exec_driver_sql(f"SELECT count(*) FROM {table}").scalar()  # noqa: S608

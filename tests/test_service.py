@@ -94,12 +94,15 @@ def test_probes_and_health_tell_how_it_is(service: Service) -> None:
         "sessionm_core",
         "sessionm_connect",
         "cache",
+        "webhooks",
         "braze_budget",
     }
     assert health["checks"]["braze_budget"] == {
         "webhook_failures_last_minute": 0,
         "content_failures_last_minute": 0,
+        "content_calls_last_minute": 0,
         "limit": 3000,
+        "content_share_limit": 0.9,
     }
 
 

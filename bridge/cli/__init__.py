@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from bridge import telemetry
+from bridge import logs
 from bridge.cli.common import one_line, settings_from_environment
 from bridge.cli.doctor import examine
 from bridge.cli.preview import preview
@@ -57,7 +57,7 @@ def serve(bind: str, workers: int, threads: int) -> None:
         raise click.ClickException(
             f"{bind} cannot be used ({error.strerror}): choose another with --bind"
         ) from None
-    telemetry.install(settings)
+    logs.install(settings)
     for doubt in unknown_names(os.environ):
         log.warning("%s", doubt, extra={"action": "unknown_setting"})
     log.info(
@@ -95,12 +95,13 @@ def _check_start(settings: Settings) -> None:
 def deliver() -> None:
     """Deliver only: a process of its own beside `bridge serve`."""
     settings = settings_from_environment()
-    telemetry.install(settings)
+    logs.install(settings)
     with one_line():
-        delivery = build(settings).delivery
+        parts = build(settings)
     for name in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(name, lambda *_: threading.Thread(target=delivery.stop).start())
-    delivery.run()
+        signal.signal(name, lambda *_: threading.Thread(target=parts.delivery.stop).start())
+    parts.delivery.run()
+    parts.close()
 
 
 @main.command()

@@ -10,9 +10,10 @@ import click
 from bridge.cli.common import connected, one_line
 from bridge.customer import Customer
 from bridge.fields import FieldError, iso
-from bridge.outbox.events import PAGE, Filter, read_filter
+from bridge.outbox.events import PAGE
 from bridge.outbox.operator import Done
 from bridge.outbox.schema import State
+from bridge.outbox.search import Filter, read_filter
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
@@ -67,17 +68,16 @@ def list_events(*, limit: int, before: str, as_json: bool, **given: Any) -> None
     with one_line(), connected() as parts:
         found = parts.events.find(_filter(given), limit, before)
     if as_json:
-        click.echo(json.dumps(found, indent=2))
-        return
-    for event in found:
+        click.echo(json.dumps(found.events, indent=2))
+    for event in () if as_json else found.events:
         customer = next(iter(event["customer"].values()), "-")
         about = event["campaign_id"] or event["canvas_id"] or "-"
         click.echo(
             f"{event['id']}  {event['received_at']}  {event['state']:9}  {customer}  {about}"
             + (f"  {event['reason']}" if event["reason"] else "")
         )
-    if len(found) == limit:
-        click.echo(f"More: --before {found[-1]['id']}", err=True)
+    if found.next:
+        click.echo(f"More: --before {found.next}", err=True)
 
 
 @queue.command()

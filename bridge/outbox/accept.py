@@ -60,7 +60,10 @@ class Receipt:
 
 
 class Acceptor:
-    """Accepts webhooks under *rules*; *on_accepted* is told the customer of each."""
+    """Accepts webhooks under *rules*.
+
+    *on_accepted* is told the customer of each, *count* the name of what became of each.
+    """
 
     def __init__(
         self,
@@ -69,6 +72,7 @@ class Acceptor:
         *,
         queue_limit: int,
         on_accepted: Callable[[Customer], None] = lambda _customer: None,
+        count: Callable[[str], None] = lambda _name: None,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
@@ -76,6 +80,7 @@ class Acceptor:
         self._rules = rules
         self._limit = queue_limit
         self._on_accepted = on_accepted
+        self._count = count
         self._now = now
         self._queued = 0
         self._queued_at = 0.0
@@ -107,9 +112,9 @@ class Acceptor:
         customer = Customer.from_key(new.customer or "")
         earlier = self._committer.store(new)
         if earlier is not None:
-            _log("duplicate", new, earlier)
+            self._tell("duplicate", new, earlier)
             return Receipt(earlier, customer, test=new.test, duplicate=True)
-        _log("accepted", new, new.id)
+        self._tell("accepted", new, new.id)
         self._on_accepted(customer)
         return Receipt(new.id, customer, new.writes, _warnings(new), new.test)
 
@@ -164,7 +169,7 @@ class Acceptor:
                 idempotency_key=_storable(new.idempotency_key),
             )
         )
-        _log("rejected", new, new.id, reason=refusal.code)
+        self._tell("rejected", new, new.id, reason=refusal.code)
 
     def _refuse_when_full(self) -> None:
         # Counting costs more than a second's error is worth.
@@ -174,6 +179,23 @@ class Acceptor:
         if self._queued >= self._limit:
             raise QueueFullError(f"{self._queued} writes wait for SessionM")
         self._queued += 1
+
+    def _tell(self, action: str, new: NewEvent, event_id: str, **fields: str) -> None:
+        self._count(f"webhooks_{action}")
+        log.info(
+            "webhook %s",
+            action,
+            extra={
+                "action": action,
+                "event": event_id,
+                "request": new.request_id,
+                "key": new.key_name,
+                "customer": new.customer,
+                "campaign": new.campaign_id,
+                "canvas": new.canvas_id,
+                **fields,
+            },
+        )
 
 
 def _idempotency_key(arrival: Arrival) -> str | None:
@@ -198,20 +220,3 @@ def _warnings(new: NewEvent) -> tuple[str, ...]:
         names = ", ".join(f'"{name}"' for name in new.ignored)
         found.append(f"Ignored, since the webhook knows no such field: {names}.")
     return tuple(found)
-
-
-def _log(action: str, new: NewEvent, event_id: str, **fields: str) -> None:
-    log.info(
-        "webhook %s",
-        action,
-        extra={
-            "action": action,
-            "event": event_id,
-            "request": new.request_id,
-            "key": new.key_name,
-            "customer": new.customer,
-            "campaign": new.campaign_id,
-            "canvas": new.canvas_id,
-            **fields,
-        },
-    )

@@ -71,6 +71,9 @@ class Delivery:
         on_write: told the customer before a write, and SessionM's answer before the write counts
             as delivered, so that no lookup serves older tags afterwards.
         clean: what one process shall do once a minute: drop what is too old to keep.
+        count: told how many of what there were: ``delivered``, ``dead`` and ``expired`` events, and
+            ``writes_sent``.
+        on_beat: what the deliverer shall do with every heartbeat.
     """
 
     def __init__(
@@ -80,6 +83,8 @@ class Delivery:
         limits: Limits,
         on_write: OnWrite = lambda _customer: lambda _answer: None,
         clean: Callable[[], None] = lambda: None,
+        count: Callable[[str, int], None] = lambda _name, _number: None,
+        on_beat: Callable[[], None] = lambda: None,
     ) -> None:
         self._store = store
         self._locks = store.database.locks
@@ -87,6 +92,8 @@ class Delivery:
         self._limits = limits
         self._on_write = on_write
         self._clean = clean
+        self._count = count
+        self._on_beat = on_beat
         self._gate = Gate(limits.concurrency)
         self._tokens = _Bucket(limits.rps)
         self._under_way: dict[str, tuple[Call, Future[_Sent]]] = {}
@@ -190,9 +197,7 @@ class Delivery:
                 self._start(senders, step)
                 started += 1
         if expired:
-            self._store.record(expired)
-        for finished in expired:
-            _log(finished)
+            self._record(expired)
         return started + len(expired)
 
     def _start(self, senders: ThreadPoolExecutor, call: Call) -> None:
@@ -300,16 +305,36 @@ class Delivery:
             return
         sent = [_outcome(call, future) for call, future in ended.values()]
         # If this fails they stay under way, and are recorded at the next step.
-        self._store.record([one.finished for one in sent if one.finished])
+        self._record([one.finished for one in sent if one.finished])
         for customer in ended:
             del self._under_way[customer]
         for one in sent:
             if one.finished:
-                self._gate.saw(one.error, time.time())
-                _log(one.finished)
+                self._tell_gate(one.error)
         if any(one.error and one.error.retry_after for one in sent):
             # A wait that SessionM asks for is to outlive this process.
             self._beat_at = 0.0
+
+    def _record(self, finished: list[Finished]) -> None:
+        changed = self._store.record(finished)
+        for result in finished:
+            _log(result)
+            if result.state is State.DELIVERED:
+                self._count("writes_sent", len(result.writes))
+        for state in (State.DELIVERED, State.DEAD, State.EXPIRED):
+            if number := changed[state]:
+                self._count(state.value, number)
+
+    def _tell_gate(self, error: SessionMError | None) -> None:
+        """Let the gate hear how a call ended, and the log when it opens or closes by it."""
+        now = time.time()
+        before, held = self._gate.mode, self._gate.is_held(now)
+        self._gate.saw(error, now)
+        if self._gate.mode is not before:
+            _log_mode(self._gate)
+        if self._gate.is_held(now) and not held:
+            extra = {"action": "delivery_held", "reason": self._gate.told(now)}
+            log.warning("delivery waits", extra=extra)
 
     def _drain(self) -> None:
         """Wait for what is under way and record it; a store that is away cannot be waited for."""
@@ -340,6 +365,7 @@ class Delivery:
             },
         )
         self._beat_at = now
+        self._on_beat()
 
     def _hear_operator(self) -> None:
         order = self._store.fact(PAUSE_FACT) or {}
@@ -442,18 +468,28 @@ def _expired(expired: tuple[QueuedWrite, ...], now: float) -> Finished:
 
 
 def _log(result: Finished) -> None:
+    action = "retried" if result.state is State.QUEUED else result.state.value
     for write in result.writes:
-        log.info(
+        log.log(
+            logging.WARNING if result.state is State.DEAD else logging.INFO,
             "write %s",
-            result.outcome,
+            action,
             extra={
-                "action": result.outcome,
+                "action": action,
                 "event": write.event_id,
                 "write": write.seq,
                 "customer": write.customer,
-                "state": result.state.value,
+                "outcome": result.outcome,
                 "status": result.status,
                 "milliseconds": result.milliseconds,
                 "error": result.error,
             },
         )
+
+
+def _log_mode(gate: Gate) -> None:
+    if gate.mode is Mode.RUNNING:
+        log.info("delivery goes on", extra={"action": "delivery_open"})
+    else:
+        extra = {"action": f"delivery_{gate.mode}", "reason": gate.reason}
+        log.warning("delivery is %s", gate.mode, extra=extra)

@@ -2,18 +2,27 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote, quote_plus
 
 import sqlalchemy as sa
 
 from bridge.customer import Customer
 from bridge.database import Database
-from bridge.fields import TEXT_SCHEMA, FieldError, duration, instant, iso, text
-from bridge.outbox.schema import State, attempts, events, expiries, writes
+from bridge.fields import iso
+from bridge.outbox.schema import State, attempts, events, expiries, tallies, writes
+from bridge.outbox.search import Filter, Search
 from bridge.outbox.store import NewEvent, add_writes, id_prefix, settle
+from bridge.outbox.tallies import (
+    CAMPAIGNS,
+    CampaignFigures,
+    Tally,
+    about_to_change,
+    figures_of,
+    stored,
+)
 
 PAGE = 50
 MOST_A_PAGE = 500
@@ -27,68 +36,15 @@ REPLAYABLE = (State.DEAD, State.REJECTED, State.DISCARDED)
 
 
 @dataclass(frozen=True)
-class Filter:
-    """Which events: all conditions that are set must hold.
+class Page:
+    """Events as JSON, newest first; *next* is the id before which to go on, "" at the end.
 
-    Attributes:
-        state: the event's.
-        customer: an id, SessionM's or the retailer's.
-        campaign: a campaign's or Canvas's id.
-        since: received then or later, seconds since the epoch.
-        text: stands in the reason.
+    Only so many events are looked at for a page (`Search.newest`), so that it is quick however
+    much is stored: it may hold fewer than were asked for, even none, and still have a next.
     """
 
-    state: State | None = None
-    customer: str = ""
-    campaign: str = ""
-    since: float = 0.0
-    text: str = ""
-
-
-# What a filter may say: parameter -> JSON schema.
-FILTERS: dict[str, dict[str, Any]] = {
-    "state": {"enum": [*State, "", None]},
-    "customer": TEXT_SCHEMA,
-    "campaign": TEXT_SCHEMA,
-    "since": {**TEXT_SCHEMA, "description": "2026-12-01T08:00:00Z, or how long ago: 2h, 7d"},
-    "text": {**TEXT_SCHEMA, "description": "stands in the reason"},
-}
-
-
-def read_filter(given: Mapping[str, Any], now: float) -> Filter:
-    """Read a filter out of the parameters ``state customer campaign since text``.
-
-    ``since`` is a date and time, or a length of time before *now* such as ``2h``.
-
-    Raises:
-        FieldError: one of them is bad or unknown.
-    """
-    for name in given:
-        if name not in FILTERS:
-            raise FieldError(f'"{name[:60]}"', "is not a filter")
-    state = text(given.get("state"), "state")
-    if state is not None and state not in set(State):
-        raise FieldError("state", f"must be one of {', '.join(State)}")
-    return Filter(
-        state=State(state) if state else None,
-        customer=text(given.get("customer"), "customer") or "",
-        campaign=text(given.get("campaign"), "campaign") or "",
-        since=_since(text(given.get("since"), "since"), now),
-        text=text(given.get("text"), "text") or "",
-    )
-
-
-def _since(value: str | None, now: float) -> float:
-    if value is None:
-        return 0.0
-    if (at := instant(value)) is not None and not value.isdecimal():
-        return at
-    try:
-        return max(0.0, now - duration(value))
-    except ValueError:
-        raise FieldError(
-            "since", "must be a time such as 2026-12-01T08:00:00Z, or how long ago: 2h, 7d"
-        ) from None
+    events: list[dict[str, Any]]
+    next: str
 
 
 @dataclass(frozen=True)
@@ -109,24 +65,39 @@ class Events:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def find(self, wanted: Filter, limit: int = PAGE, before: str = "") -> list[dict[str, Any]]:
-        """Up to *limit* events, newest first, as JSON; those before the id *before*."""
-        chosen = (
-            sa.select(*(column for column in events.c if column.name != "body"))
-            .where(*_conditions(wanted))
-            .order_by(events.c.id.desc())
-            .limit(min(limit, MOST_A_PAGE))
-        )
-        if before:
-            chosen = chosen.where(events.c.id < before)
+    def find(self, wanted: Filter, limit: int = PAGE, before: str = "") -> Page:
+        """A page of up to *limit* events, those before the id *before*."""
         with self._database.read() as connection:
-            return [_as_json(row) for row in connection.execute(chosen).mappings()]
+            search = Search(connection, wanted)
+            ids, following = search.newest(before, min(limit, MOST_A_PAGE))
+            chosen = (
+                sa.select(*(column for column in events.c if column.name != "body"))
+                .where(events.c.id.in_(ids))
+                .order_by(events.c.id.desc())
+            )
+            rows = connection.execute(chosen).mappings()
+            return Page([_as_json(row) for row in rows], following)
 
     def count(self, wanted: Filter) -> int:
-        """How many events *wanted* matches."""
-        counted = sa.select(sa.func.count()).select_from(events).where(*_conditions(wanted))
+        """How many events *wanted* matches; all of them are looked at."""
         with self._database.read() as connection:
-            return connection.execute(counted).scalar_one()
+            return Search(connection, wanted).count()
+
+    def counts(self) -> dict[State, int]:
+        """How many stored events there are in each state."""
+        with self._database.read() as connection:
+            return stored(connection)
+
+    def campaigns(self, limit: int = PAGE) -> list[CampaignFigures]:
+        """The campaigns and Canvases that were seen last, the latest first."""
+        chosen = (
+            tallies.select()
+            .where(tallies.c.kind.in_(CAMPAIGNS))
+            .order_by(tallies.c.last_seen.desc())
+            .limit(limit)
+        )
+        with self._database.read() as connection:
+            return [figures_of(row) for row in connection.execute(chosen).mappings()]
 
     def story(self, event_id: str) -> dict[str, Any] | None:
         """Everything about one event: body, writes, and every try of each; ``None`` if unknown."""
@@ -145,16 +116,13 @@ class Events:
                 ],
             }
 
-    def matching(self, wanted: Filter, states: tuple[State, ...]) -> Iterator[list[Stored]]:
-        """The events of *states* that *wanted* matches, oldest first, a batch at a time."""
+    def matching(self, wanted: Filter) -> Iterator[list[Stored]]:
+        """The events that *wanted* matches, oldest first, a batch at a time."""
         after = ""
         while True:
-            chosen = (
-                _STORED.where(*_conditions(wanted), events.c.state.in_(states), events.c.id > after)
-                .order_by(events.c.id)
-                .limit(BATCH)
-            )
             with self._database.read() as connection:
+                ids = Search(connection, wanted).oldest(after, BATCH)
+                chosen = _STORED.where(events.c.id.in_(ids)).order_by(events.c.id)
                 found = [_stored(row) for row in connection.execute(chosen).mappings()]
             if not found:
                 return
@@ -167,23 +135,27 @@ class Events:
             row = _one(connection, _STORED.where(events.c.id == event_id))
         return _stored(row) if row else None
 
-    def queue_again(self, event_ids: list[str], now: float) -> int:
+    def queue_again(self, event_ids: list[str], now: float) -> set[str]:
         """Let the dead and discarded writes of these events wait once more.
 
         Returns:
-            How many events had any.
+            The events that had any.
         """
-        again = (
-            writes.update()
-            .where(writes.c.event_id.in_(event_ids))
-            .where(writes.c.state.in_((State.DEAD.value, State.DISCARDED.value)))
-            .values(state=State.QUEUED.value, attempts=0, next_at=now, done_at=None)
-            .returning(writes.c.event_id)
-        )
+        tally = Tally()
         with self._database.write() as connection:
-            changed = set(connection.execute(again).scalars())
-            settle(connection, changed)
-        return len(changed)
+            ended = (State.DEAD, State.DISCARDED)
+            again = _writes_in(connection, event_ids, ended)
+            connection.execute(
+                writes.update()
+                .where(writes.c.seq.in_([write.seq for write in again]))
+                .values(state=State.QUEUED.value, attempts=0, next_at=now, done_at=None)
+            )
+            changed = {write.event_id for write in again}
+            for write in again:
+                tally.writes(write.state, State.QUEUED)
+            settle(connection, changed, tally)
+            tally.keep(connection)
+        return changed
 
     def take_in(self, accepted: NewEvent) -> bool:
         """Turn a rejected event into the *accepted* one of the same id.
@@ -192,7 +164,7 @@ class Events:
             Whether it is taken in: it was still rejected, and the same event was not accepted
             before, in which case it is discarded.
         """
-        values = {
+        values: dict[str, Any] = {
             "state": State.QUEUED.value,
             "customer": accepted.customer,
             "campaign_id": accepted.campaign_id,
@@ -208,35 +180,44 @@ class Events:
         same = sa.select(events.c.id).where(
             events.c.dedupe.is_not(None), events.c.dedupe == accepted.dedupe
         )
+        tally = Tally()
         with self._database.write() as connection:
-            if earlier := connection.execute(same).scalar():
-                connection.execute(
-                    mended.values(
-                        state=State.DISCARDED.value,
-                        reason=f"the same event was accepted before as {earlier}",
-                    )
-                )
-                return False
+            earlier = connection.execute(same).scalar()
+            if earlier:
+                values = {
+                    "state": State.DISCARDED.value,
+                    "reason": f"the same event was accepted before as {earlier}",
+                }
             if not connection.execute(mended.values(**values)).rowcount:
                 return False
-            add_writes(connection, [accepted])
-        return True
+            tally.event(accepted, State.REJECTED, State(values["state"]))
+            if not earlier:
+                add_writes(connection, [accepted], tally)
+            tally.keep(connection)
+        return not earlier
 
-    def discard(self, event_ids: list[str], now: float) -> int:
-        """Give these events up, as far as they are not ended; returns how many were."""
+    def discard(self, event_ids: list[str], now: float) -> set[str]:
+        """Give these events up, as far as they are not ended; returns those that were."""
         given_up = {"state": State.DISCARDED.value, "done_at": now}
+        tally = Tally()
         with self._database.write() as connection:
+            undelivered = _writes_in(connection, event_ids, (State.QUEUED, State.DEAD))
+            for write in undelivered:
+                tally.writes(write.state, State.DISCARDED)
             connection.execute(
                 writes.update()
-                .where(writes.c.event_id.in_(event_ids))
-                .where(writes.c.state.in_((State.QUEUED.value, State.DEAD.value)))
+                .where(writes.c.seq.in_([write.seq for write in undelivered]))
                 .values(**given_up)
             )
-            return connection.execute(
-                events.update()
-                .where(events.c.id.in_(event_ids), events.c.state.in_(_DISCARDABLE))
-                .values(**given_up)
-            ).rowcount
+            chosen = about_to_change(
+                connection, events.c.id.in_(event_ids), events.c.state.in_(_DISCARDABLE)
+            )
+            for event in chosen:
+                tally.event(event, event.state, State.DISCARDED)
+            discarded = {event.id for event in chosen}
+            connection.execute(events.update().where(events.c.id.in_(discarded)).values(**given_up))
+            tally.keep(connection)
+        return discarded
 
     def mentioning(self, customer: Customer) -> Iterator[Stored]:
         """The events whose customer *customer* is, or whose body holds the id in some writing."""
@@ -252,27 +233,60 @@ class Events:
         Returns:
             How many events there were.
         """
-        gone = sa.or_(events.c.customer == customer.key, events.c.id.in_(event_ids))
+        batches = [
+            events.c.id.in_(event_ids[at : at + BATCH]) for at in range(0, len(event_ids), BATCH)
+        ]
+        deleted = 0
+        for theirs in (events.c.customer == customer.key, *batches):
+            while batch := self._delete(theirs):
+                deleted += batch
         with self._database.write() as connection:
-            deleted = connection.execute(events.delete().where(gone)).rowcount
             connection.execute(expiries.delete().where(expiries.c.customer == customer.key))
         self._database.scrub()
         return deleted
 
     def forget_before(self, then: float, now: float) -> int:
         """Delete a batch of events that ended before *then*; returns how many there were."""
-        old = (
-            sa.select(events.c.id)
-            .where(events.c.state.in_(_FORGETTABLE), events.c.id < id_prefix(then))
-            .where(events.c.done_at < then)
-            .limit(BATCH)
+        deleted = self._delete(
+            events.c.state.in_(_FORGETTABLE),
+            events.c.id < id_prefix(then),
+            events.c.done_at < then,
         )
         with self._database.write() as connection:
-            ids = list(connection.execute(old).scalars())
+            connection.execute(expiries.delete().where(expiries.c.expires_at < now))
+        return deleted
+
+    def _delete(self, *conditions: sa.ColumnElement[bool]) -> int:
+        """Delete a batch of events of which all *conditions* hold; returns how many."""
+        tally = Tally()
+        with self._database.write() as connection:
+            old = about_to_change(connection, *conditions, limit=BATCH)
+            ids = [event.id for event in old]
+            for write in _writes_in(connection, ids, tuple(State)):
+                tally.writes(write.state, None)
+            for event in old:
+                tally.event(event, event.state, None)
             if ids:
                 connection.execute(events.delete().where(events.c.id.in_(ids)))
-            connection.execute(expiries.delete().where(expiries.c.expires_at < now))
+            tally.keep(connection)
         return len(ids)
+
+
+class _Write(NamedTuple):
+    seq: int
+    event_id: str
+    state: State
+
+
+def _writes_in(
+    connection: sa.Connection, event_ids: Sequence[str], states: tuple[State, ...]
+) -> list[_Write]:
+    """The writes of these events that are in one of *states*, about to change."""
+    chosen = sa.select(writes.c.seq, writes.c.event_id, writes.c.state).where(
+        writes.c.event_id.in_(event_ids), writes.c.state.in_(states)
+    )
+    rows = connection.execute(chosen.order_by(writes.c.seq).with_for_update())
+    return [_Write(seq, event_id, State(state)) for seq, event_id, state in rows]
 
 
 _STORED = sa.select(
@@ -296,24 +310,6 @@ def _written(customer_id: str) -> set[bytes]:
 
 def _stored(row: sa.RowMapping) -> Stored:
     return Stored(**{**row, "state": State(row["state"])})
-
-
-def _conditions(wanted: Filter) -> list[sa.ColumnElement[bool]]:
-    found: list[sa.ColumnElement[bool]] = []
-    if wanted.state:
-        found.append(events.c.state == wanted.state.value)
-    if wanted.customer:
-        keys = [f"user_id:{wanted.customer}", f"external_id:{wanted.customer}"]
-        found.append(events.c.customer.in_(keys))
-    if wanted.campaign:
-        found.append(
-            sa.or_(events.c.campaign_id == wanted.campaign, events.c.canvas_id == wanted.campaign)
-        )
-    if wanted.since:
-        found.append(events.c.id >= id_prefix(wanted.since))
-    if wanted.text:
-        found.append(events.c.reason.icontains(wanted.text, autoescape=True))
-    return found
 
 
 def _one(connection: sa.Connection, chosen: sa.Select[Any]) -> sa.RowMapping | None:

@@ -59,11 +59,11 @@ class Gate:
             wait = min(error.retry_after, LONGEST_RETRY_AFTER)
             self.hold_until = max(self.hold_until, now + wait)
         if error is not None and error.meaning is Meaning.CREDENTIALS:
-            self._close(Mode.PAUSED, f"SessionM refuses our credentials ({error})", now)
+            self._close(Mode.PAUSED, f"SessionM refuses our credentials ({error.brief})", now)
         elif error is not None and error.is_outage:
             self._failures += 1
             if self._failures >= FAILURES_IN_A_ROW or self.mode is not Mode.RUNNING:
-                self._close(Mode.DOWN, f"SessionM does not answer ({error})", now)
+                self._close(Mode.DOWN, f"SessionM does not answer ({error.brief})", now)
         elif self.mode is Mode.PAUSED and error is not None and error.meaning is Meaning.BUSY:
             # Throttled: that says nothing about our credentials.
             self._close(Mode.PAUSED, self.reason, now)

@@ -5,15 +5,16 @@ Replay, discard, erase, pause: one piece of code for both.
 
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bridge.customer import Customer
 from bridge.fields import FieldError
 from bridge.intake.payload import RefusedError, named_customers
 from bridge.outbox.accept import Acceptor
 from bridge.outbox.delivery import PAUSE_FACT
-from bridge.outbox.events import BATCH, REPLAYABLE, Events, Filter, Stored
+from bridge.outbox.events import REPLAYABLE, Events, Stored
 from bridge.outbox.schema import State
+from bridge.outbox.search import Filter
 from bridge.outbox.store import Store
 
 log = logging.getLogger(__name__)
@@ -56,9 +57,12 @@ class Operator:
         state = wanted.state or State.DEAD
         if state not in REPLAYABLE:
             raise FieldError("state", f"must be one of {', '.join(REPLAYABLE)} to be replayed")
+        wanted = replace(wanted, state=state)
+        if dry_run and state is not State.REJECTED:
+            return Done(self._events.count(wanted), 0)
         matched = changed = 0
         refused: list[str] = []
-        for batch in self._events.matching(wanted, (state,)):
+        for batch in self._events.matching(wanted):
             matched += len(batch)
             done = self._replay(batch, dry_run=dry_run)
             changed += done.changed
@@ -83,11 +87,13 @@ class Operator:
         state = wanted.state or State.DEAD
         if state not in {State.DEAD, State.REJECTED, State.QUEUED}:
             raise FieldError("state", "must be dead, rejected or queued to be discarded")
+        wanted = replace(wanted, state=state)
+        if dry_run:
+            return Done(self._events.count(wanted), 0)
         matched = changed = 0
-        for batch in self._events.matching(wanted, (state,)):
+        for batch in self._events.matching(wanted):
             matched += len(batch)
-            if not dry_run:
-                changed += self._events.discard([event.id for event in batch], time.time())
+            changed += self._discard([event.id for event in batch])
         return Done(matched, changed)
 
     def discard_one(self, event_id: str) -> Done | None:
@@ -95,7 +101,7 @@ class Operator:
         event = self._events.one(event_id)
         if event is None:
             return None
-        changed = self._events.discard([event_id], time.time())
+        changed = self._discard([event_id])
         return Done(1, changed, () if changed else (f"it is {event.state}",))
 
     def pause(self) -> None:
@@ -128,18 +134,16 @@ class Operator:
                 # The same text, as a tag or as part of somebody else's id.
                 continue
             chosen.append(event.id)
-        erased = self._events.erase(customer, ())
-        for at in range(0, len(chosen), BATCH):
-            erased += self._events.erase(customer, chosen[at : at + BATCH])
+        erased = self._events.erase(customer, chosen)
         log.warning("customer erased", extra={"action": "erased", "customer": customer.key})
         return Erased(erased, tuple(others))
 
     def _replay(self, batch: list[Stored], *, dry_run: bool = False) -> Done:
         rejected = [event for event in batch if event.state is State.REJECTED]
         others = [event.id for event in batch if event.state is not State.REJECTED]
-        changed = 0
+        replayed: list[str] = []
         if others and not dry_run:
-            changed = self._events.queue_again(others, time.time())
+            replayed += sorted(self._events.queue_again(others, time.time()))
         refused = []
         for event in rejected:
             try:
@@ -147,8 +151,17 @@ class Operator:
             except RefusedError as refusal:
                 refused.append(f"{event.id}: {refusal}")
                 continue
-            if not dry_run:
-                changed += self._events.take_in(accepted)
-        if changed:
-            log.info("%s events replayed", changed, extra={"action": "replayed"})
-        return Done(len(batch), changed, tuple(refused))
+            if not dry_run and self._events.take_in(accepted):
+                replayed.append(event.id)
+        _log("replayed", replayed)
+        return Done(len(batch), len(replayed), tuple(refused))
+
+    def _discard(self, event_ids: list[str]) -> int:
+        discarded = self._events.discard(event_ids, time.time())
+        _log("discarded", sorted(discarded))
+        return len(discarded)
+
+
+def _log(action: str, event_ids: list[str]) -> None:
+    for event_id in event_ids:
+        log.info("event %s", action, extra={"action": action, "event": event_id})

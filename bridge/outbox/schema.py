@@ -6,6 +6,7 @@ with a million stored events as with ten.
 """
 
 from enum import StrEnum
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -87,6 +88,18 @@ facts = sa.Table(
     sa.Column("name", sa.Text, primary_key=True),
     sa.Column("value", sa.JSON, nullable=False),
 )
+# How many of each there are, see `tallies`; kind is campaign or canvas, or one of these two.
+STORED, WRITES = "stored", "writes"
+NUMBERS = ("accepted", *State)
+tallies = sa.Table(
+    "tallies",
+    schema,
+    sa.Column("kind", sa.Text, primary_key=True),
+    sa.Column("id", sa.Text, primary_key=True),
+    *(sa.Column(name, sa.Integer, nullable=False, server_default="0") for name in NUMBERS),
+    sa.Column("last_seen", sa.Float, nullable=False),
+    sqlite_with_rowid=False,
+)
 # A literal, not a parameter: SQLite uses a partial index only where it can prove its condition.
 QUEUED: sa.ColumnElement[str] = sa.literal_column("'queued'")
 DEAD: sa.ColumnElement[str] = sa.literal_column("'dead'")
@@ -102,12 +115,64 @@ sa.Index("events_customer", events.c.customer, events.c.id)
 sa.Index("events_campaign", events.c.campaign_id, events.c.id)
 sa.Index("events_canvas", events.c.canvas_id, events.c.id)
 sa.Index("events_state", events.c.state, events.c.id)
+# What is delivered has no reason: words in reasons are sought among the others only.
+HAS_REASON: sa.ColumnElement[bool] = events.c.reason != sa.literal_column("''")
+_events_reason = sa.Index(
+    "events_reason",
+    events.c.id,
+    events.c.reason,
+    sqlite_where=HAS_REASON,
+    postgresql_where=HAS_REASON,
+)
+_tallies_seen = sa.Index("tallies_last_seen", tallies.c.last_seen)
 sa.Index("attempts_write", attempts.c.write_seq)
 sa.Index("expiries_expires_at", expiries.c.expires_at)
 
 
 def _first_schema(connection: sa.Connection) -> None:
-    schema.create_all(connection)
+    schema.create_all(connection, tables=[events, writes, attempts, expiries, facts])
 
 
-MIGRATIONS = (_first_schema,)
+def _tallies(connection: sa.Connection) -> None:
+    tallies.create(connection, checkfirst=True)
+    for index in (_events_reason, _tallies_seen):
+        index.create(connection, checkfirst=True)
+    recount(connection)
+
+
+def recount(connection: sa.Connection) -> None:
+    """Count everything that is stored, for a database that has no tallies yet."""
+    connection.execute(tallies.delete())
+    accepted = events.c.state != State.REJECTED
+    for kind, column in (("campaign", events.c.campaign_id), ("canvas", events.c.canvas_id)):
+        _count(connection, kind, events, [column], sa.and_(column.is_not(None), accepted))
+    _count(connection, STORED, events, [])
+    _count(connection, WRITES, writes, [])
+
+
+def _count(
+    connection: sa.Connection,
+    kind: str,
+    table: sa.Table,
+    one: list[sa.Column[str]],
+    which: sa.ColumnElement[bool] | None = None,
+) -> None:
+    """Count the rows of *table* for which *which* holds, by state and by what *one* says."""
+    seen_at = sa.func.max(table.c.received_at if one else sa.literal(0.0))
+    counted = sa.select(table.c.state, sa.func.count(), seen_at, *one)
+    counted = counted.group_by(table.c.state, *one)
+    if which is not None:
+        counted = counted.where(which)
+    rows: dict[str, dict[str, Any]] = {}
+    for state, number, last, *name in connection.execute(counted):
+        row = rows.setdefault("".join(name), {**dict.fromkeys(NUMBERS, 0), "last_seen": 0.0})
+        row[state] = number
+        row["accepted"] += number if one else 0
+        row["last_seen"] = max(row["last_seen"], last)
+    if rows:
+        connection.execute(
+            tallies.insert(), [{"kind": kind, "id": name, **row} for name, row in rows.items()]
+        )
+
+
+MIGRATIONS = (_first_schema, _tallies)

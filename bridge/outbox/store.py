@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,18 @@ from sqlalchemy.dialects.sqlite import insert
 
 from bridge.database import Database
 from bridge.intake.rules import TagWrite
-from bridge.outbox.schema import DEAD, QUEUED, State, attempts, events, expiries, facts, writes
+from bridge.outbox.schema import (
+    QUEUED,
+    WRITES,
+    State,
+    attempts,
+    events,
+    expiries,
+    facts,
+    tallies,
+    writes,
+)
+from bridge.outbox.tallies import Tally, about_to_change
 
 # So many of one customer's waiting writes are looked at together; the others come later.
 MOST_OF_ONE = 500
@@ -97,6 +109,10 @@ class Backlog:
     oldest_at: float | None
     dead: int
 
+    def waits(self, now: float) -> float:
+        """For how many seconds the oldest waits."""
+        return max(0.0, now - self.oldest_at) if self.oldest_at else 0.0
+
 
 class Store:
     """The statements. Methods that change something commit before they return."""
@@ -117,7 +133,12 @@ class Store:
                     statement.returning(events.c.id), [_event_row(event) for event in new]
                 ).scalars()
             )
-            add_writes(connection, [event for event in new if event.id in stored])
+            fresh = [event for event in new if event.id in stored]
+            tally = Tally()
+            for event in fresh:
+                tally.event(event, None, event.state)
+            add_writes(connection, fresh, tally)
+            tally.keep(connection)
             repeats = {e.dedupe: e.id for e in new if e.id not in stored}
             if not repeats:
                 return {}
@@ -187,12 +208,23 @@ class Store:
         with self.database.write() as connection:
             _postpone(connection, customer, until)
 
-    def record(self, finished: Sequence[Finished]) -> None:
-        """Record what became of calls, in one transaction."""
+    def record(self, finished: Sequence[Finished]) -> Counter[State]:
+        """Record what became of calls, in one transaction.
+
+        Returns:
+            How many events have come to which state by it.
+        """
+        tally = Tally()
         with self.database.write() as connection:
+            before = _states(connection, [w.seq for result in finished for w in result.writes])
             for result in finished:
-                _record(connection, result)
-            settle(connection, {w.event_id for result in finished for w in result.writes})
+                for seq in _record(connection, result):
+                    tally.writes(before[seq], result.state)
+            changed = settle(
+                connection, {w.event_id for result in finished for w in result.writes}, tally
+            )
+            tally.keep(connection)
+        return changed
 
     def state_of(self, event_id: str) -> State | None:
         """Where an event stands; ``None`` if there is none of that id."""
@@ -212,17 +244,13 @@ class Store:
 
     def backlog(self) -> Backlog:
         """How much waits, since when, and how much is dead."""
-        queued = sa.select(sa.func.count()).select_from(writes).where(writes.c.state == QUEUED)
-        dead = sa.select(sa.func.count()).select_from(writes).where(writes.c.state == DEAD)
+        counted = sa.select(tallies.c.queued, tallies.c.dead).where(tallies.c.kind == WRITES)
         oldest = sa.select(sa.func.min(writes.c.accepted_at)).where(
             writes.c.state == QUEUED, writes.c.unknown == sa.false()
         )
         with self.database.read() as connection:
-            return Backlog(
-                queued=connection.execute(queued).scalar_one(),
-                oldest_at=connection.execute(oldest).scalar(),
-                dead=connection.execute(dead).scalar_one(),
-            )
+            queued, dead = connection.execute(counted).first() or (0, 0)
+            return Backlog(queued, connection.execute(oldest).scalar(), dead)
 
     def fact(self, name: str) -> Any:
         """A small shared value, or ``None``."""
@@ -294,10 +322,11 @@ def _event_row(event: NewEvent) -> dict[str, Any]:
     }
 
 
-def add_writes(connection: sa.Connection, accepted: Iterable[NewEvent]) -> None:
+def add_writes(connection: sa.Connection, accepted: Iterable[NewEvent], tally: Tally) -> None:
     """Let the writes of *accepted* events wait, from their acceptance on."""
     rows = [row for event in accepted for row in _write_rows(event)]
     if rows:
+        tally.writes(None, State.QUEUED, len(rows))
         connection.execute(writes.insert(), rows)
 
 
@@ -327,7 +356,15 @@ def _postpone(connection: sa.Connection, customer: str, until: float) -> None:
     )
 
 
-def _record(connection: sa.Connection, result: Finished) -> None:
+def _states(connection: sa.Connection, seqs: Sequence[int]) -> dict[int, State]:
+    """The states of writes, which nobody else changes before the transaction ends."""
+    chosen = sa.select(writes.c.seq, writes.c.state).where(writes.c.seq.in_(seqs))
+    found = connection.execute(chosen.order_by(writes.c.seq).with_for_update())
+    return {seq: State(state) for seq, state in found}
+
+
+def _record(connection: sa.Connection, result: Finished) -> Sequence[int]:
+    """Record one result; returns the writes (by seq) that it holds for."""
     seqs = [write.seq for write in result.writes]
     waits = result.state is State.QUEUED
     values: dict[str, Any] = {
@@ -350,7 +387,7 @@ def _record(connection: sa.Connection, result: Finished) -> None:
     # A write whose customer was erased meanwhile has no story any more.
     kept = updated.scalars().all()
     if not kept:
-        return
+        return kept
     connection.execute(
         attempts.insert(),
         [
@@ -369,6 +406,7 @@ def _record(connection: sa.Connection, result: Finished) -> None:
         _postpone(connection, result.writes[0].customer, result.next_at)
     if result.state is State.DELIVERED:
         _remember_expiries(connection, result.writes)
+    return kept
 
 
 def _remember_expiries(connection: sa.Connection, delivered: Iterable[QueuedWrite]) -> None:
@@ -389,8 +427,9 @@ def _remember_expiries(connection: sa.Connection, delivered: Iterable[QueuedWrit
         )
 
 
-def settle(connection: sa.Connection, event_ids: Collection[str]) -> None:
-    """Give events the state that follows from their writes'."""
+def settle(connection: sa.Connection, event_ids: Collection[str], tally: Tally) -> Counter[State]:
+    """Give events the state that follows from their writes'; returns how many took which."""
+    before = {event.id: event for event in about_to_change(connection, events.c.id.in_(event_ids))}
     chosen = sa.select(writes.c.event_id, writes.c.state, writes.c.reason, writes.c.done_at).where(
         writes.c.event_id.in_(event_ids)
     )
@@ -398,10 +437,15 @@ def settle(connection: sa.Connection, event_ids: Collection[str]) -> None:
     for event_id, state, reason, done_at in connection.execute(chosen):
         by_event.setdefault(event_id, {})[state] = (reason, done_at)
     rows = []
+    changed: Counter[State] = Counter()
     for event_id, states in by_event.items():
         state = next(s for s in _BY_WEIGHT if s in states)
         reason, done_at = states[state]
         rows.append({"key": event_id, "state": state, "reason": reason, "done_at": done_at})
+        event = before[event_id]
+        if event.state is not state:
+            tally.event(event, event.state, state)
+            changed[state] += 1
     if rows:
         connection.execute(
             events.update()
@@ -413,6 +457,7 @@ def settle(connection: sa.Connection, event_ids: Collection[str]) -> None:
             ),
             rows,
         )
+    return changed
 
 
 # An event is what the weightiest of its writes is.

@@ -35,6 +35,7 @@ class SessionMError(Exception):
         status: HTTP status, 0 when there was no answer.
         code: SessionM's error code in capitals, or "".
         retry_after: seconds that SessionM asked us to wait, or ``None``.
+        brief: what happened without SessionM's own words, which may name the customer.
     """
 
     def __init__(
@@ -45,12 +46,14 @@ class SessionMError(Exception):
         status: int = 0,
         code: str = "",
         retry_after: float | None = None,
+        brief: str = "",
     ) -> None:
         super().__init__(message)
         self.meaning = meaning
         self.status = status
         self.code = code
         self.retry_after = retry_after
+        self.brief = brief or message
 
     @property
     def may_have_worked(self) -> bool:
@@ -70,6 +73,8 @@ _OUTAGE = {Meaning.UNREACHABLE, Meaning.UNANSWERED, Meaning.GARBLED, Meaning.BUS
 _THROTTLED = {425, 429}
 
 _BUSY_STATUSES = {408, 425, 429}
+
+_CODE = re.compile("[A-Z_]{1,40}")
 
 # SessionM's generic codes; it does not hold to one case.
 _BY_CODE = {
@@ -107,6 +112,7 @@ def read_answer(status: int, headers: Mapping[str, str], body: bytes, now: float
         status=status,
         code=code,
         retry_after=retry_after(headers.get("Retry-After"), now),
+        brief=_sentence(status, code if _CODE.fullmatch(code) else "", ""),
     )
 
 

@@ -9,8 +9,9 @@ from flask import Blueprint, Response, current_app, jsonify
 from bridge.customer import Customer
 from bridge.fields import FieldError, identifier
 from bridge.intake.payload import read_fields
-from bridge.outbox.events import MOST_A_PAGE, PAGE, read_filter
+from bridge.outbox.events import MOST_A_PAGE, PAGE
 from bridge.outbox.operator import Done
+from bridge.outbox.search import read_filter
 from bridge.parts import parts_of
 from bridge.web.auth import scope
 from bridge.web.body import read_body, url_fields
@@ -25,8 +26,7 @@ def list_events() -> Response:
     given = url_fields()
     limit, before = _limit(given.pop("limit", None)), given.pop("before", "")
     found = parts_of(current_app).events.find(read_filter(given, time.time()), limit, before)
-    following = found[-1]["id"] if len(found) == limit else ""
-    return jsonify(status="ok", events=found, next=following)
+    return jsonify(status="ok", events=found.events, next=found.next)
 
 
 @bp.get("/events/<event_id>")

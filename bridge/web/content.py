@@ -69,7 +69,7 @@ def _respond(query: Query, answer: Answer) -> Response:
         status=503 if unavailable and query.retry else 200,
         mimetype="application/json",
     )
-    response.headers["Cache-Status"] = _cache_status(answer)
+    response.headers["Cache-Status"] = cache_status(answer.how, answer.ttl, answer.status)
     response.headers["Cache-Control"] = "private, max-age=0"
     if not unavailable:
         response.headers["Age"] = str(answer.age)
@@ -78,10 +78,9 @@ def _respond(query: Query, answer: Answer) -> Response:
     return response
 
 
-def _cache_status(answer: Answer) -> str:
+def cache_status(how: str, ttl: int, status: str) -> str:
     """What the cache did, by RFC 9211; a stale hit has a negative ttl."""
-    if not answer.how:
+    if not how:
         return "bridge; fwd=miss; detail=unavailable"
-    if answer.how == "miss":
-        return f"bridge; fwd=miss; stored; ttl={answer.ttl}"
-    return f"bridge; hit; ttl={answer.ttl}"
+    told = f"bridge; hit; ttl={ttl}" if how != "miss" else f"bridge; fwd=miss; stored; ttl={ttl}"
+    return told if status == "ok" else f"{told}; detail={status}"

@@ -1,6 +1,8 @@
 """SessionM's own paths, so that a template keeps working when only its host is changed."""
 
 import hmac
+import math
+import time
 
 from flask import Blueprint, Response, current_app, jsonify, request
 
@@ -12,6 +14,7 @@ from bridge.parts import parts_of
 from bridge.sessionm.answers import Meaning, SessionMError
 from bridge.web.auth import scope
 from bridge.web.body import read_body
+from bridge.web.content import cache_status
 from bridge.web.errors import error
 from bridge.web.webhooks import arrival
 
@@ -101,10 +104,18 @@ def _wrong_key(api_key: str) -> Response | None:
 
 
 def _as_it_came(served: Served) -> Response:
-    if not served.entry.found:
-        return error(404, "user_not_found", "SessionM does not know this customer.")
-    return Response(served.entry.body, mimetype="application/json")
+    entry = served.entry
+    if entry.found:
+        response = Response(entry.body, mimetype="application/json")
+    else:
+        response = error(404, "user_not_found", "SessionM does not know this customer.")
+    ttl = math.floor(entry.fetched_at + served.fresh_for - time.time())
+    status = "ok" if entry.found else "not_found"
+    response.headers["Cache-Status"] = cache_status(served.how, ttl, status)
+    return response
 
 
 def _not_now(failure: UnavailableError) -> Response:
-    return error(NOT_NOW, "sessionm_unavailable", f"SessionM is unavailable: {failure}.")
+    told = cache_status("", 0, "unavailable")
+    sentence = f"SessionM is unavailable: {failure}."
+    return error(NOT_NOW, "sessionm_unavailable", sentence, **{"Cache-Status": told})

@@ -1,13 +1,45 @@
 """Counting and logging of requests at the edge."""
 
 import logging
+import re
 import time
+from dataclasses import dataclass
+from functools import lru_cache
 
 from flask import Flask, Response, current_app, g, request
 
-from bridge.parts import parts_of
+from bridge.parts import Parts, parts_of
+from bridge.telemetry import BRAZE_COUNTS, Telemetry
+from bridge.web.auth import scope_of
 
 log = logging.getLogger(__name__)
+
+# What Braze waits for a lookup.
+IN_TIME = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """One answer, as all figures are made of it.
+
+    Attributes:
+        kind: ``webhooks`` or ``content`` where Braze called, on whichever path; else the
+            blueprint that answered, "" if none did.
+        route: the route, not the path: a path may hold a customer's identifier.
+        cache_status: the header Cache-Status, "" where there is none.
+        seconds: from the request to the answer.
+        waited: the caller had asked to be answered late.
+    """
+
+    kind: str
+    method: str
+    route: str
+    status: int
+    cache_status: str
+    seconds: float
+    request_id: str = ""
+    key_name: str = ""
+    waited: bool = False
 
 
 def install(app: Flask) -> None:
@@ -19,26 +51,100 @@ def install(app: Flask) -> None:
 
     @app.after_request
     def end(response: Response) -> Response:
-        parts = parts_of(current_app)
-        blueprint = request.blueprint
-        if blueprint == "webhooks":
-            parts.braze_budget.saw("webhook", response.status_code)
-        elif blueprint == "content":
-            parts.braze_budget.saw("content", response.status_code)
-            if status := response.headers.get("Cache-Status"):
-                parts.lookup_figures.saw(hit="; hit" in status)
+        answered = Answered(
+            kind=_kind(),
+            method=request.method,
+            route=str(request.url_rule or "-"),
+            status=response.status_code,
+            cache_status=response.headers.get("Cache-Status", ""),
+            seconds=time.monotonic() - g.get("began", 0),
+            request_id=g.get("request_id", ""),
+            key_name=g.get("key_name", ""),
+            waited=g.get("waited", False),
+        )
+        count(parts_of(current_app), answered)
+        return response
+
+
+def _kind() -> str:
+    called = {"webhook": "webhooks", "content": "content"}
+    scope = scope_of(request.endpoint) if request.endpoint else ""
+    return called.get(scope, request.blueprint or "")
+
+
+def count(parts: Parts, answered: Answered) -> None:
+    """Count and log an answer, whichever way it was made."""
+    if answered.kind == "webhooks":
+        _count_webhook(parts.telemetry, answered)
+    elif answered.kind == "content":
+        _count_lookup(parts.telemetry, answered)
+    if answered.status in {401, 403}:
+        parts.telemetry.count("auth_failures")
+    _log(answered)
+
+
+def _count_webhook(telemetry: Telemetry, answered: Answered) -> None:
+    counted = []
+    if answered.status >= 500:
+        counted.append("webhooks_failed")
+    if answered.status in BRAZE_COUNTS:
+        counted.append("braze_webhook_failures")
+    if answered.waited:
+        telemetry.count(*counted)
+    else:
+        telemetry.took("webhook", answered.seconds, *counted)
+
+
+def _count_lookup(telemetry: Telemetry, answered: Answered) -> None:
+    counted = _lookup_counts(answered.cache_status, answered.status)
+    if not answered.cache_status:
+        telemetry.count(*counted)
+    elif answered.seconds > IN_TIME:
+        telemetry.took("lookup", answered.seconds, *counted, "lookups_late")
+    else:
+        telemetry.took("lookup", answered.seconds, *counted)
+
+
+@lru_cache(maxsize=1024)
+def _lookup_counts(cache_status: str, status: int) -> tuple[str, ...]:
+    """What is counted for an answer to a content call; a refused one was no lookup."""
+    counted = ["braze_content_calls"]
+    if cache_status:
+        counted.append(f"lookups_{lookup_outcome(cache_status)}")
+    if status in BRAZE_COUNTS:
+        counted.append("braze_content_failures")
+    return tuple(counted)
+
+
+_DETAIL = re.compile("detail=([a-z_]+)")
+
+
+def lookup_outcome(cache_status: str) -> str:
+    """``hit``, ``stale``, ``miss``, ``not_found`` or ``unavailable`` by the header Cache-Status."""
+    if found := _DETAIL.search(cache_status):
+        return found[1]
+    if "; hit" in cache_status:
+        return "stale" if "ttl=-" in cache_status else "hit"
+    return "miss"
+
+
+def _log(answered: Answered) -> None:
+    if answered.status >= 500:
+        level = logging.WARNING
+    else:
+        # Of every request there is a line at debug; refused ones are told without asking.
+        level = logging.INFO if answered.status >= 400 else logging.DEBUG
+    if log.isEnabledFor(level):
         log.log(
-            logging.WARNING if response.status_code >= 500 else logging.DEBUG,
+            level,
             "request",
             extra={
                 "action": "request",
-                "request": g.get("request_id"),
-                "key": g.get("key_name"),
-                "method": request.method,
-                # The route, not the path: a path may hold a customer's identifier.
-                "path": str(request.url_rule or "-"),
-                "status": response.status_code,
-                "milliseconds": round((time.monotonic() - g.get("began", 0)) * 1000),
+                "request": answered.request_id,
+                "key": answered.key_name,
+                "method": answered.method,
+                "path": answered.route,
+                "status": answered.status,
+                "milliseconds": round(answered.seconds * 1000, 1),
             },
         )
-        return response

@@ -20,7 +20,8 @@ from bridge.fields import REQUIRED_SCHEMA
 from bridge.intake.payload import FIELDS, TAG_FIELDS
 from bridge.lookups.models import ANSWERS
 from bridge.lookups.query import PARAMETERS
-from bridge.outbox.events import FILTERS, MOST_A_PAGE, PAGE, REPLAYABLE
+from bridge.outbox.events import MOST_A_PAGE, PAGE, REPLAYABLE
+from bridge.outbox.search import FILTERS
 from bridge.version import VERSION
 from bridge.web import shapes
 from bridge.web.auth import Scope, scope, scope_of
@@ -107,6 +108,7 @@ ROUTES: dict[str, Route] = {
     "health.healthz": Route({200: (shapes.Ok,)}),
     "health.readyz": Route({200: (shapes.Ok,)}, (503,)),
     "health.health": Route({200: (shapes.Health,), 503: (shapes.Health,)}),
+    "health.metrics": Route({200: ()}, (503,), mimetype="text/plain"),
     "openapi.openapi": Route({200: ()}),
     "admin.list_events": Route({200: (shapes.EventList,)}, (400, 503), query=_EVENT_FILTERS),
     "admin.show_event": Route({200: (shapes.OneEvent,)}, (404, 503)),

@@ -26,6 +26,7 @@ _waiters = threading.BoundedSemaphore(16)
 def braze() -> tuple[Response, int]:
     parts = parts_of(current_app)
     wait = _wait()
+    g.waited = wait > 0
     receipt = parts.acceptor.accept(arrival())
     if receipt.duplicate:
         return jsonify(status="duplicate", id=receipt.id), 200
