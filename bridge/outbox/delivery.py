@@ -70,6 +70,7 @@ class Delivery:
         limits: how fast and how often.
         on_write: told the customer before a write, and SessionM's answer before the write counts
             as delivered, so that no lookup serves older tags afterwards.
+        on_recorded: told the customer (a key) after something became of a write.
         clean: what one process shall do once a minute: drop what is too old to keep.
     """
 
@@ -79,6 +80,7 @@ class Delivery:
         sessionm: SessionM,
         limits: Limits,
         on_write: OnWrite = lambda _customer: lambda _answer: None,
+        on_recorded: Callable[[str], None] = lambda _customer: None,
         clean: Callable[[], None] = lambda: None,
     ) -> None:
         self._store = store
@@ -86,6 +88,7 @@ class Delivery:
         self._sessionm = sessionm
         self._limits = limits
         self._on_write = on_write
+        self._on_recorded = on_recorded
         self._clean = clean
         self._gate = Gate(limits.concurrency)
         self._tokens = _Bucket(limits.rps)
@@ -189,10 +192,7 @@ class Delivery:
                     break
                 self._start(senders, step)
                 started += 1
-        if expired:
-            self._store.record(expired)
-        for finished in expired:
-            _log(finished)
+        self._record(expired)
         return started + len(expired)
 
     def _start(self, senders: ThreadPoolExecutor, call: Call) -> None:
@@ -300,16 +300,23 @@ class Delivery:
             return
         sent = [_outcome(call, future) for call, future in ended.values()]
         # If this fails they stay under way, and are recorded at the next step.
-        self._store.record([one.finished for one in sent if one.finished])
+        self._record([one.finished for one in sent if one.finished])
         for customer in ended:
             del self._under_way[customer]
         for one in sent:
             if one.finished:
                 self._gate.saw(one.error, time.time())
-                _log(one.finished)
         if any(one.error and one.error.retry_after for one in sent):
             # A wait that SessionM asks for is to outlive this process.
             self._beat_at = 0.0
+
+    def _record(self, finished: list[Finished]) -> None:
+        if not finished:
+            return
+        self._store.record(finished)
+        for one in finished:
+            self._on_recorded(one.writes[0].customer)
+            _log(one)
 
     def _drain(self) -> None:
         """Wait for what is under way and record it; a store that is away cannot be waited for."""

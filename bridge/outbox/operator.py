@@ -5,6 +5,7 @@ Replay, discard, erase, pause: one piece of code for both.
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from bridge.customer import Customer
@@ -29,12 +30,15 @@ class Done:
 
 
 class Operator:
-    """Carries out orders on stored events."""
+    """Carries out orders on stored events; *changed* is told the customers (keys) of those."""
 
-    def __init__(self, store: Store, events: Events, acceptor: Acceptor) -> None:
+    def __init__(
+        self, store: Store, events: Events, acceptor: Acceptor, changed: Callable[[str], None]
+    ) -> None:
         self._store = store
         self._events = events
         self._acceptor = acceptor
+        self._changed = changed
 
     def replay(self, wanted: Filter, *, dry_run: bool = False) -> Done:
         """Send every dead event that *wanted* matches once more.
@@ -80,6 +84,7 @@ class Operator:
             matched += len(batch)
             if not dry_run:
                 changed += self._events.discard([event.id for event in batch], time.time())
+                self._tell(batch)
         return Done(matched, changed)
 
     def discard_one(self, event_id: str) -> Done | None:
@@ -88,6 +93,7 @@ class Operator:
         if event is None:
             return None
         changed = self._events.discard([event_id], time.time())
+        self._tell([event])
         return Done(1, changed, () if changed else (f"it is {event.state}",))
 
     def pause(self) -> None:
@@ -108,8 +114,14 @@ class Operator:
     def erase(self, customer: Customer) -> int:
         """Forget *customer* in the outbox; returns how many events there were."""
         erased = self._events.erase(customer)
+        self._changed(customer.key)
         log.warning("customer erased", extra={"action": "erased", "customer": customer.key})
         return erased
+
+    def _tell(self, changed: list[Stored]) -> None:
+        for event in changed:
+            if event.customer:
+                self._changed(event.customer)
 
     def _replay(self, batch: list[Stored], *, dry_run: bool = False) -> Done:
         rejected = [event for event in batch if event.state is State.REJECTED]
@@ -117,6 +129,7 @@ class Operator:
         changed = 0
         if others and not dry_run:
             changed = self._events.queue_again(others, time.time())
+            self._tell(batch)
         refused = []
         for event in rejected:
             try:
@@ -126,6 +139,7 @@ class Operator:
                 continue
             if not dry_run:
                 changed += self._events.take_in(accepted)
+                self._changed(accepted.customer or "")
         if changed:
             log.info("%s events replayed", changed, extra={"action": "replayed"})
         return Done(len(batch), changed, tuple(refused))

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from flask import Flask, Response, current_app, g, request
 
@@ -11,8 +11,7 @@ from bridge.parts import Parts, parts_of
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Answered:
+class Answered(NamedTuple):
     """One answer, as all figures are made of it.
 
     Attributes:
