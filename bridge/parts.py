@@ -101,7 +101,7 @@ def build(settings: Settings, rules: Rules | None = None) -> Parts:
     """
     if rules is None:
         rules = read_rules(settings.rules_file, settings.bridge_campaign_ttl)
-    database, cache_database, stamps, breakers = _databases(settings)
+    database, cache_database, stamps, own_stamps, breakers = _databases(settings)
     telemetry = Telemetry(cache_database)
 
     def observe(call: Call) -> None:
@@ -128,6 +128,7 @@ def build(settings: Settings, rules: Rules | None = None) -> Parts:
         cache,
         freshness,
         lambda customer: _own_writes(store, customer),
+        own_stamps,
         rules.braze_id,
         offers_on=settings.offers_on,
     )
@@ -140,15 +141,21 @@ def build(settings: Settings, rules: Rules | None = None) -> Parts:
             max_tries=settings.bridge_max_attempts,
         ),
         on_write=lookups.tag_write,
+        on_recorded=lookups.own_writes_changed,
         clean=lambda: _clean(events, cache, settings, freshness),
         count=telemetry.add,
         on_beat=lambda: _sample(store, telemetry),
     )
+
+    def accepted(customer: Customer) -> None:
+        lookups.own_writes_changed(customer.key)
+        delivery.nudge()
+
     acceptor = Acceptor(
         store,
         rules,
         queue_limit=settings.bridge_queue_limit,
-        on_accepted=delivery.nudge,
+        on_accepted=accepted,
         count=telemetry.count,
     )
     return Parts(
@@ -158,7 +165,7 @@ def build(settings: Settings, rules: Rules | None = None) -> Parts:
         probe=Probe(store.ping),
         events=events,
         acceptor=acceptor,
-        operator=Operator(store, events, acceptor),
+        operator=Operator(store, events, acceptor, lookups.own_writes_changed),
         delivery=delivery,
         sessionm=sessionm,
         cache=cache,
@@ -169,7 +176,7 @@ def build(settings: Settings, rules: Rules | None = None) -> Parts:
     )
 
 
-def _databases(settings: Settings) -> tuple[Database, Database, Stamps, Breakers]:
+def _databases(settings: Settings) -> tuple[Database, Database, Stamps, Stamps, Breakers]:
     """The outbox, and beside it what may be lost: cache and figures, stamps, breakers."""
     url = settings.bridge_database_url.get_secret_value()
     if not url.startswith("sqlite:"):
@@ -181,6 +188,8 @@ def _databases(settings: Settings) -> tuple[Database, Database, Stamps, Breakers
         path = sqlite_path(url)
         path.parent.mkdir(parents=True, exist_ok=True)
         stamps = Stamps(path.with_name(path.name + ".stamps"))
+        # Apart from those of lookups: where many writes come in, these change all the time.
+        own_stamps = Stamps(path.with_name(path.name + ".own-stamps"))
         breakers = Breakers(path.with_name(path.name + ".breakers"))
     except ValueError as error:
         raise SettingsError(f"BRIDGE_DATABASE_URL {error}") from None
@@ -198,7 +207,7 @@ def _databases(settings: Settings) -> tuple[Database, Database, Stamps, Breakers
             log.error(
                 "%s cannot be used: %s", one.path, error, extra={"action": "store_unavailable"}
             )
-    return database, beside, stamps, breakers
+    return database, beside, stamps, own_stamps, breakers
 
 
 def build_sessionm(settings: Settings, observe: Callable[[Call], None] | None = None) -> SessionM:

@@ -9,6 +9,7 @@ from gunicorn.app.base import BaseApplication
 from bridge import create_app
 from bridge.intake.rules import RulesError, read_rules
 from bridge.settings import Settings, SettingsError, load
+from bridge.web.asgi import Asgi
 
 log = logging.getLogger(__name__)
 
@@ -25,12 +26,12 @@ class Server(BaseApplication):
 
     def __init__(self, settings: Settings, *, bind: str, workers: int, threads: int) -> None:
         self._settings = settings
+        self._threads = threads
         self._rules = read_rules(settings.rules_file, settings.bridge_campaign_ttl)
         self._options: dict[str, Any] = {
             "bind": bind,
             "workers": workers,
-            "threads": threads,
-            "worker_class": "gthread",
+            "worker_class": "bridge.web.worker.Worker",
             "graceful_timeout": GRACE,
             # Braze keeps connections open; closing them first would cost it failed calls.
             "keepalive": 75,
@@ -47,12 +48,10 @@ class Server(BaseApplication):
 
     def load_config(self) -> None:
         for name, value in self._options.items():
-            # An older gunicorn does not have all of them.
-            if name in self.cfg.settings:
-                self.cfg.set(name, value)
+            self.cfg.set(name, value)
 
     def load(self) -> Any:
-        return create_app(self._settings, rules=self._rules)
+        return Asgi(create_app(self._settings, rules=self._rules), self._threads)
 
     def _read_again(self, _arbiter: object) -> None:
         """Take what `.env`, the files of secrets and rules.toml say now, or nothing of it."""

@@ -5,7 +5,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Any
 
@@ -20,8 +20,10 @@ from bridge.lookups.shape import (
     customer_answer,
     encode,
     offers_answer,
+    offers_change_at,
     tags_answer,
 )
+from bridge.lookups.stamps import Stamps
 from bridge.sessionm.answers import Meaning, SessionMError
 from bridge.sessionm.client import SessionM
 
@@ -56,6 +58,7 @@ class Answer:
         age: seconds since SessionM said so.
         ttl: seconds it stays fresh; negative if it is stale.
         version: changes when the content does, ages apart.
+        repeat: whether and how long it may be given again, ages apart; ``None``: it may not.
     """
 
     body: bytes
@@ -64,6 +67,24 @@ class Answer:
     age: int
     ttl: int
     version: str
+    repeat: "Repeatable | None" = None
+
+
+@dataclass(frozen=True)
+class Repeatable:
+    """What the repetition of an answer has to know. Times are seconds since the epoch.
+
+    *unchanged* tells whether everything that the answer was made of still is as it was.
+    """
+
+    fetched_at: float
+    fresh_until: float
+    until: float
+    unchanged: Callable[[], bool]
+
+
+# What reads a stamp, and what it read.
+_Held = tuple[Callable[[], int], int]
 
 
 @dataclass(frozen=True)
@@ -71,6 +92,7 @@ class _Got:
     part: Part
     how: str
     fresh: float
+    held: tuple[_Held, ...] = ()
 
 
 class Lookups:
@@ -81,6 +103,7 @@ class Lookups:
         cache: what is known already.
         freshness: how long that is good.
         own_writes: what the bridge itself is writing for a customer.
+        own_stamps: a customer's changes whenever that changes.
         braze_id: reads a Braze ID back out of a default tag.
     """
 
@@ -90,6 +113,7 @@ class Lookups:
         cache: Cache,
         freshness: Freshness,
         own_writes: Callable[[Customer], OwnWrites],
+        own_stamps: Stamps,
         braze_id: BrazeId,
         *,
         offers_on: bool,
@@ -98,33 +122,36 @@ class Lookups:
         self._cache = cache
         self._freshness = freshness
         self._own_writes = own_writes
+        self._own_stamps = own_stamps
         self._braze_id = braze_id
         self._offers_on = offers_on
         # Deliveries of one customer under two identifiers may end at the same moment.
         self._changing = threading.Lock()
 
     def tags(self, query: Query) -> Answer:
+        own, held = self._own(query.customer)
         got = self._tags(query.customer, self._until())
-        own = self._own_writes(query.customer)
-        return _answer(
-            tags_answer(query.customer, got.part, own, self._braze_id, time.time()), [got]
-        )
+        now = time.time()
+        answer = tags_answer(query.customer, got.part, own, self._braze_id, now)
+        return _answer(answer, [got], min(own.expires.values(), default=math.inf), held)
 
     def offers(self, query: Query) -> Answer:
         got, user_id = self._offers(query, self._until())
-        return _answer(offers_answer(query, user_id, got.part, time.time()), [got])
+        now = time.time()
+        answer = offers_answer(query, user_id, got.part, now)
+        return _answer(answer, [got], offers_change_at(got.part, now))
 
     def customer(self, query: Query) -> Answer:
         until = self._until()
+        own, held = self._own(query.customer)
         # Both sides are under way at once: the tags' fetch goes on while the offers are awaited.
         self._cache.prepare(*self._tags_question(query.customer))
         offers, user_id = self._offers(query, until)
         tags = self._tags(query.customer, until)
-        own = self._own_writes(query.customer)
-        answer = customer_answer(
-            query, user_id, tags.part, offers.part, own, self._braze_id, time.time()
-        )
-        return _answer(answer, [tags, offers])
+        now = time.time()
+        answer = customer_answer(query, user_id, tags.part, offers.part, own, self._braze_id, now)
+        changes_at = min([offers_change_at(offers.part, now), *own.expires.values()])
+        return _answer(answer, [tags, offers], changes_at, held)
 
     def raw_tags(self, customer: Customer) -> Served:
         """SessionM's own answer to a read of tags, cached.
@@ -133,6 +160,11 @@ class Lookups:
             UnavailableError: as `Cache.get`.
         """
         return self._cache.get(*self._tags_question(customer), self._until())
+
+    def raw_repeat(self, customer: Customer, served: Served) -> Repeatable | None:
+        """Whether and how long `raw_tags` that were *served* may be given again."""
+        key = tags_key(customer)
+        return _repeatable([self._got(key, served)], math.inf)
 
     def tag_write(self, customer: Customer) -> Callable[[Mapping[str, Any]], None]:
         """A tag write for *customer* begins.
@@ -156,6 +188,10 @@ class Lookups:
                         self._cache.outdate(tags_key(name))
 
         return delivered
+
+    def own_writes_changed(self, customer_key: str) -> None:
+        """What the bridge is writing for a customer is something else now."""
+        self._own_stamps.change("own", customer_key)
 
     def forget(self, customer: Customer) -> None:
         """Serve nothing older than now for *customer*, under each identifier that is known."""
@@ -186,6 +222,16 @@ class Lookups:
         fetch = _fetch_offers(self._sessionm, body)
         return self._cache.get(key, fetch, self._ages(self._freshness.offers), self._until())
 
+    def _own(self, customer: Customer) -> tuple[OwnWrites, _Held]:
+        """Our own writes, and their stamp.
+
+        To be read before SessionM's tags: then a write that is delivered meanwhile is seen in the
+        one or in the other.
+        """
+        read = self._own_stamps.reader("own", customer.key)
+        stamp = read()
+        return self._own_writes(customer), (read, stamp)
+
     def _until(self) -> float:
         return time.monotonic() + self._freshness.deadline
 
@@ -206,11 +252,13 @@ class Lookups:
         if not self._offers_on:
             return _Got(Part("unavailable", reason=_NO_OFFERS), "", 0), ""
         user_id = query.customer.id
+        held: tuple[_Held, ...] = ()
         if query.customer.kind == "external_id":
             profile = self._profile(query.customer, until)
             user_id = str(profile.part.document.get("other") or "")
             if not user_id:
                 return profile, ""
+            held = profile.held
         body = {
             "user_id": user_id,
             "skip": 0,
@@ -220,7 +268,8 @@ class Lookups:
         }
         key = Key("offers", Customer("user_id", user_id).key, query.culture)
         fetch = _fetch_offers(self._sessionm, body)
-        return self._get(key, fetch, self._ages(self._freshness.offers), until), user_id
+        got = self._get(key, fetch, self._ages(self._freshness.offers), until)
+        return replace(got, held=held + got.held), user_id
 
     def _profile(self, customer: Customer, until: float) -> _Got:
         def fetch(timeout: float) -> Mapping[str, Any]:
@@ -237,6 +286,9 @@ class Lookups:
             served = self._cache.get(key, fetch, ages, until)
         except UnavailableError as error:
             return _Got(Part("unavailable", reason=f"SessionM is unavailable: {error}"), "", 0)
+        return self._got(key, served)
+
+    def _got(self, key: Key, served: Served) -> _Got:
         entry = served.entry
         return _Got(
             Part(
@@ -248,6 +300,7 @@ class Lookups:
             ),
             served.how,
             served.fresh_for,
+            ((self._cache.stamp_reader(key), entry.stamp),),
         )
 
 
@@ -292,16 +345,34 @@ _PASSING = {"age", "stale", "as_of"}
 _HOW = ("", "miss", "stale", "hit")
 
 
-def _answer(document: dict[str, Any], got: list[_Got]) -> Answer:
-    lasting = [
-        one.fresh - (time.time() - one.part.fetched_at) for one in got if one.part.fetched_at
-    ]
+def _answer(document: dict[str, Any], got: list[_Got], changes_at: float, *held: _Held) -> Answer:
+    """The finished answer; *changes_at* is when time alone makes it another one."""
     parts = {name: value for name, value in document.items() if name not in _PASSING}
     return Answer(
         body=encode(document),
         status=document["status"],
         how=min((one.how for one in got), key=_HOW.index),
         age=document["age"],
-        ttl=math.floor(min(lasting, default=0)),
+        ttl=math.floor(_fresh_until(got) - time.time()) if _fresh_until(got) else 0,
         version=blake2b(encode(parts), digest_size=12).hexdigest(),
+        repeat=_repeatable(got, changes_at, *held),
+    )
+
+
+def _fresh_until(got: list[_Got]) -> float:
+    """When the first part ceases to be fresh; 0 if SessionM has said nothing."""
+    ends = [one.part.fetched_at + one.fresh for one in got if one.part.fetched_at]
+    return min(ends, default=0.0)
+
+
+def _repeatable(got: list[_Got], changes_at: float, *more: _Held) -> Repeatable | None:
+    if any(one.how not in {"hit", "miss"} for one in got):
+        return None
+    held = [*more, *(pair for one in got for pair in one.held)]
+    fresh_until = _fresh_until(got)
+    return Repeatable(
+        fetched_at=min(one.part.fetched_at for one in got),
+        fresh_until=fresh_until,
+        until=min(fresh_until, changes_at),
+        unchanged=lambda: all(read() == stamp for read, stamp in held),
     )

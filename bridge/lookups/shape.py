@@ -172,6 +172,17 @@ def _live(payload: Mapping[str, Any], now: float) -> Iterable[_Offer]:
         yield _Offer({**without_null(raw), **own}, expires_at)
 
 
+def offers_change_at(part: Part, now: float) -> float:
+    """When the offers shown become others by time alone: one expires, or has a day less left."""
+    payload = part.document.get("payload")
+    offers = _objects(payload.get("user_offers")) if isinstance(payload, dict) else []
+    ends = (instant(raw.get("expiration_date") or raw.get("expires_at")) for raw in offers)
+    return min(
+        (at - math.floor((at - now) / 86400) * 86400 for at in ends if at is not None and at > now),
+        default=math.inf,
+    )
+
+
 def _wanted(offer: _Offer, query: Query) -> bool:
     wanted = (
         (query.type, ("offer_type",)),

@@ -70,6 +70,7 @@ class Delivery:
         limits: how fast and how often.
         on_write: told the customer before a write, and SessionM's answer before the write counts
             as delivered, so that no lookup serves older tags afterwards.
+        on_recorded: told the customer (a key) after something became of a write.
         clean: what one process shall do once a minute: drop what is too old to keep.
         count: told how many of what there were: ``delivered``, ``dead`` and ``expired`` events, and
             ``writes_sent``.
@@ -82,6 +83,7 @@ class Delivery:
         sessionm: SessionM,
         limits: Limits,
         on_write: OnWrite = lambda _customer: lambda _answer: None,
+        on_recorded: Callable[[str], None] = lambda _customer: None,
         clean: Callable[[], None] = lambda: None,
         count: Callable[[str, int], None] = lambda _name, _number: None,
         on_beat: Callable[[], None] = lambda: None,
@@ -91,6 +93,7 @@ class Delivery:
         self._sessionm = sessionm
         self._limits = limits
         self._on_write = on_write
+        self._on_recorded = on_recorded
         self._clean = clean
         self._count = count
         self._on_beat = on_beat
@@ -196,8 +199,7 @@ class Delivery:
                     break
                 self._start(senders, step)
                 started += 1
-        if expired:
-            self._record(expired)
+        self._record(expired)
         return started + len(expired)
 
     def _start(self, senders: ThreadPoolExecutor, call: Call) -> None:
@@ -316,8 +318,11 @@ class Delivery:
             self._beat_at = 0.0
 
     def _record(self, finished: list[Finished]) -> None:
+        if not finished:
+            return
         changed = self._store.record(finished)
         for result in finished:
+            self._on_recorded(result.writes[0].customer)
             _log(result)
             if result.state is State.DELIVERED:
                 self._count("writes_sent", len(result.writes))

@@ -5,6 +5,7 @@ Replay, discard, erase, pause: one piece of code for both.
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from bridge.customer import Customer
@@ -38,12 +39,15 @@ class Erased:
 
 
 class Operator:
-    """Carries out orders on stored events."""
+    """Carries out orders on stored events; *changed* is told the customers (keys) of those."""
 
-    def __init__(self, store: Store, events: Events, acceptor: Acceptor) -> None:
+    def __init__(
+        self, store: Store, events: Events, acceptor: Acceptor, changed: Callable[[str], None]
+    ) -> None:
         self._store = store
         self._events = events
         self._acceptor = acceptor
+        self._changed = changed
 
     def replay(self, wanted: Filter, *, dry_run: bool = False) -> Done:
         """Send every dead event that *wanted* matches once more.
@@ -94,6 +98,7 @@ class Operator:
         for batch in self._events.matching(wanted):
             matched += len(batch)
             changed += self._discard([event.id for event in batch])
+            self._tell(batch)
         return Done(matched, changed)
 
     def discard_one(self, event_id: str) -> Done | None:
@@ -102,6 +107,7 @@ class Operator:
         if event is None:
             return None
         changed = self._discard([event_id])
+        self._tell([event])
         return Done(1, changed, () if changed else (f"it is {event.state}",))
 
     def pause(self) -> None:
@@ -135,8 +141,14 @@ class Operator:
                 continue
             chosen.append(event.id)
         erased = self._events.erase(customer, chosen)
+        self._changed(customer.key)
         log.warning("customer erased", extra={"action": "erased", "customer": customer.key})
         return Erased(erased, tuple(others))
+
+    def _tell(self, changed: list[Stored]) -> None:
+        for event in changed:
+            if event.customer:
+                self._changed(event.customer)
 
     def _replay(self, batch: list[Stored], *, dry_run: bool = False) -> Done:
         rejected = [event for event in batch if event.state is State.REJECTED]
@@ -144,6 +156,7 @@ class Operator:
         replayed: list[str] = []
         if others and not dry_run:
             replayed += sorted(self._events.queue_again(others, time.time()))
+            self._tell(batch)
         refused = []
         for event in rejected:
             try:
@@ -153,6 +166,7 @@ class Operator:
                 continue
             if not dry_run and self._events.take_in(accepted):
                 replayed.append(event.id)
+                self._changed(accepted.customer or "")
         _log("replayed", replayed)
         return Done(len(batch), len(replayed), tuple(refused))
 

@@ -4,10 +4,10 @@ import base64
 import binascii
 import hmac
 import ipaddress
+import os
 import re
 import threading
 import time
-import uuid
 from collections.abc import Callable, Mapping
 from typing import Literal, TypeVar
 
@@ -93,13 +93,17 @@ def _credential(authorization: str) -> tuple[bytes, str | None]:
     return b"", None
 
 
+def request_id(given: str) -> str:
+    """The name of a request: the *given* one if it is sane, else a new one."""
+    return given if _REQUEST_ID.fullmatch(given) else os.urandom(16).hex()
+
+
 def install(app: Flask, keyring: Keyring) -> None:
     """Let *keyring* guard every route of *app*. A view without a scope answers nobody."""
 
     @app.before_request
     def check() -> Response | None:
-        given = request.headers.get("X-Request-Id", "")
-        g.request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        g.request_id = request_id(request.headers.get("X-Request-Id", ""))
         g.key_name = ""
         if request.endpoint is None:
             return None
@@ -121,7 +125,7 @@ def install(app: Flask, keyring: Keyring) -> None:
 
     @app.after_request
     def name_request(response: Response) -> Response:
-        response.headers["X-Request-Id"] = g.get("request_id") or uuid.uuid4().hex
+        response.headers["X-Request-Id"] = g.get("request_id") or request_id("")
         return response
 
 

@@ -12,6 +12,7 @@ from bridge.intake.payload import RefusedError, as_sent, read_fields
 from bridge.lookups.cache import Served, UnavailableError
 from bridge.parts import parts_of
 from bridge.sessionm.answers import Meaning, SessionMError
+from bridge.web import fastlane
 from bridge.web.auth import scope
 from bridge.web.body import read_body
 from bridge.web.content import cache_status
@@ -49,10 +50,14 @@ def read_tags(api_key: str, kind: str, customer_id: str) -> Response:
     found = identifier(customer_id, _KINDS[kind])
     if found is None:
         raise FieldError(_KINDS[kind], "is empty")
+    lookups, customer = parts_of(current_app).lookups, Customer(_KINDS[kind], found)
     try:
-        return _as_it_came(parts_of(current_app).lookups.raw_tags(Customer(_KINDS[kind], found)))
+        served = lookups.raw_tags(customer)
     except UnavailableError as failure:
         return _not_now(failure)
+    if repeat := lookups.raw_repeat(customer, served):
+        fastlane.offer(repeat, (served.entry.body,))
+    return _as_it_came(served)
 
 
 @bp.post("/offers/api/2.0/offers/get_user_offers")

@@ -1,8 +1,9 @@
 """Every error of every endpoint, as a JSON object in SessionM's own shape."""
 
+import json
 import logging
 
-from flask import Flask, Response, jsonify, request
+from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
 
 from bridge.database import StoreUnavailableError
@@ -19,10 +20,15 @@ FULL_RETRY_AFTER = 60
 
 def error(status: int, code: str, message: str, **headers: str) -> Response:
     """An error answer: ``{"status":"error","errors":{"code","message"}}``."""
-    response = jsonify(status="error", errors={"code": code, "message": message})
-    response.status_code = status
+    response = Response(error_body(code, message), status, mimetype="application/json")
     response.headers.update(headers)
     return response
+
+
+def error_body(code: str, message: str) -> bytes:
+    """The body of an error answer."""
+    told = {"status": "error", "errors": {"code": code, "message": message}}
+    return json.dumps(told, ensure_ascii=False, separators=(",", ":")).encode(errors="replace")
 
 
 def install(app: Flask) -> None:

@@ -3,8 +3,8 @@
 import logging
 import re
 import time
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 from flask import Flask, Response, current_app, g, request
 
@@ -18,8 +18,7 @@ log = logging.getLogger(__name__)
 IN_TIME = 2.0
 
 
-@dataclass(frozen=True, slots=True)
-class Answered:
+class Answered(NamedTuple):
     """One answer, as all figures are made of it.
 
     Attributes:
@@ -52,7 +51,7 @@ def install(app: Flask) -> None:
     @app.after_request
     def end(response: Response) -> Response:
         answered = Answered(
-            kind=_kind(),
+            kind=kind(),
             method=request.method,
             route=str(request.url_rule or "-"),
             status=response.status_code,
@@ -66,7 +65,8 @@ def install(app: Flask) -> None:
         return response
 
 
-def _kind() -> str:
+def kind() -> str:
+    """The present request's, as in `Answered`."""
     called = {"webhook": "webhooks", "content": "content"}
     scope = scope_of(request.endpoint) if request.endpoint else ""
     return called.get(scope, request.blueprint or "")

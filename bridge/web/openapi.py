@@ -43,7 +43,7 @@ class Route:
         body: field -> JSON schema of a JSON body's fields.
         body_needed: whether there must be a body.
         required: the fields that it must have.
-        mimetype: of the answers.
+        mimetype: of an answer that has no model.
     """
 
     answers: dict[int, tuple[type[BaseModel], ...]]
@@ -250,7 +250,7 @@ def _response(status: int, models: list[type[BaseModel]], route: Route) -> Schem
     }
     if references:
         schema = references[0] if len(references) == 1 else {"anyOf": references}
-        response["content"] = {route.mimetype: {"schema": schema}}
+        response["content"] = {"application/json": {"schema": schema}}
     elif status == 200:
         response["content"] = {route.mimetype: {"schema": {}}}
     return response

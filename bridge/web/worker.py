@@ -1,0 +1,209 @@
+"""gunicorn's `asgi` worker as the bridge runs it.
+
+It adds what that one lacks: an end for clients that send or read too slowly and for idle
+connections of a worker that is to stop, an answer for those who close their side when they have
+asked, and gunicorn's own refusals in the shape of all others.
+"""
+
+import asyncio
+import gc
+import time
+from collections.abc import Iterable
+from http import HTTPStatus
+from typing import Any
+
+from gunicorn.asgi.protocol import ASGIProtocol
+from gunicorn.workers import gasgi
+
+from bridge.web.auth import request_id
+from bridge.web.errors import error_body
+from bridge.web.fastlane import FastLane
+
+# Seconds from the beginning of a request, or of a connection, to the end of its headers.
+HEADERS_PATIENCE = 15.0
+# Seconds in which a client has to take what was written.
+READER_PATIENCE = 20.0
+# How often all connections are looked at: cheaper than a timer for each of them.
+ROUND = 1.0
+
+_REFUSALS = {
+    400: ("bad_request", "This is no HTTP request that the bridge understands."),
+    414: ("uri_too_long", "The URL is too long."),
+    431: ("headers_too_large", "The headers are too large, or too many."),
+    501: ("not_implemented", "The Transfer-Encoding is not understood: send chunked, or none."),
+}
+_FAULT = ("internal_error", "A fault of the bridge; its log says more.")
+
+
+# What is used of it is not all in its published types.
+_Connection: Any = ASGIProtocol
+
+
+class Protocol(_Connection):  # type: ignore[misc]
+    """One connection."""
+
+    worker: "Worker"
+
+    def __init__(self, worker: "Worker") -> None:
+        super().__init__(worker)
+        # When the client is late with its headers, and with reading; 0: it owes nothing.
+        self._headers_due = 0.0
+        self._reader_due = 0.0
+        self._ended = False
+        self._lane: FastLane | None = getattr(worker.asgi, "lane", None)
+        self._address = ""
+        self._repeat: bytes | None = None
+        self._repeated_at = 0.0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._headers_due = time.monotonic() + HEADERS_PATIENCE
+        self.worker.connections.add(self)
+        self._address = (transport.get_extra_info("peername") or ("",))[0]
+        super().connection_made(transport)
+
+    def data_received(self, data: bytes) -> None:
+        if self._current_request is None and not self._headers_due:
+            self._headers_due = time.monotonic() + HEADERS_PATIENCE
+        super().data_received(data)
+        while self._repeat is not None:
+            self._send_repeat(self._repeat)
+
+    def _on_headers_complete(self) -> Any:
+        self._headers_due = 0.0
+        parser = self._callback_parser
+        # Only where nothing else is under way on this connection, and where it stays open.
+        if (
+            self._awaiting_request
+            and self._lane is not None
+            and parser.method == b"GET"
+            and parser.http_version == (1, 1)
+            and parser.should_keep_alive
+            and self.worker.alive
+            and not self._flow_control.write_paused
+        ):
+            headers = getattr(parser, "asgi_headers", None) or parser.headers
+            self._repeat = self._lane.repeat(parser.path, headers, self._address)
+            if self._repeat is not None:
+                return False
+        return super()._on_headers_complete()
+
+    def _on_message_complete(self) -> None:
+        if self._repeat is None:
+            super()._on_message_complete()
+
+    def _send_repeat(self, answer: bytes) -> None:
+        """Answer, and make ready for the next request, which may be here already."""
+        self._repeat = None
+        self._repeated_at = time.monotonic()
+        self._safe_write(answer)
+        parser = self._callback_parser
+        if getattr(parser, "remaining_truncated", False):
+            # More came behind it than the parser holds.
+            self._close_transport()
+            return
+        following = parser.remaining()
+        parser.reset()
+        if following:
+            self._feed_callback_parser(following)
+
+    def pause_writing(self) -> None:
+        self._reader_due = time.monotonic() + READER_PATIENCE
+        super().pause_writing()
+
+    def resume_writing(self) -> None:
+        self._reader_due = 0.0
+        super().resume_writing()
+
+    def eof_received(self) -> bool:
+        """The client sends no more; if it has asked it may still want the answer."""
+        self._ended = True
+        if self._current_request is None:
+            return False
+        if not self._body_receiver._complete:  # noqa: SLF001 - it tells nobody else
+            self._body_receiver.signal_disconnect()
+        return True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.worker.connections.discard(self)
+        super().connection_lost(exc)
+
+    def look_after(self, now: float) -> None:
+        """Close the connection if its client is late, or if it serves no purpose any more."""
+        if self._reader_due and now > self._reader_due:
+            self.transport.abort()
+        elif self._closed:
+            # It ends when the client has read the rest.
+            self._reader_due = self._reader_due or now + READER_PATIENCE
+        elif self._current_request is None and not self._finishing_calls:
+            if self._headers_due:
+                over = now > self._headers_due
+            elif self._keepalive_handle is None:
+                over = now > self._repeated_at + self._keepalive
+            else:
+                over = False
+            if over or (not self._headers_due and (self._ended or not self.worker.alive)):
+                self._close_transport()
+
+    def _keepalive_timeout(self) -> None:
+        # It is set by what Flask answers; the fast lane leaves it alone.
+        remaining = self._repeated_at + self._keepalive - time.monotonic()
+        if remaining > 0:
+            loop = asyncio.get_running_loop()
+            self._keepalive_handle = loop.call_later(remaining, self._keepalive_timeout)
+        else:
+            super()._keepalive_timeout()
+
+    def _is_websocket_upgrade(self, request: object) -> bool:  # noqa: ARG002
+        return False
+
+    def _send_error_response(
+        self,
+        status: int,
+        message: str,  # noqa: ARG002 - it may quote the request
+        extra_headers: Iterable[tuple[str, str]] = (),
+    ) -> None:
+        body = error_body(*_REFUSALS.get(status, _FAULT))
+        head = (
+            f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n"
+            "Content-Type: application/json\r\n"
+            f"Content-Length: {len(body)}\r\n"
+            f"X-Request-Id: {request_id('')}\r\n"
+            + "".join(f"{name}: {value}\r\n" for name, value in extra_headers)
+            + "Connection: close\r\n\r\n"
+        )
+        self._safe_write(head.encode() + body)
+
+
+class Worker(gasgi.ASGIWorker):
+    """The worker with these connections."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.connections: set[Protocol] = set()
+
+    def init_process(self) -> None:
+        # Looked up by the class, and noted there, where its subclasses find it.
+        _Connection._check_h1c_protocol_available()  # noqa: SLF001
+        # The worker takes the class of its connections from there.
+        gasgi.ASGIProtocol = Protocol  # type: ignore[attr-defined]
+        super().init_process()
+
+    def load_wsgi(self) -> None:
+        super().load_wsgi()
+        # What is loaded stays: looking through it for garbage took 100 ms now and then.
+        gc.collect()
+        gc.freeze()
+
+    async def _serve(self) -> None:
+        looking = asyncio.create_task(self._look_after())
+        try:
+            await super()._serve()  # type: ignore[misc]
+        finally:
+            looking.cancel()
+
+    async def _look_after(self) -> None:
+        while True:
+            await asyncio.sleep(ROUND)
+            now = time.monotonic()
+            for connection in list(self.connections):
+                connection.look_after(now)
