@@ -293,6 +293,7 @@ def answer(port: int, request: bytes) -> tuple[int, dict[str, str], str]:
     if "Age" in headers:
         headers["Age"] = "…"
         headers["Content-Length"] = "…"
+    if "Cache-Status" in headers:
         headers["Cache-Status"] = re.sub(r"ttl=-?\d+", "ttl=…", headers["Cache-Status"])
     return int(status.split()[1]), headers, told
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import sqlite3
 import subprocess
 import time
@@ -152,9 +153,13 @@ def test_a_file_that_is_taken_away_is_not_written_to_any_more(
     assert send(service, 0) == 202
     eventually(lambda: "braze_campaign_c0" in tags_of(sandbox))
     sandbox.sandbox.set_faults({"status": 503})
+    # At one moment, so that what takes its place is not taken away in half.
+    assert service.process
+    os.killpg(service.process.pid, signal.SIGSTOP)
     for path in tmp_path.glob("bridge.db*"):
         if path.suffix in {".db", ".db-wal", ".db-shm"}:
             path.unlink()
+    os.killpg(service.process.pid, signal.SIGCONT)
     assert eventually(lambda: send(service, 1) == 202)
     service.kill()
     sandbox.sandbox.set_faults({})

@@ -156,8 +156,8 @@ class _Repeat:
         self._lasting = _lines([*lasting, (b"Server", b"gunicorn/asgi")])
         self._age: tuple[int, int] | None = None
         first = next((value for name, value in answer if name.lower() == b"cache-status"), b"")
-        # Such as "; detail=not_found".
-        self._detail = "".join(first.decode().partition("; detail=")[1:])
+        # Such as "; detail=not_found"; None: it tells nothing of the cache.
+        self._detail = "".join(first.decode().partition("; detail=")[1:]) if first else None
         self.cache_status = ""
         self.body = self.head = self.head_alone = b""
 
@@ -175,8 +175,10 @@ class _Repeat:
         self._age = age
         told: Headers = []
         if len(body) > 1:
+            told.append((b"Age", b"%d" % age[0]))
+        if self._detail is not None:
             self.cache_status = f"bridge; hit; ttl={age[1]}{self._detail}"
-            told = [(b"Age", b"%d" % age[0]), (b"Cache-Status", self.cache_status.encode())]
+            told.append((b"Cache-Status", self.cache_status.encode()))
         self.body = (b"%d" % age[0]).join(body)
         content = [
             (b"Content-Type", b"application/json"),
