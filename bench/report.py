@@ -44,6 +44,11 @@ def each(values: Iterable[float]) -> str:
     return " ".join(f"{value:.2f}" for value in values)
 
 
+def verdict(*, met: bool) -> str:
+    """What the table says of a goal."""
+    return "met" if met else "missed"
+
+
 def put(page: str, name: str, text: str) -> str:
     """*page* with *text* as the part *name*, between markers; at the end if it is not there yet."""
     begin, end = f"<!-- bench: {name} -->", f"<!-- end: {name} -->"

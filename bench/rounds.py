@@ -1,7 +1,7 @@
 """Rounds: everybody once, then everybody once more, so that a noisy machine is unfair to all."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,7 @@ from statistics import median
 import click
 
 from bench.processes import Process, Steal
-from bench.report import Table, each, number, spread
+from bench.report import Table, each, number, spread, verdict
 from bench.wrk import Load
 
 
@@ -71,18 +71,49 @@ def measure(process: Process, load: Callable[[], Load]) -> Run:
     return Run(done, cpu, process.memory(), steal.percent())
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """The runs of each contender by name, a run a round; the first contender is the bridge."""
+
+    contenders: Sequence[Contender]
+    runs: Mapping[str, Sequence[Run]]
+
+    def p99(self, name: str) -> float:
+        """Its median in milliseconds; infinite for who is missing."""
+        runs = self.runs.get(name, ())
+        return median(run.load.p99 for run in runs) if runs else float("inf")
+
+    def table(self) -> Table:
+        table = Table(_COLUMNS)
+        ours = next(iter(self.runs.values()))
+        for one in self.contenders:
+            if runs := self.runs.get(one.name):
+                table.add(one.name, *_cells(one, runs, None if runs is ours else ours))
+        return table
+
+    def remarks(self) -> list[str]:
+        """Who is left out, who failed, how much the machine was disturbed."""
+        missing = [one for one in self.contenders if one.missing]
+        found = [f"Left out: {one.name} ({one.missing})." for one in missing]
+        for name, runs in self.runs.items():
+            refused = sum(run.load.refused for run in runs)
+            broken = sum(run.load.broken for run in runs)
+            if refused or broken:
+                found.append(f"{name}: {refused:,} refused and {broken:,} broken requests.")
+        most = max(run.steal for runs in self.runs.values() for run in runs)
+        found.append(f"In single runs the hypervisor took up to {most:.0f} % of the processors.")
+        return found
+
+
 def compare(
     plan: Plan, contenders: Sequence[Contender], run: Callable[[Contender, Process, int], Run]
-) -> tuple[Table, list[str]]:
+) -> Comparison:
     """Let each contender have its turn in each round; the first one is the bridge.
 
     Args:
         plan: how many rounds.
         contenders: who takes part.
         run: one contender's turn, given its service and the round.
-
-    Returns:
-        The table, and remarks about it.
     """
     present = [one for one in contenders if not one.missing]
     runs: dict[str, list[Run]] = {one.name: [] for one in present}
@@ -92,7 +123,7 @@ def compare(
                 runs[one.name].append(run(one, process, turn))
             told = runs[one.name][-1].load
             click.echo(f"  {one.name}: {told.rate:,.0f} a second, p99 {told.p99:.1f} ms", err=True)
-    return _table(present, runs), _remarks(contenders, runs)
+    return Comparison(contenders, runs)
 
 
 _COLUMNS = (
@@ -105,46 +136,35 @@ _COLUMNS = (
     "p50 ms",
     "p99 ms",
     "CPU s a million",
+    "it / bridge",
     "MB",
 )
 
 
-def _table(present: Sequence[Contender], runs: dict[str, list[Run]]) -> Table:
-    table = Table(_COLUMNS)
-    rates = {name: [run.load.rate for run in done] for name, done in runs.items()}
-    ours = rates[present[0].name]
-    for one in present:
-        ratios = [our / its for our, its in zip(ours, rates[one.name], strict=True)]
-        first = one is present[0]
-        table.add(
-            one.name,
-            number(median(rates[one.name])),
-            spread(rates[one.name]),
-            "" if first else f"**{median(ratios):.2f}**",
-            "" if first else each(ratios),
-            "" if one.goal is None else _goal(one.goal, median(ratios)),
-            *(f"{median(column):.1f}" for column in _latencies(runs[one.name])),
-            number(median(run.cpu for run in runs[one.name])),
-            number(median(run.memory for run in runs[one.name])),
-        )
-    return table
+def _cells(one: Contender, runs: Sequence[Run], ours: Sequence[Run] | None) -> list[str]:
+    """Its row after the name; *ours* are the bridge's runs, ``None`` for the bridge itself."""
+    rates = [run.load.rate for run in runs]
+    faster, cheaper = _ratios(runs, ours or runs)
+    return [
+        number(median(rates)),
+        spread(rates),
+        f"**{median(faster):.2f}**" if ours else "",
+        each(faster) if ours else "",
+        "" if one.goal is None else _goal(one.goal, median(faster)),
+        f"{median(run.load.p50 for run in runs):.1f}",
+        f"{median(run.load.p99 for run in runs):.1f}",
+        number(median(run.cpu for run in runs)),
+        f"{median(cheaper):.2f}" if ours else "",
+        number(median(run.memory for run in runs)),
+    ]
 
 
-def _latencies(runs: Sequence[Run]) -> tuple[list[float], list[float]]:
-    return [run.load.p50 for run in runs], [run.load.p99 for run in runs]
+def _ratios(runs: Sequence[Run], ours: Sequence[Run]) -> tuple[list[float], list[float]]:
+    """Of each round: how much faster the bridge is, and how much less processor it takes."""
+    pairs = list(zip(ours, runs, strict=True))
+    faster = [our.load.rate / its.load.rate for our, its in pairs]
+    return faster, [its.cpu / our.cpu for our, its in pairs]
 
 
 def _goal(goal: float, reached: float) -> str:
-    return f"{goal:g}: {'met' if reached >= goal else 'missed'}"
-
-
-def _remarks(contenders: Sequence[Contender], runs: dict[str, list[Run]]) -> list[str]:
-    found = [f"Left out: {one.name} ({one.missing})." for one in contenders if one.missing]
-    for name, done in runs.items():
-        refused = sum(run.load.refused for run in done)
-        broken = sum(run.load.broken for run in done)
-        if refused or broken:
-            found.append(f"{name}: {refused:,} refused and {broken:,} broken requests.")
-    most = max(run.steal for done in runs.values() for run in done)
-    found.append(f"In single runs the hypervisor took up to {most:.0f} % of the processors.")
-    return found
+    return f"{goal:g}: {verdict(met=reached >= goal)}"

@@ -122,7 +122,10 @@ def test_contenders_are_compared_and_the_missing_named(tmp_path: Path) -> None:
         Contender("absent", peers.hello("gthread", b"{}"), peers.lacks("py:no-such-thing")),
     ]
     plan = Plan(rounds=1, seconds=1, warm_requests=0, quick=True, folder=tmp_path)
-    table, remarks = compare(plan, contenders, run)
-    assert [row[0] for row in table.rows] == ["ours", "theirs"]
-    assert "0: met" in table.rows[1]
-    assert remarks[0] == "Left out: absent (no-such-thing not installed: run bench/setup)."
+    compared = compare(plan, contenders, run)
+    assert [row[0] for row in compared.table().rows] == ["ours", "theirs"]
+    assert "0: met" in compared.table().rows[1]
+    assert compared.p99("ours") > 0
+    assert (
+        compared.remarks()[0] == "Left out: absent (no-such-thing not installed: run bench/setup)."
+    )

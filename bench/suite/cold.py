@@ -11,7 +11,7 @@ import time
 from statistics import median, quantiles
 
 from bench.processes import HOST, Process
-from bench.report import Table
+from bench.report import Table, verdict
 from bench.rounds import Plan
 from bench.services import KEYS, bridge, misbehave, sandbox
 from bridge.sessionm.sandbox import Credentials
@@ -38,15 +38,11 @@ def run(plan: Plan) -> list[Table | str]:
     added = [ours - theirs for ours, theirs in zip(through, direct, strict=True)]
     table = Table(("", "median ms", "p90 ms", "p99 ms", f"goal: {GOAL_MS:g} ms"))
     for name, values in {"SessionM": direct, "through the bridge": through, "added": added}.items():
-        verdict = "" if values is not added else _verdict(median(added))
+        reached = verdict(met=median(added) <= GOAL_MS) if values is added else ""
         tenths, hundredths = quantiles(values, n=10), quantiles(values, n=100)
         cells = (median(values), tenths[-1], hundredths[-1])
-        table.add(name, *(f"{value:.1f}" for value in cells), verdict)
+        table.add(name, *(f"{value:.1f}" for value in cells), reached)
     return [table, f"{len(direct)} customers."]
-
-
-def _verdict(added: float) -> str:
-    return "met" if added <= GOAL_MS else "missed"
 
 
 class _Asker:

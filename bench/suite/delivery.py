@@ -17,7 +17,7 @@ import click
 
 from bench.fill import add_events, opened
 from bench.processes import Process
-from bench.report import Table, each, number, spread
+from bench.report import Table, each, number, spread, verdict
 from bench.rounds import Plan
 from bench.services import (
     KEYS,
@@ -125,7 +125,7 @@ def _pause(folder: Path, sessionm: Process) -> None:
 def _writes(figures: _Figures) -> Table:
     table = Table(("", "writes a second", "least to most", f"of {IDEAL}", "each round", "goal"))
     ratios = [rate / IDEAL for rate in figures.alone]
-    reached = "met" if median(ratios) >= GOAL else "missed"
+    reached = verdict(met=median(ratios) >= GOAL)
     for name, rates in {"delivery alone": figures.alone, **_named(figures.writes)}.items():
         of_ideal = [rate / IDEAL for rate in rates]
         table.add(
@@ -148,7 +148,7 @@ def _lookups(figures: _Figures) -> Table:
     for name in PACES:
         pairs = zip(figures.running[name], figures.paused[name], strict=True)
         ratios = [running.p99 / paused.p99 for running, paused in pairs]
-        reached = "met" if median(ratios) <= P99_GOAL else "missed"
+        reached = verdict(met=median(ratios) <= P99_GOAL)
         sides = {"without": figures.paused[name], "with": figures.running[name]}
         for side, loads in sides.items():
             beside = side == "with"

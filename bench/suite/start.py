@@ -9,7 +9,7 @@ from statistics import median
 
 from bench import peers
 from bench.processes import Process
-from bench.report import Table, spread
+from bench.report import Table, spread, verdict
 from bench.rounds import Plan
 from bench.services import bridge, sandbox
 
@@ -32,8 +32,8 @@ def run(plan: Plan) -> list[Table | str]:
                 seconds.setdefault(name, []).append(_started_in(process))
     table = Table(("", "seconds", "least to most", "goal"))
     for name, values in seconds.items():
-        verdict = f"{GOAL:g} s: {'met' if median(values) <= GOAL else 'missed'}"
-        goal = verdict if name.startswith("bridge") else ""
+        reached = f"{GOAL:g} s: {verdict(met=median(values) <= GOAL)}"
+        goal = reached if name.startswith("bridge") else ""
         table.add(name, f"{median(values):.2f}", spread(values), goal)
     return [table, *([f"Left out: Flask ({lacking})."] if lacking else [])]
 
