@@ -136,7 +136,7 @@ _COLUMNS = (
     "p50 ms",
     "p99 ms",
     "CPU s a million",
-    "it / bridge",
+    "CPU, it / bridge",
     "MB",
 )
 
