@@ -26,6 +26,7 @@ PURE = (
     "outbox/gate.py",
     "outbox/plan.py",
     "outbox/verdict.py",
+    "planner.py",
     "sessionm/answers.py",
 )
 IMPURE = {"flask", "requests", "sqlite3", "time", "random", "threading", "socket", "urllib3"}
