@@ -28,6 +28,7 @@ PURE = (
     "outbox/verdict.py",
     "planner.py",
     "sessionm/answers.py",
+    "web/plots.py",
 )
 IMPURE = {"flask", "requests", "sqlite3", "time", "random", "threading", "socket", "urllib3"}
 

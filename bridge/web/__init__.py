@@ -3,7 +3,22 @@
 from flask import Flask
 
 from bridge.settings import Settings
-from bridge.web import admin, auth, content, dropin, errors, figures, health, openapi, webhooks
+from bridge.web import (
+    admin,
+    auth,
+    content,
+    dashboard,
+    dropin,
+    errors,
+    events,
+    figures,
+    health,
+    openapi,
+    origin,
+    pages,
+    setup,
+    webhooks,
+)
 
 
 def install(app: Flask, settings: Settings) -> None:
@@ -12,7 +27,10 @@ def install(app: Flask, settings: Settings) -> None:
     app.url_map.strict_slashes = False
     app.url_map.merge_slashes = False
     auth.install(app, auth.Keyring(settings))
+    origin.install(app)
+    pages.install(app)
     errors.install(app)
     figures.install(app)
-    for blueprint in (webhooks.bp, content.bp, dropin.bp, health.bp, admin.bp, openapi.bp):
+    machines = (webhooks.bp, content.bp, dropin.bp, health.bp, admin.bp, openapi.bp)
+    for blueprint in (*machines, pages.bp, dashboard.bp, events.bp, setup.bp):
         app.register_blueprint(blueprint)

@@ -60,6 +60,9 @@ _ERROR = {
 }
 _OBJECT = {"type": "object"}
 _METRICS = {"description": "Prometheus", "content": {"text/plain": {"schema": _TEXT}}}
+# For people; no tool reads what they answer.
+_PAGES = {"pages", "dashboard", "events", "setup"}
+_PAGE = {"description": "a page", "content": {"text/html": {}}}
 
 
 @bp.get("/openapi.json")
@@ -115,7 +118,10 @@ def _operation(app: Flask, endpoint: str, method: str, in_path: set[str]) -> dic
             {"name": one, "in": "path", "required": True, "schema": _TEXT}
             for one in sorted(in_path)
         ],
-        "responses": {"200": _json(_schemas()[0].get(lookup, _OBJECT)), **_errors(wanted)},
+        "responses": {
+            "200": _PAGE if blueprint in _PAGES else _json(_schemas()[0].get(lookup, _OBJECT)),
+            **_errors(wanted),
+        },
     }
     if wanted != "open":
         operation["security"] = [{"bearer": []}, {"basic": []}]
