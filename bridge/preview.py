@@ -35,8 +35,9 @@ AT_ONCE = 2
 
 @dataclass(frozen=True)
 class Asked:
-    """A Connected Content call that a template wants to make."""
+    """A Connected Content call that a template wants to make; *place*: how many it made before."""
 
+    place: int
     method: str
     url: str
     headers: Mapping[str, str]
@@ -52,6 +53,15 @@ class Answered:
 
 
 @dataclass(frozen=True)
+class Made:
+    """A call that was made; *unused*: why its answer was not used, "" if it was."""
+
+    method: str
+    url: str
+    unused: str
+
+
+@dataclass(frozen=True)
 class Preview:
     """What became of a template.
 
@@ -59,13 +69,13 @@ class Preview:
         text: the message.
         aborted: why it would not be sent, ``None`` if it would.
         problem: why there is neither, "" if there is.
-        unused: for each call in the order made, why its answer was not used; "" if it was.
+        calls: every call in the order made, also those that nobody was asked for.
     """
 
     text: str = ""
     aborted: str | None = None
     problem: str = ""
-    unused: tuple[str, ...] = ()
+    calls: tuple[Made, ...] = ()
 
 
 log = logging.getLogger(__name__)
@@ -124,7 +134,7 @@ def _converse(
     while line := child.stdout.readline():
         told = json.loads(line)
         if "asked" not in told:
-            return Preview(**{**told, "unused": tuple(told["unused"])})
+            return Preview(**{**told, "calls": tuple(Made(**made) for made in told["calls"])})
         _write(child.stdin, asdict(answer(Asked(**told["asked"]))))
     return _ended(child)
 
@@ -149,11 +159,22 @@ def _write(stream: IO[str], document: Mapping[str, Any]) -> None:
 # --- The child --------------------------------------------------------------------------------
 
 
+class _Session(requests.Session):
+    """Counts the calls: one that cannot be made at all never comes to the adapter."""
+
+    made = 0
+
+    def request(self, *arguments: Any, **options: Any) -> requests.Response:
+        self.made += 1
+        return super().request(*arguments, **options)
+
+
 class _Upward(BaseAdapter):
     """Lets the parent answer; one call at a time, as Liquid makes them."""
 
-    def __init__(self) -> None:
+    def __init__(self, session: _Session) -> None:
         super().__init__()
+        self._session = session
         self._turn = threading.Lock()
 
     def send(
@@ -161,6 +182,7 @@ class _Upward(BaseAdapter):
     ) -> requests.Response:
         body = request.body or b""
         asked = Asked(
+            place=self._session.made - 1,
             method=request.method or "",
             url=request.url or "",
             headers=dict(request.headers),
@@ -186,10 +208,10 @@ def _child() -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (int(SECONDS), int(SECONDS)))
     os.nice(10)
     job = json.loads(sys.stdin.readline())
-    session = requests.Session()
+    session = _Session()
     session.trust_env = False
     for scheme in ("http://", "https://"):
-        session.mount(scheme, _Upward())
+        session.mount(scheme, _Upward(session))
     try:
         # Waiting between the tries of a :retry would teach nobody anything.
         done = render(**job, session=session, pause=lambda _seconds: None)
@@ -197,8 +219,8 @@ def _child() -> None:
         _write(sys.stdout, asdict(Preview(problem=_told(error))))
         return
     text = done.text[:LARGEST_TEXT]
-    unused = tuple(call.error for call in done.calls)
-    _write(sys.stdout, asdict(Preview(text, done.aborted, unused=unused)))
+    calls = tuple(Made(call.method, call.url, call.error) for call in done.calls)
+    _write(sys.stdout, asdict(Preview(text, done.aborted, calls=calls)))
 
 
 def _told(error: Exception) -> str:

@@ -14,6 +14,8 @@ TEMPLATES = next(
 _COMMENT = re.compile(r"\{% comment %\}(.*?)\{% endcomment %\}\n?", re.DOTALL)
 # As the snippets write the bridge's address.
 PLACEHOLDER = "https://YOUR-BRIDGE"
+# As Braze's guide to SessionM writes a credential.
+BASIC_PLACEHOLDER = "YOUR-BASE64-ENCODED-KEY"
 
 
 @dataclass(frozen=True)

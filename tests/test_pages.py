@@ -360,6 +360,7 @@ OFFERS = (
         (OFFERS.replace(" :basic_auth bridge", ""), "add :basic_auth bridge"),
         (OFFERS.replace("bridge :save", "other :save"), "no credential is named 'other'"),
         (OFFERS.replace("localhost", "127.0.0.1:9"), "no host but this bridge"),
+        (OFFERS.replace("http://localhost", ""), "no address that can be called"),
         (OFFERS.replace("limit=1", "limit=none"), "limit must be a whole number"),
         (OFFERS.replace("offers?", "nothing?"), "There is nothing at this path"),
         (

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bridge.preview import Answered, Asked, Preview, preview
+from bridge.preview import Answered, Asked, Made, Preview, preview
 from bridge.snippets import TEMPLATES, snippets
 
 CALL = "{% connected_content https://x.example/y :save r %}"
@@ -27,18 +27,23 @@ def test_a_template_and_its_calls_are_rendered() -> None:
         " :body a=ü :save r %}{{r.word}} {{r.__http_status_code__}}",
         Answered(200, '{"word": "żółw"}'),
     )
-    assert found == Preview("Hi Zoë: żółw 200", unused=("",))
+    assert found == Preview("Hi Zoë: żółw 200", calls=(Made("POST", "https://x.example/y", ""),))
     [call] = asked
     assert (call.method, call.url, call.body) == ("POST", "https://x.example/y", "a=ü")
 
 
 def test_what_is_not_used_is_told_for_each_call() -> None:
-    found, _ = render(
-        CALL + CALL.replace("/y", "/z") + "{{r}}",
+    found, asked = render(
+        CALL.replace("https", "ftp") + CALL + CALL.replace("/y", "/z") + "{{r}}",
         Answered(200, '{"a": 1}'),
         Answered(0, "it is not made"),
     )
-    assert found.unused == ("", "no answer: ConnectionError")
+    assert [(made.url, made.unused) for made in found.calls] == [
+        ("ftp://x.example/y", "no answer: InvalidSchema"),
+        ("https://x.example/y", ""),
+        ("https://x.example/z", "no answer: ConnectionError"),
+    ]
+    assert [call.place for call in asked] == [1, 2]
     assert found.text == ""
 
 

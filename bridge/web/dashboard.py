@@ -1,15 +1,12 @@
 """The health dashboard: is it healthy, and what was going on."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from time import time
-from typing import Any
 
 from flask import Blueprint, Response, current_app, redirect, request
 
 from bridge.database import StoreUnavailableError
 from bridge.health import report
-from bridge.outbox.schema import State
 from bridge.outbox.tallies import CampaignFigures
 from bridge.parts import Parts, parts_of
 from bridge.telemetry import Minute, together
@@ -53,25 +50,20 @@ def dashboard() -> Response:
         "dashboard.html",
         503 if told["status"] == "down" else 200,
         health=told,
-        counts=_or_none(parts.events.counts),
-        campaigns=[
-            (one, _name(parts, one))
-            for one in _or_none(lambda: parts.events.campaigns(MOST_CAMPAIGNS)) or []
-        ],
+        campaigns=[(one, _name(parts, one)) for one in _campaigns(parts)],
         plots=_plots(parts, SPANS[chosen]),
         spans=SPANS,
         span=chosen,
-        State=State,
         offers_on=parts.settings.offers_on,
     )
 
 
-def _or_none(read: Callable[[], Any]) -> Any:
-    """What *read* returns, ``None`` while the store is away, of which health tells."""
+def _campaigns(parts: Parts) -> list[CampaignFigures]:
     try:
-        return read()
+        return parts.events.campaigns(MOST_CAMPAIGNS)
     except StoreUnavailableError:
-        return None
+        # Health says so, at the top of the page.
+        return []
 
 
 def _name(parts: Parts, figures: CampaignFigures) -> str:

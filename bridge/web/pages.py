@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from functools import cache
 from typing import Any
 
-from flask import Blueprint, Flask, Response, current_app, g, render_template, request
+from flask import Blueprint, Flask, Response, current_app, render_template, request
 from markupsafe import Markup
 from werkzeug.exceptions import NotFound
 
@@ -167,7 +167,7 @@ def percent(share: float) -> str:
 
 def known_as(event: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """``(campaign or canvas, ID, name by rules.toml)`` of an event's JSON."""
-    rules = g.setdefault("rules", parts_of(current_app).rules)
+    rules = parts_of(current_app).rules
     named = (
         ("campaign", event.get("campaign_id", ""), rules.campaigns),
         ("canvas", event.get("canvas_id", ""), rules.canvases),

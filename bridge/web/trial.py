@@ -17,14 +17,14 @@ from bridge.outbox.events import Stored
 from bridge.outbox.schema import State
 from bridge.parts import parts_of
 from bridge.preview import Answered, Asked, Preview, preview
+from bridge.snippets import BASIC_PLACEHOLDER
 from bridge.web.auth import Keyring, scope_of
 
 # The name under which the snippets use a credential that Braze stores.
 CREDENTIAL = "bridge"
 # They stand for a key's secret; the secret itself never comes near a page or a template.
 STAND_IN = "YOUR-CONTENT-SECRET"
-# As Braze's guide to SessionM writes it.
-BASIC_STAND_IN = "YOUR-BASE64-ENCODED-KEY"
+_NO_URL = "This is no address that can be called."
 LOOKUPS = ("tags", "offers", "customer")
 
 
@@ -76,11 +76,11 @@ class Trial:
 def try_out(source: str, customer: Customer, first_name: str, base_url: str) -> Trial:
     """Render *source*, whose lookups ask the bridge at *base_url*, for *customer*."""
     inside = _Inside(base_url)
-    made: list[Call] = []
+    made: dict[int, Call] = {}
 
     def answer(asked: Asked) -> Answered:
-        made.append(inside.call(asked))
-        return made[-1].answered
+        made[asked.place] = inside.call(asked)
+        return made[asked.place].answered
 
     message = preview(
         source,
@@ -93,15 +93,24 @@ def try_out(source: str, customer: Customer, first_name: str, base_url: str) -> 
         },
         answer,
     )
-    # Without an outcome nothing is known of the calls' use.
-    unused = message.unused or ("",) * len(made)
     refusal, writes = _as_webhook(message.text)
     return Trial(
         message=message,
-        calls=tuple(zip(made, unused, strict=False)),
+        calls=_paired(message, made),
         lookups=_lookups(inside, customer, base_url),
         refusal=refusal,
         writes=writes,
+    )
+
+
+def _paired(message: Preview, made: Mapping[int, Call]) -> tuple[tuple[Call, str], ...]:
+    """Each call with why its answer was not used."""
+    if not message.calls:
+        # Nothing was rendered, so that nothing is known of their use.
+        return tuple((call, "") for call in made.values())
+    return tuple(
+        (made.get(place) or Call(one.method, one.url, Answered(0, ""), 0, _NO_URL), one.unused)
+        for place, one in enumerate(message.calls)
     )
 
 
@@ -162,7 +171,7 @@ class _Inside:
         by_name = stored and (stored.username, stored.password) == (CREDENTIAL, STAND_IN)
         return bool(
             by_name
-            or BASIC_STAND_IN in given
+            or BASIC_PLACEHOLDER in given
             or not self._keyring.needs_key("content")
             or "content" in self._keyring.find(given)[0]
         )
@@ -184,7 +193,9 @@ def _lookups(inside: _Inside, customer: Customer, base_url: str) -> dict[str, Ca
 
     def look(lookup: str) -> Call:
         url = f"{base_url}/connected-content/{lookup}?{urlencode(customer.ids)}"
-        return inside.call(Asked("GET", url, {"Authorization": f"Basic {BASIC_STAND_IN}"}, ""))
+        return inside.call(
+            Asked(0, "GET", url, {"Authorization": f"Basic {BASIC_PLACEHOLDER}"}, "")
+        )
 
     with ThreadPoolExecutor(len(LOOKUPS)) as pool:
         return dict(zip(LOOKUPS, pool.map(look, LOOKUPS), strict=True))
