@@ -10,11 +10,11 @@ from bench.services import environment
 from bridge.customer import Customer
 from bridge.database import Database
 from bridge.intake.rules import TagWrite
-from bridge.lookups.cache import MIGRATIONS, lookups
+from bridge.lookups.cache import lookups
 from bridge.lookups.customer import tags_key
-from bridge.outbox.schema import State, events, expiries, writes
+from bridge.outbox.schema import State, events, expiries, recount, writes
 from bridge.outbox.store import NewEvent, new_event_id
-from bridge.parts import Parts, build
+from bridge.parts import MIGRATIONS_BESIDE, Parts, build
 from bridge.settings import load
 
 BATCH = 5000
@@ -65,12 +65,13 @@ def mark_delivered(parts: Parts) -> None:
         connection.execute(
             events.update().where(events.c.state == State.QUEUED.value).values(**done)
         )
+        recount(connection)
 
 
 def add_lookups(parts: Parts, first: int, end: int) -> None:
     """Cached tags, for each customer of these numbers; the bridge keeps one at a time."""
     path = parts.store.database.path
-    database = Database(f"sqlite:///{path}.cache", MIGRATIONS, durable=False)
+    database = Database(f"sqlite:///{path}.cache", MIGRATIONS_BESIDE, durable=False)
     body = json.dumps({"status": "ok", "tags": TAGS}, separators=(",", ":")).encode()
     for start in range(first, end, BATCH):
         keys = [tags_key(customer(number)) for number in range(start, min(end, start + BATCH))]

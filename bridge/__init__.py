@@ -16,6 +16,7 @@ from bridge.intake.rules import Rules
 from bridge.outbox.delivery import Delivery
 from bridge.parts import Parts, build
 from bridge.settings import Settings, load
+from bridge.snippets import TEMPLATES
 from bridge.version import VERSION
 
 __all__ = ["create_app"]
@@ -39,7 +40,7 @@ def create_app(
     """
     settings = settings or load()
     logs.install(settings)
-    app = Flask(__name__, static_folder=None, template_folder=None)
+    app = Flask(__name__, static_folder=None, template_folder=TEMPLATES)
     _put_parts(app, build(settings, rules), deliver=deliver and not _is_preloading())
     # Braze's dialog shows the answer as it comes: no \u2026 for an ellipsis.
     app.json.ensure_ascii = False  # type: ignore[attr-defined]

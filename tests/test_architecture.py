@@ -26,7 +26,9 @@ PURE = (
     "outbox/gate.py",
     "outbox/plan.py",
     "outbox/verdict.py",
+    "planner.py",
     "sessionm/answers.py",
+    "web/plots.py",
 )
 IMPURE = {"flask", "requests", "sqlite3", "time", "random", "threading", "socket", "urllib3"}
 

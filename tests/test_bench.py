@@ -15,7 +15,7 @@ from bench.processes import Process, StartError, free_port
 from bench.rounds import Contender, Plan, Run, compare, measure
 from bench.suite import BENCHES
 from bench.suite.lookups import PATH, check
-from bridge.outbox.events import Filter
+from bridge.outbox.search import Filter
 
 needs_wrk = pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed")
 NOWHERE = "http://127.0.0.1:1"

@@ -88,6 +88,10 @@ class Demo:
         click.echo(f"  SessionM sandbox  {sandbox_url}   (a stand-in, not SessionM)")
         for scope in SCOPES:
             click.echo(f"  {scope:7} key       demo:{self._keys[scope]}")
+        click.secho(
+            "\nLook at it in a browser (user demo, password: the admin key's secret):\n", bold=True
+        )
+        click.echo(f"  {self._url}/dashboard\n  {self._url}/setup")
         click.secho("\nTry it in another terminal:\n", bold=True)
         click.echo(
             f"  curl -H 'Authorization: Bearer {self._keys['content']}' \\\n"

@@ -9,10 +9,7 @@ import click
 
 from bridge.liquid import LiquidError, render
 from bridge.settings import load
-
-PLACEHOLDER = "https://YOUR-BRIDGE"
-# As Braze's guide to SessionM writes it.
-BASIC_PLACEHOLDER = "YOUR-BASE64-ENCODED-KEY"
+from bridge.snippets import BASIC_PLACEHOLDER, PLACEHOLDER
 
 
 def preview(template: Path, **options: Any) -> None:

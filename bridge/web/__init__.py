@@ -8,11 +8,16 @@ from bridge.web import (
     auth,
     body,
     content,
+    dashboard,
     dropin,
     errors,
+    events,
     figures,
     health,
     openapi,
+    origin,
+    pages,
+    setup,
     webhooks,
 )
 
@@ -23,8 +28,11 @@ def install(app: Flask, settings: Settings) -> None:
     app.url_map.strict_slashes = False
     app.url_map.merge_slashes = False
     auth.install(app, auth.Keyring(settings))
+    origin.install(app)
+    pages.install(app)
     errors.install(app)
     figures.install(app)
     body.install(app)
-    for blueprint in (webhooks.bp, content.bp, dropin.bp, health.bp, admin.bp, openapi.bp):
+    machines = (webhooks.bp, content.bp, dropin.bp, health.bp, admin.bp, openapi.bp)
+    for blueprint in (*machines, pages.bp, dashboard.bp, events.bp, setup.bp):
         app.register_blueprint(blueprint)

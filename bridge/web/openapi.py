@@ -110,6 +110,10 @@ ROUTES: dict[str, Route] = {
     "health.health": Route({200: (shapes.Health,), 503: (shapes.Health,)}),
     "health.metrics": Route({200: ()}, (503,), mimetype="text/plain"),
     "openapi.openapi": Route({200: ()}),
+    "dashboard.home": Route({200: ()}, (503,), mimetype="text/html"),
+    "dashboard.dashboard": Route({200: ()}, (503,), mimetype="text/html"),
+    "setup.setup": Route({200: ()}, (400, 503), mimetype="text/html"),
+    "setup.preview": Route({200: ()}, (400, 413, 415, 503), mimetype="text/html"),
     "admin.list_events": Route({200: (shapes.EventList,)}, (400, 503), query=_EVENT_FILTERS),
     "admin.show_event": Route({200: (shapes.OneEvent,)}, (404, 503)),
     "admin.replay_event": Route({200: (shapes.Replayed,)}, (404, 409, 503)),
@@ -128,6 +132,11 @@ ROUTES: dict[str, Route] = {
     "admin.resume": Route({200: (shapes.DeliveryState,)}, (503,)),
     "admin.forget_lookups": Route({200: (shapes.Ok,)}, (400, 503), query=_CUSTOMER),
 }
+# What only the pages themselves lead to; no program calls it.
+OF_PAGES = {
+    *("pages.assets", "dashboard.order_delivery"),
+    *("events.search", "events.show", "events.order_one", "events.order_all"),
+}
 
 
 @bp.get("/openapi.json")
@@ -140,6 +149,8 @@ def describe(app: Flask) -> Schema:
     """The OpenAPI 3.1 document of *app*'s routes."""
     paths: dict[str, Schema] = {}
     for rule in app.url_map.iter_rules():
+        if rule.endpoint in OF_PAGES:
+            continue
         path = re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule)
         for method in sorted((rule.methods or set()) - {"HEAD", "OPTIONS"}):
             paths.setdefault(path, {})[method.lower()] = _operation(app, rule, method)
@@ -251,8 +262,8 @@ def _response(status: int, models: list[type[BaseModel]], route: Route) -> Schem
     if references:
         schema = references[0] if len(references) == 1 else {"anyOf": references}
         response["content"] = {"application/json": {"schema": schema}}
-    elif status == 200:
-        response["content"] = {route.mimetype: {"schema": {}}}
+    if route.mimetype == "text/html" or (not references and status == 200):
+        response.setdefault("content", {})[route.mimetype] = {"schema": {}}
     return response
 
 

@@ -1,0 +1,492 @@
+"""The pages without a browser: headers, doors, forms, and what stands on them."""
+
+import base64
+import re
+from collections.abc import Callable
+from html import unescape
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask.testing import FlaskClient
+from werkzeug.test import TestResponse
+
+from bridge.sessionm.sandbox import SandboxServer
+from tests.conftest import ALICE, KEYS, MakeApp, bearer, eventually, send
+from tests.test_operator import make_dead, state_of
+
+ADMIN = bearer("admin")
+PAGES = ["/", "/dashboard", "/dashboard?span=day", "/events", "/setup", "/delivery/pause"]
+FROM_ELSEWHERE: list[dict[str, str]] = [
+    {"Sec-Fetch-Site": "cross-site"},
+    {"Sec-Fetch-Site": "same-site"},
+    {"Origin": "https://elsewhere.example"},
+    {"Origin": "null"},
+    {"Origin": "http://localhost:81"},
+    {"Origin": "http://[bad"},
+]
+FROM_HERE: list[dict[str, str]] = [
+    {},
+    {"Sec-Fetch-Site": "same-origin"},
+    {"Sec-Fetch-Site": "none"},
+    {"Origin": "http://localhost"},
+    {"Sec-Fetch-Site": "same-origin", "Origin": "null"},
+]
+
+
+def get(client: FlaskClient, path: str) -> str:
+    """The words of a page that must be there."""
+    answer = client.get(path, headers=ADMIN)
+    assert answer.status_code == 200, answer.text
+    return words(answer)
+
+
+def words(answer: TestResponse) -> str:
+    return " ".join(unescape(re.sub(r"<[^>]*>", " ", answer.text)).split())
+
+
+def post(client: FlaskClient, path: str, **form: str) -> TestResponse:
+    return client.post(path, data=form, headers=ADMIN)
+
+
+# --- The frame --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_a_browser_is_asked_for_a_key_and_keeps_nothing(client: FlaskClient, path: str) -> None:
+    asked = client.get(path)
+    assert asked.status_code == 401
+    assert asked.headers["WWW-Authenticate"].startswith("Basic ")
+    token = base64.b64encode(f"test:{KEYS['admin']}".encode()).decode()
+    answer = client.get(path, headers={"Authorization": f"Basic {token}"})
+    assert answer.status_code == 200
+    assert answer.mimetype == "text/html"
+    assert answer.headers["Cache-Control"] == "no-store"
+    policy = answer.headers["Content-Security-Policy"]
+    assert "default-src 'none'" in policy
+    assert "frame-ancestors 'none'" in policy
+    assert "unsafe" not in policy
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert answer.headers["X-Frame-Options"] == "DENY"
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_nothing_on_a_page_is_inline_or_from_elsewhere(client: FlaskClient, path: str) -> None:
+    text = client.get(path, headers=ADMIN).text
+    assert not re.search(r"<style|<script(?! src=)|\sstyle=|\son[a-z]+=", text)
+    fetched = re.findall(r'<(?:link|script|img)[^>]*(?:href|src)="([^"]*)"', text)
+    assert fetched
+    for address in fetched:
+        answer = client.get(address)
+        assert answer.status_code == 200
+        assert "immutable" in answer.headers["Cache-Control"]
+
+
+def test_an_old_address_of_an_asset_is_not_kept(client: FlaskClient) -> None:
+    answer = client.get("/assets/style.css?v=old")
+    assert answer.headers["Cache-Control"] == "no-cache"
+    again = client.get("/assets/style.css", headers={"If-None-Match": answer.headers["ETag"]})
+    assert again.status_code == 304
+    assert client.get("/assets/frame.html").status_code == 404
+
+
+def test_answers_of_the_admin_api_are_not_kept_either(client: FlaskClient) -> None:
+    for path in ("/api/events", "/health", "/api/events/nonsense"):
+        assert client.get(path, headers=ADMIN).headers["Cache-Control"] == "no-store"
+    content = client.get(f"/connected-content/tags?user_id={ALICE}", headers=bearer("content"))
+    assert "Content-Security-Policy" not in content.headers
+
+
+# --- Cross-site requests ----------------------------------------------------------------------
+
+CHANGES: list[tuple[str, str]] = [
+    ("POST", "/api/delivery/pause"),
+    ("POST", "/api/events/replay"),
+    ("POST", "/api/events/x/replay"),
+    ("DELETE", "/api/events/x"),
+    ("DELETE", f"/api/cache?user_id={ALICE}"),
+    ("POST", "/delivery/pause"),
+    ("POST", "/events/x/discard"),
+    ("POST", "/events/discard-all"),
+    ("POST", "/setup"),
+    ("POST", "/webhooks/braze"),
+]
+
+
+@pytest.mark.parametrize(("method", "path"), CHANGES)
+def test_another_site_changes_nothing(client: FlaskClient, method: str, path: str) -> None:
+    key = bearer("webhook") if path.startswith("/webhooks") else ADMIN
+    for headers in FROM_ELSEWHERE:
+        answer = client.open(path, method=method, headers={**key, **headers})
+        assert answer.status_code == 403, headers
+        assert answer.get_json()["errors"]["code"] == "cross_site"
+    for headers in FROM_HERE:
+        answer = client.open(path, method=method, headers={**key, **headers})
+        assert answer.status_code != 403, headers
+
+
+def test_a_page_behind_a_proxy_may_change_what_its_own_address_shows(make_app: MakeApp) -> None:
+    client = make_app(BRIDGE_TRUSTED_PROXIES="1").test_client()
+    through = {"X-Forwarded-Host": "bridge.example", "X-Forwarded-Proto": "https", **ADMIN}
+    origin = {"Origin": "https://bridge.example"}
+    assert client.post("/delivery/pause", headers={**through, **origin}).status_code == 303
+    assert client.post("/delivery/pause", headers={**ADMIN, **origin}).status_code == 403
+
+
+# --- Dashboard --------------------------------------------------------------------------------
+
+
+def test_the_dashboard_of_a_new_bridge_says_what_to_do_first(make_app: MakeApp) -> None:
+    client = make_app(deliver=True).test_client()
+    eventually(lambda: "Healthy" in get(client, "/dashboard"))
+    assert "No campaign has called yet" in get(client, "/")
+
+
+def test_the_dashboard_tells_what_is_dead_and_of_which_campaign(
+    make_app: MakeApp, sandbox: SandboxServer, tmp_path: Path
+) -> None:
+    rules = tmp_path / "rules.toml"
+    rules.write_text('[campaigns.summer]\nname = "Summer promotion"\n')
+    client = make_app(deliver=True, BRIDGE_RULES=str(rules)).test_client()
+    make_dead(client, sandbox, braze_campaign_id="summer")
+    delivered = send(client, braze_canvas_id="welcome")
+    eventually(lambda: state_of(client, delivered) == "delivered")
+    told = get(client, "/dashboard")
+    assert "Degraded" in told
+    assert "1 writes are dead" in told
+    assert "Summer promotion 1 0 0 ✕ 1" in told
+    assert "welcome Canvas 1 0 1 0" in told
+
+
+def test_the_dashboard_still_shows_itself_without_a_store(
+    make_app: MakeApp, tmp_path: Path
+) -> None:
+    client = make_app().test_client()
+    for file in tmp_path.glob("bridge.db*"):
+        if not file.name.startswith("bridge.db."):
+            file.unlink()
+    (tmp_path / "bridge.db").write_text("no database at all, but long enough to be read" * 90)
+    answer = client.get("/dashboard", headers=ADMIN)
+    assert answer.status_code == 503
+    assert "Down" in words(answer)
+    assert "answered 503" in words(answer)
+    for path in ("/events", "/events/x"):
+        gone = client.get(path, headers=ADMIN)
+        assert gone.status_code == 503
+        assert gone.mimetype == "text/html"
+        assert "Braze sends them again" in words(gone)
+
+
+def test_delivery_is_paused_and_resumed_after_a_question(make_app: MakeApp) -> None:
+    client = make_app(deliver=True).test_client()
+    assert "Pause delivery?" in get(client, "/delivery/pause")
+    assert post(client, "/delivery/pause").headers["Location"] == "/dashboard"
+    assert "paused by hand" in get(client, "/dashboard")
+    event = send(client, braze_campaign_id="summer")
+    post(client, "/delivery/resume")
+    eventually(lambda: state_of(client, event) == "delivered")
+
+
+# --- Events -----------------------------------------------------------------------------------
+
+
+def test_a_search_for_a_customer_puts_nothing_into_the_address(client: FlaskClient) -> None:
+    send(client, braze_campaign_id="summer")
+    send(client, user_id="somebody-else", braze_campaign_id="winter")
+    found = post(client, "/events", customer=ALICE)
+    assert found.status_code == 200
+    assert "summer" in words(found)
+    assert "winter" not in words(found)
+    for link in re.findall('href="([^"]*)"', found.text):
+        assert ALICE not in link
+    without = post(client, "/events", customer="", state="queued", campaign="winter")
+    assert without.headers["Location"] == "/events?state=queued&campaign=winter"
+    assert "somebody-else" in get(client, "/events?state=queued&campaign=winter")
+
+
+@pytest.mark.parametrize("filters", [{}, {"customer": ALICE}])
+def test_older_events_are_a_page_away(client: FlaskClient, filters: dict[str, str]) -> None:
+    for number in range(60):
+        send(client, braze_campaign_id=f"campaign-{number:02}")
+    first = post(client, "/events", **filters) if filters else client.get("/events", headers=ADMIN)
+    assert "campaign-59" in first.text
+    assert "campaign-09" not in first.text
+    if filters:
+        [before] = re.findall('name="before" value="([^"]*)"', first.text)
+        second = post(client, "/events", before=before, **filters)
+    else:
+        [link] = re.findall('href="([^"]*)" rel="next"', first.text)
+        second = client.get(link, headers=ADMIN)
+    shown = set(re.findall(r"campaign-\d\d", second.text))
+    assert shown == {f"campaign-{number:02}" for number in range(10)}
+
+
+def test_a_filter_that_means_nothing_is_told_on_the_page(client: FlaskClient) -> None:
+    for path in ("/events?state=happy", "/events?since=yesterday"):
+        answer = client.get(path, headers=ADMIN)
+        assert answer.status_code == 400
+        assert "must be" in words(answer)
+
+
+def test_an_empty_search_helps_on(client: FlaskClient) -> None:
+    assert "Set up a webhook in Braze" in get(client, "/events")
+    assert "replay or discard" in get(client, "/events?state=dead")
+    assert "not its name" in get(client, "/events?campaign=Summer")
+
+
+def test_one_event_is_told_whole(make_app: MakeApp, sandbox: SandboxServer, tmp_path: Path) -> None:
+    rules = tmp_path / "rules.toml"
+    rules.write_text('[campaigns.summer]\nname = "Summer promotion"\ntags = ["promo"]\nttl = "14d"')
+    client = make_app(deliver=True, BRIDGE_RULES=str(rules)).test_client()
+    event = make_dead(client, sandbox, braze_campaign_id="summer")
+    told = get(client, f"/events/{event}")
+    for word in ("Summer promotion", "promo", "14 d", "✕ dead", "VALIDATION", "refused", ALICE):
+        assert word in told
+    assert '"braze_campaign_id": "summer"' in told
+    unknown = client.get("/events/nonsense", headers=ADMIN)
+    assert (unknown.status_code, unknown.mimetype) == (404, "text/html")
+
+
+def test_a_refused_webhook_says_why_on_its_page(client: FlaskClient) -> None:
+    client.post(
+        "/webhooks/braze",
+        json={"user_id": "{{${user_id}}}", "braze_campaign_id": "summer"},
+        headers=bearer("webhook"),
+    )
+    [event] = client.get("/api/events", headers=ADMIN).get_json()["events"]
+    assert "still holds a placeholder" in get(client, "/events?state=rejected")
+    told = get(client, f"/events/{event['id']}")
+    assert "Why it was refused user_id still holds a placeholder" in told
+    again = post(client, f"/events/{event['id']}/replay")
+    assert again.status_code == 409
+    assert "still holds a placeholder" in words(again)
+
+
+def test_one_event_is_replayed_and_discarded_after_a_question(
+    make_app: MakeApp, sandbox: SandboxServer
+) -> None:
+    client = make_app(deliver=True).test_client()
+    first, second = (make_dead(client, sandbox, braze_campaign_id="summer") for _ in range(2))
+    assert "Replay this event?" in get(client, f"/events/{first}/replay")
+    assert state_of(client, first) == "dead"
+    assert post(client, f"/events/{first}/replay").status_code == 303
+    eventually(lambda: state_of(client, first) == "delivered")
+    assert post(client, f"/events/{second}/discard").status_code == 303
+    assert state_of(client, second) == "discarded"
+    assert post(client, f"/events/{second}/discard").status_code == 409
+    assert post(client, "/events/nonsense/replay").status_code == 404
+
+
+@pytest.mark.parametrize(("order", "state"), [("replay", "delivered"), ("discard", "discarded")])
+def test_many_events_are_counted_before_anything_happens(
+    make_app: MakeApp, sandbox: SandboxServer, order: str, state: str
+) -> None:
+    client = make_app(deliver=True).test_client()
+    dead = [make_dead(client, sandbox, braze_campaign_id="summer") for _ in range(3)]
+    other = make_dead(client, sandbox, braze_campaign_id="winter")
+    wanted = {"state": "dead", "campaign": "summer", "since": "1h"}
+    asked = post(client, f"/events/{order}-all", **wanted)
+    assert f"{order.capitalize()} 3 dead events?" in words(asked)
+    assert state_of(client, dead[0]) == "dead"
+    given = dict(re.findall('type="hidden" name="([^"]*)" value="([^"]*)"', asked.text))
+    # So that what is done is what was counted.
+    assert given["since"].endswith("Z")
+    done = post(client, f"/events/{order}-all", **given)
+    assert "3 of 3" in words(done)
+    for event in dead:
+        eventually(lambda event=event: state_of(client, event) == state)  # type: ignore[misc]
+    assert state_of(client, other) == "dead"
+    assert "No dead event" in words(post(client, f"/events/{order}-all", **wanted))
+
+
+# --- Setting up -------------------------------------------------------------------------------
+
+
+def test_the_setup_is_filled_in_with_the_address_that_braze_uses(make_app: MakeApp) -> None:
+    seen = get(make_app().test_client(), "/setup")
+    assert "http://localhost/webhooks/braze" in seen
+    assert "It is not https" in seen
+    seen = get(make_app(BRIDGE_PUBLIC_URL="https://bridge.example").test_client(), "/setup")
+    assert "https://bridge.example/webhooks/braze" in seen
+    assert "https://bridge.example/connected-content/offers" in seen
+    assert "YOUR-BRIDGE" not in seen
+    assert "Braze could not use" not in seen
+    through = {"X-Forwarded-Host": "b.example", "X-Forwarded-Proto": "https", **ADMIN}
+    proxied = make_app(BRIDGE_TRUSTED_PROXIES="1").test_client().get("/setup", headers=through)
+    assert "https://b.example/webhooks/braze" in proxied.text
+
+
+def test_the_setup_shows_names_of_keys_and_no_secret(client: FlaskClient) -> None:
+    told = client.get("/setup", headers=ADMIN).text
+    assert "YOUR-WEBHOOK-SECRET" in told
+    for secret in KEYS.values():
+        assert secret not in told
+
+
+def test_a_customer_may_be_known_by_an_external_id(client: FlaskClient) -> None:
+    told = get(client, "/setup?id=external_id")
+    assert "?external_id={{${user_id} | url_param_escape}}" in told
+    assert '"external_id": "{{${user_id} | json_escape}}"' in told
+    assert "user_id={{${user_id} | url" not in told.replace("external_id=", "")
+
+
+@pytest.fixture
+def render(client: FlaskClient) -> Callable[..., str]:
+    """Renders a template on the setup page; what the page then says of it."""
+
+    def try_out(source: str, customer: str = ALICE, **more: str) -> str:
+        answer = post(client, "/setup", source=source, customer=customer, **more)
+        assert answer.status_code == 200, words(answer)
+        return words(answer).partition("in the template")[2].partition("Send planner")[0]
+
+    return try_out
+
+
+OFFERS = (
+    "{% connected_content http://localhost/connected-content/offers?user_id={{${user_id}}}&limit=1"
+    " :basic_auth bridge :save wallet %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ("Hi {{${first_name}}}" + OFFERS + "{{wallet.first.title}}", "Hi Ann"),
+        (OFFERS + "{{wallet.first.title}}", "Free barista coffee"),
+        (OFFERS.replace("http://localhost", "https://YOUR-BRIDGE") + "{{wallet.status}}!", "ok!"),
+        ("{% abort_message('no offer') %}", "The message is aborted: no offer"),
+        ("{{ 'a' | nofilter }}", "Line 1: unknown filter 'nofilter'"),
+        ("{% if %}", "cannot be rendered. Line 1"),
+        (OFFERS.replace(" :basic_auth bridge", ""), "add :basic_auth bridge"),
+        (OFFERS.replace("bridge :save", "other :save"), "no credential is named 'other'"),
+        (OFFERS.replace("localhost", "127.0.0.1:9"), "no host but this bridge"),
+        (OFFERS.replace("http://localhost", ""), "no address that can be called"),
+        (OFFERS.replace("limit=1", "limit=none"), "limit must be a whole number"),
+        (OFFERS.replace("offers?", "nothing?"), "There is nothing at this path"),
+        (
+            OFFERS.replace("{{${user_id}}}", "{{${unknown}}}"),
+            "user_id is missing or blank",
+        ),
+        (
+            OFFERS.replace("connected-content/offers", "health").replace("&limit=1", ""),
+            "a content key does not open it",
+        ),
+        (
+            '{"braze_campaign_id": "{{campaign.${api_id}}}", "user_id": "{{${user_id}}}"}',
+            "would be accepted , and would write: braze_campaign_example-campaign-id for 30 d",
+        ),
+        ('{"braze_campaign_id": "x"}', "this would be refused. 422"),
+        ("{% for i in (1..100000000) %}x{% endfor %}", "loop iteration limit"),
+        ("<script>alert(1)</script>", "<script>alert(1)</script>"),
+    ],
+)
+def test_a_template_is_tried_out_and_its_faults_are_explained(
+    render: Callable[..., str], source: str, told: str
+) -> None:
+    assert told in render(source, first_name="Ann")
+
+
+def test_a_preview_shows_the_json_of_every_lookup(render: Callable[..., str]) -> None:
+    told = render("hello")
+    for lookup in ("tags", "offers", "customer"):
+        assert f"/connected-content/{lookup}" in told
+    assert '"available_points": 1240' in told
+    assert "SessionM does not know this customer" in render("hello", customer="nobody")
+    assert '"user_id": "' in render("hello", customer="loyal-1001", id="external_id")
+
+
+def test_a_preview_works_while_sessionm_is_away(
+    render: Callable[..., str], sandbox: SandboxServer
+) -> None:
+    sandbox.sandbox.set_faults({"status": 500})
+    told = render(OFFERS + "{% if wallet.status != 'ok' %}a fallback{% endif %}", "cold")
+    assert "a fallback" in told
+    assert "SessionM is unavailable" in told
+    told = render(OFFERS.replace("&limit=1", "&on_error=retry").replace(":save", ":retry :save"))
+    assert "The message is aborted: Connected Content failed: HTTP 503" in told
+
+
+def test_a_preview_reads_no_secret_and_counts_nothing(make_app: MakeApp) -> None:
+    app = make_app(BRIDGE_ALLOWED_IPS="10.0.0.0/8")
+    client = app.test_client()
+    answer = post(
+        client,
+        "/setup",
+        source="{{settings}}{{credentials}}" + OFFERS + "{{wallet.status}}"
+        "{% connected_content http://localhost/connected-content/tags?user_id={{${user_id}}}"
+        ' :headers {"Authorization":"Basic YOUR-BASE64-ENCODED-KEY"} :save r %}'
+        "{{r.status}} YOUR-BASE64-ENCODED-KEY",
+        customer=ALICE,
+    )
+    assert "okok YOUR-BASE64-ENCODED-KEY" in words(answer)
+    for secret in KEYS.values():
+        assert secret not in answer.text
+        assert base64.b64encode(f"test:{secret}".encode()).decode() not in answer.text
+    health = client.get("/health", headers=ADMIN).get_json()
+    assert health["checks"]["cache"]["lookups"] == 0
+
+
+def test_a_template_that_never_ends_harms_nobody(
+    client: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bridge.preview.SECONDS", 2.0)
+    endless = "{% for i in (1..90000) %}{{ i | sha2 }}{% endfor %}" * 900
+    huge = '{% assign a = "x" %}{% for i in (1..60) %}{% assign a = a | append: a %}{% endfor %}'
+    for source, told in ((endless, "more than 2 seconds"), (huge, "MB of memory")):
+        assert told in words(post(client, "/setup", source=source, customer=ALICE))
+    assert "longer than" in words(post(client, "/setup", source="x" * 100_001, customer=ALICE))
+
+
+def test_a_preview_without_a_customer_says_so(client: FlaskClient) -> None:
+    answer = post(client, "/setup", source="my own words", customer=" ")
+    assert answer.status_code == 400
+    assert "type one that SessionM knows" in words(answer)
+    assert "my own words" in answer.text
+
+
+def test_another_snippet_is_loaded_without_scripts(client: FlaskClient) -> None:
+    answer = post(client, "/setup", load="1", snippet="tag_check", source="old", customer=ALICE)
+    assert "Your VIP lounge is open." in answer.text
+    assert ALICE in answer.text
+
+
+def test_a_send_is_planned(make_app: MakeApp) -> None:
+    client = make_app(BRIDGE_SESSIONM_RPS="20").test_client()
+    told = get(client, "/setup?recipients=100,000&message=webhook")
+    assert "Set the delivery speed in Braze to 960 messages a minute" in told
+    assert "80 % of 20 calls/s × 60 ÷ 1 calls per recipient = 960 a minute, the lowest" in told
+    told = get(client, "/setup?recipients=100000&message=webhook&counters=1&speed=6000")
+    assert "Set the delivery speed in Braze to 480" in told
+    assert "Tags come faster than SessionM takes them: 200 writes a second against 20" in told
+    assert "without one, a retry by Braze counts twice" in told
+    bad = client.get("/setup?recipients=many", headers=ADMIN)
+    assert bad.status_code == 400
+    assert "The number of recipients must be a whole number" in words(bad)
+
+
+def test_every_word_of_a_stranger_is_escaped(
+    make_app: MakeApp, sandbox: SandboxServer, tmp_path: Path
+) -> None:
+    nasty = "\"'><script>alert(1)</script><img src=x onerror=alert(1)>"
+    rules = tmp_path / "rules.toml"
+    rules.write_text(f"[campaigns.summer]\nname = '''{nasty}'''\ncounters = ['''{nasty}''']\n")
+    client = make_app(deliver=True, BRIDGE_RULES=str(rules)).test_client()
+    sandbox.sandbox.set_faults({"ok_error": True, "code": nasty, "match": "POST"})
+    fields: list[dict[str, Any]] = [
+        {"braze_campaign_id": "summer"},
+        {"braze_campaign_id": nasty, "user_id": nasty},
+        {"braze_canvas_id": nasty, "tags": [nasty]},
+    ]
+    events = [send(client, **one) for one in fields]
+    client.post("/webhooks/braze", data=nasty, headers=bearer("webhook"))
+    for event in events:
+        eventually(lambda event=event: state_of(client, event) == "dead")  # type: ignore[misc]
+    paths = ["/dashboard", "/events", "/setup", *(f"/events/{event}" for event in events)]
+    answers = [client.get(path, headers=ADMIN) for path in paths]
+    answers.append(post(client, "/events", customer=nasty))
+    answers.append(post(client, "/setup", source=nasty, customer=nasty, first_name=nasty))
+    answers.append(client.get("/events", query_string={"state": nasty}, headers=ADMIN))
+    for answer in answers:
+        assert "<script>alert" not in answer.text
+        assert "<img src=x" not in answer.text
+    assert any("&lt;script&gt;alert" in answer.text for answer in answers)
