@@ -128,7 +128,7 @@ def truth(database: Database, wanted: Filter) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("given", FILTERS, ids=str)
+@pytest.mark.parametrize("given", FILTERS)
 def test_all_pages_together_hold_what_matches_once(
     database: Database, given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
