@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 POLL = 0.2
 STANDBY_POLL = 0.5
+BREATH = 0.005
 HEARTBEAT = 2.0
 CALL_TIMEOUT = 10.0
 # Names of shared facts.
@@ -170,8 +171,12 @@ class Delivery:
         self._record_finished()
         self._beat()
         self._clean_up()
-        started = self._launch(senders)
-        self._wake.wait(0.005 if started else self._pause())
+        if self._launch(senders):
+            self._wake.wait(BREATH)
+        else:
+            self._wake.wait(self._pause())
+            # What comes in meanwhile is looked at together: each look costs a millisecond.
+            self._stopping.wait(2 * BREATH)
 
     def _take_over(self) -> None:
         """Go on where the last holder of the lock ended, in what SessionM asked of it too."""
