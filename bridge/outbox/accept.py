@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 
 # Of a body that is too large to be accepted, so much is kept to tell what it was.
 KEPT_OF_TOO_LARGE = 4096
+# Seconds: counting the queue costs more than the error of a second is worth.
+COUNT_HOLDS = 1.0
 
 
 class QueueFullError(StoreUnavailableError):
@@ -92,8 +94,31 @@ class Acceptor:
             RefusedError: it cannot become an event; it is kept as rejected.
             StoreUnavailableError: it could not be stored; the sender must come again.
         """
+        new = self._new(arrival)
+        try:
+            new = self._understand(new, arrival)
+        except RefusedError as refusal:
+            self._keep_rejected(new, refusal)
+            raise
+        self._refuse_when_full()
+        return self._receipt(new, self._committer.store(new))
+
+    async def accept_soon(self, arrival: Arrival) -> Receipt:
+        """As `accept` on an event loop; but nothing is kept of what is refused.
+
+        To be called while there is known to be room: `has_room`.
+        """
+        new = self._understand(self._new(arrival), arrival)
+        self._queued += 1
+        return self._receipt(new, await self._committer.store_soon(new))
+
+    def has_room(self) -> bool:
+        """Whether the queue was counted lately, and is not full."""
+        return self._now() - self._queued_at <= COUNT_HOLDS and self._queued < self._limit
+
+    def _new(self, arrival: Arrival) -> NewEvent:
         now = self._now()
-        new = NewEvent(
+        return NewEvent(
             id=new_event_id(now),
             received_at=now,
             body=arrival.body,
@@ -103,14 +128,9 @@ class Acceptor:
             customer=arrival.path_customer.key if arrival.path_customer else None,
             idempotency_key=arrival.idempotency_key,
         )
-        try:
-            new = self._understand(new, arrival)
-        except RefusedError as refusal:
-            self._keep_rejected(new, refusal)
-            raise
-        self._refuse_when_full()
+
+    def _receipt(self, new: NewEvent, earlier: str | None) -> Receipt:
         customer = Customer.from_key(new.customer or "")
-        earlier = self._committer.store(new)
         if earlier is not None:
             self._tell("duplicate", new, earlier)
             return Receipt(earlier, customer, test=new.test, duplicate=True)
@@ -172,8 +192,7 @@ class Acceptor:
         self._tell("rejected", new, new.id, reason=refusal.code)
 
     def _refuse_when_full(self) -> None:
-        # Counting costs more than a second's error is worth.
-        if self._now() - self._queued_at > 1.0:
+        if self._now() - self._queued_at > COUNT_HOLDS:
             self._queued = self._store.backlog().queued
             self._queued_at = self._now()
         if self._queued >= self._limit:

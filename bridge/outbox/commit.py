@@ -4,6 +4,7 @@ Request threads hand their events to one thread per process, which stores everyt
 in one transaction and then wakes them all.
 """
 
+import asyncio
 import logging
 import queue
 import threading
@@ -33,9 +34,7 @@ class Committer:
         Raises:
             StoreUnavailableError: it is not stored.
         """
-        self._ensure_thread()
-        future: Future[str | None] = Future()
-        self._waiting.put((event, future))
+        future = self._hand_over(event)
         try:
             return future.result(PATIENCE)
         except TimeoutError:
@@ -43,6 +42,22 @@ class Committer:
                 raise StoreUnavailableError("the database is too slow") from None
             # It is being written at this moment: the answer is near.
             return future.result()
+
+    async def store_soon(self, event: NewEvent) -> str | None:
+        """As `store`, on an event loop."""
+        future = self._hand_over(event)
+        try:
+            return await asyncio.wait_for(asyncio.wrap_future(future), PATIENCE)
+        except TimeoutError:
+            if future.cancelled():
+                raise StoreUnavailableError("the database is too slow") from None
+            return await asyncio.wrap_future(future)
+
+    def _hand_over(self, event: NewEvent) -> "Future[str | None]":
+        self._ensure_thread()
+        future: Future[str | None] = Future()
+        self._waiting.put((event, future))
+        return future
 
     def _ensure_thread(self) -> None:
         with self._start_lock:

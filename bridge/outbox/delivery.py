@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 
 POLL = 0.2
 STANDBY_POLL = 0.5
+# Between two looks at the queue and at what has ended: each costs some milliseconds.
+BREATH = 0.01
 HEARTBEAT = 2.0
 CALL_TIMEOUT = 10.0
 # Names of shared facts.
@@ -170,8 +172,9 @@ class Delivery:
         self._record_finished()
         self._beat()
         self._clean_up()
-        started = self._launch(senders)
-        self._wake.wait(0.005 if started else self._pause())
+        if not self._launch(senders):
+            self._wake.wait(self._pause())
+        self._stopping.wait(BREATH)
 
     def _take_over(self) -> None:
         """Go on where the last holder of the lock ended, in what SessionM asked of it too."""
@@ -186,8 +189,10 @@ class Delivery:
         room = 0 if self._paused_by_hand else self._gate.room(now, len(self._under_way))
         started = 0
         expired: list[Finished] = []
-        for customer in self._store.due(now, max(0, room) * 4, self._under_way):
-            queue = self._store.waiting(customer)
+        due = self._store.due(now, max(0, room) * 4, self._under_way)
+        queues = self._store.waiting_of(due[: min(room, 1 + self._tokens.whole())]) if due else {}
+        for customer in due:
+            queue = queues[customer] if customer in queues else self._store.waiting(customer)
             step = next_step(queue, now) if queue else None
             if isinstance(step, Wait):
                 self._store.postpone(customer, step.until)
@@ -405,13 +410,22 @@ class _Bucket:
     def take(self) -> bool:
         """Take a token if there is one."""
         with self._lock:
-            now = time.monotonic()
-            self._tokens = min(self._size, self._tokens + (now - self._at) * self._rps)
-            self._at = now
+            self._refill()
             if self._tokens < 1:
                 return False
             self._tokens -= 1
             return True
+
+    def whole(self) -> int:
+        """How many there are now."""
+        with self._lock:
+            self._refill()
+            return int(self._tokens)
+
+    def _refill(self) -> None:
+        now = time.monotonic()
+        self._tokens = min(self._size, self._tokens + (now - self._at) * self._rps)
+        self._at = now
 
     def seconds_to_one(self) -> float:
         return max(0.0, (1 - self._tokens) / self._rps)

@@ -5,6 +5,7 @@ whole, before a thread of the pool runs Flask on it.
 """
 
 import asyncio
+import contextlib
 import io
 import logging
 import sys
@@ -12,15 +13,17 @@ from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import unquote_to_bytes, urlsplit
 
 from flask import Flask
 
 from bridge.intake.payload import MAX_BODY
 from bridge.parts import parts_of
+from bridge.web.arrivals import Arrivals
 from bridge.web.auth import DELAY
 from bridge.web.fastlane import LANE, FastLane, Offer
+from bridge.web.webhooks import TAKEN
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +40,7 @@ READ_AHEAD = MAX_BODY + 1
 BODY_PATIENCE = 20.0
 # So many refusals of wrong keys wait at once; who sends more of them gets theirs at once.
 MOST_DELAYED = 1000
+LINGER = 2.0
 # Seconds in which a client must take a piece of a streamed answer.
 READER_PATIENCE = 60.0
 
@@ -51,6 +55,7 @@ class Asgi:
         self._app = app
         self._pool = ThreadPoolExecutor(threads, "web")
         self._delayed = 0
+        self._arrivals = Arrivals(app)
         self.lane = FastLane(app, parts_of(app).settings.bridge_cache_entries)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -71,8 +76,16 @@ class Asgi:
     async def _through_flask(self, scope: Scope, receive: Receive, send: Send) -> None:
         loop = asyncio.get_running_loop()
         body = await _body(scope["headers"], receive)
+        if isinstance(body, io.BytesIO) and (
+            taken := await self._arrivals.take(scope, body.getvalue())
+        ):
+            await send(_start(taken[0], taken[1]))
+            await send({"type": "http.response.body", "body": taken[2]})
+            return
         offers: list[Offer] = []
-        environ = _environ(scope, body, offers)
+        # A file that is asked for so many bytes has to give them all, or it is at its end.
+        file = io.BufferedReader(body) if isinstance(body, _Rest) else body
+        environ = _environ(scope, file, offers)
         call = _Call(self._app, environ, send, loop)
         await loop.run_in_executor(self._pool, call.run)
         if (delay := environ[DELAY]) and self._delayed < MOST_DELAYED:
@@ -81,12 +94,19 @@ class Asgi:
                 await asyncio.sleep(delay)
             finally:
                 self._delayed -= 1
+        headers = call.headers
+        if (key_name := environ.get(TAKEN)) is not None:
+            self._arrivals.admit(scope, key_name, headers)
         if not call.sent:
-            headers = call.headers
             if offers and call.status == 200 and scope["method"] == "GET":
                 self.lane.keep(*_request(scope), offers[0], headers)
-            await send(_start(call.status, headers))
+            # What is left of a body that is not read would be taken for the next request.
+            unread = isinstance(body, _Rest) and not body.ended
+            closing = [(b"Connection", b"close")] if unread else []
+            await send(_start(call.status, headers + closing))
             await send({"type": "http.response.body", "body": call.body})
+        if isinstance(body, _Rest) and not body.ended:
+            await _drain(receive)
 
 
 def _start(status: int, headers: Headers) -> Message:
@@ -157,27 +177,23 @@ def _no_write(_data: bytes) -> None:
     raise NotImplementedError("answers are returned here, not written")
 
 
-async def _body(
-    headers: Iterable[tuple[bytes, bytes]], receive: Receive
-) -> "io.RawIOBase | io.BytesIO":
+async def _body(headers: Headers, receive: Receive) -> "io.BytesIO | _Rest":
     """The request's body, of which `READ_AHEAD` bytes are here already if it is so long."""
+    read = bytearray()
     if not any(name in _FRAMING and value != b"0" for name, value in headers):
         return io.BytesIO()
-    read = bytearray()
     try:
         async with asyncio.timeout(BODY_PATIENCE):
             while len(read) < READ_AHEAD:
-                message = await receive()
-                if message["type"] != "http.request":
-                    return _Rest(bytes(read), _cut)
-                read += message.get("body", b"")
-                if not message.get("more_body"):
+                piece, goes_on = await _next(receive)
+                read += piece
+                if not goes_on:
                     return io.BytesIO(read)
-    except TimeoutError:
+    except (TimeoutError, ConnectionError):
         return _Rest(bytes(read), _cut)
     loop = asyncio.get_running_loop()
 
-    def more() -> bytes:
+    def more() -> tuple[bytes, bool]:
         arriving = asyncio.run_coroutine_threadsafe(_next(receive), loop)
         try:
             return arriving.result(BODY_PATIENCE)
@@ -190,33 +206,47 @@ async def _body(
 _FRAMING = {b"content-length", b"transfer-encoding"}
 
 
-async def _next(receive: Receive) -> bytes:
-    """The next piece of a body; b"" is its end."""
-    while (message := await receive())["type"] == "http.request":
-        if (piece := message.get("body", b"")) or not message.get("more_body"):
-            return bytes(piece)
-    return _cut()
+async def _next(receive: Receive) -> tuple[bytes, bool]:
+    """The next piece of a body, and whether more follow."""
+    message = await receive()
+    if message["type"] != "http.request":
+        _cut()
+    return message.get("body", b""), message.get("more_body", False)
 
 
-def _cut() -> bytes:
+async def _drain(receive: Receive) -> None:
+    """Let the sender of too long a body come to read the answer.
+
+    To close a connection with something unread on it would take the answer away again.
+    """
+    with contextlib.suppress(TimeoutError, ConnectionError):
+        async with asyncio.timeout(LINGER):
+            while (await _next(receive))[1]:
+                pass
+
+
+def _cut() -> NoReturn:
     raise ConnectionError("the body ended before its end, or came too slowly")
 
 
 class _Rest(io.RawIOBase):
-    """A body as a file: what has been read of it, then what *more* gives until it gives b""."""
+    """A body as a file: what has been *read* of it, then what *more* gives, piece by piece.
 
-    def __init__(self, read: bytes, more: Callable[[], bytes]) -> None:
+    *ended* tells whether all of it has come.
+    """
+
+    def __init__(self, read: bytes, more: Callable[[], tuple[bytes, bool]]) -> None:
         self._read = read
         self._more = more
-        self._ended = False
+        self.ended = False
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        if not self._read and not self._ended:
-            self._read = self._more()
-            self._ended = not self._read
+        while not self._read and not self.ended:
+            self._read, goes_on = self._more()
+            self.ended = not goes_on
         size = min(len(buffer), len(self._read))
         buffer[:size] = self._read[:size]
         self._read = self._read[size:]

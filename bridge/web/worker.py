@@ -7,6 +7,7 @@ asked, and gunicorn's own refusals in the shape of all others.
 
 import asyncio
 import gc
+import signal
 import time
 from collections.abc import Iterable
 from http import HTTPStatus
@@ -50,6 +51,7 @@ class Protocol(_Connection):  # type: ignore[misc]
         self._headers_due = 0.0
         self._reader_due = 0.0
         self._ended = False
+        self._held = b""
         self._lane: FastLane | None = getattr(worker.asgi, "lane", None)
         self._address = ""
         self._repeat: bytes | None = None
@@ -62,11 +64,31 @@ class Protocol(_Connection):  # type: ignore[misc]
         super().connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
+        parser = self._callback_parser
+        if self._held or (self._current_request is not None and parser and parser.is_complete):
+            # The next request, before this one is done with. The parser in C keeps a little of
+            # it only, and the connection would be closed.
+            self._held += data
+            self._pause_reading()
+            return
         if self._current_request is None and not self._headers_due:
             self._headers_due = time.monotonic() + HEADERS_PATIENCE
         super().data_received(data)
         while self._repeat is not None:
             self._send_repeat(self._repeat)
+
+    def _resume_reading(self) -> None:
+        if self._held:
+            # Once the parser is ready for it.
+            asyncio.get_running_loop().call_soon(self._take_held)
+        else:
+            super()._resume_reading()
+
+    def _take_held(self) -> None:
+        held, self._held = self._held, b""
+        if held and not self._closed:
+            super()._resume_reading()
+            self.data_received(held)
 
     def _on_headers_complete(self) -> Any:
         self._headers_due = 0.0
@@ -187,6 +209,11 @@ class Worker(gasgi.ASGIWorker):
         # The worker takes the class of its connections from there.
         gasgi.ASGIProtocol = Protocol  # type: ignore[attr-defined]
         super().init_process()
+
+    def init_signals(self) -> None:
+        super().init_signals()
+        # uvloop forgets a signal that comes before it runs, and the worker would live on.
+        signal.signal(signal.SIGTERM, lambda *_: self.handle_exit_signal())
 
     def load_wsgi(self) -> None:
         super().load_wsgi()

@@ -1,0 +1,102 @@
+"""Webhooks that are taken in on the event loop: what holds through Flask holds for them."""
+
+import http.client
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Self
+
+import requests
+
+from tests.conftest import ALICE, KEYS, MakeService, Service, bearer, eventually
+
+JSON = {"Content-Type": "application/json"}
+
+
+class Sender:
+    """One kept-alive connection that sends webhooks."""
+
+    def __init__(self, service: Service) -> None:
+        self._http = http.client.HTTPConnection("127.0.0.1", service.port, timeout=30)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.close()
+
+    def send(self, fields: object, **headers: str) -> tuple[int, dict[str, Any]]:
+        body = fields if isinstance(fields, bytes) else json.dumps(fields).encode()
+        given = {
+            **JSON,
+            **bearer("webhook"),
+            **{n.replace("_", "-"): v for n, v in headers.items()},
+        }
+        self._http.request("POST", "/webhooks/braze", body=body, headers=given)
+        answer = self._http.getresponse()
+        return answer.status, json.loads(answer.read())
+
+
+def test_whoever_was_let_in_once_still_needs_the_key(make_service: MakeService) -> None:
+    service = make_service(
+        "--workers", "1", BRIDGE_ALLOWED_IPS="10.0.0.0/8", BRIDGE_TRUSTED_PROXIES="1"
+    )
+    good = {"user_id": ALICE, "tags": ["a"], "ttl": 60}
+    with Sender(service) as sender:
+        for _ in range(3):
+            assert sender.send(good, X_Forwarded_For="10.1.1.1")[0] == 202
+            assert sender.send(good, X_Forwarded_For="192.0.2.1")[0] == 403
+            assert sender.send(good)[0] == 403
+            for key, status in ((KEYS["content"], 403), ("guessed", 401)):
+                given = {"X_Forwarded_For": "10.1.1.1", "Authorization": f"Bearer {key}"}
+                assert sender.send(good, **given)[0] == status
+
+
+def test_what_is_refused_is_kept_and_told_as_ever(make_service: MakeService) -> None:
+    service = make_service("--workers", "1")
+    good = {"user_id": ALICE, "tags": ["a"], "ttl": 60}
+    with Sender(service) as sender:
+        for number in range(3):
+            assert sender.send({**good, "dispatch_id": f"d{number}"})[0] == 202
+            assert sender.send({**good, "dispatch_id": f"d{number}"})[1]["status"] == "duplicate"
+            assert sender.send(b"nonsense")[0] == 400
+            assert sender.send({"tags": ["a"]})[0] == 422
+            assert sender.send(b" " * 300_000)[0] == 413
+            assert sender.send({**good, "tags": [f"k{number}"]}, Idempotency_Key="k")[0] == 202
+            assert sender.send({**good, "tags": [f"k{number}"]}, Idempotency_Key="k")[0] == 200
+        status, told = sender.send({**good, "ttl": 61}, Prefer="wait=20")
+        assert (status, told["status"]) == (200, "delivered")
+    listed = requests.get(
+        f"{service.url}/api/events?state=rejected", headers=bearer("admin"), timeout=10
+    ).json()["events"]
+    assert len(listed) == 9
+
+
+def test_what_many_send_at_once_is_stored_once_each(make_service: MakeService) -> None:
+    service = make_service("--workers", "2")
+    taken: list[str] = []
+    lock = threading.Lock()
+
+    def send(number: int) -> None:
+        with Sender(service) as sender:
+            for count in range(40):
+                fields = {"user_id": ALICE, "tags": [f"t{number // 2}"], "ttl": 60}
+                # Everything is sent by two of the senders.
+                status, told = sender.send({**fields, "dispatch_id": f"{number // 2}-{count}"})
+                assert status in {200, 202}, told
+                if status == 202:
+                    with lock:
+                        taken.append(told["id"])
+
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(send, range(16)))
+    assert len(set(taken)) == 8 * 40
+    eventually(lambda: service.health()["checks"]["delivery"]["queued"] == 0, 30)
+
+
+def test_a_full_queue_is_503_on_the_loop_too(make_service: MakeService) -> None:
+    service = make_service("--workers", "1", BRIDGE_QUEUE_LIMIT="5", BRIDGE_SESSIONM_RPS="0.01")
+    with Sender(service) as sender:
+        good = {"user_id": ALICE, "tags": ["a"], "ttl": 60}
+        statuses = [sender.send(good)[0] for _ in range(9)]
+    assert statuses == [202] * 5 + [503] * 4
