@@ -77,7 +77,7 @@ def test_sql_stands_in_the_stores_alone() -> None:
         for path in modules()
         if {name for name in imports(path) if name.startswith("sqlalchemy")}
     }
-    names = ("schema", "store", "events", "search", "tallies")
+    names = ("schema", "store", "events", "search", "tallies", "move")
     stores = {*(f"outbox/{name}.py" for name in names), "lookups/cache.py", "lookups/fleet.py"}
     assert with_sql == {"database.py", "postgres.py", "telemetry.py", *stores}
 
