@@ -509,6 +509,8 @@ def _refuse_if_ended(connection: Any, _record: object, _proxy: object) -> None:
 
     It then has something to say, unasked.
     """
+    if connection.closed:
+        raise DisconnectionError
     heard = poll()
     heard.register(connection.fileno(), POLLIN)
     if heard.poll(0):
