@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bench.services import environment
 from bridge.customer import Customer
-from bridge.database import Database
+from bridge.database import SQLite, sqlite_path
 from bridge.intake.rules import TagWrite
 from bridge.lookups.cache import lookups
 from bridge.lookups.customer import tags_key
@@ -70,8 +70,8 @@ def mark_delivered(parts: Parts) -> None:
 
 def add_lookups(parts: Parts, first: int, end: int) -> None:
     """Cached tags, for each customer of these numbers; the bridge keeps one at a time."""
-    path = parts.store.database.path
-    database = Database(f"sqlite:///{path}.cache", MIGRATIONS_BESIDE, durable=False)
+    path = sqlite_path(parts.settings.bridge_database_url.get_secret_value())
+    database = SQLite(f"sqlite:///{path}.cache", MIGRATIONS_BESIDE, durable=False)
     body = json.dumps({"status": "ok", "tags": TAGS}, separators=(",", ":")).encode()
     for start in range(first, end, BATCH):
         keys = [tags_key(customer(number)) for number in range(start, min(end, start + BATCH))]

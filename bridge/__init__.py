@@ -41,7 +41,10 @@ def create_app(
     settings = settings or load()
     logs.install(settings)
     app = Flask(__name__, static_folder=None, template_folder=TEMPLATES)
-    _put_parts(app, build(settings, rules), deliver=deliver and not _is_preloading())
+    parts = build(settings, rules)
+    app.extensions["bridge"] = parts
+    if not _is_preloading():
+        _start(parts, deliver=deliver)
     # Braze's dialog shows the answer as it comes: no \u2026 for an ellipsis.
     app.json.ensure_ascii = False  # type: ignore[attr-defined]
     web.install(app, settings)
@@ -53,12 +56,11 @@ def create_app(
     return app
 
 
-def _put_parts(app: Flask, parts: Parts, *, deliver: bool) -> None:
-    app.extensions["bridge"] = parts
+def _start(parts: Parts, *, deliver: bool) -> None:
+    parts.start(deliver=deliver)
     # Runs after what is registered later has ended, and so counts its end too.
     atexit.register(parts.telemetry.close)
     if deliver:
-        parts.delivery.start()
         atexit.register(parts.delivery.stop)
         _begin_to_end_on_sigterm(parts.delivery)
 
@@ -104,6 +106,7 @@ def _renew_after_fork(app: "weakref.ref[Flask]", settings: Settings, *, deliver:
         if living := app():
             # Kept, so that nothing of the parent's is closed from here.
             inherited.append(living.extensions["bridge"])
-            _put_parts(living, build(settings), deliver=deliver)
+            living.extensions["bridge"] = parts = build(settings)
+            _start(parts, deliver=deliver)
 
     os.register_at_fork(after_in_child=renew)

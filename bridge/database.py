@@ -1,21 +1,33 @@
-"""Opening a database: engine, transactions, schema versions.
+"""Opening a database: transactions, schema versions, one error.
 
-SQLite here; what differs between databases stays in this module. A transaction that cannot be
-had or kept is one error, `StoreUnavailableError`, whatever the driver called it.
+What differs between databases stands in two places: `SQLite` here, for one machine, and
+`bridge.postgres` for a fleet. A transaction that cannot be had or kept is one error,
+`StoreUnavailableError`, whatever the driver called it.
+
+Migrations are numbered, never changed once released, and run under a lock by whichever process
+comes first. They only *add* (a table, an index, a column that has a default): while a fleet is
+upgraded, old processes go on writing beside new ones. So a process that runs already goes on when
+a newer one has migrated the database under it; only a process that starts refuses a schema newer
+than it knows, since what else has changed by then it cannot tell.
 """
 
 import logging
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import GenericFunction
 
-from bridge.locks import FileLocks
+from bridge.locks import DelivererLock, FileLock, FileLocks
 
 log = logging.getLogger(__name__)
 
@@ -25,21 +37,164 @@ BUSY_TIMEOUT = 2.0
 LEAST_SPACE = 256 * 1024
 
 Migration = Callable[[sa.Connection], None]
-_versions = sa.Table(
-    "schema_version", sa.MetaData(), sa.Column("version", sa.Integer, nullable=False)
-)
+
+# Its ON CONFLICT is SQLite's as well, whose compiler takes it as it is.
+insert = postgresql.insert
 
 
 class StoreUnavailableError(Exception):
-    """The database cannot be read or written now; the cause is chained."""
+    """The database cannot be read or written now; the cause is chained.
+
+    Attributes:
+        level: how loudly to log it where the service goes on without.
+    """
+
+    level = logging.WARNING
+
+
+class StillAwayError(StoreUnavailableError):
+    """It was away a moment ago, which has been told, and was not asked again."""
+
+    level = logging.DEBUG
 
 
 class NewerSchemaError(Exception):
     """The database was made by a newer version of the bridge than this one."""
 
 
-class Database:
+class Database(ABC):
     """One database: ``read()`` and ``write()`` give a connection within a transaction.
+
+    Attributes:
+        name: what people are told it is; without credentials.
+        deliverer: who holds it delivers.
+    """
+
+    name: str
+    deliverer: DelivererLock
+
+    def __init__(self, engine: sa.Engine, migrations: Sequence[Migration], versions: str) -> None:
+        self._engine = engine
+        self._migrations = migrations
+        self._versions = sa.Table(
+            versions, sa.MetaData(), sa.Column("version", sa.Integer, nullable=False)
+        )
+        self._migrated = False
+        self._was_migrated = False
+
+    @contextmanager
+    def read(self, *, patience: float | None = None) -> Iterator[sa.Connection]:
+        """A connection that changes nothing.
+
+        Args:
+            patience: seconds that one statement may take, if that is more than usual.
+        """
+        self.migrate()
+        with self._one_error(), self._reading(patience=patience) as connection:
+            yield connection
+
+    @contextmanager
+    def write(
+        self, *, alone: bool = False, patience: float | None = None
+    ) -> Iterator[sa.Connection]:
+        """A connection whose changes are all kept when the block ends, or none of them.
+
+        Args:
+            alone: it changes rows that others change too, and so must come after them; adding
+                rows needs no turn.
+            patience: seconds that one statement may take, if that is more than usual.
+        """
+        self.migrate()
+        with self._one_error(), self._writing(alone=alone, patience=patience) as connection:
+            yield connection
+
+    @contextmanager
+    def autocommit(self) -> Iterator[sa.Connection]:
+        """A connection each of whose statements is kept by itself."""
+        with self.write() as connection:
+            yield connection
+
+    def migrate(self) -> None:
+        """Bring the schema to this version's, once; processes that come together take turns.
+
+        Every transaction begins with this, so that a database that is away when the service
+        starts is taken into use as soon as it is back.
+
+        Raises:
+            NewerSchemaError: the database is newer than this code, and this process is new.
+            StoreUnavailableError: it cannot be written, or is not a database.
+        """
+        if self._migrated:
+            return
+        with self._one_error(), self._migrating() as connection:
+            # Not create(checkfirst): that looks, and then another process may be first.
+            connection.execute(sa.schema.CreateTable(self._versions, if_not_exists=True))
+            version = connection.execute(sa.select(self._versions.c.version)).scalar()
+            self._go_on_from(connection, version)
+        self._migrated = self._was_migrated = True
+
+    def _go_on_from(self, connection: sa.Connection, version: int | None) -> None:
+        if version is None:
+            connection.execute(self._versions.insert().values(version=0))
+        newest = len(self._migrations)
+        if (version or 0) > newest:
+            if self._was_migrated:
+                return
+            raise NewerSchemaError(
+                f"{self.name} has schema {version}, made by a newer bridge; this one knows "
+                f"up to {newest}: upgrade the bridge, or restore a backup"
+            )
+        for migration in self._migrations[version or 0 :]:
+            migration(connection)
+        if version != newest:
+            connection.execute(self._versions.update().values(version=newest))
+
+    def schema_version(self) -> int:
+        """How many migrations the database has seen."""
+        with self.read() as connection:
+            return int(connection.execute(sa.select(self._versions.c.version)).scalar_one())
+
+    def scrub(self) -> None:  # noqa: B027 - only some keep anything
+        """Leave nothing of what was deleted in files that are ours."""
+
+    def check_space(self) -> None:  # noqa: B027 - only some can tell
+        """Look whether there is room for more.
+
+        Raises:
+            StoreUnavailableError: there is none, or as good as.
+        """
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    @abstractmethod
+    def _reading(self, *, patience: float | None) -> AbstractContextManager[sa.Connection]: ...
+
+    @abstractmethod
+    def _writing(
+        self, *, alone: bool, patience: float | None
+    ) -> AbstractContextManager[sa.Connection]: ...
+
+    @abstractmethod
+    def _migrating(self) -> AbstractContextManager[sa.Connection]:
+        """A connection to migrate with, while no other process does."""
+
+    @abstractmethod
+    def _failed(self, error: SQLAlchemyError) -> str:
+        """Take note of *error*; what people are told of it."""
+
+    @contextmanager
+    def _one_error(self) -> Iterator[None]:
+        try:
+            yield
+        except SQLAlchemyError as error:
+            # What stood there may have been replaced: look again at the next transaction.
+            self._migrated = False
+            raise StoreUnavailableError(f"the database answers: {self._failed(error)}") from error
+
+
+class SQLite(Database):
+    """The database of one machine.
 
     Args:
         url: ``sqlite:///path``; the folder is made if it is missing.
@@ -49,77 +204,32 @@ class Database:
 
     def __init__(self, url: str, migrations: Sequence[Migration], *, durable: bool) -> None:
         self.path = sqlite_path(url)
-        self._migrations = migrations
-        self._durable = durable
-        self._migrated = False
-        self._file = 0
-        self.locks = FileLocks(self.path.with_name(self.path.name + ".locks"))
-        self._engine = sa.create_engine(
+        engine = sa.create_engine(
             f"sqlite:///{self.path}",
             connect_args={"timeout": BUSY_TIMEOUT, "check_same_thread": False},
             # Every thread that is at work may hold one; SQLite connections are cheap.
             pool_size=16,
             max_overflow=-1,
+            hide_parameters=True,
         )
+        super().__init__(engine, migrations, "schema_version")
+        self.name = str(self.path)
+        self._durable = durable
+        self._file = 0
+        self.locks = FileLocks(self.path.with_name(self.path.name + ".locks"))
+        self.deliverer = FileLock(self.locks)
         sa.event.listen(self._engine, "connect", self._on_connect)
         sa.event.listen(self._engine, "begin", _on_begin)
 
-    @contextmanager
-    def read(self) -> Iterator[sa.Connection]:
-        """A connection that sees one consistent state and changes nothing."""
-        self.migrate()
-        with self._one_error(), self._engine.connect() as connection:
-            yield connection
-
-    @contextmanager
-    def write(self) -> Iterator[sa.Connection]:
-        """A connection whose changes are all kept when the block ends, or none of them.
-
-        Writers of all processes stand in line at a file lock rather than in SQLite's busy
-        handler, whose sleeps cost half a second at the 99th percentile.
-        """
-        self.migrate()
-        with self._writing() as connection:
-            yield connection
-
-    @contextmanager
-    def _writing(self) -> Iterator[sa.Connection]:
-        with self._one_error(), self.locks.writing(), self._engine.connect() as connection:
-            writing = connection.execution_options(bridge_write=True)
-            with writing.begin():
-                yield writing
-
     def migrate(self) -> None:
-        """Bring the schema to this version's, once; processes that come together take turns.
-
-        Every transaction begins with this, so that a database that is away when the service
-        starts is taken into use as soon as it is back.
-
-        Raises:
-            NewerSchemaError: the database is newer than this code.
-            StoreUnavailableError: it cannot be written, or is not a database.
-        """
         if self._migrated and self._file == _inode(self.path):
             return
         # The file is new to us, or was taken away or replaced: what is open is another one.
+        self._migrated = False
         self._engine.dispose()
         with self._one_error():
             self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self._writing() as connection:
-            _versions.create(connection, checkfirst=True)
-            version = connection.execute(sa.select(_versions.c.version)).scalar()
-            if version is None:
-                connection.execute(_versions.insert().values(version=0))
-            if (version or 0) > len(self._migrations):
-                raise NewerSchemaError(
-                    f"{self.path} has schema {version}, made by a newer bridge; this one knows "
-                    f"up to {len(self._migrations)}: upgrade the bridge, or restore a backup"
-                )
-            for migration in self._migrations[version or 0 :]:
-                migration(connection)
-            if version != len(self._migrations):
-                connection.execute(_versions.update().values(version=len(self._migrations)))
-        self._migrated = True
+        super().migrate()
         self._file = _inode(self.path)
 
     def scrub(self) -> None:
@@ -129,30 +239,42 @@ class Database:
             driver.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # type: ignore[union-attr]
 
     def check_space(self) -> None:
-        """Look whether the disk has room for more.
-
-        Raises:
-            StoreUnavailableError: it is full, or as good as.
-        """
         with self._one_error():
             disk = os.statvfs(self.path.parent)
         if disk.f_bavail * disk.f_frsize < LEAST_SPACE:
             raise StoreUnavailableError("the database's disk is full")
 
     def close(self) -> None:
-        self._engine.dispose()
+        super().close()
         self.locks.close()
+
+    def _reading(self, **_wishes: object) -> AbstractContextManager[sa.Connection]:
+        return self._engine.connect()
+
+    @contextmanager
+    def _writing(self, **_wishes: object) -> Iterator[sa.Connection]:
+        """Writers of all processes stand in line at a file lock.
+
+        In SQLite's own busy handler they would sleep: half a second at the 99th percentile.
+        """
+        with self.locks.writing(), self._engine.connect() as connection:
+            writing = connection.execution_options(bridge_write=True)
+            with writing.begin():
+                yield writing
+
+    def _migrating(self) -> AbstractContextManager[sa.Connection]:
+        return self._writing()
+
+    def _failed(self, error: SQLAlchemyError) -> str:
+        # A connection may have kept what broke (a file since mended): begin afresh.
+        self._engine.dispose()
+        return str(getattr(error, "orig", None) or error)
 
     @contextmanager
     def _one_error(self) -> Iterator[None]:
         try:
-            yield
-        except SQLAlchemyError as error:
-            # A connection may have kept what broke (a file since mended): begin afresh.
-            self._engine.dispose()
-            self._migrated = False
-            cause = getattr(error, "orig", None) or error
-            raise StoreUnavailableError(f"the database answers: {cause}") from error
+            with super()._one_error():
+                yield
         except OSError as error:
             raise StoreUnavailableError(f"the database's files: {error.strerror}") from error
 
@@ -178,6 +300,25 @@ def sqlite_path(url: str) -> Path:
     if not database or database == ":memory:":
         raise ValueError("must name a file, as in sqlite:///var/bridge.db")
     return Path(database)
+
+
+class Holds(GenericFunction[bool]):
+    """Whether bytes hold other bytes: ``Holds(column, bytes)``."""
+
+    inherit_cache = True
+    name = "bridge_holds"
+    type = sa.Boolean()
+
+
+@compiles(Holds)
+def _holds(element: Holds, compiler: SQLCompiler, **options: Any) -> str:
+    return f"instr({compiler.process(element.clauses, **options)}) > 0"
+
+
+@compiles(Holds, "postgresql")
+def _holds_postgresql(element: Holds, compiler: SQLCompiler, **options: Any) -> str:
+    whole, part = (compiler.process(clause, **options) for clause in element.clauses)
+    return f"position({part} in {whole}) > 0"
 
 
 def _on_begin(connection: sa.Connection) -> None:

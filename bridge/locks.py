@@ -1,4 +1,4 @@
-"""Locks between the processes of one machine: byte ranges of one file.
+"""Locks: what they promise, and those between the processes of one machine, ranges of one file.
 
 POSIX record locks suit gunicorn: a forked child does not inherit them, and the operating
 system frees them when their holder dies, however it dies. They belong to the process, so
@@ -12,14 +12,57 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
 DELIVERER = 1
 _FIRST_FREE = 1024
 _RANGE = 1 << 40
 
 
+class LostLockError(Exception):
+    """The deliverer's lock is another's by now."""
+
+
+class DelivererLock(Protocol):
+    """The lock of which there is one for all processes of all machines.
+
+    Attributes:
+        grace: so many seconds the last holder may go on sending after the lock is free, unless
+            it said that it has ended.
+    """
+
+    grace: float
+
+    def try_acquire(self) -> bool:
+        """Take it if nobody has it; asked again, whether it is ours."""
+
+    def is_held(self) -> bool:
+        """Whether it is ours for certain, at this moment: only then may anything be sent."""
+
+    def release(self) -> None:
+        """Let another have it."""
+
+
+class Flights(Protocol):
+    """Numbered locks, each held while one process asks SessionM for one thing.
+
+    Attributes:
+        peek: seconds after which it pays to try again.
+    """
+
+    peek: float
+
+    def try_acquire(self, number: int) -> bool:
+        """Take it if nobody, here or elsewhere, has it; nobody waits."""
+
+    def release(self, number: int) -> None:
+        """Give it back."""
+
+
 class FileLocks:
     """Numbered locks over one file. The file stays open: closing it would free every lock."""
+
+    peek = 0.01
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -73,6 +116,30 @@ class FileLocks:
         if self._fd < 0:
             self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         return self._fd
+
+
+class FileLock:
+    """The deliverer's lock among the processes of one machine.
+
+    The operating system frees it when its holder is dead, and never before.
+    """
+
+    grace = 0.0
+
+    def __init__(self, locks: FileLocks) -> None:
+        self._locks = locks
+        self._held = False
+
+    def try_acquire(self) -> bool:
+        self._held = self._held or self._locks.try_acquire(DELIVERER)
+        return self._held
+
+    def is_held(self) -> bool:
+        return self._held
+
+    def release(self) -> None:
+        self._held = False
+        self._locks.release(DELIVERER)
 
 
 def lock_number(hashed: int) -> int:

@@ -1,21 +1,31 @@
 """The parts of the service, put together here and nowhere else."""
 
+import importlib
 import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import ModuleType
 
 from flask import Flask
 
 from bridge.customer import Customer
-from bridge.database import Database, StoreUnavailableError, sqlite_path
+from bridge.database import (
+    Database,
+    NewerSchemaError,
+    SQLite,
+    StoreUnavailableError,
+    sqlite_path,
+)
 from bridge.failures import Failures
 from bridge.intake.rules import Rules, read_rules
+from bridge.locks import Flights
 from bridge.lookups import cache as lookups_cache
+from bridge.lookups import fleet
 from bridge.lookups.cache import Cache
 from bridge.lookups.customer import Freshness, Lookups
 from bridge.lookups.shape import OwnWrites
-from bridge.lookups.stamps import Stamps
+from bridge.lookups.stamps import SharedStamps, Stamps
 from bridge.outbox import schema as outbox_schema
 from bridge.outbox.accept import Acceptor
 from bridge.outbox.delivery import Delivery, Limits
@@ -32,8 +42,10 @@ from bridge.telemetry import first_schema as figures_schema
 log = logging.getLogger(__name__)
 
 LEAST_RETENTION = 86400
+# Where it shares a database with the outbox, its schema is numbered apart.
+VERSIONS_BESIDE = "cache_schema_version"
 # Of what is stored beside the outbox, in the order in which they came to be.
-MIGRATIONS_BESIDE = (*lookups_cache.MIGRATIONS, figures_schema)
+MIGRATIONS_BESIDE = (*lookups_cache.MIGRATIONS, figures_schema, fleet.create)
 
 
 @dataclass(frozen=True)
@@ -76,6 +88,12 @@ class Parts:
             self.cache.erase(name)
         return Forgotten(erased, tuple(done))
 
+    def start(self, *, deliver: bool) -> None:
+        """Begin to hear what other processes change, and to deliver if this one shall."""
+        self.cache.start()
+        if deliver:
+            self.delivery.start()
+
     def close(self) -> None:
         """Let what is under way finish, and give everything back."""
         self.delivery.stop()
@@ -101,18 +119,21 @@ def build(settings: Settings, rules: Rules | None = None) -> Parts:
     """
     if rules is None:
         rules = read_rules(settings.rules_file, settings.bridge_campaign_ttl)
-    database, cache_database, stamps, own_stamps, breakers = _databases(settings)
-    telemetry = Telemetry(cache_database)
+    shared = _shared(settings)
+    breakers = shared.breakers
+    telemetry = Telemetry(shared.figures)
 
     def observe(call: Call) -> None:
         telemetry.called(call)
         breakers.saw(call.system, call.error, time.time() - call.seconds)
 
     sessionm = build_sessionm(settings, observe)
-    store, events = Store(database), Events(database)
+    store, events = Store(shared.outbox), Events(shared.outbox)
+    waiting = Store(shared.glance)
     cache = Cache(
-        cache_database,
-        stamps,
+        shared.cache,
+        shared.stamps,
+        shared.flights,
         entries=settings.bridge_cache_entries,
         may_ask=lambda kind: breakers.allows("connect" if kind == "offers" else "core"),
     )
@@ -127,8 +148,8 @@ def build(settings: Settings, rules: Rules | None = None) -> Parts:
         sessionm,
         cache,
         freshness,
-        lambda customer: _own_writes(store, customer),
-        own_stamps,
+        lambda customer: _own_writes(waiting, customer),
+        shared.own_stamps,
         rules.braze_id,
         offers_on=settings.offers_on,
     )
@@ -176,38 +197,135 @@ def build(settings: Settings, rules: Rules | None = None) -> Parts:
     )
 
 
-def _databases(settings: Settings) -> tuple[Database, Database, Stamps, Stamps, Breakers]:
-    """The outbox, and beside it what may be lost: cache and figures, stamps, breakers."""
+@dataclass(frozen=True)
+class _Shared:
+    """What processes have in common, on one machine or in a fleet.
+
+    Attributes:
+        outbox: what was accepted: nothing of it may be lost.
+        glance: the same for lookups, which would rather go without than wait.
+        cache: what may be lost, as it can be fetched again.
+        figures: where the figures are added up; it migrates what stands beside the outbox.
+        stamps: which of the cached answers are outdated.
+        own_stamps: which of those that tell what the bridge is writing are.
+        flights: who fetches what.
+        breakers: whether SessionM is away.
+    """
+
+    outbox: Database
+    glance: Database
+    cache: Database
+    figures: Database
+    stamps: Stamps
+    own_stamps: Stamps
+    flights: Flights
+    breakers: Breakers
+
+    def close(self) -> None:
+        self.cache.close()
+        self.outbox.close()
+
+
+def _shared(settings: Settings) -> _Shared:
     url = settings.bridge_database_url.get_secret_value()
-    if not url.startswith("sqlite:"):
-        raise SettingsError(
-            "BRIDGE_DATABASE_URL: this version stores in SQLite only; "
-            "for example BRIDGE_DATABASE_URL=sqlite:///var/bridge.db"
-        )
     try:
-        path = sqlite_path(url)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        stamps = Stamps(path.with_name(path.name + ".stamps"))
-        # Apart from those of lookups: where many writes come in, these change all the time.
-        own_stamps = Stamps(path.with_name(path.name + ".own-stamps"))
-        breakers = Breakers(path.with_name(path.name + ".breakers"))
+        shared = _on_one_machine(url) if url.startswith("sqlite:") else _in_a_fleet(settings, url)
     except ValueError as error:
         raise SettingsError(f"BRIDGE_DATABASE_URL {error}") from None
-    except OSError as error:
-        raise SettingsError(
-            f"BRIDGE_DATABASE_URL: nothing can be written in {path.parent}: {error.strerror}"
-        ) from None
-    database = Database(url, outbox_schema.MIGRATIONS, durable=True)
-    beside = Database(f"sqlite:///{path}.cache", MIGRATIONS_BESIDE, durable=False)
-    for one in (database, beside):
+    for one in (shared.outbox, shared.figures):
         try:
             one.migrate()
         except StoreUnavailableError as error:
             # Not the end: webhooks are answered 503 until the store is back.
             log.error(
-                "%s cannot be used: %s", one.path, error, extra={"action": "store_unavailable"}
+                "%s cannot be used: %s", one.name, error, extra={"action": "store_unavailable"}
             )
-    return database, beside, stamps, own_stamps, breakers
+        except NewerSchemaError:
+            shared.close()
+            raise
+    return shared
+
+
+def open_outbox(url: str) -> Database:
+    """The outbox's database at *url*, without anything beside it.
+
+    Raises:
+        ValueError: *url* is none of a database of ours.
+    """
+    if url.startswith("sqlite:"):
+        return SQLite(url, outbox_schema.MIGRATIONS, durable=True)
+    if not url.startswith("postgres"):
+        raise ValueError("must begin with sqlite:/// or postgresql://")
+    postgres = _postgres()
+    session = postgres.Session(postgres.conninfo(url))
+    database: Database = postgres.Postgres(url, outbox_schema.MIGRATIONS, session, durable=True)
+    return database
+
+
+def _on_one_machine(url: str) -> _Shared:
+    path = sqlite_path(url)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stamps = SharedStamps(path.with_name(path.name + ".stamps"))
+        # Apart from those of lookups: where many writes come in, these change all the time.
+        own_stamps = SharedStamps(path.with_name(path.name + ".own-stamps"))
+        breakers = Breakers(path.with_name(path.name + ".breakers"))
+    except OSError as error:
+        raise SettingsError(
+            f"BRIDGE_DATABASE_URL: nothing can be written in {path.parent}: {error.strerror}"
+        ) from None
+    outbox = SQLite(url, outbox_schema.MIGRATIONS, durable=True)
+    beside = SQLite(f"sqlite:///{path}.cache", MIGRATIONS_BESIDE, durable=False)
+    return _Shared(
+        outbox=outbox,
+        glance=outbox,
+        cache=beside,
+        figures=beside,
+        stamps=stamps,
+        own_stamps=own_stamps,
+        flights=beside.locks,
+        breakers=breakers,
+    )
+
+
+def _in_a_fleet(settings: Settings, url: str) -> _Shared:
+    postgres = _postgres()
+    session = postgres.Session(postgres.conninfo(url))
+    outbox = postgres.Postgres(url, outbox_schema.MIGRATIONS, session, durable=True)
+    cache = postgres.Postgres(
+        url,
+        MIGRATIONS_BESIDE,
+        session,
+        versions=VERSIONS_BESIDE,
+        durable=False,
+        # Of the time that a lookup has, most is SessionM's.
+        patience=settings.bridge_lookup_deadline / 3,
+        hasty=True,
+    )
+    patient = outbox.also(MIGRATIONS_BESIDE, VERSIONS_BESIDE)
+    return _Shared(
+        outbox=outbox,
+        glance=cache.also(outbox_schema.MIGRATIONS),
+        cache=cache,
+        figures=patient,
+        stamps=fleet.FleetStamps(cache, session, patient.migrate),
+        own_stamps=fleet.PassingStamps(cache, session),
+        flights=fleet.FleetFlights(cache, session),
+        # Files of their own would be all that a bridge has on disk: each process finds out.
+        breakers=Breakers(None),
+    )
+
+
+def _postgres() -> ModuleType:
+    try:
+        return importlib.import_module("bridge.postgres")
+    except ModuleNotFoundError as error:
+        if error.name != "psycopg":
+            raise
+        raise SettingsError(
+            "BRIDGE_DATABASE_URL: PostgreSQL needs psycopg: "
+            "pip install 'braze-sessionm-bridge[postgres]'"
+        ) from None
 
 
 def build_sessionm(settings: Settings, observe: Callable[[Call], None] | None = None) -> SessionM:
@@ -231,7 +349,8 @@ def _own_writes(store: Store, customer: Customer) -> OwnWrites:
         expires = store.expiries_of(customer.key, time.time())
     except StoreUnavailableError as error:
         # SessionM's tags are worth more to a message than no answer at all.
-        log.warning("own writes not read: %s", error, extra={"action": "own_writes_unreadable"})
+        extra = {"action": "own_writes_unreadable"}
+        log.log(error.level, "own writes not read: %s", error, extra=extra)
         return OwnWrites()
     for write in waiting:
         if write.ttl is not None:
@@ -260,6 +379,7 @@ def _clean(events: Events, cache: Cache, settings: Settings, freshness: Freshnes
     try:
         while events.forget_before(now - kept, now):
             time.sleep(0.02)
-        cache.forget_before(now - max(longest, LEAST_RETENTION))
+        while cache.forget_before(now - max(longest, LEAST_RETENTION)):
+            time.sleep(0.02)
     except StoreUnavailableError as error:
         log.warning("not cleaned: %s", error, extra={"action": "not_cleaned"})

@@ -123,7 +123,7 @@ def _database_url(value: object) -> object:
     if isinstance(value, str) and not re.match(
         r"(sqlite:///|postgres(ql)?(\+psycopg)?://).", value
     ):
-        raise ValueError("must begin with sqlite:///")
+        raise ValueError("must begin with sqlite:/// or postgresql://")
     return value
 
 

@@ -25,9 +25,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.sqlite import insert
 
-from bridge.database import Database, NewerSchemaError, StoreUnavailableError
+from bridge.database import Database, NewerSchemaError, StoreUnavailableError, insert
 from bridge.sessionm.answers import Meaning
 from bridge.sessionm.client import Call
 

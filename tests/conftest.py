@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ import hypothesis
 import jsonschema_rs
 import pytest
 import requests
+import sqlalchemy
 from flask import Flask, Response, request
 from flask.testing import FlaskClient
 
@@ -24,6 +24,8 @@ from bridge.parts import Parts, parts_of
 from bridge.sessionm.sandbox import Credentials, Sandbox, SandboxServer, serve
 from bridge.settings import load
 from bridge.web.openapi import ROUTES, describe
+from tests.postgres import free_port as free_port  # noqa: PLC0414 - for the tests as well
+from tests.postgres import fresh_database
 
 # A loaded machine is slow, not wrong.
 hypothesis.settings.register_profile("bridge", deadline=None)
@@ -82,15 +84,53 @@ def sandbox() -> Iterator[SandboxServer]:
         yield server
 
 
+# What these promise, they promise over every database.
+OVER_BOTH = {
+    "test_content",
+    "test_delivery",
+    "test_lookups",
+    "test_operator",
+    "test_retention",
+    "test_webhooks",
+}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    module = metafunc.module.__name__.rpartition(".")[2]
+    if "database" in metafunc.fixturenames and module in OVER_BOTH:
+        metafunc.parametrize("database", ["sqlite", "postgresql"], indirect=True)
+
+
+@pytest.fixture
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The URL of a database of the test's own: a SQLite file, unless the test asks for another."""
+    if getattr(request, "param", "sqlite") == "sqlite":
+        yield f"sqlite:///{tmp_path}/bridge.db"
+    else:
+        with fresh_database() as url:
+            yield url
+
+
+def rows(database: str, query: str) -> list[tuple[Any, ...]]:
+    """What another process sees in the database."""
+    engine = sqlalchemy.create_engine(database.replace("postgresql:", "postgresql+psycopg:"))
+    try:
+        with engine.connect() as connection:
+            return [tuple(row) for row in connection.exec_driver_sql(query)]
+    finally:
+        engine.dispose()
+
+
 MakeApp = Callable[..., Flask]
 
 
 @pytest.fixture
-def make_app(sandbox: SandboxServer, tmp_path: Path) -> Iterator[MakeApp]:
-    """Makes applications on one SQLite file; without ``deliver=True`` nothing is delivered."""
+def make_app(sandbox: SandboxServer, tmp_path: Path, database: str) -> Iterator[MakeApp]:
+    """Makes applications on one database; without ``deliver=True`` nothing is delivered."""
     made: list[Parts] = []
 
     def make(*, deliver: bool = False, **more: str) -> Flask:
+        more = {"BRIDGE_DATABASE_URL": database, **more}
         settings = load(environment(sandbox.url, tmp_path, **more), tmp_path / "none")
         app = create_app(settings, deliver=deliver)
         made.append(parts_of(app))
@@ -232,11 +272,12 @@ MakeService = Callable[..., Service]
 
 
 @pytest.fixture
-def make_service(sandbox: SandboxServer, tmp_path: Path) -> Iterator[MakeService]:
-    """Makes services with real gunicorn; several share one SQLite file."""
+def make_service(sandbox: SandboxServer, tmp_path: Path, database: str) -> Iterator[MakeService]:
+    """Makes services with real gunicorn; several share one database."""
     made: list[Service] = []
 
     def make(*arguments: str, wait: bool = True, **more: str) -> Service:
+        more = {"BRIDGE_DATABASE_URL": database, **more}
         service = Service(environment(sandbox.url, tmp_path, **more), tmp_path, *arguments)
         made.append(service)
         return service.start(wait=wait)
@@ -256,13 +297,6 @@ def listeners(port: int) -> int:
     """How many sockets listen on *port*, as the kernel tells."""
     rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     return sum(row[1].endswith(f":{port:04X}") and row[3] == "0A" for row in rows)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _clean_environment() -> dict[str, str]:

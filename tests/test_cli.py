@@ -115,6 +115,7 @@ def test_check_is_content_when_all_is_well(tmp_path: Path, sandbox: SandboxServe
         ({"SESSIONM_CORE_URL": "http://127.0.0.1:9"}, "SessionM Core", "SESSIONM_CORE_URL"),
         ({"SESSIONM_CONNECT_AUTH": "a:nonsense"}, "SessionM Connect", "SESSIONM_CONNECT_AUTH"),
         ({"BRIDGE_DATABASE_URL": "sqlite:////proc/no/bridge.db"}, "store", "disk"),
+        ({"BRIDGE_DATABASE_URL": "postgresql://u:hunter2@127.0.0.1:1/d"}, "store", "refused"),
         ({"SESSIONM_CORE_KEY": ""}, "settings", "SESSIONM_CORE_KEY"),
     ],
 )

@@ -1,7 +1,6 @@
 """What an operator orders: through the admin API, and through `bridge queue` and `bridge erase`."""
 
 import json
-import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +13,7 @@ from werkzeug.test import TestResponse
 from bridge.outbox.schema import State
 from bridge.parts import parts_of
 from bridge.sessionm.sandbox import SandboxServer
-from tests.conftest import ALICE, MakeApp, bearer, environment, eventually, send
+from tests.conftest import ALICE, MakeApp, bearer, environment, eventually, rows, send
 
 ADMIN = bearer("admin")
 
@@ -197,8 +196,8 @@ def test_the_admin_api_needs_an_admin_key(client: FlaskClient) -> None:
 class Shell:
     """`bridge …` on the store of this test."""
 
-    def __init__(self, sandbox: SandboxServer, folder: Path) -> None:
-        self._environ = environment(sandbox.url, folder)
+    def __init__(self, sandbox: SandboxServer, folder: Path, database: str) -> None:
+        self._environ = environment(sandbox.url, folder, BRIDGE_DATABASE_URL=database)
         self._folder = folder
 
     def __call__(self, *arguments: str, status: int = 0) -> str:
@@ -217,8 +216,8 @@ class Shell:
 
 
 @pytest.fixture
-def shell(sandbox: SandboxServer, tmp_path: Path) -> Shell:
-    return Shell(sandbox, tmp_path)
+def shell(sandbox: SandboxServer, tmp_path: Path, database: str) -> Shell:
+    return Shell(sandbox, tmp_path, database)
 
 
 def test_the_queue_is_put_in_order_from_the_shell(
@@ -249,8 +248,8 @@ def test_delivery_is_paused_and_resumed_from_the_shell(make_app: MakeApp, shell:
     eventually(lambda: state_of(client, event) == "delivered")
 
 
-def test_an_erased_customer_is_nowhere_in_the_files(
-    make_app: MakeApp, shell: Shell, tmp_path: Path
+def test_an_erased_customer_is_nowhere_in_the_database(
+    make_app: MakeApp, shell: Shell, database: str
 ) -> None:
     app = make_app(deliver=True)
     client = app.test_client()
@@ -259,27 +258,25 @@ def test_an_erased_customer_is_nowhere_in_the_files(
     client.post("/webhooks/braze", json={"user_id": ALICE}, headers=bearer("webhook"))
     for path in (f"customer?user_id={ALICE}", "offers?external_id=loyal-1001"):
         client.get(f"/connected-content/{path}", headers=bearer("content"))
-    assert mentions(tmp_path, ALICE)
+    assert mentions(database, ALICE)
     assert "2 events" in shell("erase", "--user-id", ALICE)
-    assert mentions(tmp_path, ALICE) == []
+    assert mentions(database, ALICE) == []
 
 
-def mentions(folder: Path, word: str) -> list[str]:
-    """The tables of both databases in which *word* stands."""
-    found = []
-    for path in (folder / "bridge.db", folder / "bridge.db.cache"):
-        connection = sqlite3.connect(path)
-        try:
-            connection.text_factory = bytes
-            tables = connection.execute("SELECT name FROM sqlite_master WHERE type='table'")
-            for (table,) in tables.fetchall():
-                rows = connection.execute(f"SELECT * FROM {table.decode()}").fetchall()  # noqa: S608
-                if word.encode() in b" ".join(
-                    value if isinstance(value, bytes) else str(value).encode()
-                    for row in rows
-                    for value in row
-                ):
-                    found.append(table.decode())
-        finally:
-            connection.close()
-    return found
+def mentions(database: str, word: str) -> list[str]:
+    """The tables in which *word* stands."""
+    tables = "SELECT name FROM sqlite_master WHERE type='table'"
+    databases = [database, f"{database}.cache"]
+    if database.startswith("postgresql:"):
+        tables = "SELECT relname FROM pg_stat_user_tables"
+        databases = [database]
+    return [
+        table
+        for one in databases
+        for (table,) in rows(one, tables)
+        if any(holds(value, word) for row in rows(one, f"SELECT * FROM {table}") for value in row)  # noqa: S608
+    ]
+
+
+def holds(value: object, word: str) -> bool:
+    return word.encode() in (value if isinstance(value, bytes) else str(value).encode())

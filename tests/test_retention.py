@@ -10,7 +10,7 @@ from bridge.outbox.schema import State
 from bridge.outbox.search import Filter
 from bridge.parts import Parts, parts_of
 from bridge.sessionm.sandbox import SandboxServer
-from tests.conftest import ALICE, MakeApp, bearer, eventually
+from tests.conftest import ALICE, MakeApp, bearer, eventually, rows
 
 DAY = 86400.0
 
@@ -81,3 +81,19 @@ def test_the_bridge_knows_an_expiry_longer_than_it_keeps_the_event(make_app: Mak
         f"/connected-content/tags?user_id={ALICE}", headers=bearer("content")
     )
     assert "braze_campaign_summer" in answer.get_json()["expires"]
+
+
+def test_lookups_that_nobody_may_be_served_any_more_are_dropped(
+    make_app: MakeApp, database: str
+) -> None:
+    app = make_app()
+    for number in range(3):
+        app.test_client().get(
+            f"/connected-content/tags?user_id=u{number}", headers=bearer("content")
+        )
+    table = database if database.startswith("postgresql:") else f"{database}.cache"
+    cache = parts_of(app).cache
+    assert cache.forget_before(time.time() - DAY) == 0
+    assert rows(table, "SELECT count(*) FROM lookups") == [(3,)]
+    assert cache.forget_before(time.time() + DAY) == 3
+    assert rows(table, "SELECT count(*) FROM lookups") == [(0,)]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from bridge.database import Database
+from bridge.database import Database, SQLite
 from bridge.intake.rules import TagWrite
 from bridge.outbox import search
 from bridge.outbox.events import Events
@@ -30,7 +30,7 @@ MADE: dict[State, tuple[int, str]] = {
 
 @pytest.fixture
 def database(tmp_path: Path) -> Iterator[Database]:
-    database = Database(f"sqlite:///{tmp_path}/bridge.db", MIGRATIONS, durable=False)
+    database = SQLite(f"sqlite:///{tmp_path}/bridge.db", MIGRATIONS, durable=False)
     yield database
     database.close()
 
@@ -188,7 +188,7 @@ def test_no_figure_and_no_page_costs_more_when_much_more_is_stored(
     monkeypatch.setattr(search, "LOOKED_AT", 10)
     found = []
     for number in (1000, 6000):
-        database = Database(f"sqlite:///{tmp_path}/{number}.db", MIGRATIONS, durable=False)
+        database = SQLite(f"sqlite:///{tmp_path}/{number}.db", MIGRATIONS, durable=False)
         fill(database, number)
         found.append(costs(database, work))
         database.close()

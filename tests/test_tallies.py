@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bridge.customer import Customer
-from bridge.database import Database
+from bridge.database import Database, SQLite
 from bridge.intake.rules import TagWrite
 from bridge.outbox.events import Events
 from bridge.outbox.schema import MIGRATIONS, State
@@ -41,7 +41,7 @@ def event(chance: random.Random, *, at: float = NOW, **more: object) -> NewEvent
 
 @pytest.fixture
 def database(tmp_path: Path) -> Iterator[Database]:
-    database = Database(f"sqlite:///{tmp_path}/bridge.db", MIGRATIONS, durable=True)
+    database = SQLite(f"sqlite:///{tmp_path}/bridge.db", MIGRATIONS, durable=True)
     yield database
     database.close()
 
@@ -149,7 +149,7 @@ def test_the_campaign_that_was_seen_last_comes_first(database: Database) -> None
 def test_a_database_of_the_first_schema_is_counted_once(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/bridge.db"
     chance = random.Random(2)  # noqa: S311
-    first = Database(url, MIGRATIONS, durable=True)
+    first = SQLite(url, MIGRATIONS, durable=True)
     store, events = Store(first), Events(first)
     store.add([event(chance, dedupe=None) for _ in range(40)])
     finish(chance, store)
@@ -159,7 +159,7 @@ def test_a_database_of_the_first_schema_is_counted_once(tmp_path: Path) -> None:
         connection.exec_driver_sql("DROP INDEX events_reason")
         connection.exec_driver_sql("UPDATE schema_version SET version = 1")
     first.close()
-    database = Database(url, MIGRATIONS, durable=True)
+    database = SQLite(url, MIGRATIONS, durable=True)
     store, events = Store(database), Events(database)
     assert (events.counts(), store.backlog(), figures(events)) == wanted
     store.add([event(chance, dedupe=None) for _ in range(5)])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bridge.database import Database
+from bridge.database import Database, SQLite
 from bridge.sessionm.answers import Meaning, SessionMError
 from bridge.sessionm.client import Call
 from bridge.telemetry import KEPT_MINUTES, Minute, Telemetry, first_schema, together
@@ -35,7 +35,7 @@ def make(tmp_path: Path, clock: Clock) -> Iterator[Make]:
     made: list[tuple[Telemetry, Database]] = []
 
     def one() -> Telemetry:
-        database = Database(f"sqlite:///{tmp_path}/figures.db", (first_schema,), durable=False)
+        database = SQLite(f"sqlite:///{tmp_path}/figures.db", (first_schema,), durable=False)
         telemetry = Telemetry(database, clock)
         made.append((telemetry, database))
         return telemetry

@@ -1,18 +1,20 @@
 """`POST /webhooks/braze` through the application, on a real SQLite file."""
 
 import base64
-import sqlite3
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy
 from flask import Flask
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from bridge.web.auth import scope_of
-from tests.conftest import ALICE, KEYS, MakeApp, bearer
+from tests.conftest import ALICE, KEYS, MakeApp, bearer, rows
 
 URL = "/webhooks/braze"
 GOOD = {"braze_campaign_id": "summer", "user_id": ALICE}
@@ -25,17 +27,22 @@ def post(client: FlaskClient, body: Any = None, **more: Any) -> TestResponse:
     return client.post(URL, data=body, headers=headers, **more)
 
 
-def rows(folder: Path, query: str) -> list[tuple[Any, ...]]:
-    """What another process sees in the file."""
-    connection = sqlite3.connect(folder / "bridge.db")
-    try:
-        return connection.execute(query).fetchall()
-    finally:
-        connection.close()
+@contextmanager
+def locked(database: str) -> Iterator[None]:
+    """Somebody else has the events for themselves."""
+    engine = sqlalchemy.create_engine(database.replace("postgresql:", "postgresql+psycopg:"))
+    lock = {
+        "sqlite": "BEGIN EXCLUSIVE",
+        "postgresql": "LOCK TABLE events IN ACCESS EXCLUSIVE MODE",
+    }
+    with engine.connect() as connection:
+        connection.exec_driver_sql(lock[engine.dialect.name])
+        yield
+    engine.dispose()
 
 
-def test_an_accepted_webhook_is_in_the_file_when_it_is_answered(
-    client: FlaskClient, tmp_path: Path
+def test_an_accepted_webhook_is_in_the_database_when_it_is_answered(
+    client: FlaskClient, database: str
 ) -> None:
     answer = post(client, GOOD)
     assert answer.status_code == 202
@@ -48,10 +55,9 @@ def test_an_accepted_webhook_is_in_the_file_when_it_is_answered(
         "warnings": [],
         "test": False,
     }
-    assert rows(tmp_path, "SELECT id, state FROM events") == [(told["id"], "queued")]
-    assert rows(tmp_path, "SELECT tags, ttl FROM writes") == [
-        ('["braze_campaign_summer"]', 30 * 86400)
-    ]
+    assert rows(database, "SELECT id, state FROM events") == [(told["id"], "queued")]
+    [(tags, ttl)] = rows(database, "SELECT CAST(tags AS TEXT), ttl FROM writes")
+    assert (tags, ttl) == ('["braze_campaign_summer"]', 30 * 86400)
 
 
 def test_a_form_means_the_same_as_json(client: FlaskClient) -> None:
@@ -128,14 +134,14 @@ def test_counters_without_a_dispatch_id_come_with_a_warning(client: FlaskClient)
     ],
 )
 def test_what_cannot_be_an_event_is_refused_in_words_and_kept(
-    client: FlaskClient, tmp_path: Path, body: bytes, content_type: str, status: int, words: str
+    client: FlaskClient, database: str, body: bytes, content_type: str, status: int, words: str
 ) -> None:
     answer = post(client, body, content_type=content_type)
     assert answer.status_code == status
     told = answer.get_json()
     assert told["status"] == "error"
     assert words in told["errors"]["message"]
-    [(state, kept, reason)] = rows(tmp_path, "SELECT state, body, reason FROM events")
+    [(state, kept, reason)] = rows(database, "SELECT state, body, reason FROM events")
     assert state == "rejected"
     assert body.startswith(kept)
     assert reason == told["errors"]["message"]
@@ -157,24 +163,19 @@ def test_the_rules_decide_what_is_written(make_app: MakeApp, tmp_path: Path) -> 
     assert "winter" in unlisted.get_json()["errors"]["message"]
 
 
-def test_a_full_queue_answers_503_and_keeps_nothing(make_app: MakeApp, tmp_path: Path) -> None:
+def test_a_full_queue_answers_503_and_keeps_nothing(make_app: MakeApp, database: str) -> None:
     client = make_app(BRIDGE_QUEUE_LIMIT="2").test_client()
     answers = [post(client, {**GOOD, "user_id": f"u{i}"}) for i in range(3)]
     assert [answer.status_code for answer in answers] == [202, 202, 503]
     assert int(answers[-1].headers["Retry-After"]) > 0
-    assert len(rows(tmp_path, "SELECT 1 FROM events")) == 2
+    assert len(rows(database, "SELECT 1 FROM events")) == 2
 
 
-def test_a_store_that_cannot_be_written_answers_503(app: Flask, tmp_path: Path) -> None:
+def test_a_store_that_cannot_be_written_answers_503(app: Flask, database: str) -> None:
     client = app.test_client()
     assert post(client, GOOD).status_code == 202
-    other = sqlite3.connect(tmp_path / "bridge.db")
-    other.execute("BEGIN EXCLUSIVE")
-    try:
+    with locked(database):
         blocked = post(client, {**GOOD, "user_id": "u2"})
-    finally:
-        other.rollback()
-        other.close()
     assert blocked.status_code == 503
     assert int(blocked.headers["Retry-After"]) > 0
     assert post(client, {**GOOD, "user_id": "u3"}).status_code == 202
@@ -203,12 +204,12 @@ def test_basic_credentials_open_as_bearer_does(client: FlaskClient) -> None:
     ],
 )
 def test_other_credentials_do_not_open(
-    client: FlaskClient, tmp_path: Path, headers: dict[str, str], status: int
+    client: FlaskClient, database: str, headers: dict[str, str], status: int
 ) -> None:
     answer = client.post(URL, json=GOOD, headers=headers)
     assert answer.status_code == status
     assert (answer.headers.get("WWW-Authenticate") is not None) == (status == 401)
-    assert rows(tmp_path, "SELECT 1 FROM events") == []
+    assert rows(database, "SELECT 1 FROM events") == []
 
 
 def test_a_sane_request_id_is_echoed_and_another_replaced(client: FlaskClient) -> None:

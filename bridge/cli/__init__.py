@@ -16,6 +16,7 @@ import click
 from bridge import logs
 from bridge.cli.common import one_line, settings_from_environment
 from bridge.cli.doctor import examine
+from bridge.cli.move import move
 from bridge.cli.preview import preview
 from bridge.cli.queue import erase, queue
 from bridge.database import StoreUnavailableError
@@ -199,6 +200,7 @@ def new(name: str) -> None:
 
 main.add_command(queue)
 main.add_command(erase)
+main.add_command(move)
 
 
 def run() -> None:

@@ -101,18 +101,27 @@ def _store_and_sessionm(settings: Settings, _environ: Mapping[str, str]) -> Iter
         try:
             parts.store.ping()
             backlog = parts.store.backlog()
+            schema = parts.store.database.schema_version()
         finally:
             parts.close()
     except (StoreUnavailableError, SettingsError, NewerSchemaError) as error:
-        yield Finding("store", False, str(error), "see that the disk is there, not full, writable")
+        yield Finding("store", False, str(error), _store_remedy(settings, error))
     except RulesError:
         # Told above; nothing can be built before it is mended.
         return
     else:
-        told = f"writable; {backlog.queued} write(s) wait, {backlog.dead} dead"
+        told = f"writable, schema {schema}; {backlog.queued} write(s) wait, {backlog.dead} dead"
         remedy = "replay or discard the dead ones" if backlog.dead else ""
         yield Finding("store", True, told, remedy)
     yield from _sessionm(settings, build_sessionm(settings))
+
+
+def _store_remedy(settings: Settings, error: Exception) -> str:
+    if isinstance(error, NewerSchemaError):
+        return "start the newer bridge"
+    if settings.bridge_database_url.get_secret_value().startswith("sqlite:"):
+        return "see that the disk is there, not full, writable"
+    return "see that the server runs, takes the credentials, and has connections left"
 
 
 def _sessionm(settings: Settings, sessionm: SessionM) -> Iterator[Finding]:

@@ -17,11 +17,10 @@ from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from cachetools import LRUCache
-from sqlalchemy.dialects.sqlite import insert
 
 from bridge.customer import Customer
-from bridge.database import Database, StoreUnavailableError
-from bridge.locks import lock_number
+from bridge.database import Database, Holds, StoreUnavailableError, insert
+from bridge.locks import Flights, lock_number
 from bridge.lookups.stamps import Stamps, hashed
 from bridge.sessionm.answers import Meaning, SessionMError
 
@@ -54,9 +53,10 @@ UNKNOWN_MAX_AGE = 10.0
 SPREAD = 0.1
 # A fetch may outlive its first waiter, so that the next one finds the answer.
 FETCH_TIMEOUT = 5.0
-# How often a process looks whether another one has fetched.
-PEEK = 0.01
 FETCHERS = 64
+# So many are dropped in one transaction; to find them, or a customer, may take a while.
+BATCH = 1000
+SEARCH_PATIENCE = 60.0
 # Whoever asked for a flight that began so late has had to do without.
 STALE_FLIGHT = 2.0
 MEMORY_BYTES = 256 * 1024 * 1024
@@ -146,11 +146,12 @@ Fetch = Callable[[float], Mapping[str, Any]]
 
 
 class Cache:
-    """Answers of SessionM, for all processes of this machine.
+    """Answers of SessionM, for all processes that share a database.
 
     Args:
         database: where they are kept (not durably: all of it can be fetched again).
         stamps: the customers' stamps.
+        flights: who asks SessionM for what.
         entries: most answers held in this process's memory.
         may_ask: whether SessionM is there to be asked for a kind of answer.
     """
@@ -159,12 +160,14 @@ class Cache:
         self,
         database: Database,
         stamps: Stamps,
+        flights: Flights,
         *,
         entries: int,
         may_ask: Callable[[str], bool] = lambda _kind: True,
     ) -> None:
         self._database = database
         self._stamps = stamps
+        self._leases = flights
         self._may_ask = may_ask
         self._memory = _Memory(entries, MEMORY_BYTES)
         self._memory_lock = threading.Lock()
@@ -203,9 +206,15 @@ class Cache:
             except Exception as error:
                 log.exception("lookup failed", extra={"action": "lookup_failed"})
                 return self._instead(key, ages, error)
-            if fetched.stamp == self._stamps.get(key.kind, key.customer):
+            stamp = self._stamps.get(key.kind, key.customer)
+            # Where nothing is heard of changes, what SessionM says now is the best there is.
+            if fetched.stamp == stamp or stamp < 0:
                 return Served(fetched, "miss", ages.fresh_for(fetched))
             # The customer changed while we asked: what came may be from before. Ask again.
+
+    def start(self) -> None:
+        """Begin to hear what other processes change."""
+        self._stamps.start()
 
     def prepare(self, key: Key, fetch: Fetch, ages: Ages) -> None:
         """Let a fetch for *key* begin if one is needed; `get` will find or join it."""
@@ -226,7 +235,7 @@ class Cache:
 
     def last_known(self, key: Key) -> Entry | None:
         """What was last heard, however old; SessionM is not asked."""
-        return self._known(key, Ages(float("inf"), 0, 0))
+        return self._known(key, Ages(float("inf"), 0, 0)) or self._last_resort(key)
 
     def put(self, key: Key, document: Mapping[str, Any]) -> None:
         """Keep what SessionM said of a customer that it has just changed."""
@@ -247,9 +256,9 @@ class Cache:
         self.forget(customer)
         theirs = sa.and_(
             lookups.c.kind.in_(("profile", "external")),
-            sa.func.instr(lookups.c.body, json.dumps(customer.id).encode()) > 0,
+            Holds(lookups.c.body, json.dumps(customer.id).encode()),
         )
-        with self._database.write() as connection:
+        with self._database.write(patience=SEARCH_PATIENCE) as connection:
             connection.execute(
                 lookups.delete().where(sa.or_(theirs, lookups.c.customer == customer.key))
             )
@@ -265,10 +274,12 @@ class Cache:
         with self._database.write() as connection:
             connection.execute(lookups.delete().where(answers))
 
-    def forget_before(self, then: float) -> None:
-        """Drop what was fetched before *then*."""
-        with self._database.write() as connection:
-            connection.execute(lookups.delete().where(lookups.c.fetched_at < then))
+    def forget_before(self, then: float) -> int:
+        """Drop a batch of what was fetched before *then*; returns how much it was."""
+        name = (lookups.c.kind, lookups.c.customer, lookups.c.variant)
+        old = sa.select(*name).where(lookups.c.fetched_at < then).limit(BATCH)
+        with self._database.write(patience=SEARCH_PATIENCE) as connection:
+            return connection.execute(lookups.delete().where(sa.tuple_(*name).in_(old))).rowcount
 
     def close(self) -> None:
         for fetchers in (self._core, self._connect):
@@ -279,6 +290,8 @@ class Cache:
     def _known(self, key: Key, ages: Ages) -> Entry | None:
         """The latest cached answer of the customer as it is now, from memory or the table."""
         stamp = self._stamps.get(key.kind, key.customer)
+        if stamp < 0:
+            return None
         with self._memory_lock:
             entry: Entry | None = self._memory.get(key)
         if entry and entry.stamp != stamp:
@@ -292,6 +305,13 @@ class Cache:
             with self._memory_lock:
                 self._memory[key] = stored
         return entry
+
+    def _last_resort(self, key: Key) -> Entry | None:
+        """What memory holds, though the customer may have changed since, unheard."""
+        with self._memory_lock:
+            entry: Entry | None = self._memory.get(key)
+        still = entry and entry.stamp == self._stamps.last(key.kind, key.customer)
+        return entry if still else None
 
     def _stored(self, key: Key, later_than: float) -> Entry | None:
         chosen = sa.select(
@@ -307,7 +327,7 @@ class Cache:
                 row = connection.execute(chosen).first()
         except StoreUnavailableError as error:
             # Lookups go on from memory and from SessionM without the table.
-            log.warning("cache not read: %s", error, extra={"action": "cache_unreadable"})
+            log.log(error.level, "cache not read: %s", error, extra={"action": "cache_unreadable"})
             return None
         return Entry(*row) if row else None
 
@@ -322,14 +342,15 @@ class Cache:
         }
         statement = insert(lookups).values(**key._asdict(), **values)
         try:
-            with self._database.write() as connection:
+            with self._database.autocommit() as connection:
                 connection.execute(
                     statement.on_conflict_do_update(
                         index_elements=["kind", "customer", "variant"], set_=values
                     )
                 )
         except StoreUnavailableError as error:
-            log.warning("cache not written: %s", error, extra={"action": "cache_unwritable"})
+            extra = {"action": "cache_unwritable"}
+            log.log(error.level, "cache not written: %s", error, extra=extra)
 
     def _join(self, key: Key, fetch: Fetch, ages: Ages) -> "Future[Entry] | None":
         """The fetch for *key* that is under way in this process, or a new one.
@@ -353,22 +374,34 @@ class Cache:
             self._flights.pop(key, None)
 
     def _fly(self, key: Key, fetch: Fetch, ages: Ages, asked_at: float) -> Entry:
-        """Fetch, or wait for the process that does; if it dies its lock is free at once."""
+        """Fetch, or wait for the process that does; if it dies the next one may."""
         if time.monotonic() - asked_at > STALE_FLIGHT:
             raise SessionMError(Meaning.UNANSWERED, "too many lookups wait for SessionM")
         number = lock_number(hashed(*key))
         until = time.monotonic() + FETCH_TIMEOUT
-        while not self._database.locks.try_acquire(number):
-            if time.monotonic() > until:
-                raise SessionMError(Meaning.UNANSWERED, "no answer in time")
-            time.sleep(PEEK)
+        try:
+            while not self._leases.try_acquire(number):
+                if time.monotonic() > until:
+                    raise SessionMError(Meaning.UNANSWERED, "no answer in time")
+                time.sleep(self._leases.peek)
+        except StoreUnavailableError:
+            # Each process for itself, until the database is back.
+            return self._fetch(key, fetch)
         try:
             entry = self._known(key, ages)
             if entry and ages.use(entry, time.time()) is Use.FRESH:
                 return entry
             return self._fetch(key, fetch)
         finally:
-            self._database.locks.release(number)
+            self._release(number)
+
+    def _release(self, number: int) -> None:
+        try:
+            self._leases.release(number)
+        except StoreUnavailableError as error:
+            # It runs out by itself.
+            extra = {"action": "cache_unwritable"}
+            log.log(error.level, "lease not given back: %s", error, extra=extra)
 
     def _fetch(self, key: Key, fetch: Fetch) -> Entry:
         stamp = self._stamps.get(key.kind, key.customer)
@@ -391,7 +424,7 @@ class Cache:
     def _instead(self, key: Key, ages: Ages, error: Exception) -> Served:
         """What can be served although SessionM failed."""
         reason = str(error) or "SessionM did not answer in time"
-        entry = self._known(key, ages)
+        entry = self._known(key, ages) or self._last_resort(key)
         if entry and ages.use(entry, time.time()) is not Use.NOTHING:
             return Served(entry, "stale", ages.fresh_for(entry))
         raise UnavailableError(reason) from error

@@ -1,7 +1,8 @@
 """Stamps: one number for each customer, which changes whenever the customer changes.
 
-A small array of 64-bit words in a memory map that all processes of the machine share. Customers
-share words by hash: a collision costs a needless fetch, never a wrong answer.
+A small array of 64-bit words: on one machine a memory map that all its processes share, in a fleet
+what `bridge.lookups.fleet` keeps. Customers share words by hash: a collision costs a needless
+fetch, never a wrong answer.
 """
 
 import mmap
@@ -10,14 +11,40 @@ import struct
 from collections.abc import Callable
 from hashlib import blake2b
 from pathlib import Path
+from typing import Protocol
 
 WORDS = 1 << 16
 _WORD = struct.Struct("<Q")
 _SIZE = WORDS * _WORD.size
 
 
-class Stamps:
-    """The array in file *path*.
+class Stamps(Protocol):
+    """The numbers. *kind* is what is cached, *customer* whose, by key."""
+
+    def start(self) -> None:
+        """Begin to hear of changes; what was changed elsewhere is known when this returns."""
+
+    def get(self, kind: str, customer: str) -> int:
+        """The present stamp.
+
+        A negative one is given only once and so equals none: changes elsewhere may have been
+        missed, and nothing that was known before can be trusted.
+        """
+
+    def reader(self, kind: str, customer: str) -> Callable[[], int]:
+        """`get` as a function, for those who ask often."""
+
+    def last(self, kind: str, customer: str) -> int:
+        """The last stamp that was heard of, though changes may have been missed since."""
+
+    def change(self, kind: str, customer: str) -> int:
+        """Give it another stamp; what was cached before is used no more, by any process."""
+
+    def close(self) -> None: ...
+
+
+class SharedStamps:
+    """The array in file *path*, for the processes of one machine.
 
     A new one holds chance values, so that what was cached under the stamps of an earlier file
     is not mistaken for current.
@@ -37,21 +64,24 @@ class Stamps:
         with path.open("r+b") as file:
             self._map = mmap.mmap(file.fileno(), _SIZE)
 
+    def start(self) -> None:
+        """Changes are seen as they are made."""
+
     def get(self, kind: str, customer: str) -> int:
-        """The stamp of what is cached of *kind* for *customer* (a key)."""
-        (word,) = _WORD.unpack_from(self._map, _place(kind, customer))
+        (word,) = _WORD.unpack_from(self._map, _WORD.size * place(kind, customer))
         # SQLite's integers have a sign.
         return int(word) >> 1
 
+    last = get
+
     def reader(self, kind: str, customer: str) -> Callable[[], int]:
-        """A function that gives the same at each call, for those who ask often."""
-        place, words = _place(kind, customer), self._map
-        return lambda: int(_WORD.unpack_from(words, place)[0]) >> 1
+        at, words = _WORD.size * place(kind, customer), self._map
+        return lambda: int(_WORD.unpack_from(words, at)[0]) >> 1
 
     def change(self, kind: str, customer: str) -> int:
-        """Give it another stamp; what was cached before is used no more."""
         # Chance rather than counting up: two processes may change it at once.
-        _WORD.pack_into(self._map, _place(kind, customer), int.from_bytes(os.urandom(8)))
+        at = _WORD.size * place(kind, customer)
+        _WORD.pack_into(self._map, at, int.from_bytes(os.urandom(8)))
         return self.get(kind, customer)
 
     def close(self) -> None:
@@ -65,5 +95,6 @@ def hashed(*parts: str) -> int:
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest())
 
 
-def _place(kind: str, customer: str) -> int:
-    return hashed(kind, customer) % WORDS * _WORD.size
+def place(kind: str, customer: str) -> int:
+    """Which word is that of *kind* and *customer*."""
+    return hashed(kind, customer) % WORDS

@@ -1,7 +1,9 @@
 """The delivery loop: waiting writes go to SessionM until it has them, once.
 
 One process delivers at a time, whoever holds the lock; the others stand by. So rate limit,
-order per customer, merging and pause live in this loop's memory.
+order per customer, merging and pause live in this loop's memory. The lock is looked at before each
+call, and once more right before its first byte goes out; what a process would record after it has
+lost the lock, the store refuses.
 """
 
 import logging
@@ -18,7 +20,7 @@ from typing import Any
 
 from bridge.customer import Customer
 from bridge.database import StoreUnavailableError
-from bridge.locks import DELIVERER
+from bridge.locks import LostLockError
 from bridge.outbox.gate import Gate, Mode
 from bridge.outbox.plan import Call, Expire, Wait, next_step
 from bridge.outbox.schema import State
@@ -26,6 +28,7 @@ from bridge.outbox.store import Finished, QueuedWrite, Store
 from bridge.outbox.verdict import Action, judge
 from bridge.sessionm.answers import Meaning, SessionMError
 from bridge.sessionm.client import SessionM
+from bridge.sessionm.deadline import NotSentError
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +94,8 @@ class Delivery:
         on_beat: Callable[[], None] = lambda: None,
     ) -> None:
         self._store = store
-        self._locks = store.database.locks
+        self._lock = store.database.deliverer
+        self._name = uuid.uuid4().hex
         self._sessionm = sessionm
         self._limits = limits
         self._on_write = on_write
@@ -107,6 +111,7 @@ class Delivery:
         self._paused_by_hand = False
         self._resumed_at = 0.0
         self._took_over = False
+        self._acquired_at = 0.0
         self._stopping = threading.Event()
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
@@ -140,11 +145,13 @@ class Delivery:
         """Deliver whenever the lock is ours, until `stop`."""
         while not self._stopping.is_set():
             try:
-                if self._locks.try_acquire(DELIVERER):
+                if self._lock.try_acquire():
                     try:
                         self._deliver()
                     finally:
-                        self._locks.release(DELIVERER)
+                        self._lock.release()
+            except (LostLockError, StoreUnavailableError) as error:
+                log.warning("delivery ends here: %s", error, extra={"action": "lock_lost"})
             except Exception:
                 # A fault of ours: what was accepted is on disk, so begin afresh, but not hastily.
                 log.exception("delivery failed", extra={"action": "delivery_failed"})
@@ -154,9 +161,10 @@ class Delivery:
     def _deliver(self) -> None:
         log.info("delivering", extra={"action": "delivery_started", "pid": os.getpid()})
         self._took_over = False
+        self._acquired_at = time.monotonic()
         with ThreadPoolExecutor(self._limits.concurrency, "sender") as senders:
             try:
-                while not self._stopping.is_set():
+                while not self._stopping.is_set() and self._lock.is_held():
                     try:
                         self._step(senders)
                     except StoreUnavailableError as error:
@@ -178,6 +186,10 @@ class Delivery:
 
     def _take_over(self) -> None:
         """Go on where the last holder of the lock ended, in what SessionM asked of it too."""
+        if not self._store.has_signed_off(self._name):
+            # It may not have found out yet that the lock is not its own any more.
+            self._stopping.wait(self._acquired_at + self._lock.grace - time.monotonic())
+        self._store.take_over(self._name)
         beat = self._store.fact(HEARTBEAT_FACT) or {}
         self._gate.hold_until = beat.get("hold_until", 0.0)
         self._resumed_at = beat.get("at", 0.0)
@@ -227,26 +239,44 @@ class Delivery:
                 if not self._may_go():
                     return _Sent(None)
                 intent = _intent(known)
-                self._store.intend(seqs, intent)
+                self._store.intend(seqs, intent, self._name)
             customer = Customer.from_key(call.customer)
             delivered = self._on_write(customer)
             sent = True
-            answer = self._sessionm.write_tags(customer, call.tags, call.ttl, CALL_TIMEOUT)
+            answer = self._sessionm.write_tags(
+                customer, call.tags, call.ttl, CALL_TIMEOUT, self._lock.is_held
+            )
+        except (NotSentError, LostLockError, StoreUnavailableError):
+            # Not sent; its intent, if it has one, is settled by whoever delivers now.
+            return _Sent(None)
         except SessionMError as error:
             doubtful = intent and (not sent or (call.counts and error.may_have_worked))
             # The call is over, so its outcome settles from now.
             kept = {**intent, "at": time.time()} if intent and doubtful else None
             return _Sent(self._failed(call, error, started, kept, outage=outage), error)
-        # Not for a customer who was erased meanwhile.
-        if self._store.still_there(seqs):
-            delivered(answer)
+        if not self._tell(lambda: delivered(answer), seqs):
+            # It stays as it was, and is settled as after a kill.
+            return _Sent(None)
         return _Sent(_finished(call, State.DELIVERED, "delivered", started, status=200))
+
+    def _tell(self, delivered: Callable[[], None], seqs: list[int]) -> bool:
+        """Let no lookup serve older tags from now on, as soon as the store is there to say so."""
+        while True:
+            try:
+                # Not for a customer who was erased meanwhile.
+                if self._store.still_there(seqs):
+                    delivered()
+            except StoreUnavailableError:
+                if not self._lock.is_held() or self._stopping.wait(POLL):
+                    return False
+            else:
+                return True
 
     def _may_go(self) -> bool:
         """Wait for a token for a counter; false if it had better not go now."""
         until = time.monotonic() + CALL_TIMEOUT
         while not self._stopping.is_set() and time.monotonic() < until:
-            if self._paused_by_hand or self._gate.is_held(time.time()):
+            if self._paused_by_hand or self._gate.is_held(time.time()) or not self._lock.is_held():
                 return False
             if self._tokens.take():
                 return True
@@ -325,7 +355,7 @@ class Delivery:
     def _record(self, finished: list[Finished]) -> None:
         if not finished:
             return
-        changed = self._store.record(finished)
+        changed = self._store.record(finished, self._name)
         for result in finished:
             self._on_recorded(result.writes[0].customer)
             _log(result)
@@ -352,7 +382,9 @@ class Delivery:
             future.exception()
         try:
             self._record_finished()
-        except StoreUnavailableError as error:
+            if self._took_over:
+                self._store.sign_off(self._name)
+        except (StoreUnavailableError, LostLockError) as error:
             # They stay as they were: counters are read back before they are sent again.
             log.error("not recorded: %s", error, extra={"action": "not_recorded"})
         self._under_way.clear()

@@ -10,7 +10,7 @@ from urllib.parse import quote, quote_plus
 import sqlalchemy as sa
 
 from bridge.customer import Customer
-from bridge.database import Database
+from bridge.database import Database, Holds
 from bridge.fields import iso
 from bridge.outbox.schema import State, attempts, events, expiries, tallies, writes
 from bridge.outbox.search import Filter, Search
@@ -28,6 +28,8 @@ PAGE = 50
 MOST_A_PAGE = 500
 # So many events are changed in one transaction: short enough that intake never waits for it.
 BATCH = 200
+# To find a customer in the bodies of rejected events may take a while.
+SEARCH_PATIENCE = 60.0
 
 # Ended for good; an event that is dead or waits is never forgotten by age.
 _FORGETTABLE = (State.DELIVERED, State.REJECTED, State.DISCARDED, State.EXPIRED)
@@ -142,7 +144,7 @@ class Events:
             The events that had any.
         """
         tally = Tally()
-        with self._database.write() as connection:
+        with self._database.write(alone=True) as connection:
             ended = (State.DEAD, State.DISCARDED)
             again = _writes_in(connection, event_ids, ended)
             connection.execute(
@@ -181,7 +183,7 @@ class Events:
             events.c.dedupe.is_not(None), events.c.dedupe == accepted.dedupe
         )
         tally = Tally()
-        with self._database.write() as connection:
+        with self._database.write(alone=True) as connection:
             earlier = connection.execute(same).scalar()
             if earlier:
                 values = {
@@ -200,7 +202,7 @@ class Events:
         """Give these events up, as far as they are not ended; returns those that were."""
         given_up = {"state": State.DISCARDED.value, "done_at": now}
         tally = Tally()
-        with self._database.write() as connection:
+        with self._database.write(alone=True) as connection:
             undelivered = _writes_in(connection, event_ids, (State.QUEUED, State.DEAD))
             for write in undelivered:
                 tally.writes(write.state, State.DISCARDED)
@@ -221,9 +223,9 @@ class Events:
 
     def mentioning(self, customer: Customer) -> Iterator[Stored]:
         """The events whose customer *customer* is, or whose body holds the id in some writing."""
-        mentioned = [sa.func.instr(events.c.body, form) > 0 for form in _written(customer.id)]
+        mentioned = [Holds(events.c.body, form) for form in _written(customer.id)]
         chosen = _STORED.where(sa.or_(events.c.customer == customer.key, *mentioned))
-        with self._database.read() as connection:
+        with self._database.read(patience=SEARCH_PATIENCE) as connection:
             for row in connection.execution_options(yield_per=BATCH).execute(chosen).mappings():
                 yield _stored(row)
 
@@ -259,7 +261,7 @@ class Events:
     def _delete(self, *conditions: sa.ColumnElement[bool]) -> int:
         """Delete a batch of events of which all *conditions* hold; returns how many."""
         tally = Tally()
-        with self._database.write() as connection:
+        with self._database.write(alone=True) as connection:
             old = about_to_change(connection, *conditions, limit=BATCH)
             ids = [event.id for event in old]
             for write in _writes_in(connection, ids, tuple(State)):

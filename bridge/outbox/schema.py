@@ -22,6 +22,9 @@ class State(StrEnum):
     EXPIRED = "expired"
 
 
+# Ten million customers in a send soon count beyond 32 bits; SQLite's are of any size.
+_Serial = sa.BigInteger().with_variant(sa.Integer, "sqlite")
+
 schema = sa.MetaData()
 events = sa.Table(
     "events",
@@ -45,7 +48,7 @@ events = sa.Table(
 writes = sa.Table(
     "writes",
     schema,
-    sa.Column("seq", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("seq", _Serial, primary_key=True, autoincrement=True),
     sa.Column("event_id", sa.String(32), sa.ForeignKey("events.id", ondelete="CASCADE")),
     sa.Column("customer", sa.Text, nullable=False),
     sa.Column("tags", sa.JSON, nullable=False),
@@ -64,8 +67,8 @@ writes = sa.Table(
 attempts = sa.Table(
     "attempts",
     schema,
-    sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("write_seq", sa.Integer, sa.ForeignKey("writes.seq", ondelete="CASCADE")),
+    sa.Column("id", _Serial, primary_key=True),
+    sa.Column("write_seq", _Serial, sa.ForeignKey("writes.seq", ondelete="CASCADE")),
     sa.Column("at", sa.Float, nullable=False),
     sa.Column("status", sa.Integer, nullable=False),
     sa.Column("milliseconds", sa.Integer, nullable=False),
@@ -108,8 +111,10 @@ for name, columns in {
     "writes_waiting": (writes.c.customer, writes.c.seq),
     "writes_oldest": (writes.c.unknown, writes.c.accepted_at),
 }.items():
-    sa.Index(name, *columns, sqlite_where=writes.c.state == QUEUED)
-sa.Index("writes_dead", writes.c.seq, sqlite_where=writes.c.state == DEAD)
+    queued = writes.c.state == QUEUED
+    sa.Index(name, *columns, sqlite_where=queued, postgresql_where=queued)
+dead = writes.c.state == DEAD
+sa.Index("writes_dead", writes.c.seq, sqlite_where=dead, postgresql_where=dead)
 sa.Index("writes_event", writes.c.event_id)
 sa.Index("events_customer", events.c.customer, events.c.id)
 sa.Index("events_campaign", events.c.campaign_id, events.c.id)

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.sqlite import insert
 
-from bridge.database import Database
+from bridge.database import Database, insert
 from bridge.intake.rules import TagWrite
+from bridge.locks import LostLockError
 from bridge.outbox.schema import (
     QUEUED,
     WRITES,
@@ -25,6 +25,8 @@ from bridge.outbox.schema import (
 )
 from bridge.outbox.tallies import Tally, about_to_change
 
+# Name of the shared fact that tells who delivers.
+DELIVERER_FACT = "deliverer"
 # So many of one customer's waiting writes are looked at together; the others come later.
 MOST_OF_ONE = 500
 MOST_OF_MANY = 2000
@@ -129,9 +131,12 @@ class Store:
         """
         with self.database.write() as connection:
             statement = insert(events).on_conflict_do_nothing(index_elements=["dedupe"])
+            # In one order in all processes: two that bring the same events would else wait for
+            # each other.
+            ordered = sorted(new, key=lambda event: event.dedupe or "")
             stored = set(
                 connection.execute(
-                    statement.returning(events.c.id), [_event_row(event) for event in new]
+                    statement.returning(events.c.id), [_event_row(event) for event in ordered]
                 ).scalars()
             )
             fresh = [event for event in new if event.id in stored]
@@ -206,26 +211,56 @@ class Store:
         with self.database.read() as connection:
             return [tag for tags in connection.execute(chosen).scalars() for tag in tags]
 
-    def intend(self, seqs: Sequence[int], intent: Mapping[str, Any]) -> None:
-        """Note down what a counter's call is about to do, before it is sent."""
-        with self.database.write() as connection:
+    def has_signed_off(self, name: str) -> bool:
+        """Whether the last deliverer has said that it sends nothing more, or was *name* itself."""
+        last = self.fact(DELIVERER_FACT) or {"name": name}
+        return last["name"] == name or bool(last.get("ended"))
+
+    def take_over(self, name: str) -> None:
+        """Let the deliverer *name* alone record from now on."""
+        with self.database.write(alone=True) as connection:
+            _set_fact(connection, DELIVERER_FACT, {"name": name, "ended": False})
+
+    def sign_off(self, name: str) -> None:
+        """The deliverer *name* sends nothing more; raises `LostLockError` if it is not it."""
+        with self.database.write(alone=True) as connection:
+            _fence(connection, name)
+            _set_fact(connection, DELIVERER_FACT, {"name": name, "ended": True})
+
+    def intend(self, seqs: Sequence[int], intent: Mapping[str, Any], deliverer: str) -> None:
+        """Note down what a counter's call is about to do, before it is sent.
+
+        Raises:
+            LostLockError: another than *deliverer* delivers by now.
+        """
+        with self.database.write(alone=True) as connection:
+            _fence(connection, deliverer)
             connection.execute(
                 writes.update().where(writes.c.seq.in_(seqs)).values(intent=dict(intent))
             )
 
     def postpone(self, customer: str, until: float) -> None:
         """Let all waiting writes of *customer* wait until then, so that their order is kept."""
-        with self.database.write() as connection:
+        with self.database.write(alone=True) as connection:
             _postpone(connection, customer, until)
 
-    def record(self, finished: Sequence[Finished]) -> Counter[State]:
+    def record(self, finished: Sequence[Finished], deliverer: str | None = None) -> Counter[State]:
         """Record what became of calls, in one transaction.
+
+        Args:
+            finished: what.
+            deliverer: who made them, if it was the delivery loop.
 
         Returns:
             How many events have come to which state by it.
+
+        Raises:
+            LostLockError: another than *deliverer* delivers by now, and settles them.
         """
         tally = Tally()
-        with self.database.write() as connection:
+        with self.database.write(alone=True) as connection:
+            if deliverer is not None:
+                _fence(connection, deliverer)
             before = _states(connection, [w.seq for result in finished for w in result.writes])
             plain = [result for result in finished if _is_plain(result)]
             for seq in _record_delivered(connection, plain, before):
@@ -272,11 +307,8 @@ class Store:
             return connection.execute(sa.select(facts.c.value).where(facts.c.name == name)).scalar()
 
     def set_fact(self, name: str, value: Any) -> None:
-        statement = insert(facts).values(name=name, value=value)
-        with self.database.write() as connection:
-            connection.execute(
-                statement.on_conflict_do_update(index_elements=["name"], set_={"value": value})
-            )
+        with self.database.autocommit() as connection:
+            _set_fact(connection, name, value)
 
     def ping(self) -> None:
         """Prove that the store can be written.
@@ -318,6 +350,24 @@ _QUEUED_WRITE = (
 
 def _queued_write(row: sa.RowMapping) -> QueuedWrite:
     return QueuedWrite(**{**row, "tags": tuple(row["tags"])})
+
+
+_DELIVERER = sa.select(facts.c.value).where(facts.c.name == DELIVERER_FACT)
+
+
+def _fence(connection: sa.Connection, deliverer: str) -> None:
+    """See that *deliverer* is the one that delivers, until the transaction ends."""
+    # The row is held, so that nobody takes over in between.
+    present = connection.execute(_DELIVERER.with_for_update(read=True)).scalar() or {}
+    if present.get("name") != deliverer:
+        raise LostLockError("another process delivers by now")
+
+
+def _set_fact(connection: sa.Connection, name: str, value: Any) -> None:
+    statement = insert(facts).values(name=name, value=value)
+    connection.execute(
+        statement.on_conflict_do_update(index_elements=["name"], set_={"value": value})
+    )
 
 
 def _event_row(event: NewEvent) -> dict[str, Any]:

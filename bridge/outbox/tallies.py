@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.sqlite import insert
 
+from bridge.database import insert
 from bridge.outbox.schema import NUMBERS, STORED, WRITES, State, events, tallies
 
 CAMPAIGNS = ("campaign", "canvas")

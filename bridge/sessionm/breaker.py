@@ -29,11 +29,16 @@ _SIZE = len(_PLACES) * _STATE.size
 class Breakers:
     """One breaker for each of SessionM's systems, ``core`` and ``connect``, in file *path*.
 
+    Without a file each process has its own, and finds out by itself.
+
     Two processes may write at once, and the later wins: that costs a probe too many or too few.
     """
 
-    def __init__(self, path: Path, now: Callable[[], float] = time.time) -> None:
+    def __init__(self, path: Path | None, now: Callable[[], float] = time.time) -> None:
         self._now = now
+        if path is None:
+            self._map = mmap.mmap(-1, _SIZE)
+            return
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             if os.fstat(descriptor).st_size < _SIZE:

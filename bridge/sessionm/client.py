@@ -17,7 +17,7 @@ from requests.utils import get_environ_proxies, should_bypass_proxies
 
 from bridge.customer import Customer
 from bridge.sessionm.answers import Meaning, SessionMError, read_answer
-from bridge.sessionm.deadline import Guard, GuardedAdapter
+from bridge.sessionm.deadline import Guard, GuardedAdapter, NotSentError
 
 # A wallet of 1,000 offers is about 1 MB; a customer's tags are a few kilobytes.
 MAX_ANSWER = {"core": 1024 * 1024, "connect": 8 * 1024 * 1024}
@@ -77,13 +77,22 @@ class SessionM:
         return _having("tags", answer)
 
     def write_tags(
-        self, customer: Customer, tags: Sequence[str], ttl: int | None, timeout: float
+        self,
+        customer: Customer,
+        tags: Sequence[str],
+        ttl: int | None,
+        timeout: float,
+        may_send: Callable[[], bool] = lambda: True,
     ) -> dict[str, Any]:
-        """``POST …/tags``; *ttl* in seconds makes them expire, ``None`` counts them."""
+        """``POST …/tags``; *ttl* in seconds makes them expire, ``None`` counts them.
+
+        Raises:
+            NotSentError: *may_send*, asked right before the first byte, said no.
+        """
         body: dict[str, Any] = {"tags": list(tags)}
         if ttl is not None:
             body["ttl"] = ttl
-        return self._ask(self._core, "POST", self._tags_path(customer), body, timeout)
+        return self._ask(self._core, "POST", self._tags_path(customer), body, timeout, may_send)
 
     def profile(self, external_id: str, timeout: float) -> dict[str, Any]:
         """The standard profile: ``{"status":"ok","user":{"id":"…",…}}``."""
@@ -119,10 +128,11 @@ class SessionM:
         path: Sequence[str],
         body: Mapping[str, Any] | None,
         timeout: float,
+        may_send: Callable[[], bool] = lambda: True,
     ) -> dict[str, Any]:
         started = time.monotonic()
         try:
-            answer = endpoint.ask(method, path, body, timeout)
+            answer = endpoint.ask(method, path, body, timeout, may_send)
         except SessionMError as error:
             self._observe(Call(endpoint.name, time.monotonic() - started, error))
             raise
@@ -194,13 +204,18 @@ class _Endpoint:
         self.session.mount("https://", adapter)
 
     def ask(
-        self, method: str, path: Sequence[str], body: Mapping[str, Any] | None, timeout: float
+        self,
+        method: str,
+        path: Sequence[str],
+        body: Mapping[str, Any] | None,
+        timeout: float,
+        may_send: Callable[[], bool],
     ) -> dict[str, Any]:
         url = self._base + encode_path(path)
         data = None if body is None else json.dumps(body).encode()
         try:
             with (
-                Guard(timeout),
+                Guard(timeout, may_send),
                 self.session.request(
                     method,
                     url,
@@ -213,7 +228,7 @@ class _Endpoint:
             ):
                 answer = _read(response, MAX_ANSWER[self.name])
                 return read_answer(response.status_code, response.headers, answer, time.time())
-        except SessionMError:
+        except (SessionMError, NotSentError):
             raise
         except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
             raise _failure(error) from error

@@ -11,6 +11,7 @@ import itertools
 import socket
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
@@ -21,11 +22,20 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 _local = threading.local()
 
 
-class Guard:
-    """Ends the call of the current thread after *seconds*; a context manager."""
+class NotSentError(Exception):
+    """It may not be sent any more; nothing of it was."""
 
-    def __init__(self, seconds: float) -> None:
+
+class Guard:
+    """Ends the call of the current thread after *seconds*; a context manager.
+
+    Right before anything of it is sent, *may_send* is asked: between the decision to make a call
+    and its first byte a process can be frozen for any length of time.
+    """
+
+    def __init__(self, seconds: float, may_send: Callable[[], bool] = lambda: True) -> None:
         self.until = time.monotonic() + seconds
+        self.may_send = may_send
         self._lock = threading.Lock()
         self._socket: socket.socket | None = None
         self._over = False
@@ -102,16 +112,26 @@ def _note_socket(connection: HTTPConnection) -> None:
         guard.reads_from(connection.sock)
 
 
+def _check_send() -> None:
+    guard: Guard | None = getattr(_local, "guard", None)
+    if guard is not None and not guard.may_send():
+        raise NotSentError
+
+
 class _GuardedHTTP(HTTPConnection):
+    def send(self, data: Any) -> None:
+        if self.sock is None:
+            self.connect()
+        _check_send()
+        super().send(data)
+
     def getresponse(self) -> Any:
         _note_socket(self)
         return super().getresponse()
 
 
-class _GuardedHTTPS(HTTPSConnection):
-    def getresponse(self) -> Any:
-        _note_socket(self)
-        return super().getresponse()
+class _GuardedHTTPS(_GuardedHTTP, HTTPSConnection):
+    pass
 
 
 class _HTTPPool(HTTPConnectionPool):

@@ -1,0 +1,92 @@
+"""`bridge move`: from one database to another, such as from SQLite to PostgreSQL."""
+
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import click
+
+from bridge.cli.common import one_line
+from bridge.database import Database, sqlite_path
+from bridge.outbox.move import Move
+from bridge.parts import open_outbox
+
+# A session with PostgreSQL needs a moment before it can have a lock.
+LOCK_PATIENCE = 4.0
+
+
+@click.command()
+@click.option(
+    "--from", "source", required=True, metavar="URL", help="sqlite:///… or postgresql://…"
+)
+@click.option("--to", "target", required=True, metavar="URL", help="Likewise; it may be empty.")
+def move(source: str, target: str) -> None:
+    """Copy the outbox into another database: what waits, is dead, or is remembered.
+
+    \b
+    Stop the bridge, move, set BRIDGE_DATABASE_URL, start:
+      bridge move --from sqlite:///var/bridge.db --to postgresql://bridge@db/bridge
+
+    With a long queue, move once while the bridge runs, then stop it and move again: the second
+    time takes what has come and what has changed since. Nothing is copied twice, and the source
+    stays as it is. Do not start a bridge on the source afterwards: it would deliver once more what
+    waited there.
+
+    Cached lookups are not moved; they are fetched again. A password is better kept out of the
+    command line, in PGPASSWORD or ~/.pgpass.
+    """  # noqa: D301 - click's mark for lines to be kept
+    logging.getLogger("bridge").handlers = [logging.NullHandler()]
+    if source == target:
+        raise click.UsageError("--from and --to name the same database")
+    with one_line(), _opened("--from", source) as ours, _opened("--to", target, new=True) as theirs:
+        if ours.name == theirs.name:
+            raise click.UsageError("--from and --to name the same database")
+        still_running = not _held(ours)
+        alone = _held(theirs)
+        if still_running and not alone:
+            raise click.ClickException(
+                "bridges deliver from both databases: stop those on the one given as --from"
+            )
+        _move(Move(ours, theirs, alone=alone))
+        if still_running:
+            click.echo(
+                "A bridge still delivers from --from: stop it, and run this once more before "
+                "a bridge starts on --to."
+            )
+
+
+def _move(moving: Move) -> None:
+    with click.progressbar(length=moving.length(), label="Moving", file=sys.stderr) as bar:
+        moved = moving.run(bar.update)
+    click.echo(
+        f"{moved.copied} events copied, {moved.renewed} brought up to date, "
+        f"{moved.known} were there already."
+    )
+
+
+@contextmanager
+def _opened(option: str, url: str, *, new: bool = False) -> Iterator[Database]:
+    try:
+        missing = url.startswith("sqlite:") and not new and not sqlite_path(url).is_file()
+        database = open_outbox(url)
+    except ValueError as error:
+        raise click.UsageError(f"{option} {error}") from None
+    if missing:
+        raise click.ClickException(f"{option}: there is no file {database.name}")
+    try:
+        database.migrate()
+        yield database
+    finally:
+        database.close()
+
+
+def _held(database: Database) -> bool:
+    """Whether nobody else delivers from *database*, from now until we end."""
+    until = time.monotonic() + LOCK_PATIENCE
+    while not database.deliverer.try_acquire():
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.1)
+    return True

@@ -1,0 +1,246 @@
+"""What the bridges on several machines share of lookups, in PostgreSQL: stamps and flights.
+
+Stamps are a table of 65,536 words. Each process holds a copy: a change writes the table and
+notifies, in one transaction, and a process that begins to listen, or has lost its session and has
+it back, reads the table. A word only ever grows (it is the time of its change, in microseconds by
+the server's clock), so that what is heard late or twice changes nothing; and no value is ever used
+again, not even after a failover to a standby that had not heard of the last changes. Since the
+rows of cached lookups carry the stamp that they were fetched under, and the table is written
+before them, a crash of the server that loses the last changes loses these rows as well.
+
+Flights are leases. A lease whose holder's session has ended counts for nothing, so a process that
+is killed holds nobody up; the table is unlogged, since it means nothing after a restart.
+"""
+
+import itertools
+import logging
+import threading
+import time
+from array import array
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+
+from bridge.database import Database, StoreUnavailableError
+from bridge.lookups.stamps import WORDS, place
+
+if TYPE_CHECKING:
+    # Not at run time: one machine does without psycopg.
+    from bridge.postgres import Session
+
+log = logging.getLogger(__name__)
+
+CHANNEL = "bridge_stamps"
+# No fetch takes longer.
+LEASE = 6.0
+
+schema = sa.MetaData()
+sa.Table(
+    "stamps",
+    schema,
+    sa.Column("place", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("value", sa.BigInteger, nullable=False),
+)
+flights = sa.Table(
+    "flights",
+    schema,
+    sa.Column("number", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("holder", sa.Integer, nullable=False),
+    sa.Column("until", sa.DateTime(timezone=True), nullable=False),
+    prefixes=["UNLOGGED"],
+)
+
+_CHANGE = sa.text(f"""
+    WITH moment AS (SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS now),
+    changed AS (
+        INSERT INTO stamps (place, value) SELECT :place, now FROM moment
+        ON CONFLICT (place) DO UPDATE SET value = greatest(stamps.value + 1, excluded.value)
+        RETURNING place, value)
+    SELECT value, pg_notify('{CHANNEL}', place || ' ' || value) FROM changed
+""")  # noqa: S608 - a constant
+_ACQUIRE = sa.text("""
+    INSERT INTO flights (number, holder, until)
+    VALUES (:number, :holder, clock_timestamp() + make_interval(secs => :seconds))
+    ON CONFLICT (number) DO UPDATE SET holder = excluded.holder, until = excluded.until
+    WHERE flights.until < clock_timestamp()
+        OR NOT EXISTS (SELECT FROM pg_stat_get_activity(flights.holder))
+    RETURNING number
+""")
+
+
+def create(connection: sa.Connection) -> None:
+    """The tables; a database of one machine needs none of them."""
+    if connection.dialect.name == "postgresql":
+        schema.create_all(connection)
+
+
+class FleetStamps:
+    """The stamps as this process knows them.
+
+    Args:
+        database: where changes are written, and not waited for long.
+        session: by which they are heard of.
+        migrate: makes sure that the table is there.
+    """
+
+    # At the start something may be amiss, but the service is not to wait for it for long.
+    PATIENCE = 2.0
+
+    def __init__(self, database: Database, session: "Session", migrate: Callable[[], None]) -> None:
+        self._database = database
+        self._session = session
+        self._migrate = migrate
+        self._values = array("q", bytes(8 * WORDS))
+        self._changing = threading.Lock()
+        self._never = itertools.count(-1, -1)
+        session.listen(CHANNEL, self._renew, self._heard)
+
+    def start(self) -> None:
+        self._session.start(self.PATIENCE)
+        try:
+            # The first connection takes longest: not the first lookup is to wait for it.
+            self._database.migrate()
+        except StoreUnavailableError as error:
+            log.warning("the cache is away: %s", error, extra={"action": "cache_unreadable"})
+
+    def get(self, kind: str, customer: str) -> int:
+        value = self._values[place(kind, customer)]
+        return value if self._session.is_complete() else next(self._never)
+
+    def reader(self, kind: str, customer: str) -> Callable[[], int]:
+        where, is_complete = place(kind, customer), self._session.is_complete
+        return lambda: self._values[where] if is_complete() else next(self._never)
+
+    def last(self, kind: str, customer: str) -> int:
+        return self._values[place(kind, customer)]
+
+    def change(self, kind: str, customer: str) -> int:
+        where = place(kind, customer)
+        with self._database.autocommit() as connection:
+            value = int(connection.execute(_CHANGE, {"place": where}).scalar_one())
+        self._put(where, value)
+        return value
+
+    def close(self) -> None:
+        """The session is its database's to close."""
+
+    def _renew(self, connection: Any) -> None:
+        self._migrate()
+        values = array("q", bytes(8 * WORDS))
+        for where, value in connection.execute("SELECT place, value FROM stamps"):
+            values[where] = value
+        with self._changing:
+            self._values = values
+
+    def _heard(self, payload: str) -> None:
+        where, _, value = payload.partition(" ")
+        self._put(int(where), int(value))
+
+    def _put(self, where: int, value: int) -> None:
+        with self._changing:
+            self._values[where] = max(value, self._values[where])
+
+
+class PassingStamps:
+    """Stamps that no two processes compare: each has its own, and hears that they changed.
+
+    They change with every webhook, so others are told a moment later, of many changes at once. A
+    process that may have missed some gives all of them other values.
+    """
+
+    CHANNEL = "bridge_passing_stamps"
+    # A notification holds 8,000 bytes at most.
+    MOST_AT_ONCE = 1000
+    AGAIN = 0.2
+
+    def __init__(self, database: Database, session: "Session") -> None:
+        self._database = database
+        self._session = session
+        self._values = array("q", bytes(8 * WORDS))
+        self._era = 0
+        self._changing = threading.Condition()
+        self._untold: set[int] = set()
+        self._teller: threading.Thread | None = None
+        self._never = itertools.count(-1, -1)
+        session.listen(self.CHANNEL, self._renew, self._heard)
+
+    def start(self) -> None:
+        self._session.start()
+
+    def get(self, kind: str, customer: str) -> int:
+        return self.reader(kind, customer)()
+
+    def reader(self, kind: str, customer: str) -> Callable[[], int]:
+        where, is_complete = place(kind, customer), self._session.is_complete
+        return lambda: self._values[where] + self._era if is_complete() else next(self._never)
+
+    def last(self, kind: str, customer: str) -> int:
+        return self._values[place(kind, customer)] + self._era
+
+    def change(self, kind: str, customer: str) -> int:
+        where = place(kind, customer)
+        with self._changing:
+            self._values[where] += 1
+            self._untold.add(where)
+            if self._teller is None:
+                self._teller = threading.Thread(target=self._tell, name="stamps", daemon=True)
+                self._teller.start()
+            self._changing.notify()
+        return self.last(kind, customer)
+
+    def close(self) -> None:
+        """What is untold is told by the next who changes it, or was seen by nobody else."""
+
+    def _renew(self, _connection: object) -> None:
+        # More than any value has risen by.
+        self._era += 1 << 40
+
+    def _heard(self, payload: str) -> None:
+        with self._changing:
+            for where in map(int, payload.split()):
+                self._values[where] += 1
+
+    def _tell(self) -> None:
+        while True:
+            with self._changing:
+                while not self._untold:
+                    self._changing.wait()
+                some = [
+                    self._untold.pop() for _ in range(min(len(self._untold), self.MOST_AT_ONCE))
+                ]
+            try:
+                with self._database.autocommit() as connection:
+                    told = {"channel": self.CHANNEL, "places": " ".join(map(str, some))}
+                    connection.execute(sa.text("SELECT pg_notify(:channel, :places)"), told)
+            except StoreUnavailableError:
+                with self._changing:
+                    self._untold.update(some)
+                time.sleep(self.AGAIN)
+
+
+class FleetFlights:
+    """One flight for each thing that is asked, in the whole fleet."""
+
+    peek = 0.03
+
+    def __init__(self, database: Database, session: "Session") -> None:
+        self._database = database
+        self._session = session
+        self._holders: dict[int, int] = {}
+
+    def try_acquire(self, number: int) -> bool:
+        self._session.start()
+        # Without a session nobody can tell whether we live: then everybody may ask.
+        holder = self._session.backend
+        given = {"number": number, "holder": holder, "seconds": LEASE}
+        with self._database.autocommit() as connection:
+            mine = connection.execute(_ACQUIRE, given).scalar() is not None
+        if mine:
+            self._holders[number] = holder
+        return mine
+
+    def release(self, number: int) -> None:
+        theirs = flights.c.holder == self._holders.pop(number)
+        with self._database.autocommit() as connection:
+            connection.execute(flights.delete().where(flights.c.number == number, theirs))

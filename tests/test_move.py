@@ -1,0 +1,178 @@
+"""Moving house: what waits, is dead or is remembered goes into another database, once."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask import Flask
+
+from bridge.outbox.schema import State
+from bridge.outbox.search import Filter
+from bridge.parts import parts_of
+from bridge.sessionm.sandbox import SandboxServer
+from tests.conftest import ALICE, MakeApp, bearer, eventually, rows, send
+from tests.postgres import fresh_database
+
+
+@pytest.fixture
+def new_home() -> Iterator[str]:
+    with fresh_database() as url:
+        yield url
+
+
+def move(source: str, target: str, folder: Path, status: int = 0) -> str:
+    ended = subprocess.run(
+        [sys.executable, "-m", "bridge", "move", "--from", source, "--to", target],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ended.returncode == status, ended.stdout + ended.stderr
+    assert "Traceback" not in ended.stderr
+    return ended.stdout if status == 0 else ended.stderr
+
+
+class Household:
+    """A bridge's events, one of each kind."""
+
+    def __init__(self, app: Flask, sandbox: SandboxServer) -> None:
+        self.app = app
+        self.client = app.test_client()
+        parts = parts_of(app)
+        self.delivered = send(self.client, braze_campaign_id="done", dispatch_id="d0")
+        eventually(lambda: parts.store.state_of(self.delivered) is State.DELIVERED)
+        sandbox.sandbox.set_faults({"ok_error": True, "code": "validation", "match": "POST"})
+        self.dead = send(self.client, braze_campaign_id="dead")
+        eventually(lambda: parts.store.state_of(self.dead) is State.DEAD)
+        sandbox.sandbox.set_faults({})
+        parts.operator.pause()
+        # The loop hears of it at its next heartbeat.
+        eventually(lambda: parts.delivery._paused_by_hand)  # noqa: SLF001
+        self.queued = [
+            send(self.client, braze_campaign_id=f"c{n}", tags=["visits"], dispatch_id=f"q{n}")
+            for n in range(3)
+        ]
+        self.client.post("/webhooks/braze", json={"user_id": ALICE}, headers=bearer("webhook"))
+
+    def states(self) -> dict[str, str]:
+        return states(self.app)
+
+
+def states(app: Flask) -> dict[str, str]:
+    return {one["id"]: one["state"] for one in parts_of(app).events.find(Filter()).events}
+
+
+def stories(app: Flask) -> list[Any]:
+    found = [parts_of(app).events.story(event_id) for event_id in sorted(states(app))]
+    assert all(found)
+    return found
+
+
+def test_everything_moves_and_is_delivered_from_there_once(
+    make_app: MakeApp, sandbox: SandboxServer, database: str, new_home: str, tmp_path: Path
+) -> None:
+    old = Household(make_app(deliver=True), sandbox)
+    before, told_before = old.states(), stories(old.app)
+    parts_of(old.app).close()
+    assert move(database, new_home, tmp_path).startswith("6 events copied, 0 brought up to date")
+    assert "0 events copied, 0 brought up to date, 6 were" in move(database, new_home, tmp_path)
+    there = make_app(deliver=True, BRIDGE_DATABASE_URL=new_home)
+    assert states(there) == before
+    assert stories(there) == told_before
+    assert parts_of(there).operator.is_paused
+    client = there.test_client()
+    again = client.post(
+        "/webhooks/braze",
+        json={"user_id": ALICE, "braze_campaign_id": "done", "dispatch_id": "d0"},
+        headers=bearer("webhook"),
+    )
+    assert again.get_json() == {"status": "duplicate", "id": old.delivered}
+    parts_of(there).operator.resume()
+    eventually(lambda: {states(there)[event] for event in old.queued} == {"delivered"})
+    assert sandbox.sandbox.tags(ALICE)["visits"] == 3
+    assert states(there)[old.dead] == "dead"
+    assert (
+        "expires"
+        in client.get(
+            f"/connected-content/tags?user_id={ALICE}", headers=bearer("content")
+        ).get_json()
+    )
+
+
+def test_a_second_time_takes_what_has_changed_since(
+    make_app: MakeApp, sandbox: SandboxServer, database: str, new_home: str, tmp_path: Path
+) -> None:
+    old = Household(make_app(deliver=True), sandbox)
+    assert "still delivers" in move(database, new_home, tmp_path)
+    parts_of(old.app).operator.resume()
+    eventually(lambda: {old.states()[event] for event in old.queued} == {"delivered"})
+    late = send(old.client, braze_campaign_id="late")
+    eventually(lambda: old.states()[late] == "delivered")
+    told = stories(old.app)
+    parts_of(old.app).close()
+    assert move(database, new_home, tmp_path).startswith("1 events copied, 3 brought up to date")
+    there = make_app(deliver=True, BRIDGE_DATABASE_URL=new_home)
+    assert stories(there) == told
+    assert not parts_of(there).operator.is_paused
+    send(there.test_client(), braze_campaign_id="new")
+    eventually(lambda: "braze_campaign_new" in sandbox.sandbox.tags(ALICE))
+    assert sandbox.sandbox.tags(ALICE)["visits"] == 3
+
+
+def test_and_back_again(
+    make_app: MakeApp, sandbox: SandboxServer, new_home: str, tmp_path: Path
+) -> None:
+    old = Household(make_app(deliver=True, BRIDGE_DATABASE_URL=new_home), sandbox)
+    told = stories(old.app)
+    parts_of(old.app).close()
+    back = f"sqlite:///{tmp_path}/back/bridge.db"
+    assert "6 events copied" in move(new_home, back, tmp_path)
+    assert stories(make_app(BRIDGE_DATABASE_URL=back)) == told
+
+
+def test_an_event_that_came_to_both_is_kept_once(
+    make_app: MakeApp, database: str, new_home: str, tmp_path: Path
+) -> None:
+    for url in (database, new_home):
+        app = make_app(BRIDGE_DATABASE_URL=url)
+        send(app.test_client(), braze_campaign_id="c", dispatch_id="d1")
+        parts_of(app).close()
+    assert "0 events copied, 0 brought up to date, 1 were" in move(database, new_home, tmp_path)
+    assert rows(new_home, "SELECT count(*) FROM writes") == [(1,)]
+
+
+def test_what_cannot_be_moved_is_refused_in_one_line(
+    make_app: MakeApp, database: str, new_home: str, tmp_path: Path
+) -> None:
+    nowhere = f"sqlite:///{tmp_path}/nowhere.db"
+    assert "there is no file" in move(nowhere, new_home, tmp_path, 1)
+    assert not (tmp_path / "nowhere.db").exists()
+    assert "same database" in move(new_home, new_home, tmp_path, 2)
+    assert "postgresql://" in move("mysql://x/y", new_home, tmp_path, 2)
+    wrong = "postgresql://u:hunter2@127.0.0.1:1/x"
+    parts_of(make_app()).close()
+    refused = move(database, wrong, tmp_path, 1)
+    assert "hunter2" not in refused
+    assert len(refused.splitlines()) == 1
+    make_newer(new_home, make_app)
+    assert "newer bridge" in move(database, new_home, tmp_path, 1)
+
+
+def make_newer(url: str, make_app: MakeApp) -> None:
+    parts = parts_of(make_app(BRIDGE_DATABASE_URL=url))
+    with parts.store.database.write() as connection:
+        connection.exec_driver_sql("UPDATE schema_version SET version = 99")
+
+
+def test_bridges_that_deliver_from_both_are_refused(
+    make_app: MakeApp, database: str, new_home: str, tmp_path: Path
+) -> None:
+    for url in (database, new_home):
+        parts = parts_of(make_app(deliver=True, BRIDGE_DATABASE_URL=url))
+        eventually(lambda parts=parts: parts.store.fact("delivery"))  # type: ignore[misc]
+    assert "deliver from both" in move(database, new_home, tmp_path, 1)
