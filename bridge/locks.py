@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 DELIVERER = 1
+WARMER = 2
 _FIRST_FREE = 1024
 _RANGE = 1 << 40
 

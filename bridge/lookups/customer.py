@@ -1,10 +1,11 @@
 """What to ask SessionM for a lookup, and what is answered when."""
 
+import itertools
 import json
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Any
@@ -153,6 +154,18 @@ class Lookups:
         changes_at = min([offers_change_at(offers.part, now), *own.expires.values()])
         return _answer(answer, [tags, offers], changes_at, held)
 
+    def patient(self, deadline: float) -> "Lookups":
+        """The same lookups for somebody who can wait, and wants fresh answers only."""
+        return Lookups(
+            self._sessionm,
+            self._cache,
+            replace(self._freshness, while_refreshing=0, if_error=0, deadline=deadline),
+            self._own_writes,
+            self._own_stamps,
+            self._braze_id,
+            offers_on=self._offers_on,
+        )
+
     def raw_tags(self, customer: Customer) -> Served:
         """SessionM's own answer to a read of tags, cached.
 
@@ -192,6 +205,15 @@ class Lookups:
     def own_writes_changed(self, customer_key: str) -> None:
         """What the bridge is writing for a customer is something else now."""
         self._own_stamps.change("own", customer_key)
+
+    def outdate_tags(self, customers: Iterable[Customer] | None) -> None:
+        """Serve no older tags of *customers* than now; of anybody, if it is not known whose."""
+        if customers is None:
+            self._cache.outdate_all()
+            return
+        left = iter(customers)
+        while some := list(itertools.islice(left, 500)):
+            self._cache.outdate_tags(some)
 
     def forget(self, customer: Customer) -> None:
         """Serve nothing older than now for *customer*, under each identifier that is known."""

@@ -6,6 +6,7 @@ from bridge.settings import Settings
 from bridge.web import (
     admin,
     auth,
+    batches,
     body,
     content,
     dropin,
@@ -26,5 +27,13 @@ def install(app: Flask, settings: Settings) -> None:
     errors.install(app)
     figures.install(app)
     body.install(app)
-    for blueprint in (webhooks.bp, content.bp, dropin.bp, health.bp, admin.bp, openapi.bp):
+    for blueprint in (
+        webhooks.bp,
+        content.bp,
+        dropin.bp,
+        health.bp,
+        admin.bp,
+        batches.bp,
+        openapi.bp,
+    ):
         app.register_blueprint(blueprint)
