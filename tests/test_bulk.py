@@ -1,5 +1,6 @@
 """Backlog to batch, and jobs through crashes: real gunicorn, killed; SessionM over HTTP."""
 
+import hashlib
 import subprocess
 import sys
 import time
@@ -255,6 +256,47 @@ def test_kill_9_at_any_step_neither_loses_nor_doubles(
     assert max(counted) <= 1, counted
     assert shown()["state"] == "completed", shown()
     assert counted == {1: 300}
+
+
+def test_kill_9_while_a_backlog_leaves_in_bulk_loses_no_event(
+    make_service: MakeService, sandbox: SandboxServer
+) -> None:
+    for customer in CUSTOMERS:
+        sandbox.sandbox.put_customer({"user_id": customer})
+    service = reachable(make_service, BRIDGE_BULK_THRESHOLD="10", BRIDGE_SESSIONM_RPS="5")
+    sandbox.sandbox.set_batches({"delay": 0.5})
+    for round_ in range(5):
+        for customer in CUSTOMERS:
+            answer = service.webhook(user_id=customer, braze_campaign_id=f"round-{round_}")
+            assert answer.status_code == 202
+        time.sleep(0.7 * round_)
+        service.kill()
+        service.start()
+    eventually(lambda: service.health()["checks"]["delivery"]["queued"] == 0, 150)
+    wanted = {f"braze_campaign_round-{number}" for number in range(5)}
+    for customer in CUSTOMERS:
+        assert wanted <= set(sandbox.sandbox.tags(customer))
+    events = service.health()["checks"]["store"]["events"]
+    assert events["delivered"] == 5 * len(CUSTOMERS)
+
+
+def test_a_long_file_passes_through_the_real_server(
+    make_service: MakeService, sandbox: SandboxServer
+) -> None:
+    service = reachable(make_service)
+    sandbox.sandbox.set_batches({"fetch": False})
+    file = "user_id,notes\n" + "".join(f"customer-{n},{'x' * 100}\n" for n in range(30_000))
+    answer = requests.post(
+        f"{service.url}/batches?tag=t&ttl=1d",
+        data=file,
+        headers={**bearer("admin"), "Content-Type": "text/csv"},
+        timeout=15,
+    )
+    assert (answer.status_code, answer.json()["rows"]) == (202, 30_000)
+    [order] = eventually(lambda: orders(sandbox))
+    fetched = requests.get(order["url"], timeout=10)
+    assert hashlib.md5(fetched.content, usedforsecurity=False).hexdigest() == order["md5"]
+    assert fetched.text.count("\n") == 30_001
 
 
 def test_the_command_submits_and_waits(

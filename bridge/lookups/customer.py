@@ -32,6 +32,8 @@ from bridge.sessionm.client import SessionM
 TAKE = 1000
 # Which customer an external id belongs to does not change.
 PROFILE_MAX_AGE = 86400.0
+# With more customers than this at once, everybody's lookups are outdated.
+MANY = 50_000
 
 _NO_CUSTOMER = "SessionM does not know this customer."
 _NO_OFFERS = "Offers are switched off: SESSIONM_CONNECT_URL is not set."
@@ -208,12 +210,14 @@ class Lookups:
 
     def outdate_tags(self, customers: Iterable[Customer] | None) -> None:
         """Serve no older tags of *customers* than now; of anybody, if it is not known whose."""
-        if customers is None:
+        left = iter(customers or ())
+        some = list(itertools.islice(left, MANY))
+        if customers is None or len(some) == MANY:
+            # So many share their stamps with nearly everybody.
             self._cache.outdate_all()
             return
-        left = iter(customers)
-        while some := list(itertools.islice(left, 500)):
-            self._cache.outdate_tags(some)
+        for at in range(0, len(some), 500):
+            self._cache.outdate_tags(some[at : at + 500])
 
     def forget(self, customer: Customer) -> None:
         """Serve nothing older than now for *customer*, under each identifier that is known."""

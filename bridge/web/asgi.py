@@ -176,13 +176,19 @@ async def _body(
     except TimeoutError:
         return _Rest(bytes(read), _cut)
     loop = asyncio.get_running_loop()
+    ended = False
 
     def more() -> bytes:
+        nonlocal ended
+        if ended:
+            # The last piece said so: what comes after it is only the client's leaving.
+            return b""
         arriving = asyncio.run_coroutine_threadsafe(_next(receive), loop)
         try:
-            return arriving.result(BODY_PATIENCE)
+            piece, ended = arriving.result(BODY_PATIENCE)
         finally:
             arriving.cancel()
+        return piece
 
     return _Rest(bytes(read), more)
 
@@ -190,12 +196,13 @@ async def _body(
 _FRAMING = {b"content-length", b"transfer-encoding"}
 
 
-async def _next(receive: Receive) -> bytes:
-    """The next piece of a body; b"" is its end."""
+async def _next(receive: Receive) -> tuple[bytes, bool]:
+    """The next piece of a body, and whether it is the last; b"" is its end."""
     while (message := await receive())["type"] == "http.request":
-        if (piece := message.get("body", b"")) or not message.get("more_body"):
-            return bytes(piece)
-    return _cut()
+        last = not message.get("more_body")
+        if (piece := message.get("body", b"")) or last:
+            return bytes(piece), last
+    return _cut(), True
 
 
 def _cut() -> bytes:
