@@ -1,6 +1,7 @@
 """Backlog to batch, and jobs through crashes: real gunicorn, killed; SessionM over HTTP."""
 
 import hashlib
+import re
 import subprocess
 import sys
 import time
@@ -283,7 +284,7 @@ def test_kill_9_while_a_backlog_leaves_in_bulk_loses_no_event(
 def test_a_long_file_passes_through_the_real_server(
     make_service: MakeService, sandbox: SandboxServer
 ) -> None:
-    service = reachable(make_service)
+    service = reachable(make_service, BRIDGE_LOG_LEVEL="debug")
     sandbox.sandbox.set_batches({"fetch": False})
     file = "user_id,notes\n" + "".join(f"customer-{n},{'x' * 100}\n" for n in range(30_000))
     answer = requests.post(
@@ -297,6 +298,10 @@ def test_a_long_file_passes_through_the_real_server(
     fetched = requests.get(order["url"], timeout=10)
     assert hashlib.md5(fetched.content, usedforsecurity=False).hexdigest() == order["md5"]
     assert fetched.text.count("\n") == 30_001
+    requests.get(order["notify"], timeout=10)
+    log = service.log.read_text()
+    for url in (order["url"], order["notify"]):
+        assert re.findall(r"[\w-]{43}", url)[0] not in log
 
 
 def test_the_command_submits_and_waits(
