@@ -168,6 +168,14 @@ class Database(ABC):
         self._engine.dispose()
 
     @abstractmethod
+    def alone(self, number: int) -> AbstractContextManager[bool]:
+        """Whether lock *number* is ours until the block ends; nobody waits for it.
+
+        Raises:
+            StoreUnavailableError: the database cannot be asked.
+        """
+
+    @abstractmethod
     def _reading(self, *, patience: float | None) -> AbstractContextManager[sa.Connection]: ...
 
     @abstractmethod
@@ -220,6 +228,15 @@ class SQLite(Database):
         self.deliverer = FileLock(self.locks)
         sa.event.listen(self._engine, "connect", self._on_connect)
         sa.event.listen(self._engine, "begin", _on_begin)
+
+    @contextmanager
+    def alone(self, number: int) -> Iterator[bool]:
+        mine = self.locks.try_acquire(number)
+        try:
+            yield mine
+        finally:
+            if mine:
+                self.locks.release(number)
 
     def migrate(self) -> None:
         if self._migrated and self._file == _inode(self.path):

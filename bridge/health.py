@@ -28,6 +28,7 @@ def report(parts: Parts) -> dict[str, Any]:
     try:
         parts.probe.check()
         checks["delivery"] = _delivery(parts, now)
+        checks["delivery"]["batches"] = _batches(parts)
         checks["store"]["events"] = parts.events.counts()
     except StoreUnavailableError as error:
         checks["store"] = {"state": "down", "error": str(error)}
@@ -47,6 +48,12 @@ def report(parts: Parts) -> dict[str, Any]:
     }
 
 
+def delivers(parts: Parts) -> bool:
+    """Whether some process runs the delivery loop."""
+    beat = parts.store.fact(HEARTBEAT_FACT) or {}
+    return bool(time.time() - beat.get("at", 0) < SILENCE)
+
+
 def _delivery(parts: Parts, now: float) -> dict[str, Any]:
     beat = parts.store.fact(HEARTBEAT_FACT) or {}
     by_hand = parts.operator.is_paused
@@ -63,6 +70,10 @@ def _delivery(parts: Parts, now: float) -> dict[str, Any]:
         "oldest_seconds": round(backlog.waits(now)),
         "dead": backlog.dead,
     }
+
+
+def _batches(parts: Parts) -> dict[str, Any]:
+    return {"running": parts.batches.jobs.running(), "flagged": parts.batches.jobs.flagged()}
 
 
 def _last_known(day: list[Minute]) -> dict[str, Any]:
@@ -134,6 +145,7 @@ def _braze_budget(telemetry: Telemetry) -> dict[str, Any]:
 def _reasons(checks: dict[str, Any]) -> list[str]:
     delivery, budget = checks["delivery"], checks["braze_budget"]
     half = budget["limit"] / 2
+    flagged = delivery.get("batches", {}).get("flagged", 0)
     told = {
         f"Events cannot be stored: {checks['store'].get('error')}.": checks["store"]["state"]
         != "ok",
@@ -147,6 +159,7 @@ def _reasons(checks: dict[str, Any]) -> list[str]:
             delivery["oldest_seconds"] > LATE
         ),
         f"{delivery['dead']} writes are dead: replay or discard them.": delivery["dead"] > 0,
+        f"{flagged} batches need a person: see `bridge batch status`.": flagged > 0,
         "Over half of Braze's failure budget is used: webhooks.": (
             budget["webhook_failures_last_minute"] > half
         ),

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 DELIVERER = 1
+WARMER = 2
 _FIRST_FREE = 1024
 _RANGE = 1 << 40
 

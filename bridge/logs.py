@@ -20,6 +20,7 @@ _FIELDS = (
     "action",
     "event",
     "write",
+    "batch",
     "request",
     "customer",
     "campaign",

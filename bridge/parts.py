@@ -28,8 +28,11 @@ from bridge.lookups.shape import OwnWrites
 from bridge.lookups.stamps import SharedStamps, Stamps
 from bridge.outbox import schema as outbox_schema
 from bridge.outbox.accept import Acceptor
+from bridge.outbox.backlog import Held
+from bridge.outbox.batch import Batches
 from bridge.outbox.delivery import Delivery, Limits
 from bridge.outbox.events import Events
+from bridge.outbox.jobs import Jobs
 from bridge.outbox.operator import Operator
 from bridge.outbox.probe import Probe
 from bridge.outbox.store import Store
@@ -67,6 +70,7 @@ class Parts:
     events: Events
     acceptor: Acceptor
     operator: Operator
+    batches: Batches
     delivery: Delivery
     sessionm: SessionM
     cache: Cache
@@ -98,6 +102,7 @@ class Parts:
         """Let what is under way finish, and give everything back."""
         self.delivery.stop()
         self.telemetry.close()
+        self.lookups.close()
         self.cache.close()
         self.sessionm.close()
         self.store.database.close()
@@ -153,6 +158,16 @@ def build(settings: Settings, rules: Rules | None = None) -> Parts:
         rules.braze_id,
         offers_on=settings.offers_on,
     )
+    batches = Batches(
+        Jobs(shared.outbox),
+        Held(shared.outbox),
+        sessionm,
+        public_url=settings.bridge_public_url,
+        backlog_threshold=settings.bridge_bulk_threshold,
+        outdate=lookups.outdate_tags,
+        record=lambda finished: delivery.record(list(finished)),
+        nudge=lambda: delivery.nudge(None),
+    )
     delivery = Delivery(
         store,
         sessionm,
@@ -163,9 +178,10 @@ def build(settings: Settings, rules: Rules | None = None) -> Parts:
         ),
         on_write=lookups.tag_write,
         on_recorded=lookups.own_writes_changed,
-        clean=lambda: _clean(events, cache, settings, freshness),
+        clean=lambda: _clean(events, batches.jobs, cache, settings, freshness),
         count=telemetry.add,
         on_beat=lambda: _sample(store, telemetry),
+        batches=batches,
     )
 
     def accepted(customer: Customer) -> None:
@@ -186,7 +202,8 @@ def build(settings: Settings, rules: Rules | None = None) -> Parts:
         probe=Probe(store.ping),
         events=events,
         acceptor=acceptor,
-        operator=Operator(store, events, acceptor, lookups.own_writes_changed),
+        operator=Operator(store, events, acceptor, batches.jobs, lookups.own_writes_changed),
+        batches=batches,
         delivery=delivery,
         sessionm=sessionm,
         cache=cache,
@@ -368,7 +385,9 @@ def _sample(store: Store, telemetry: Telemetry) -> None:
     )
 
 
-def _clean(events: Events, cache: Cache, settings: Settings, freshness: Freshness) -> None:
+def _clean(
+    events: Events, jobs: Jobs, cache: Cache, settings: Settings, freshness: Freshness
+) -> None:
     """Forget what is older than it is kept, a little at a time so that intake never waits."""
     now = time.time()
     # Braze retries for up to a day: so long an event must be remembered to be a duplicate.
@@ -379,6 +398,7 @@ def _clean(events: Events, cache: Cache, settings: Settings, freshness: Freshnes
     try:
         while events.forget_before(now - kept, now):
             time.sleep(0.02)
+        jobs.forget_before(now - kept, now - LEAST_RETENTION)
         while cache.forget_before(now - max(longest, LEAST_RETENTION)):
             time.sleep(0.02)
     except StoreUnavailableError as error:

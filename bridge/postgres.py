@@ -72,6 +72,7 @@ OLDEST_SERVER = 14
 _DELIVERER = 0x6272_6964_6765_0001
 _MIGRATION = 0x6272_6964_6765_0002
 _CHANGES = 0x6272_6964_6765_0003
+_NUMBERED = 0x6272_6964_6765_0100
 
 T = TypeVar("T")
 
@@ -387,6 +388,18 @@ class Postgres(Database):
             self._connecting.shutdown(wait=False)
         for late in self._late:
             late.add_done_callback(_close)
+
+    @contextmanager
+    def alone(self, number: int) -> Iterator[bool]:
+        try:
+            connection = connect(self._conninfo, self._patience, idle_session_timeout="0")
+        except psycopg.Error as error:
+            raise StoreUnavailableError(f"the database answers: {error}") from error
+        try:
+            asked = connection.execute("SELECT pg_try_advisory_lock(%s)", [_NUMBERED + number])
+            yield bool((asked.fetchone() or [False])[0])
+        finally:
+            connection.close()
 
     @contextmanager
     def autocommit(self) -> Iterator[sa.Connection]:

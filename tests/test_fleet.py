@@ -159,7 +159,9 @@ def test_a_holder_that_is_cut_off_stops_before_another_starts(
     before = len(sent)
     eventually(lambda: len(sent) > before)
     proxy.swallow()
-    eventually(lambda: any(name == "other" for _, name in sent), 25)
+    # On a slow machine nothing may be left of those above.
+    send(client, user_id="u0", braze_campaign_id="cut")
+    eventually(lambda: any(name == "other" for _, name in sent), 40)
     eventually(lambda: other.store.backlog().queued == 0, 30)
     names = [name for _, name in sorted(sent)]
     assert names == sorted(names)

@@ -207,8 +207,8 @@ def test_figures_add_up_over_workers_and_none_goes_back(
     assert settled(40)()
     work(10)
     eventually(settled(50))
-    lookups = total(service, "bridge_lookup_seconds_count")
-    assert lookups == 50
+    # Another worker may have counted them, and add them a moment later.
+    eventually(lambda: total(service, "bridge_lookup_seconds_count") == 50)
     # The dashboard's figures and the health page's are the same in every worker.
     eventually(lambda: service.health()["checks"]["delivery"]["queued"] == 0)
     for _ in range(8):

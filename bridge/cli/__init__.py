@@ -14,11 +14,13 @@ from typing import Any
 import click
 
 from bridge import logs
+from bridge.cli.batch import batch
 from bridge.cli.common import one_line, settings_from_environment
 from bridge.cli.doctor import examine
 from bridge.cli.move import move
 from bridge.cli.preview import preview
 from bridge.cli.queue import erase, queue
+from bridge.cli.warm import warm
 from bridge.database import StoreUnavailableError
 from bridge.parts import build
 from bridge.settings import Settings, unknown_names
@@ -61,6 +63,11 @@ def serve(bind: str, workers: int, threads: int) -> None:
     logs.install(settings)
     for doubt in unknown_names(os.environ):
         log.warning("%s", doubt, extra={"action": "unknown_setting"})
+    if settings.bridge_bulk_threshold and not settings.bridge_public_url:
+        log.warning(
+            "BRIDGE_BULK_THRESHOLD does nothing without BRIDGE_PUBLIC_URL",
+            extra={"action": "no_public_url"},
+        )
     log.info(
         "bridge %s on http://%s, %s workers", VERSION, bind, workers, extra={"action": "serving"}
     )
@@ -199,6 +206,8 @@ def new(name: str) -> None:
 
 
 main.add_command(queue)
+main.add_command(batch)
+main.add_command(warm)
 main.add_command(erase)
 main.add_command(move)
 

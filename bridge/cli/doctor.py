@@ -79,6 +79,13 @@ def _doubts(settings: Settings) -> Iterator[Finding]:
     if settings.bridge_lookup_deadline > BRAZE_WAITS - 0.1:
         told = f"BRIDGE_LOOKUP_DEADLINE is {settings.bridge_lookup_deadline:g} s"
         yield Finding("deadline", True, told, f"Braze waits {BRAZE_WAITS:g} s in all: set 1.5")
+    public = settings.bridge_public_url
+    if settings.bridge_bulk_threshold and not public:
+        told = "BRIDGE_BULK_THRESHOLD does nothing without BRIDGE_PUBLIC_URL"
+        yield Finding("bulk", False, told, "set where SessionM reaches the bridge")
+    if public and public.startswith("http://") and not public.startswith(LOCAL):
+        told = f"BRIDGE_PUBLIC_URL: {public} is not encrypted"
+        yield Finding("bulk", True, told, "customers' ids pass there: use https://")
     if settings.bridge_retention < LEAST_RETENTION:
         told = "BRIDGE_RETENTION is under a day"
         yield Finding("retention", True, told, "events are kept a day all the same")

@@ -9,7 +9,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import Enum
@@ -245,6 +245,24 @@ class Cache:
     def outdate(self, key: Key) -> None:
         """Use no answer for *key* any more: the customer has changed."""
         self._stamps.change(key.kind, key.customer)
+
+    def outdate_tags(self, customers: Sequence[Customer]) -> None:
+        """Use no older tags of *customers*, under either identifier, any more."""
+        others = sa.select(lookups.c.customer, lookups.c.body).where(
+            lookups.c.kind.in_(("profile", "external")),
+            lookups.c.customer.in_([customer.key for customer in customers]),
+        )
+        names = [customer.key for customer in customers]
+        with self._database.read() as connection:
+            for customer, body in connection.execute(others):
+                kind = "external_id" if customer.startswith("user_id:") else "user_id"
+                if other := json.loads(body).get("other"):
+                    names.append(f"{kind}:{other}")
+        self._stamps.change_many("tags", names)
+
+    def outdate_all(self) -> None:
+        """Use nothing that is older than now: somebody's tags have changed, and not told whose."""
+        self._stamps.change_all()
 
     def keep(self, key: Key, document: Mapping[str, Any]) -> None:
         """Keep what is known of a customer as it is now."""

@@ -1,10 +1,11 @@
 """What to ask SessionM for a lookup, and what is answered when."""
 
+import itertools
 import json
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Any
@@ -31,6 +32,8 @@ from bridge.sessionm.client import SessionM
 TAKE = 1000
 # Which customer an external id belongs to does not change.
 PROFILE_MAX_AGE = 86400.0
+# With more customers than this at once, everybody's lookups are outdated.
+MANY = 50_000
 
 _NO_CUSTOMER = "SessionM does not know this customer."
 _NO_OFFERS = "Offers are switched off: SESSIONM_CONNECT_URL is not set."
@@ -128,6 +131,10 @@ class Lookups:
         # Deliveries of one customer under two identifiers may end at the same moment.
         self._changing = threading.Lock()
 
+    def close(self) -> None:
+        """Tell nobody of own writes any more."""
+        self._own_stamps.close()
+
     def tags(self, query: Query) -> Answer:
         own, held = self._own(query.customer)
         got = self._tags(query.customer, self._until())
@@ -152,6 +159,18 @@ class Lookups:
         answer = customer_answer(query, user_id, tags.part, offers.part, own, self._braze_id, now)
         changes_at = min([offers_change_at(offers.part, now), *own.expires.values()])
         return _answer(answer, [tags, offers], changes_at, held)
+
+    def patient(self, deadline: float) -> "Lookups":
+        """The same lookups for somebody who can wait, and wants fresh answers only."""
+        return Lookups(
+            self._sessionm,
+            self._cache,
+            replace(self._freshness, while_refreshing=0, if_error=0, deadline=deadline),
+            self._own_writes,
+            self._own_stamps,
+            self._braze_id,
+            offers_on=self._offers_on,
+        )
 
     def raw_tags(self, customer: Customer) -> Served:
         """SessionM's own answer to a read of tags, cached.
@@ -192,6 +211,17 @@ class Lookups:
     def own_writes_changed(self, customer_key: str) -> None:
         """What the bridge is writing for a customer is something else now."""
         self._own_stamps.change("own", customer_key)
+
+    def outdate_tags(self, customers: Iterable[Customer] | None) -> None:
+        """Serve no older tags of *customers* than now; of anybody, if it is not known whose."""
+        left = iter(customers or ())
+        some = list(itertools.islice(left, MANY))
+        if customers is None or len(some) == MANY:
+            # So many share their stamps with nearly everybody.
+            self._cache.outdate_all()
+            return
+        for at in range(0, len(some), 500):
+            self._cache.outdate_tags(some[at : at + 500])
 
     def forget(self, customer: Customer) -> None:
         """Serve nothing older than now for *customer*, under each identifier that is known."""

@@ -17,7 +17,7 @@ import logging
 import threading
 import time
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -54,10 +54,12 @@ flights = sa.Table(
 _CHANGE = sa.text(f"""
     WITH moment AS (SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS now),
     changed AS (
-        INSERT INTO stamps (place, value) SELECT :place, now FROM moment
+        INSERT INTO stamps (place, value)
+        SELECT DISTINCT place, now FROM moment, unnest(CAST(:places AS integer[])) AS place
+        ORDER BY place
         ON CONFLICT (place) DO UPDATE SET value = greatest(stamps.value + 1, excluded.value)
         RETURNING place, value)
-    SELECT value, pg_notify('{CHANNEL}', place || ' ' || value) FROM changed
+    SELECT place, value, pg_notify('{CHANNEL}', place || ' ' || value) FROM changed
 """)  # noqa: S608 - a constant
 _ACQUIRE = sa.text("""
     INSERT INTO flights (number, holder, until)
@@ -117,10 +119,21 @@ class FleetStamps:
 
     def change(self, kind: str, customer: str) -> int:
         where = place(kind, customer)
+        return self._change([where])[where]
+
+    def change_many(self, kind: str, customers: Iterable[str]) -> None:
+        self._change([place(kind, customer) for customer in customers])
+
+    def change_all(self) -> None:
+        self._change(list(range(WORDS)))
+
+    def _change(self, places: list[int]) -> dict[int, int]:
         with self._database.autocommit() as connection:
-            value = int(connection.execute(_CHANGE, {"place": where}).scalar_one())
-        self._put(where, value)
-        return value
+            rows = connection.execute(_CHANGE, {"places": places})
+            changed = {where: int(value) for where, value, _ in rows}
+        for where, value in changed.items():
+            self._put(where, value)
+        return changed
 
     def close(self) -> None:
         """The session is its database's to close."""
@@ -162,6 +175,7 @@ class PassingStamps:
         self._changing = threading.Condition()
         self._untold: set[int] = set()
         self._teller: threading.Thread | None = None
+        self._closed = False
         self._never = itertools.count(-1, -1)
         session.listen(self.CHANNEL, self._renew, self._heard)
 
@@ -179,18 +193,32 @@ class PassingStamps:
         return self._values[place(kind, customer)] + self._era
 
     def change(self, kind: str, customer: str) -> int:
-        where = place(kind, customer)
+        self._change([place(kind, customer)])
+        return self.last(kind, customer)
+
+    def change_many(self, kind: str, customers: Iterable[str]) -> None:
+        self._change([place(kind, customer) for customer in customers])
+
+    def change_all(self) -> None:
+        self._change(range(WORDS))
+
+    def _change(self, places: Iterable[int]) -> None:
         with self._changing:
-            self._values[where] += 1
-            self._untold.add(where)
+            for where in places:
+                self._values[where] += 1
+                self._untold.add(where)
             if self._teller is None:
                 self._teller = threading.Thread(target=self._tell, name="stamps", daemon=True)
                 self._teller.start()
             self._changing.notify()
-        return self.last(kind, customer)
 
     def close(self) -> None:
         """What is untold is told by the next who changes it, or was seen by nobody else."""
+        with self._changing:
+            self._closed = True
+            self._changing.notify()
+        if self._teller is not None:
+            self._teller.join(self.AGAIN)
 
     def _renew(self, _connection: object) -> None:
         # More than any value has risen by.
@@ -204,8 +232,10 @@ class PassingStamps:
     def _tell(self) -> None:
         while True:
             with self._changing:
-                while not self._untold:
+                while not self._untold and not self._closed:
                     self._changing.wait()
+                if self._closed:
+                    return
                 some = [
                     self._untold.pop() for _ in range(min(len(self._untold), self.MOST_AT_ONCE))
                 ]

@@ -8,7 +8,7 @@ fetch, never a wrong answer.
 import mmap
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from hashlib import blake2b
 from pathlib import Path
 from typing import Protocol
@@ -39,6 +39,12 @@ class Stamps(Protocol):
 
     def change(self, kind: str, customer: str) -> int:
         """Give it another stamp; what was cached before is used no more, by any process."""
+
+    def change_many(self, kind: str, customers: Iterable[str]) -> None:
+        """Give each of them another stamp."""
+
+    def change_all(self) -> None:
+        """Give everybody another stamp."""
 
     def close(self) -> None: ...
 
@@ -83,6 +89,15 @@ class SharedStamps:
         at = _WORD.size * place(kind, customer)
         _WORD.pack_into(self._map, at, int.from_bytes(os.urandom(8)))
         return self.get(kind, customer)
+
+    def change_many(self, kind: str, customers: Iterable[str]) -> None:
+        for customer in customers:
+            self.change(kind, customer)
+
+    def change_all(self) -> None:
+        # Word by word: others read, and change, meanwhile.
+        for place in range(0, _SIZE, _WORD.size):
+            _WORD.pack_into(self._map, place, int.from_bytes(os.urandom(8)))
 
     def close(self) -> None:
         self._map.close()

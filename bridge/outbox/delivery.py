@@ -21,9 +21,10 @@ from typing import Any
 from bridge.customer import Customer
 from bridge.database import StoreUnavailableError
 from bridge.locks import LostLockError
+from bridge.outbox.batch import Batches
 from bridge.outbox.gate import Gate, Mode
 from bridge.outbox.plan import Call, Expire, Wait, next_step
-from bridge.outbox.schema import State
+from bridge.outbox.schema import HELD, State
 from bridge.outbox.store import Finished, QueuedWrite, Store
 from bridge.outbox.verdict import Action, judge
 from bridge.sessionm.answers import Meaning, SessionMError
@@ -47,6 +48,7 @@ OnWrite = Callable[[Customer], Callable[[Mapping[str, Any]], None]]
 # A call of ours that broke is tried again after so long; SessionM has no part in it.
 OWN_FAULT_WAIT = 30.0
 CLEANING = 60.0
+BATCH_POLL = 0.5
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,7 @@ class Delivery:
         count: told how many of what there were: ``delivered``, ``dead`` and ``expired`` events, and
             ``writes_sent``.
         on_beat: what the deliverer shall do with every heartbeat.
+        batches: SessionM's batch jobs, which are driven beside the loop.
     """
 
     def __init__(
@@ -92,6 +95,7 @@ class Delivery:
         clean: Callable[[], None] = lambda: None,
         count: Callable[[str, int], None] = lambda _name, _number: None,
         on_beat: Callable[[], None] = lambda: None,
+        batches: Batches | None = None,
     ) -> None:
         self._store = store
         self._lock = store.database.deliverer
@@ -116,6 +120,9 @@ class Delivery:
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
         self._cleaner = threading.Thread()
+        self._batches = batches
+        self._batches_at = 0.0
+        self._driver = threading.Thread()
 
     def start(self) -> None:
         self._thread = threading.Thread(target=self.run, name="delivery", daemon=True)
@@ -131,6 +138,8 @@ class Delivery:
         """Start no more calls. Does not wait, so that a signal handler may call it."""
         self._stopping.set()
         self._wake.set()
+        if self._batches:
+            self._batches.end()
 
     @property
     def is_ending(self) -> bool:
@@ -172,6 +181,9 @@ class Delivery:
                         self._stopping.wait(1.0)
             finally:
                 self._drain()
+                # Nobody else may drive jobs before this has ended.
+                if self._driver.is_alive():
+                    self._driver.join()
 
     def _step(self, senders: ThreadPoolExecutor) -> None:
         self._wake.clear()
@@ -180,6 +192,7 @@ class Delivery:
         self._record_finished()
         self._beat()
         self._clean_up()
+        self._drive_batches()
         if not self._launch(senders):
             self._wake.wait(self._pause())
         self._stopping.wait(BREATH)
@@ -193,6 +206,8 @@ class Delivery:
         beat = self._store.fact(HEARTBEAT_FACT) or {}
         self._gate.hold_until = beat.get("hold_until", 0.0)
         self._resumed_at = beat.get("at", 0.0)
+        if self._batches:
+            self._batches.backlog.take_over(time.time())
         self._took_over = True
 
     def _launch(self, senders: ThreadPoolExecutor) -> int:
@@ -200,6 +215,8 @@ class Delivery:
         now = time.time()
         room = 0 if self._paused_by_hand else self._gate.room(now, len(self._under_way))
         started = 0
+        if self._batches and room > 0 and self._gate.mode is Mode.RUNNING:
+            self._batches.backlog.gather(now, self._under_way)
         expired: list[Finished] = []
         due = self._store.due(now, max(0, room) * 4, self._under_way)
         queues = self._store.waiting_of(due[: min(room, 1 + self._tokens.whole())]) if due else {}
@@ -207,17 +224,28 @@ class Delivery:
             queue = queues[customer] if customer in queues else self._store.waiting(customer)
             step = next_step(queue, now) if queue else None
             if isinstance(step, Wait):
-                self._store.postpone(customer, step.until)
+                self._put_off(customer, step.until)
             elif isinstance(step, Expire):
                 expired.append(_expired(step.writes, now))
+            elif step is not None and self._leaves_in_bulk(step, now):
+                continue
             elif step is not None:
                 # A counter is read first, and takes its token when it is sent.
                 if started == room or not (step.counts or self._tokens.take()):
                     break
                 self._start(senders, step)
                 started += 1
-        self._record(expired)
+        self.record(expired)
         return started + len(expired)
+
+    def _put_off(self, customer: str, until: float) -> None:
+        if self._batches and until >= HELD:
+            self._batches.backlog.hold(customer)
+        else:
+            self._store.postpone(customer, until)
+
+    def _leaves_in_bulk(self, call: Call, now: float) -> bool:
+        return self._batches is not None and self._batches.backlog.takes(call.writes, now)
 
     def _start(self, senders: ThreadPoolExecutor, call: Call) -> None:
         outage = self._gate.mode is Mode.DOWN
@@ -342,7 +370,7 @@ class Delivery:
             return
         sent = [_outcome(call, future) for call, future in ended.values()]
         # If this fails they stay under way, and are recorded at the next step.
-        self._record([one.finished for one in sent if one.finished])
+        self.record([one.finished for one in sent if one.finished])
         for customer in ended:
             del self._under_way[customer]
         for one in sent:
@@ -352,12 +380,14 @@ class Delivery:
             # A wait that SessionM asks for is to outlive this process.
             self._beat_at = 0.0
 
-    def _record(self, finished: list[Finished]) -> None:
+    def record(self, finished: list[Finished]) -> None:
+        """Record what became of calls, and tell everybody."""
         if not finished:
             return
         changed = self._store.record(finished, self._name)
         for result in finished:
-            self._on_recorded(result.writes[0].customer)
+            for customer in {write.customer for write in result.writes}:
+                self._on_recorded(customer)
             _log(result)
             if result.state is State.DELIVERED:
                 self._count("writes_sent", len(result.writes))
@@ -424,9 +454,33 @@ class Delivery:
             self._cleaner = threading.Thread(target=self._clean, name="cleaner", daemon=True)
             self._cleaner.start()
 
+    def _drive_batches(self) -> None:
+        """Once a second, beside the loop: a file that SessionM takes slowly holds up no write."""
+        if self._batches is None or self._driver.is_alive():
+            return
+        now = time.time()
+        if now - self._batches_at > BATCH_POLL:
+            self._batches_at = now
+            may_send = self._gate.room(now, 0) > 0 and not self._paused_by_hand
+            self._driver = threading.Thread(
+                target=_drive, args=[self._batches, may_send], name="batches", daemon=True
+            )
+            self._driver.start()
+
     def _pause(self) -> float:
         """How long to sleep when nothing could be started."""
         return min(POLL, self._tokens.seconds_to_one() or POLL)
+
+
+def _drive(batches: Batches, may_send: bool) -> None:  # noqa: FBT001 - a thread's target
+    try:
+        batches.drive(may_send=may_send)
+    except StoreUnavailableError as error:
+        log.warning("batch jobs wait: %s", error, extra={"action": "no_store"})
+    except Exception:
+        # A fault of ours: what is on disk tells where to go on.
+        log.exception("batch jobs wait", extra={"action": "batches_failed"})
+        time.sleep(OWN_FAULT_WAIT / 10)
 
 
 class _Bucket:

@@ -14,6 +14,7 @@ from bridge.intake.payload import RefusedError, named_customers
 from bridge.outbox.accept import Acceptor
 from bridge.outbox.delivery import PAUSE_FACT
 from bridge.outbox.events import REPLAYABLE, Events, Stored
+from bridge.outbox.jobs import Jobs
 from bridge.outbox.schema import State
 from bridge.outbox.search import Filter
 from bridge.outbox.store import Store
@@ -42,11 +43,17 @@ class Operator:
     """Carries out orders on stored events; *changed* is told the customers (keys) of those."""
 
     def __init__(
-        self, store: Store, events: Events, acceptor: Acceptor, changed: Callable[[str], None]
+        self,
+        store: Store,
+        events: Events,
+        acceptor: Acceptor,
+        jobs: Jobs,
+        changed: Callable[[str], None],
     ) -> None:
         self._store = store
         self._events = events
         self._acceptor = acceptor
+        self._jobs = jobs
         self._changed = changed
 
     def replay(self, wanted: Filter, *, dry_run: bool = False) -> Done:
@@ -140,6 +147,7 @@ class Operator:
                 # The same text, as a tag or as part of somebody else's id.
                 continue
             chosen.append(event.id)
+        self._jobs.erase(customer)
         erased = self._events.erase(customer, chosen)
         self._changed(customer.key)
         log.warning("customer erased", extra={"action": "erased", "customer": customer.key})

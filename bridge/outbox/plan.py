@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from bridge.outbox.schema import HELD
 from bridge.outbox.store import QueuedWrite
 
 MOST_TAGS = 100
@@ -82,6 +83,7 @@ def _together(queue: Sequence[QueuedWrite]) -> list[QueuedWrite]:
             and _same_expiry(write, head)
             and not passed.intersection(write.tags)
             and not write.intent
+            and write.next_at < HELD
             and len(tags.union(write.tags)) <= MOST_TAGS
             and (write.ttl is not None or tags.isdisjoint(write.tags))
         )

@@ -103,6 +103,84 @@ tallies = sa.Table(
     sa.Column("last_seen", sa.Float, nullable=False),
     sqlite_with_rowid=False,
 )
+# Customers' files, and the backlog where it leaves in bulk: each a batch, sent as one or more of
+# SessionM's batch jobs. The file of a job is kept here, in packed blocks, so that every machine
+# of a fleet can serve it. Of the tokens in its URLs only hashes are kept.
+batches = sa.Table(
+    "batches",
+    schema,
+    sa.Column("id", sa.String(32), primary_key=True),
+    sa.Column("source", sa.String(10), nullable=False),
+    sa.Column("state", sa.String(10), nullable=False),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("key_name", sa.Text, nullable=False),
+    sa.Column("header", sa.Text, nullable=False),
+    sa.Column("rows", sa.Integer, nullable=False),
+    sa.Column("refused", sa.Integer, nullable=False),
+    sa.Column("repeated", sa.Integer, nullable=False),
+    sa.Column("created_at", sa.Float, nullable=False),
+    sa.Column("touched_at", sa.Float, nullable=False),
+    sa.Column("done_at", sa.Float),
+)
+batch_jobs = sa.Table(
+    "batch_jobs",
+    schema,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column(
+        "batch_id", sa.String(32), sa.ForeignKey("batches.id", ondelete="CASCADE"), nullable=False
+    ),
+    sa.Column("state", sa.String(10), nullable=False),
+    sa.Column("rows", sa.Integer, nullable=False),
+    sa.Column("counts", sa.Boolean, nullable=False),
+    sa.Column("size", sa.Integer, nullable=False),
+    sa.Column("md5", sa.String(32), nullable=False),
+    sa.Column("oldest_at", sa.Float),
+    sa.Column("request_id", sa.Text, nullable=False),
+    sa.Column("sessionm_id", sa.Text, nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("next_at", sa.Float, nullable=False),
+    sa.Column("submitted_at", sa.Float),
+    sa.Column("served_at", sa.Float),
+    sa.Column("told", sa.String(10), nullable=False),
+    sa.Column("failed_rows", sa.Integer, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("file_token", sa.String(64), unique=True),
+    sa.Column("notify_token", sa.String(64), unique=True),
+    sa.Column("done_at", sa.Float),
+    sqlite_autoincrement=True,
+)
+batch_blocks = sa.Table(
+    "batch_blocks",
+    schema,
+    sa.Column(
+        "job_id", sa.Integer, sa.ForeignKey("batch_jobs.id", ondelete="CASCADE"), primary_key=True
+    ),
+    sa.Column("number", sa.Integer, primary_key=True),
+    sa.Column("rows", sa.Integer, nullable=False),
+    sa.Column("body", sa.LargeBinary, nullable=False),
+)
+batch_refused = sa.Table(
+    "batch_refused",
+    schema,
+    sa.Column(
+        "batch_id", sa.String(32), sa.ForeignKey("batches.id", ondelete="CASCADE"), primary_key=True
+    ),
+    sa.Column("number", sa.Integer, primary_key=True),
+    sa.Column("body", sa.LargeBinary, nullable=False),
+)
+# The writes that leave with a job rather than by a call of their own.
+batch_writes = sa.Table(
+    "batch_writes",
+    schema,
+    sa.Column(
+        "write_seq", sa.Integer, sa.ForeignKey("writes.seq", ondelete="CASCADE"), primary_key=True
+    ),
+    sa.Column(
+        "job_id", sa.Integer, sa.ForeignKey("batch_jobs.id", ondelete="CASCADE"), nullable=False
+    ),
+)
+# The next_at of writes that wait for the end of a job: their own, or their customer's.
+HELD = 1e12
 # A literal, not a parameter: SQLite uses a partial index only where it can prove its condition.
 QUEUED: sa.ColumnElement[str] = sa.literal_column("'queued'")
 DEAD: sa.ColumnElement[str] = sa.literal_column("'dead'")
@@ -132,6 +210,9 @@ _events_reason = sa.Index(
 _tallies_seen = sa.Index("tallies_last_seen", tallies.c.last_seen)
 sa.Index("attempts_write", attempts.c.write_seq)
 sa.Index("expiries_expires_at", expiries.c.expires_at)
+sa.Index("batch_jobs_batch", batch_jobs.c.batch_id)
+sa.Index("batch_jobs_state", batch_jobs.c.state, batch_jobs.c.next_at)
+sa.Index("batch_writes_job", batch_writes.c.job_id)
 
 
 def _first_schema(connection: sa.Connection) -> None:
@@ -180,4 +261,10 @@ def _count(
         )
 
 
-MIGRATIONS = (_first_schema, _tallies)
+def _batches(connection: sa.Connection) -> None:
+    schema.create_all(
+        connection, tables=[batches, batch_jobs, batch_blocks, batch_refused, batch_writes]
+    )
+
+
+MIGRATIONS = (_first_schema, _tallies, _batches)

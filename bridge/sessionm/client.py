@@ -104,6 +104,11 @@ class SessionM:
         path = ["priv", "v1", "apps", self._key, "batch", "tags"]
         return self._ask(self._core, "POST", path, {"tags": dict(job)}, timeout)
 
+    def read_batch(self, job_id: str, timeout: float) -> dict[str, Any]:
+        """``GET …/batch/tags/ID``: a job as it stands. No document names this call: assumed."""
+        path = ["priv", "v1", "apps", self._key, "batch", "tags", job_id]
+        return self._ask(self._core, "GET", path, None, timeout)
+
     def offers(self, body: Mapping[str, Any], timeout: float) -> dict[str, Any]:
         """``POST get_user_offers``; the retailer is put in where *body* has none."""
         if self._connect is None:

@@ -6,6 +6,7 @@ from bridge.settings import Settings
 from bridge.web import (
     admin,
     auth,
+    batches,
     body,
     content,
     dashboard,
@@ -33,6 +34,6 @@ def install(app: Flask, settings: Settings) -> None:
     errors.install(app)
     figures.install(app)
     body.install(app)
-    machines = (webhooks.bp, content.bp, dropin.bp, health.bp, admin.bp, openapi.bp)
+    machines = (webhooks.bp, content.bp, dropin.bp, health.bp, admin.bp, batches.bp, openapi.bp)
     for blueprint in (*machines, pages.bp, dashboard.bp, events.bp, setup.bp):
         app.register_blueprint(blueprint)

@@ -24,7 +24,7 @@ bp = Blueprint("admin", __name__, url_prefix="/api")
 @scope("admin")
 def list_events() -> Response:
     given = url_fields()
-    limit, before = _limit(given.pop("limit", None)), given.pop("before", "")
+    limit, before = read_limit(given.pop("limit", None)), given.pop("before", "")
     found = parts_of(current_app).events.find(read_filter(given, time.time()), limit, before)
     return jsonify(status="ok", events=found.events, next=found.next)
 
@@ -106,9 +106,10 @@ def _flag(given: dict[str, Any], name: str) -> bool:
     return value
 
 
-def _limit(value: str | None) -> int:
+def read_limit(value: str | None, default: int = PAGE) -> int:
+    """How many of a list a page holds, by its parameter ``limit``."""
     if value is None:
-        return PAGE
+        return default
     if not (re.fullmatch("[0-9]{1,9}", value) and 1 <= int(value) <= MOST_A_PAGE):
         raise FieldError("limit", f"must be a whole number from 1 to {MOST_A_PAGE}")
     return int(value)

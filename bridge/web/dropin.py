@@ -1,12 +1,14 @@
 """SessionM's own paths, so that a template keeps working when only its host is changed."""
 
 import hmac
+import logging
 import math
 import time
 
-from flask import Blueprint, Response, current_app, jsonify, request
+from flask import Blueprint, Response, current_app, g, jsonify, request
 
 from bridge.customer import Customer, CustomerKind
+from bridge.database import StoreUnavailableError
 from bridge.fields import FieldError, identifier, required
 from bridge.intake.payload import RefusedError, as_sent, read_fields
 from bridge.lookups.cache import Served, UnavailableError
@@ -18,6 +20,8 @@ from bridge.web.body import read_body
 from bridge.web.content import cache_status
 from bridge.web.errors import error
 from bridge.web.webhooks import arrival
+
+log = logging.getLogger(__name__)
 
 bp = Blueprint("dropin", __name__)
 
@@ -84,12 +88,19 @@ def batch(api_key: str) -> Response:
     job = as_sent(_fields()).get("tags")
     if not isinstance(job, dict):
         raise FieldError("tags", "must be an object with request_id, url, md5 and notify")
+    parts = parts_of(current_app)
     try:
-        return jsonify(parts_of(current_app).sessionm.submit_batch(job, BATCH_TIMEOUT))
+        answer = parts.sessionm.submit_batch(job, BATCH_TIMEOUT)
     except SessionMError as failure:
         if failure.meaning is Meaning.REFUSED:
             return error(failure.status, failure.code.lower(), str(failure))
         return error(502, "sessionm_unavailable", f"SessionM did not take the job: {failure}.")
+    try:
+        parts.batches.follow(job, answer, g.key_name)
+    except StoreUnavailableError as failure:
+        # SessionM has the job: who submitted it must not do so again.
+        log.error("a job is not followed: %s", failure, extra={"action": "batch_not_followed"})
+    return jsonify(answer)
 
 
 def _fields() -> dict[str, object]:

@@ -16,10 +16,11 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from werkzeug.routing import Rule
 
-from bridge.fields import REQUIRED_SCHEMA
+from bridge.fields import MAX_TEXT, REQUIRED_SCHEMA
 from bridge.intake.payload import FIELDS, TAG_FIELDS
 from bridge.lookups.models import ANSWERS
 from bridge.lookups.query import PARAMETERS
+from bridge.outbox.batch import MOST_SPLIT, SPLIT
 from bridge.outbox.events import MOST_A_PAGE, PAGE, REPLAYABLE
 from bridge.outbox.search import FILTERS
 from bridge.version import VERSION
@@ -44,6 +45,7 @@ class Route:
         body_needed: whether there must be a body.
         required: the fields that it must have.
         mimetype: of an answer that has no model.
+        takes_file: whether the body is a CSV file, or a form with one.
     """
 
     answers: dict[int, tuple[type[BaseModel], ...]]
@@ -53,6 +55,7 @@ class Route:
     body_needed: bool = True
     required: tuple[str, ...] = ()
     mimetype: str = "application/json"
+    takes_file: bool = False
 
 
 _EVENT_FILTERS = {
@@ -63,6 +66,28 @@ _EVENT_FILTERS = {
 # What can be done next with an event that was accepted: view -> method.
 _EVENT_LINKS = {"show_event": "get", "replay_event": "post", "discard_event": "delete"}
 _WAIT = {"wait": {"type": "integer", "minimum": 0, "description": "seconds; more than 60 are 60"}}
+_BATCH_PAGE: Fields = {name: _EVENT_FILTERS[name] for name in ("limit", "before")}
+_TEXT: Schema = {"type": "string", "maxLength": MAX_TEXT}
+_FILE_OPTIONS: Fields = {
+    "tag": {**_TEXT, "description": "for every row of a file that names no tags"},
+    "ttl": {**_TEXT, "description": "whole days, such as 30d; without it the tag counts"},
+    "id_column": {**_TEXT, "description": "which column holds the customer"},
+    "id_kind": {"type": "string", "enum": ["user_id", "external_id"]},
+    "split": {"type": "integer", "minimum": 1, "maximum": MOST_SPLIT, "default": SPLIT},
+    "name": _TEXT,
+    "dry_run": {"type": "boolean", "default": False},
+}
+_NOTIFIED: Fields = {name: {"type": "string"} for name in ("token", "id", "status", "request_id")}
+_FILES = {
+    "text/csv": {"schema": {"type": "string"}},
+    "multipart/form-data": {
+        "schema": {
+            "type": "object",
+            "properties": {"file": {"type": "string", "format": "binary"}, **_FILE_OPTIONS},
+            "required": ["file"],
+        }
+    },
+}
 _CUSTOMER = {name: FIELDS[name] for name in ("user_id", "external_id")}
 _BODY_ERRORS = (400, 413, 415)
 
@@ -126,6 +151,25 @@ ROUTES: dict[str, Route] = {
             "state": {"enum": [*REPLAYABLE, "", None]},
             "dry_run": {"type": "boolean", "default": False},
         },
+        body_needed=False,
+    ),
+    "batches.submit": Route(
+        {202: (shapes.FileTaken,), 200: (shapes.FileTaken,)},
+        (*_BODY_ERRORS, 409, 422, 503),
+        query=_FILE_OPTIONS,
+        takes_file=True,
+    ),
+    "batches.list_batches": Route({200: (shapes.BatchList,)}, (400, 503), query=_BATCH_PAGE),
+    "batches.show": Route({200: (shapes.OneBatch,)}, (404, 503)),
+    "batches.refused": Route({200: ()}, (404, 503), mimetype="text/csv"),
+    "batches.resubmit": Route({200: (shapes.Resubmitted,)}, (404, 409, 503)),
+    "batches.discard": Route({200: (shapes.JobsDiscarded,)}, (404, 409, 503)),
+    "batches.file": Route({200: (), 206: ()}, (404, 416, 503), mimetype="text/csv"),
+    "batches.notification": Route(
+        {200: (shapes.Ok,)},
+        (*_BODY_ERRORS, 404, 422, 503),
+        query=_NOTIFIED,
+        body=_NOTIFIED,
         body_needed=False,
     ),
     "admin.pause": Route({200: (shapes.DeliveryState,)}, (503,)),
@@ -205,6 +249,8 @@ def _operation(app: Flask, rule: Rule, method: str) -> Schema:
         operation["parameters"] += [
             {"name": one, "in": "query", "schema": schema} for one, schema in route.query.items()
         ]
+    if route.takes_file:
+        operation["requestBody"] = {"required": True, "content": _FILES}
     if method == "POST" and route.body is not None:
         schema = {
             "type": "object",
@@ -262,7 +308,7 @@ def _response(status: int, models: list[type[BaseModel]], route: Route) -> Schem
     if references:
         schema = references[0] if len(references) == 1 else {"anyOf": references}
         response["content"] = {"application/json": {"schema": schema}}
-    if route.mimetype == "text/html" or (not references and status == 200):
+    if route.mimetype == "text/html" or (not references and status in {200, 206}):
         response.setdefault("content", {})[route.mimetype] = {"schema": {}}
     return response
 

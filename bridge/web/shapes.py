@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from bridge.outbox.jobs import BatchState, JobState, Source
 from bridge.outbox.schema import State
 
 
@@ -185,3 +186,92 @@ class Health(_Shape):
     reasons: list[str]
     version: str
     checks: dict[str, dict[str, Any]]
+
+
+class RefusedLine(_Shape):
+    """A line of a file that is left out."""
+
+    line: int
+    reason: str
+
+
+class FileTaken(_Shape):
+    """What became of the lines of a file; *counted* is a dry run, of which nothing is kept."""
+
+    status: Literal["accepted", "counted"]
+    id: str
+    rows: int
+    refused: int
+    repeated: int
+    jobs: int
+    first_refused: list[RefusedLine]
+
+
+class Batch(_Shape):
+    """A file, or a part of the backlog, on its way through SessionM's batch jobs."""
+
+    id: str
+    source: Source
+    state: BatchState
+    name: str
+    key: str
+    rows: int
+    completed_rows: int
+    failed_rows: int
+    refused: int
+    repeated: int
+    job_count: int
+    created_at: str
+    done_at: str
+    reason: str
+
+
+class BatchJob(_Shape):
+    """One of SessionM's jobs."""
+
+    id: int
+    state: JobState
+    rows: int
+    failed_rows: int
+    request_id: str
+    sessionm_id: str
+    attempts: int
+    submitted_at: str
+    fetched_at: str
+    done_at: str
+    reason: str
+
+
+class BatchWithJobs(Batch):
+    """A batch and its jobs."""
+
+    jobs: list[BatchJob]
+
+
+class BatchList(_Shape):
+    """A page of batches, newest first; *next* is blank on the last."""
+
+    status: Literal["ok"]
+    batches: list[Batch]
+    next: str
+
+
+class OneBatch(_Shape):
+    """One batch."""
+
+    status: Literal["ok"]
+    batch: BatchWithJobs
+
+
+class Resubmitted(_Shape):
+    """How many jobs wait to be submitted again."""
+
+    status: Literal["ok"]
+    resubmitted: int
+
+
+class JobsDiscarded(_Shape):
+    """How many jobs are given up."""
+
+    status: Literal["ok"]
+    discarded: int

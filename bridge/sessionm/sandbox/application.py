@@ -9,6 +9,7 @@ from wsgiref.types import StartResponse, WSGIEnvironment
 
 from werkzeug.wrappers import Request, Response
 
+from bridge.sessionm.sandbox.batch import Behaviour
 from bridge.sessionm.sandbox.calls import Call, CallLog
 from bridge.sessionm.sandbox.connect import Connect
 from bridge.sessionm.sandbox.core import Core
@@ -54,6 +55,7 @@ class Sandbox:
                 raise ValueError("customers: a user_id stands there twice")
         self.customers = self._customers.summaries
         self.remove_customer = self._customers.remove
+        self._core = Core(self._customers)
         self._routes = Routes([*self._sessionm_routes(), *self._own_routes()])
 
     def put_customer(self, given: Mapping[str, Any]) -> None:
@@ -64,6 +66,10 @@ class Sandbox:
     def tags(self, user_id: str) -> dict[str, int]:
         """Return a customer's living tags and counts. Raises ValueError if there is none."""
         return self._customers.counts({"user_id": user_id})
+
+    def set_batches(self, given: Mapping[str, Any]) -> None:
+        """Let batch jobs go wrong, as `Behaviour` says. Raises ValueError that names the key."""
+        self._core.batch_behaviours.replace(check(Behaviour, dict(given)))
 
     def calls(
         self, method: str | None = None, match: str | None = None, since: float | None = None
@@ -122,7 +128,7 @@ class Sandbox:
     # the routes
 
     def _sessionm_routes(self) -> list[Route]:
-        core = Core(self._customers)
+        core = self._core
         connect = Connect(self._customers, self._catalogue, self.credentials.retailer_id)
         app = "/priv/v1/apps/:api_key"
         offers = "/offers/api/2.0/offers/get_user_offers"
@@ -145,6 +151,7 @@ class Sandbox:
             Route("GET", "/sandbox/faults", lambda *_: {"faults": self._faults.shown()}),
             Route("POST", "/sandbox/faults", self._replace_faults),
             Route("DELETE", "/sandbox/faults", self._replace_faults),
+            Route("POST", "/sandbox/batches", lambda r, _: self.set_batches(read_object(r))),
             Route("GET", "/sandbox/calls", self._show_calls),
             Route("DELETE", "/sandbox/calls", lambda *_: self.clear_calls()),
             Route("GET", "/sandbox/customers", self._list_customers),

@@ -4,19 +4,65 @@ import csv
 import hashlib
 import io
 import re
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Annotated
 from urllib.parse import quote
 
 import requests
+from pydantic import Field
 
-from bridge.sessionm.sandbox.messages import Body, Json, Text
+from bridge.sessionm.sandbox.messages import Body, Count, Given, Json, Text
 
 _UNITS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400, "week": 604800}
 _TIMEOUT = (5, 30)  # seconds to connect, seconds between two bytes
 _SHOWN_ERRORS = 10
 
 Row = Mapping[str, str]
+
+
+class Behaviour(Given):
+    """How jobs go wrong, set with `POST /sandbox/batches`.
+
+    Attributes:
+        fail: a job fails with this message, after its file was downloaded.
+        corrupt: its file arrives damaged, so that the MD5 does not match.
+        fetch: whether its file is asked for at all; without, the job stays as it was created.
+        notifications: how often its end is notified.
+        delay: seconds before the file is asked for.
+        times: for so many jobs; all if it is left out.
+    """
+
+    fail: str = ""
+    corrupt: bool = False
+    fetch: bool = True
+    notifications: Annotated[int, Field(ge=0, le=10)] = 1
+    delay: Annotated[float, Field(ge=0, le=3600)] = 0
+    times: Count | None = None
+
+
+class Behaviours:
+    """The behaviour that is set, for many threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._set = Behaviour()
+
+    def replace(self, given: Behaviour) -> None:
+        with self._lock:
+            self._set = given
+
+    def take(self) -> Behaviour:
+        """Return how the next job behaves, and use it up by one time."""
+        with self._lock:
+            found = self._set
+            if found.times is not None:
+                found.times -= 1
+                if not found.times:
+                    self._set = Behaviour()
+            return found.model_copy()
 
 
 class Order(Body):
@@ -39,6 +85,7 @@ class Job:
     failed: int = 0
     message: str = ""
     errors: list[str] = field(default_factory=list)
+    behaviour: Behaviour = field(default_factory=Behaviour)
 
     def receipt(self) -> Json:
         return {"id": self.id, "request_id": self.order.request_id, "status": self.status}
@@ -49,22 +96,30 @@ class Job:
 
     def run(self, tag: Callable[[Row], object]) -> None:
         """Do it all; `tag` applies one row and raises ValueError if that cannot be done."""
+        if not self.behaviour.fetch:
+            return
+        time.sleep(self.behaviour.delay)
         self.status = "processing"
         with requests.Session() as http:
             http.trust_env = False  # no proxy stands between the sandbox and the bridge
             try:
-                for row in _rows(self._download(http)):
+                file = self._download(http)
+                if self.behaviour.fail:
+                    raise ValueError(self.behaviour.fail)  # noqa: TRY301 - as a real one would
+                for row in _rows(file):
                     self._apply(row, tag)
                 self.status = "completed"
             except (ValueError, OSError, csv.Error) as error:
                 self.message, self.status = str(error), "failed"
-            self._notify(http)
+            for _ in range(self.behaviour.notifications):
+                self._notify(http)
 
     def _download(self, http: requests.Session) -> bytes:
         """Raises ValueError or an OSError of requests."""
         answer = http.get(self.order.url, timeout=_TIMEOUT)
         answer.raise_for_status()
-        md5 = hashlib.md5(answer.content, usedforsecurity=False).hexdigest()
+        damage = b"?" if self.behaviour.corrupt else b""
+        md5 = hashlib.md5(answer.content + damage, usedforsecurity=False).hexdigest()
         if md5 != self.order.md5.lower():
             raise ValueError(f"md5 is {md5}, not {self.order.md5}")
         return answer.content
@@ -79,7 +134,7 @@ class Job:
                 self.errors.append(f"row {self.rows}: {error}")
 
     def _notify(self, http: requests.Session) -> None:
-        """Call `notify` once, with its three words replaced in the query."""
+        """Call `notify`, with its three words replaced in the query."""
         if not self.order.notify:
             return
         words = {"JOB_ID": str(self.id), "JOB_STATUS": self.status}

@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field
 from werkzeug.wrappers import Request
 
-from bridge.sessionm.sandbox.batch import Job, Order, Row, seconds
+from bridge.sessionm.sandbox.batch import Behaviours, Job, Order, Row, seconds
 from bridge.sessionm.sandbox.customers import Customers
 from bridge.sessionm.sandbox.messages import Body, Count, Json, RefusedError, Text, read
 from bridge.sessionm.sandbox.routes import Names
@@ -27,6 +27,7 @@ class Core:
         self._customers = customers
         self._jobs: dict[str, Job] = {}
         self._numbers = itertools.count(1)
+        self.batch_behaviours = Behaviours()
 
     def write_tags(self, request: Request, ids: Names) -> Json:
         given = read(request, _TagWrite)
@@ -45,6 +46,7 @@ class Core:
 
     def start_batch(self, request: Request, _: Names) -> Json:
         job = Job(next(self._numbers), read(request, _Batch).tags)
+        job.behaviour = self.batch_behaviours.take()
         self._jobs[str(job.id)] = job
         receipt = job.receipt()
         threading.Thread(target=job.run, args=[self._tag_row], daemon=True).start()

@@ -1,0 +1,404 @@
+"""A file of customers -> rows of a SessionM batch job, and the lines that cannot be one.
+
+Pure, and streamed: a file of millions of lines passes through in constant memory. Two kinds of
+files are read, both by their column names: Braze's segment exports (the customer in ``user_id``,
+dozens of further columns, anonymous profiles with a blank one), which are tagged with a tag that
+the caller names, and SessionM's own format (``user_id`` or ``external_id``, ``tag``, ``expires``).
+"""
+
+import codecs
+import csv
+import io
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from bridge.customer import Customer, CustomerKind
+from bridge.fields import MAX_TTL, FieldError, duration, identifier, required, shown, trim
+from bridge.intake.rules import Rules
+
+DAY = 86400
+CHUNK = 64 * 1024
+# Of one line, and of one quoted field: an export's longest columns are lists of devices.
+MAX_LINE = 1024 * 1024
+MAX_COLUMNS = 5000
+# Of so many tags it is remembered whether they count or expire; files have one, or a few.
+MOST_TAGS = 10_000
+
+# By column name in small letters without spaces and underscores. Braze calls its own id Braze ID
+# or Appboy ID: it means nothing to SessionM.
+_ID_COLUMNS: dict[str, CustomerKind] = {
+    "userid": "user_id",
+    "externalid": "external_id",
+    "externaluserid": "external_id",
+}
+_EXPIRES = re.compile(r"([0-9]{1,6})\s*(day|days|week|weeks|hour|hours)", re.IGNORECASE)
+_UNIT = {"d": DAY, "w": 7 * DAY, "h": 3600}
+# What needs no further look; everything else goes through `identifier`.
+_PLAIN = re.compile(r"[A-Za-z0-9_@+-][A-Za-z0-9._@+:-]{0,254}")
+
+
+class FileRefusedError(Exception):
+    """A file of which nothing can be used; ``str()`` is one sentence."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """How a file is to be read.
+
+    Attributes:
+        tag: for all rows, where the file has no column of that name.
+        ttl: seconds, for the same rows; ``None`` makes *tag* a counter.
+        id_column: the column that holds the customer, if its name does not say so.
+        id_kind: what it is to SessionM.
+        customers_only: no row has a tag, whatever columns there are.
+    """
+
+    tag: str = ""
+    ttl: int | None = None
+    id_column: str = ""
+    id_kind: CustomerKind | None = None
+    customers_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One tag for one customer, for so many *days*; ``None`` counts it."""
+
+    line: int
+    customer: Customer
+    tag: str
+    days: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A line that is left out."""
+
+    line: int
+    reason: str
+
+
+@dataclass
+class Segment:
+    """An opened file.
+
+    Attributes:
+        kinds: the identifiers that its rows may have, which are columns of SessionM's file.
+        own_tags: whether each row names its tag: SessionM's own format.
+    """
+
+    kinds: tuple[CustomerKind, ...]
+    own_tags: bool
+    _records: Iterator[tuple[int, list[str]] | Refused]
+    _columns: dict[str, int]
+    _width: int
+    _wanted: Wanted
+    _days: int | None
+    _rules: Rules
+    _counts: dict[str, bool] = field(default_factory=dict)
+    _expires: dict[str, int | None] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[Row | Refused]:
+        """The rows in order.
+
+        Raises:
+            FileRefusedError: a quote is never closed, or a line has no end.
+        """
+        for record in self._records:
+            if isinstance(record, Refused):
+                yield record
+                continue
+            line, cells = record
+            try:
+                if row := self._row(line, cells):
+                    yield row
+            except FieldError as problem:
+                yield Refused(line, f"{problem}.")
+
+    def _row(self, line: int, cells: list[str]) -> Row | None:
+        if not any(cells):
+            return None
+        if len(cells) > self._width:
+            raise FieldError("the line", f"has {len(cells)} fields, the header {self._width}")
+        customer = self._customer(cells)
+        if not self.own_tags:
+            return Row(line, customer, self._wanted.tag, self._days)
+        tag = required(self._cell(cells, "tag"), "tag")
+        days = self._read_days(self._cell(cells, "expires"))
+        self._refuse_mixed(tag, counts=days is None)
+        return Row(line, customer, tag, days)
+
+    def _customer(self, cells: list[str]) -> Customer:
+        for kind in self.kinds:
+            value = self._cell(cells, kind)
+            if not value:
+                continue
+            found = value if _PLAIN.fullmatch(value) else identifier(value, kind)
+            if found:
+                return Customer(kind, found)
+        raise FieldError(" and ".join(self.kinds), "is blank")
+
+    def _cell(self, cells: list[str], name: str) -> str:
+        place = self._columns.get(name, -1)
+        return cells[place] if 0 <= place < len(cells) else ""
+
+    def _read_days(self, value: str) -> int | None:
+        if value not in self._expires:
+            if len(self._expires) >= MOST_TAGS:
+                self._expires.clear()
+            self._expires[value] = read_expires(value)
+        return self._expires[value]
+
+    def _refuse_mixed(self, tag: str, *, counts: bool) -> None:
+        if tag not in self._counts:
+            refuse_mixed(tag, self._rules, counts=counts)
+            if len(self._counts) < MOST_TAGS:
+                self._counts[tag] = counts
+        elif self._counts[tag] is not counts:
+            kind = "a counter" if self._counts[tag] else "an expiring tag"
+            raise FieldError("tag", f'"{shown(tag)}" is {kind} in earlier lines')
+
+
+def open_segment(lines: Iterable[str], wanted: Wanted, rules: Rules) -> Segment:
+    """Read the header of a file, given as *lines* with their ends.
+
+    Raises:
+        FileRefusedError: it names no customer or no tag, or *wanted* cannot be done.
+    """
+    header, records = _records(lines)
+    columns = _columns(header, wanted)
+    kinds: tuple[CustomerKind, ...] = tuple(k for k in _KINDS if k in columns)
+    named = ", ".join(shown(name) for name in header[:12]) or "none"
+    if not kinds:
+        raise FileRefusedError(
+            f"The file has no column user_id or external_id; its columns are: {named}. "
+            "Say which one holds the customer."
+        )
+    if wanted.customers_only:
+        columns.pop("tag", None)
+    elif wanted.tag and "tag" in columns:
+        raise FileRefusedError("The file has a column tag of its own: leave the tag out.")
+    elif not wanted.tag and "tag" not in columns:
+        raise FileRefusedError("The file has no column tag: say which tag its customers get.")
+    if wanted.ttl is not None and not wanted.tag:
+        raise FileRefusedError("A TTL goes with a tag; this file has a column expires for it.")
+    days = None
+    if wanted.tag:
+        try:
+            days = whole_days(wanted.ttl)
+            refuse_mixed(required(wanted.tag, "tag"), rules, counts=days is None)
+        except FieldError as problem:
+            raise FileRefusedError(f"{problem}.") from None
+    return Segment(
+        kinds=kinds,
+        own_tags="tag" in columns,
+        _records=records,
+        _columns=columns,
+        _width=len(header),
+        _wanted=wanted,
+        _days=days,
+        _rules=rules,
+    )
+
+
+_KINDS: tuple[CustomerKind, ...] = ("user_id", "external_id")
+
+
+def whole_days(ttl: int | None) -> int | None:
+    """*ttl* in the one unit that SessionM documents for files; ``None`` stays ``None``.
+
+    Raises:
+        FieldError: it is no whole number of days.
+    """
+    if ttl is None:
+        return None
+    if not 0 < ttl <= MAX_TTL or ttl % DAY:
+        raise FieldError("ttl", "must be whole days, such as 30d: a batch file says nothing finer")
+    return ttl // DAY
+
+
+def expires(days: int | None) -> str:
+    """What stands in the column ``expires``: ``1 day``, ``30 days``, or nothing for a counter.
+
+    SessionM's document shows ``1 day`` and no grammar. That more days are written ``30 days``, and
+    that they count from when SessionM takes the row in, is assumed.
+    """
+    return "" if days is None else "1 day" if days == 1 else f"{days} days"
+
+
+def read_expires(value: str) -> int | None:
+    """Whole days out of ``1 day``, ``30 days``, ``2 weeks``, ``48 hours`` or ``30d``.
+
+    Raises:
+        FieldError: it is none of these, or no whole number of days.
+    """
+    cleaned = trim(value)
+    if not cleaned:
+        return None
+    if match := _EXPIRES.fullmatch(cleaned):
+        seconds = int(match[1]) * _UNIT[match[2][0].lower()]
+    else:
+        try:
+            seconds = duration(cleaned)
+        except ValueError:
+            seconds = 0
+    if not 0 < seconds <= MAX_TTL or seconds % DAY:
+        raise FieldError("expires", "must be whole days, such as 1 day or 30 days")
+    return seconds // DAY
+
+
+def refuse_mixed(tag: str, rules: Rules, *, counts: bool) -> None:
+    """Let no tag be a counter in one place and expiring in another.
+
+    Raises:
+        FieldError: by the rules it is the other.
+    """
+    if counts and rules.always_expires(tag):
+        raise FieldError("tag", f'"{shown(tag)}" is an expiring tag by the rules: give it a TTL')
+    if not counts and tag in rules.known_counters:
+        raise FieldError("tag", f'"{shown(tag)}" is a counter by the rules: it cannot expire')
+
+
+def sessionm_header(kinds: Sequence[CustomerKind]) -> str:
+    """The first line of SessionM's file."""
+    return ",".join([*kinds, "tag", "expires"]) + "\n"
+
+
+def sessionm_rows(kinds: Sequence[CustomerKind], rows: Iterable[Row]) -> str:
+    """Lines of SessionM's file."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows(
+        [
+            *(row.customer.id if kind == row.customer.kind else "" for kind in kinds),
+            row.tag,
+            expires(row.days),
+        ]
+        for row in rows
+    )
+    return text.getvalue()
+
+
+def customers_in(header: str, lines: str) -> Iterator[Customer]:
+    """Whom *lines* of a file of SessionM's with that *header* are about."""
+    names = header.strip().split(",")
+    kinds = [kind for kind in _KINDS if kind in names]
+    for cells in csv.reader(io.StringIO(lines, newline="")):
+        kind = next(kind for kind in kinds if cells[names.index(kind)])
+        yield Customer(kind, cells[names.index(kind)])
+
+
+def without(customer: Customer, header: str, lines: str) -> tuple[str, int]:
+    """*lines* but for those about *customer*, and how many are left."""
+    place = header.strip().split(",").index(customer.kind)
+    rows = csv.reader(io.StringIO(lines, newline=""))
+    kept = [cells for cells in rows if cells[place] != customer.id]
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(kept)
+    return text.getvalue(), len(kept)
+
+
+def lines_of(read: Callable[[int], bytes]) -> Iterator[str]:
+    """The lines of a file in UTF-8, ends included; *read* gives up to so many bytes of it.
+
+    What is no UTF-8 becomes lone surrogates, which no identifier may hold: columns that nobody
+    asks for may be in whatever encoding.
+
+    Raises:
+        FileRefusedError: it is another kind of file, or a line has no end.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape")
+    rest, number, first = "", 0, True
+    while chunk := read(CHUNK):
+        if first:
+            _refuse_other_files(chunk)
+            first = False
+        *lines, rest = (rest + decoder.decode(chunk)).split("\n")
+        number += len(lines)
+        for line in lines:
+            yield line + "\n"
+        if len(rest) > MAX_LINE:
+            raise FileRefusedError(f"Line {number + 1} is longer than {MAX_LINE} characters.")
+    if rest := rest + decoder.decode(b"", final=True):
+        yield rest
+
+
+_OTHER_FILES = {
+    b"PK\x03\x04": "The file is a ZIP archive: unpack it first.",
+    b"\x1f\x8b": "The file is packed with gzip: unpack it first.",
+    b"\xff\xfe": "The file is in UTF-16: save it as CSV in UTF-8.",
+    b"\xfe\xff": "The file is in UTF-16: save it as CSV in UTF-8.",
+    b"{": "The file is JSON: a CSV file is needed.",
+    b"[": "The file is JSON: a CSV file is needed.",
+}
+
+
+def _refuse_other_files(start: bytes) -> None:
+    for magic, problem in _OTHER_FILES.items():
+        if start.startswith(magic):
+            raise FileRefusedError(problem)
+
+
+def _records(
+    lines: Iterable[str],
+) -> tuple[list[str], Iterator[tuple[int, list[str]] | Refused]]:
+    """The header's names, and each further record with the number of its first line."""
+    csv.field_size_limit(MAX_LINE)
+    source = iter(lines)
+    first = next(source, "")
+    # Spreadsheets write the separator of their country.
+    separator = max(",;\t", key=first.count)
+    reader = csv.reader(_chained(first, source), delimiter=separator, strict=True)
+    try:
+        header = next(reader, [])
+    except csv.Error as error:
+        raise FileRefusedError(f"The header is not CSV: {error}.") from None
+    if len(header) > MAX_COLUMNS:
+        raise FileRefusedError(f"The header has more than {MAX_COLUMNS} columns.")
+    return [trim(name) for name in header], _numbered(reader)
+
+
+def _chained(first: str, rest: Iterator[str]) -> Iterator[str]:
+    yield first
+    yield from rest
+
+
+def _numbered(reader: Any) -> Iterator[tuple[int, list[str]] | Refused]:
+    while True:
+        line = reader.line_num + 1
+        try:
+            yield line, next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            if "field larger" in str(error) or "unexpected end" in str(error):
+                raise FileRefusedError(f"Line {line} opens a quote that is never closed.") from None
+            until = f" (read to line {reader.line_num})" if reader.line_num > line else ""
+            yield Refused(line, f"The line is not CSV{until}: {error}.")
+
+
+def _columns(header: list[str], wanted: Wanted) -> dict[str, int]:
+    """Where ``user_id``, ``external_id``, ``tag`` and ``expires`` stand, as far as they do."""
+    plain = [re.sub(r"[\s_]", "", name.lower()) for name in header]
+    found: dict[str, int] = {n: plain.index(n) for n in ("tag", "expires") if n in plain}
+    if wanted.id_column:
+        try:
+            place = header.index(wanted.id_column)
+        except ValueError:
+            named = ", ".join(shown(name) for name in header[:12])
+            raise FileRefusedError(
+                f'The file has no column "{shown(wanted.id_column)}"; its columns are: {named}.'
+            ) from None
+        kind = wanted.id_kind or _ID_COLUMNS.get(plain[place], "user_id")
+        return {**found, kind: place}
+    ids: dict[str, int] = {}
+    for name, kind in _ID_COLUMNS.items():
+        if name in plain:
+            ids.setdefault(kind, plain.index(name))
+    if wanted.id_kind and len(ids) == 1:
+        ids = {wanted.id_kind: next(iter(ids.values()))}
+    elif wanted.id_kind:
+        ids = {kind: place for kind, place in ids.items() if kind == wanted.id_kind}
+    return {**found, **ids}

@@ -1,0 +1,434 @@
+"""Files of customers become SessionM's batch jobs, against the sandbox over HTTP."""
+
+import hashlib
+import io
+import re
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+import requests
+from flask.testing import FlaskClient
+from werkzeug.serving import make_server
+
+from bridge.customer import Customer
+from bridge.outbox.batch import Batches, Patience
+from bridge.parts import Parts, parts_of
+from bridge.sessionm.sandbox import SandboxServer
+from tests.conftest import ALICE, MakeApp, bearer, eventually, free_port
+
+BOB = "b7d2e9f0-5c1a-4e83-9f24-1a6c7d8e9f02"
+QUICK = Patience(
+    outcome=0.3,
+    fetch=1.0,
+    report=2.5,
+    report_backlog=1.0,
+    first_ask=0.1,
+    longest_ask=0.2,
+    retry=0.1,
+)
+
+
+class Bridge:
+    """A bridge in this process that delivers, and that SessionM can reach."""
+
+    def __init__(self, make_app: MakeApp, **more: str) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        settings = {"BRIDGE_PUBLIC_URL": self.url, **more}
+        self.app = make_app(**settings)
+        self.parts: Parts = parts_of(self.app)
+        self.client: FlaskClient = self.app.test_client()
+        self.batches: Batches = self.parts.batches
+        self.batches.patience = QUICK
+        self._server = make_server("127.0.0.1", self.port, self.app, threaded=True)
+        threading.Thread(target=self._server.serve_forever, args=[0.02], daemon=True).start()
+
+    def start(self) -> "Bridge":
+        self.parts.delivery.start()
+        return self
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def submit(self, file: str | bytes, **options: str) -> str:
+        answer = self.post(file, **options)
+        assert answer.status_code == 202, answer.get_json()
+        batch: str = answer.get_json()["id"]
+        return batch
+
+    def post(self, file: str | bytes, **options: str) -> Any:
+        return self.client.post(
+            "/batches",
+            data=file,
+            query_string=options,
+            content_type="text/csv",
+            headers=bearer("admin"),
+        )
+
+    def show(self, batch: str) -> dict[str, Any]:
+        found = self.batches.jobs.one(batch)
+        assert found
+        return found
+
+    def ends(self, batch: str, state: str, seconds: float = 10) -> dict[str, Any]:
+        eventually(lambda: self.show(batch)["state"] == state, seconds)
+        return self.show(batch)
+
+
+@pytest.fixture
+def bridge(make_app: MakeApp, sandbox: SandboxServer) -> Iterator[Bridge]:
+    sandbox.sandbox.put_customer({"user_id": BOB})
+    made = Bridge(make_app)
+    yield made
+    made.close()
+
+
+def orders(sandbox: SandboxServer) -> list[dict[str, str]]:
+    """What SessionM was asked to do, in order."""
+    return [c["body"]["tags"] for c in sandbox.sandbox.calls(method="POST", match="/batch/tags$")]
+
+
+def fetch(url: str) -> requests.Response:
+    return requests.get(url, timeout=10)
+
+
+def notify(order: dict[str, str], status: str, job: int = 1) -> requests.Response:
+    url = order["notify"].replace("JOB_STATUS", status).replace("JOB_ID", str(job))
+    return requests.get(url, timeout=10)
+
+
+FILE = f"user_id,tag,expires\n{ALICE},gold,30 days\n{BOB},gold,1 day\n{ALICE},seen,\n"
+
+
+def test_a_file_becomes_tags_in_sessionm(bridge: Bridge, sandbox: SandboxServer) -> None:
+    batch = bridge.start().submit(FILE)
+    done = bridge.ends(batch, "completed")
+    assert (done["rows"], done["completed_rows"], done["refused"]) == (3, 3, 0)
+    assert sandbox.sandbox.tags(ALICE)["gold"] == 0
+    assert sandbox.sandbox.tags(ALICE)["seen"] == 1
+    assert sandbox.sandbox.tags(BOB)["gold"] == 0
+    assert len(orders(sandbox)) == 1
+
+
+def test_the_file_stands_at_an_unguessable_url_with_its_md5(
+    bridge: Bridge, sandbox: SandboxServer
+) -> None:
+    sandbox.sandbox.set_batches({"delay": 60})
+    bridge.start().submit(FILE)
+    [order] = eventually(lambda: orders(sandbox))
+    assert re.fullmatch(rf"{bridge.url}/batches/files/[\w-]{{43}}\.csv", order["url"])
+    answer = fetch(order["url"])
+    assert answer.text == FILE
+    assert hashlib.md5(answer.content, usedforsecurity=False).hexdigest() == order["md5"]
+    assert answer.headers["Content-Length"] == str(len(FILE))
+    part = requests.get(order["url"], headers={"Range": "bytes=0-6"}, timeout=10)
+    assert (part.status_code, part.text) == (206, "user_id")
+    assert fetch(order["url"].replace(".csv", "x.csv")).status_code == 404
+
+
+def test_the_url_ends_with_its_job(bridge: Bridge, sandbox: SandboxServer) -> None:
+    batch = bridge.start().submit(FILE)
+    bridge.ends(batch, "completed")
+    [order] = orders(sandbox)
+    assert fetch(order["url"]).status_code == 404
+
+
+def test_a_file_is_split_into_jobs_of_the_wanted_size(
+    bridge: Bridge, sandbox: SandboxServer
+) -> None:
+    rows = "".join(f"{ALICE},tag-{number},1 day\n" for number in range(10))
+    batch = bridge.start().submit("user_id,tag,expires\n" + rows, split="4")
+    done = bridge.ends(batch, "completed")
+    assert [job["rows"] for job in done["jobs"]] == [4, 4, 2]
+    assert len({order["request_id"] for order in orders(sandbox)}) == 3
+    assert len(sandbox.sandbox.tags(ALICE)) >= 10
+
+
+def test_a_job_that_is_never_notified_is_asked_after(
+    bridge: Bridge, sandbox: SandboxServer
+) -> None:
+    sandbox.sandbox.set_batches({"notifications": 0})
+    bridge.ends(bridge.start().submit(FILE), "completed")
+
+
+def test_a_notification_counts_where_sessionm_cannot_be_asked(
+    bridge: Bridge, sandbox: SandboxServer
+) -> None:
+    sandbox.sandbox.set_faults({"match": "GET .*/batch/", "status": 404, "code": "not_found"})
+    bridge.ends(bridge.start().submit(FILE), "completed")
+
+
+def test_a_job_that_sessionm_never_reports_is_flagged_and_still_followed(
+    bridge: Bridge, sandbox: SandboxServer
+) -> None:
+    sandbox.sandbox.set_faults({"match": "GET .*/batch/", "status": 404})
+    sandbox.sandbox.set_batches({"notifications": 0})
+    batch = bridge.start().submit(FILE)
+    told = bridge.ends(batch, "failed")
+    assert "has not reported" in told["reason"]
+    health = bridge.client.get("/health", headers=bearer("admin")).get_json()
+    assert health["status"] == "degraded"
+    assert any("batch" in reason for reason in health["reasons"])
+    assert len(orders(sandbox)) == 1
+    notify(orders(sandbox)[0], "completed")
+    bridge.ends(batch, "completed")
+
+
+def test_a_notification_that_lies_moves_nothing(bridge: Bridge, sandbox: SandboxServer) -> None:
+    sandbox.sandbox.set_batches({"delay": 0.8})
+    batch = bridge.start().submit(FILE)
+    [order] = eventually(lambda: orders(sandbox))
+    assert notify(order, "completed").status_code == 200
+    time.sleep(0.4)
+    assert bridge.show(batch)["state"] == "running"
+    bridge.ends(batch, "completed")
+    assert sandbox.sandbox.tags(BOB)["gold"] == 0
+
+
+def test_a_forged_notification_is_refused(bridge: Bridge, sandbox: SandboxServer) -> None:
+    sandbox.sandbox.set_batches({"delay": 60})
+    batch = bridge.start().submit(FILE)
+    [order] = eventually(lambda: orders(sandbox))
+    token = parse_qs(urlsplit(order["notify"]).query)["token"][0]
+    for forged in ("", "x", token[:-1], token + "x", order["url"][-47:-4]):
+        url = f"{bridge.url}/webhooks/sessionm/batch"
+        answer = requests.get(url, params={"token": forged, "status": "completed"}, timeout=10)
+        assert answer.status_code == 404
+    assert bridge.show(batch)["jobs"][0]["state"] == "submitted"
+
+
+@pytest.mark.parametrize("state", ["completed", "failed"])
+def test_a_second_notification_changes_nothing(
+    bridge: Bridge, sandbox: SandboxServer, state: str
+) -> None:
+    sandbox.sandbox.set_batches({"notifications": 3})
+    batch = bridge.start().submit(FILE)
+    bridge.ends(batch, "completed")
+    assert notify(orders(sandbox)[0], state).status_code == 200
+    time.sleep(0.3)
+    assert bridge.show(batch)["state"] == "completed"
+    assert sandbox.sandbox.tags(ALICE)["seen"] == 1
+
+
+def test_a_notification_may_be_a_post(bridge: Bridge, sandbox: SandboxServer) -> None:
+    sandbox.sandbox.set_faults({"match": "GET .*/batch/", "status": 404})
+    sandbox.sandbox.set_batches({"notifications": 0})
+    batch = bridge.start().submit(FILE)
+    [order] = eventually(lambda: orders(sandbox))
+    url = order["notify"].partition("&")[0]
+    assert requests.post(url, json={"id": 1, "status": "completed"}, timeout=10).ok
+    bridge.ends(batch, "completed")
+
+
+EXPIRING = f"user_id,tag,expires\n{ALICE},gold,30 days\n{BOB},gold,1 day\n"
+
+
+@pytest.mark.parametrize("wrong", [{"fail": "it broke"}, {"corrupt": True}], ids=str)
+def test_a_job_that_failed_once_is_submitted_again_under_another_name(
+    bridge: Bridge, sandbox: SandboxServer, wrong: dict[str, Any]
+) -> None:
+    sandbox.sandbox.set_batches({**wrong, "times": 1})
+    bridge.ends(bridge.start().submit(EXPIRING), "completed")
+    first, second = orders(sandbox)
+    assert first["request_id"] != second["request_id"]
+    assert first["url"] != second["url"]
+    assert notify(first, "failed").status_code == 404
+
+
+def test_a_job_that_keeps_failing_is_flagged_and_can_be_submitted_again_by_hand(
+    bridge: Bridge, sandbox: SandboxServer
+) -> None:
+    sandbox.sandbox.set_batches({"fail": "it broke"})
+    batch = bridge.start().submit(EXPIRING)
+    told = bridge.ends(batch, "failed")
+    assert "it broke" in told["reason"]
+    assert len(orders(sandbox)) == 2
+    sandbox.sandbox.set_batches({})
+    answer = bridge.client.post(f"/batches/{batch}/resubmit", headers=bearer("admin"))
+    assert answer.get_json() == {"status": "ok", "resubmitted": 1}
+    bridge.ends(batch, "completed")
+
+
+def test_a_failed_job_with_counters_is_not_repeated(bridge: Bridge, sandbox: SandboxServer) -> None:
+    sandbox.sandbox.set_batches({"fail": "it broke half way"})
+    told = bridge.ends(bridge.start().submit(FILE), "failed")
+    assert "counters" in told["reason"]
+    assert len(orders(sandbox)) == 1
+
+
+def test_a_large_job_that_keeps_failing_is_split(bridge: Bridge, sandbox: SandboxServer) -> None:
+    rows = "".join(f"{ALICE},tag-{number},1 day\n" for number in range(101))
+    sandbox.sandbox.set_batches({"fail": "too much", "times": 2})
+    batch = bridge.start().submit("user_id,tag,expires\n" + rows)
+    done = bridge.ends(batch, "completed")
+    assert [(job["rows"], job["state"]) for job in done["jobs"]] == [
+        (101, "split"),
+        (50, "completed"),
+        (51, "completed"),
+    ]
+    assert {f"tag-{number}" for number in range(101)} <= set(sandbox.sandbox.tags(ALICE))
+
+
+def test_a_job_whose_file_is_never_fetched_is_flagged_with_what_to_look_at(
+    bridge: Bridge, sandbox: SandboxServer
+) -> None:
+    sandbox.sandbox.set_batches({"fetch": False})
+    told = bridge.ends(bridge.start().submit(FILE), "failed")
+    assert "BRIDGE_PUBLIC_URL" in told["reason"]
+    for order in orders(sandbox):
+        assert fetch(order["url"]).status_code == 404
+
+
+def test_an_answer_that_is_lost_does_not_double_a_counter(
+    bridge: Bridge, sandbox: SandboxServer
+) -> None:
+    """SessionM took the job: that it fetched the file shows it."""
+    sandbox.sandbox.set_faults({"match": "POST .*/batch/", "drop": "after", "times": 1})
+    batch = bridge.start().submit(FILE)
+    bridge.ends(batch, "completed")
+    assert len(orders(sandbox)) == 1
+    assert sandbox.sandbox.tags(ALICE)["seen"] == 1
+
+
+def test_a_submission_that_never_arrived_is_made_again(
+    bridge: Bridge, sandbox: SandboxServer
+) -> None:
+    sandbox.sandbox.set_faults({"match": "POST .*/batch/", "drop": "before", "times": 1})
+    bridge.ends(bridge.start().submit(FILE), "completed")
+    first, second = orders(sandbox)
+    assert first["request_id"] == second["request_id"]
+    assert fetch(first["url"]).status_code == 404
+    assert sandbox.sandbox.tags(ALICE)["seen"] == 1
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [{"status": 429, "retry_after": 1}, {"status": 503}, {"status": 401}, {"garbage": True}],
+    ids=str,
+)
+def test_a_sessionm_that_cannot_now_gets_the_job_later(
+    bridge: Bridge, sandbox: SandboxServer, fault: dict[str, Any]
+) -> None:
+    sandbox.sandbox.set_faults({**fault, "match": "POST .*/batch/", "times": 2})
+    bridge.ends(bridge.start().submit(FILE), "completed", 20)
+    assert sandbox.sandbox.tags(ALICE)["seen"] == 1
+
+
+def test_a_refused_job_is_flagged_at_once(bridge: Bridge, sandbox: SandboxServer) -> None:
+    sandbox.sandbox.set_faults({"match": "POST .*/batch/", "ok_error": True, "code": "validation"})
+    told = bridge.ends(bridge.start().submit(FILE), "failed")
+    assert "VALIDATION" in told["reason"]
+    assert len(orders(sandbox)) == 1
+
+
+def test_lookups_of_the_customers_are_not_from_before_the_job(bridge: Bridge) -> None:
+    def names(**customer: str) -> list[str]:
+        answer = bridge.client.get(
+            "/connected-content/tags", query_string=customer, headers=bearer("content")
+        )
+        found: list[str] = answer.get_json()["names"]
+        return found
+
+    by_other_name = {"external_id": "loyal-1001"}
+    bridge.client.get(
+        "/connected-content/customer", query_string=by_other_name, headers=bearer("content")
+    )
+    assert "gold" not in names(user_id=ALICE)
+    assert "gold" not in names(**by_other_name)
+    bridge.ends(bridge.start().submit(FILE), "completed")
+    assert "gold" in names(user_id=ALICE)
+    assert "gold" in names(**by_other_name)
+
+
+def test_refused_rows_are_listed_with_their_lines(bridge: Bridge) -> None:
+    rows = [f"{ALICE},gold,1 day", ",gold,1 day", f"{BOB},gold,1 month", f"{ALICE},gold,1 day"]
+    answer = bridge.post("\n".join(["user_id,tag,expires", *rows]))
+    told = answer.get_json()
+    assert (told["rows"], told["refused"], told["repeated"]) == (1, 2, 1)
+    listed = bridge.client.get(f"/batches/{told['id']}/refused", headers=bearer("admin"))
+    assert [line.split(",")[0] for line in listed.text.splitlines()] == ["line", "3", "4", "5"]
+
+
+def test_a_multipart_form_is_taken_too(bridge: Bridge) -> None:
+    answer = bridge.client.post(
+        "/batches",
+        data={"file": (io.BytesIO(b"User ID,email\nu1,a@b\n"), "segment.csv"), "tag": "t"},
+        headers=bearer("admin"),
+    )
+    assert answer.status_code == 202
+    assert bridge.show(answer.get_json()["id"])["name"] == "segment.csv"
+
+
+def test_a_dry_run_stores_nothing(bridge: Bridge) -> None:
+    answer = bridge.post(FILE, dry_run="1")
+    assert answer.get_json()["rows"] == 3
+    assert bridge.batches.jobs.find() == []
+
+
+@pytest.mark.parametrize(
+    ("file", "options", "status", "code"),
+    [
+        ("user_id,email\nu1,x\n", {}, 422, "invalid_file"),
+        ("Braze ID,email\nu1,x\n", {"tag": "t"}, 422, "invalid_file"),
+        ("user_id,email\n,x\n", {"tag": "t"}, 422, "nothing_to_tag"),
+        ("user_id\nu1\n", {"tag": "t", "ttl": "90m"}, 422, "invalid_file"),
+        ("user_id\nu1\n", {"tag": "braze_campaign_x"}, 422, "invalid_file"),
+        ('user_id\nu1\n"u2\nu3\n', {"tag": "t"}, 422, "invalid_file"),
+        ("user_id\nu1\n", {"tag": "t", "split": "0"}, 400, "invalid_parameter"),
+        ("user_id\nu1\n", {"tag": "t", "colour": "red"}, 400, "invalid_parameter"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_refused_whole(
+    bridge: Bridge, file: str, options: dict[str, str], status: int, code: str
+) -> None:
+    answer = bridge.post(file, **options)
+    assert (answer.status_code, answer.get_json()["errors"]["code"]) == (status, code)
+    assert bridge.batches.jobs.find() == []
+
+
+def test_without_a_public_url_a_file_is_refused_with_what_to_set(make_app: MakeApp) -> None:
+    client = make_app().test_client()
+    answer = client.post(
+        "/batches?tag=t", data="user_id\nu1\n", content_type="text/csv", headers=bearer("admin")
+    )
+    assert answer.status_code == 409
+    assert "BRIDGE_PUBLIC_URL" in answer.get_json()["errors"]["message"]
+
+
+def test_a_batch_that_is_discarded_goes_out_no_more(bridge: Bridge, sandbox: SandboxServer) -> None:
+    batch = bridge.submit(FILE)
+    answer = bridge.client.delete(f"/batches/{batch}", headers=bearer("admin"))
+    assert answer.get_json()["discarded"] == 1
+    bridge.start()
+    time.sleep(1)
+    assert orders(sandbox) == []
+    assert bridge.show(batch)["state"] == "discarded"
+
+
+def test_an_erased_customer_leaves_the_files_too(bridge: Bridge, sandbox: SandboxServer) -> None:
+    batch = bridge.submit(FILE)
+    bridge.parts.operator.erase(Customer("user_id", ALICE))
+    bridge.start().ends(batch, "completed")
+    assert sandbox.sandbox.tags(BOB)["gold"] == 0
+    assert "gold" not in sandbox.sandbox.tags(ALICE)
+
+
+def test_a_job_through_sessionms_own_path_is_followed(
+    bridge: Bridge, sandbox: SandboxServer
+) -> None:
+    job = {"request_id": "917", "url": f"{sandbox.url}/none.csv", "md5": "0" * 32}
+    answer = bridge.client.post(
+        "/priv/v1/apps/bridge/batch/tags", json={"tags": job}, headers=bearer("webhook")
+    )
+    assert answer.get_json()["tags"]["status"] == "created"
+    bridge.start()
+    [batch] = bridge.client.get("/batches", headers=bearer("admin")).get_json()["batches"]
+    assert (batch["source"], batch["name"]) == ("dropin", "917")
+    bridge.ends(batch["id"], "failed")
+    health = bridge.client.get("/health", headers=bearer("admin")).get_json()
+    assert not [reason for reason in health["reasons"] if "batch" in reason]

@@ -1,0 +1,339 @@
+"""Backlog to batch, and jobs through crashes: real gunicorn, killed; SessionM over HTTP."""
+
+import hashlib
+import re
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from bridge.customer import Customer
+from bridge.outbox.batch import Patience
+from bridge.outbox.schema import HELD, State, writes
+from bridge.sessionm.sandbox import SandboxServer
+from tests.conftest import MakeApp, MakeService, Service, bearer, eventually, free_port, send
+from tests.test_batches import Bridge, orders
+
+THRESHOLD = 20
+CUSTOMERS = [f"customer-{number}" for number in range(60)]
+
+
+@pytest.fixture
+def bridge(make_app: MakeApp, sandbox: SandboxServer) -> Iterator[Bridge]:
+    for customer in CUSTOMERS:
+        sandbox.sandbox.put_customer({"user_id": customer})
+    made = Bridge(make_app, BRIDGE_BULK_THRESHOLD=str(THRESHOLD))
+    yield made
+    made.close()
+
+
+def webhook(bridge: Bridge, customer: str, **fields: Any) -> str:
+    return send(bridge.client, user_id=customer, **fields)
+
+
+def singles(sandbox: SandboxServer) -> list[dict[str, Any]]:
+    """The single tag writes that SessionM was sent, in order."""
+    return sandbox.sandbox.calls(method="POST", match="users/[^/]+/tags$")
+
+
+def all_delivered(bridge: Bridge, events: list[str], seconds: float = 20) -> None:
+    store = bridge.parts.store
+    eventually(lambda: all(store.state_of(e) is State.DELIVERED for e in events), seconds)
+
+
+def test_a_backlog_of_expiring_tags_leaves_as_one_job(
+    bridge: Bridge, sandbox: SandboxServer
+) -> None:
+    events = [webhook(bridge, customer, braze_campaign_id="big") for customer in CUSTOMERS]
+    bridge.start()
+    all_delivered(bridge, events)
+    assert len(orders(sandbox)) == 1
+    assert singles(sandbox) == []
+    for customer in CUSTOMERS:
+        assert sandbox.sandbox.tags(customer)["braze_campaign_big"] == 0
+    [batch] = bridge.batches.jobs.find()
+    assert (batch["source"], batch["state"], batch["rows"]) == ("backlog", "completed", 60)
+    answer = bridge.client.get(
+        f"/connected-content/tags?user_id={CUSTOMERS[0]}", headers=bearer("content")
+    ).get_json()
+    assert "braze_campaign_big" in answer["names"]
+    assert answer["pending"] == []
+    assert "braze_campaign_big" in answer["expires"]
+
+
+def test_a_small_backlog_goes_singly(bridge: Bridge, sandbox: SandboxServer) -> None:
+    some = CUSTOMERS[:THRESHOLD]
+    events = [webhook(bridge, customer, braze_campaign_id="big") for customer in some]
+    bridge.start()
+    all_delivered(bridge, events)
+    assert orders(sandbox) == []
+    assert len(singles(sandbox)) == THRESHOLD
+
+
+def test_counters_and_ttls_that_days_cannot_say_go_singly(
+    bridge: Bridge, sandbox: SandboxServer
+) -> None:
+    events = []
+    for customer in CUSTOMERS:
+        events.append(webhook(bridge, customer, braze_campaign_id="big", tags=["visits"]))
+        events.append(webhook(bridge, customer, tags=["short"], ttl=5400))
+    bridge.start()
+    all_delivered(bridge, events, 30)
+    assert len(orders(sandbox)) == 1
+    bodies = [call["body"] for call in singles(sandbox)]
+    assert {tag for body in bodies for tag in body["tags"]} == {"visits", "short"}
+    for customer in CUSTOMERS:
+        tags = sandbox.sandbox.tags(customer)
+        assert (tags["visits"], tags["short"], tags["braze_campaign_big"]) == (1, 0, 0)
+
+
+def test_an_event_is_delivered_only_when_sessionm_has_completed_the_job(
+    bridge: Bridge, sandbox: SandboxServer
+) -> None:
+    sandbox.sandbox.set_batches({"delay": 2})
+    events = [webhook(bridge, customer, braze_campaign_id="big") for customer in CUSTOMERS]
+    bridge.start()
+    eventually(lambda: orders(sandbox))
+    time.sleep(1)
+    assert {bridge.parts.store.state_of(event) for event in events} == {State.QUEUED}
+    bridge.batches.patience = Patience(first_ask=0.2)
+    all_delivered(bridge, events)
+
+
+def test_later_writes_of_a_customer_wait_for_the_job(
+    bridge: Bridge, sandbox: SandboxServer
+) -> None:
+    sandbox.sandbox.set_batches({"delay": 2})
+    bridge.batches.patience = Patience(first_ask=0.2)
+    events = [webhook(bridge, customer, braze_campaign_id="big") for customer in CUSTOMERS]
+    bridge.start()
+    eventually(lambda: orders(sandbox))
+    later = webhook(bridge, CUSTOMERS[0], braze_campaign_id="big", ttl=7200, tags=["x"])
+    other = webhook(bridge, "a3f1c2d4-0b5e-4c6f-8a71-92b3c4d5e601", tags=["elsewhere"])
+    all_delivered(bridge, [other])
+    assert bridge.parts.store.state_of(later) is State.QUEUED
+    all_delivered(bridge, [*events, later])
+    ended = bridge.batches.jobs.find()[0]["done_at"]
+    mine = [call for call in singles(sandbox) if CUSTOMERS[0] in call["path"]]
+    assert mine
+    assert ended
+    story = bridge.parts.events.story(events[0])
+    assert story
+    assert all(call["at"] > sandbox.sandbox.calls(match="/batch/")[-1]["at"] for call in mine)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"fail": "it broke"}, {"corrupt": True}, {"fetch": False}], ids=str
+)
+def test_the_writes_of_a_failed_job_go_singly(
+    bridge: Bridge, sandbox: SandboxServer, wrong: dict[str, Any]
+) -> None:
+    sandbox.sandbox.set_batches(wrong)
+    events = [webhook(bridge, customer, braze_campaign_id="big") for customer in CUSTOMERS]
+    bridge.start()
+    all_delivered(bridge, events, 30)
+    assert len(orders(sandbox)) == 1
+    assert len(singles(sandbox)) == len(CUSTOMERS)
+    for order in orders(sandbox):
+        assert requests.get(order["url"], timeout=5).status_code == 404
+    health = bridge.client.get("/health", headers=bearer("admin")).get_json()
+    assert health["checks"]["delivery"]["batches"]["flagged"] == 0
+
+
+def test_a_customer_whom_sessionm_does_not_know_is_not_told_delivered(
+    bridge: Bridge, sandbox: SandboxServer
+) -> None:
+    sandbox.sandbox.remove_customer(CUSTOMERS[7])
+    events = [webhook(bridge, customer, braze_campaign_id="big") for customer in CUSTOMERS]
+    bridge.start()
+    known = [event for event, customer in zip(events, CUSTOMERS, strict=True)]
+    stranger = known.pop(7)
+    all_delivered(bridge, known, 30)
+    assert bridge.parts.store.state_of(stranger) is State.QUEUED
+    sandbox.sandbox.put_customer({"user_id": CUSTOMERS[7]})
+    all_delivered(bridge, [stranger], 30)
+
+
+def test_writes_that_are_late_carry_what_is_left_and_so_go_singly(
+    bridge: Bridge, sandbox: SandboxServer
+) -> None:
+    events = [webhook(bridge, customer, braze_campaign_id="big") for customer in CUSTOMERS]
+    with bridge.parts.store.database.write() as connection:
+        connection.execute(writes.update().values(accepted_at=writes.c.accepted_at - 3600))
+    bridge.start()
+    all_delivered(bridge, events, 30)
+    assert orders(sandbox) == []
+    assert all(call["body"]["ttl"] < 2592000 - 3500 for call in singles(sandbox))
+
+
+def test_a_steady_overload_leaves_in_bulk_as_far_as_it_is_not_late(
+    bridge: Bridge, sandbox: SandboxServer
+) -> None:
+    late = [webhook(bridge, customer, tags=["old"], ttl=86400) for customer in CUSTOMERS[:30]]
+    with bridge.parts.store.database.write() as connection:
+        connection.execute(writes.update().values(accepted_at=writes.c.accepted_at - 3600))
+    fresh = [webhook(bridge, customer, tags=["new"], ttl=86400) for customer in CUSTOMERS[30:40]]
+    bridge.start()
+    all_delivered(bridge, [*late, *fresh], 30)
+    assert {call["body"]["tags"][0] for call in singles(sandbox)} == {"old"}
+    assert len(orders(sandbox)) == 1
+
+
+def test_what_waits_for_no_job_any_more_goes_on_when_delivery_starts(
+    bridge: Bridge, sandbox: SandboxServer
+) -> None:
+    event = webhook(bridge, CUSTOMERS[0], tags=["lost"], ttl=86400)
+    with bridge.parts.store.database.write() as connection:
+        connection.execute(writes.update().values(next_at=HELD))
+    bridge.start()
+    all_delivered(bridge, [event])
+    assert len(singles(sandbox)) == 1
+
+
+def test_nobody_is_held_for_a_job_that_is_over(bridge: Bridge) -> None:
+    """The job ended between the look at the queue and the decision to wait for it."""
+    event = webhook(bridge, CUSTOMERS[0], tags=["new"], ttl=86400)
+    bridge.batches.backlog.hold(f"user_id:{CUSTOMERS[0]}")
+    bridge.start()
+    all_delivered(bridge, [event])
+
+
+def test_an_erased_customer_leaves_a_job_that_has_not_gone(
+    bridge: Bridge, sandbox: SandboxServer
+) -> None:
+    events = [webhook(bridge, customer, braze_campaign_id="big") for customer in CUSTOMERS]
+    now = time.time()
+    backlog = bridge.batches.backlog
+    backlog.gather(now, [])
+    bridge.parts.operator.erase(Customer("user_id", CUSTOMERS[3]))
+    bridge.start()
+    all_delivered(bridge, [event for event in events if event != events[3]])
+    assert "braze_campaign_big" not in sandbox.sandbox.tags(CUSTOMERS[3])
+
+
+def reachable(make_service: MakeService, **more: str) -> Service:
+    """A service that SessionM can reach: its port is chosen before it starts."""
+    port = free_port()
+    service = make_service(wait=False, BRIDGE_PUBLIC_URL=f"http://127.0.0.1:{port}", **more)
+    service.kill()
+    service.port, service.url = port, f"http://127.0.0.1:{port}"
+    return service.start()
+
+
+def test_kill_9_at_any_step_neither_loses_nor_doubles(
+    make_service: MakeService, sandbox: SandboxServer
+) -> None:
+    """A file of counters, which would count twice, while everything is killed again and again."""
+    customers = [f"crash-{number}" for number in range(300)]
+    for customer in customers:
+        sandbox.sandbox.put_customer({"user_id": customer})
+    service = reachable(make_service)
+    file = "user_id,tag,expires\n" + "".join(f"{customer},seen,\n" for customer in customers)
+    sandbox.sandbox.set_batches({"delay": 0.3})
+    answer = requests.post(
+        f"{service.url}/batches?split=50", data=file, headers=bearer("admin"), timeout=30
+    )
+    assert answer.status_code == 202
+    batch = answer.json()["id"]
+    for wait in (0.5, 0.2, 0.8, 0.4, 1.0):
+        time.sleep(wait)
+        service.kill()
+        service.start()
+
+    def shown() -> dict[str, Any]:
+        found: dict[str, Any] = requests.get(
+            f"{service.url}/batches/{batch}", headers=bearer("admin"), timeout=10
+        ).json()["batch"]
+        return found
+
+    eventually(lambda: shown()["state"] in {"completed", "failed"}, 150)
+    counted = Counter(sandbox.sandbox.tags(customer).get("seen", 0) for customer in customers)
+    assert max(counted) <= 1, counted
+    assert shown()["state"] == "completed", shown()
+    assert counted == {1: 300}
+
+
+def test_kill_9_while_a_backlog_leaves_in_bulk_loses_no_event(
+    make_service: MakeService, sandbox: SandboxServer
+) -> None:
+    for customer in CUSTOMERS:
+        sandbox.sandbox.put_customer({"user_id": customer})
+    service = reachable(make_service, BRIDGE_BULK_THRESHOLD="10", BRIDGE_SESSIONM_RPS="5")
+    sandbox.sandbox.set_batches({"delay": 0.5})
+    for round_ in range(5):
+        for customer in CUSTOMERS:
+            answer = service.webhook(user_id=customer, braze_campaign_id=f"round-{round_}")
+            assert answer.status_code == 202
+        time.sleep(0.7 * round_)
+        service.kill()
+        service.start()
+    eventually(lambda: service.health()["checks"]["delivery"]["queued"] == 0, 150)
+    wanted = {f"braze_campaign_round-{number}" for number in range(5)}
+    for customer in CUSTOMERS:
+        assert wanted <= set(sandbox.sandbox.tags(customer))
+    events = service.health()["checks"]["store"]["events"]
+    assert events["delivered"] == 5 * len(CUSTOMERS)
+
+
+def test_a_long_file_passes_through_the_real_server(
+    make_service: MakeService, sandbox: SandboxServer
+) -> None:
+    service = reachable(make_service, BRIDGE_LOG_LEVEL="debug")
+    sandbox.sandbox.set_batches({"fetch": False})
+    file = "user_id,notes\n" + "".join(f"customer-{n},{'x' * 100}\n" for n in range(30_000))
+    answer = requests.post(
+        f"{service.url}/batches?tag=t&ttl=1d",
+        data=file,
+        headers={**bearer("admin"), "Content-Type": "text/csv"},
+        timeout=15,
+    )
+    assert (answer.status_code, answer.json()["rows"]) == (202, 30_000)
+    [order] = eventually(lambda: orders(sandbox))
+    fetched = requests.get(order["url"], timeout=10)
+    assert hashlib.md5(fetched.content, usedforsecurity=False).hexdigest() == order["md5"]
+    assert fetched.text.count("\n") == 30_001
+    requests.get(order["notify"], timeout=10)
+    log = service.log.read_text()
+    for url in (order["url"], order["notify"]):
+        assert re.findall(r"[\w-]{43}", url)[0] not in log
+
+
+def test_the_command_submits_and_waits(
+    make_service: MakeService, sandbox: SandboxServer, tmp_path: Path
+) -> None:
+    sandbox.sandbox.put_customer({"user_id": "one"})
+    service = reachable(make_service)
+    file = tmp_path / "segment.csv"
+    file.write_text("Braze ID,user_id\n1,one\n2,\n3,one\n")
+    command = [sys.executable, "-m", "bridge", "batch", "submit", str(file), "--tag", "t"]
+
+    def run(*options: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [*command, *options],
+            env=service._environ,  # noqa: SLF001
+            cwd=tmp_path,
+            text=True,
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
+
+    tried = run("--ttl", "30d", "--dry-run")
+    assert tried.returncode == 0
+    assert "user_id,tag,expires\none,t,30 days\n" in tried.stdout
+    assert (tmp_path / "segment.csv.refused.csv").read_text().splitlines()[1].startswith("3,")
+    done = run("--ttl", "30d", "--wait")
+    assert done.returncode == 0, done.stderr
+    assert "1 rows; 1 refused, 1 repeats" in done.stdout
+    assert "Completed: 1 rows" in done.stdout
+    assert sandbox.sandbox.tags("one") == {"t": 0} | sandbox.sandbox.tags("one")
+    wrong = run("--ttl", "90m")
+    assert wrong.returncode == 1
+    assert "whole days" in wrong.stderr
+    assert "Traceback" not in wrong.stderr

@@ -1,0 +1,193 @@
+"""Files of customers, read as Braze and spreadsheets write them."""
+
+import io
+from collections.abc import Iterable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bridge.customer import Customer, CustomerKind
+from bridge.intake.rules import Rule, Rules
+from bridge.intake.segment import (
+    MAX_LINE,
+    FileRefusedError,
+    Refused,
+    Row,
+    Wanted,
+    customers_in,
+    expires,
+    lines_of,
+    open_segment,
+    read_expires,
+    sessionm_header,
+    sessionm_rows,
+)
+
+RULES = Rules(ttl=86400, campaigns={"c": Rule(counters=("touches",), tags=("promo",))})
+TAG = Wanted(tag="t", ttl=86400)
+BRAZE = (
+    "Braze ID,country,created_at,devices,date_of_birth,email,user_id,first_name,random_bucket\r\n"
+)
+
+
+def read(file: str | bytes, wanted: Wanted = TAG) -> list[Row | Refused]:
+    body = file.encode() if isinstance(file, str) else file
+    return list(open_segment(lines_of(io.BytesIO(body).read), wanted, RULES))
+
+
+def ids(rows: Iterable[Row | Refused]) -> list[str]:
+    return [row.customer.key for row in rows if isinstance(row, Row)]
+
+
+def refused(rows: Iterable[Row | Refused]) -> list[int]:
+    return [row.line for row in rows if isinstance(row, Refused)]
+
+
+def test_a_braze_export_with_its_quirks() -> None:
+    devices = '"[{""model"":""iPhone, 15"",\n""os"":""iOS""}]"'
+    file = (
+        "\ufeff" + BRAZE + f"5f1,US,2026-01-01,{devices},,a@b.c,u1,Anne,17\r\n"
+        "5f2,US,2026-01-01,[],,,,,18\r\n"
+        '5f3,DE,2026-01-01,[],,"x@y.z", u2 ,"O""Hara, Jr.",19\r\n'
+        "\r\n"
+        "5f4,DE,2026-01-01,[],,,{{${user_id}}},,20\r\n"
+    )
+    rows = read(file)
+    assert ids(rows) == ["user_id:u1", "user_id:u2"]
+    assert [row.line for row in rows] == [2, 4, 5, 7]
+    assert refused(rows) == [4, 7]
+
+
+@pytest.mark.parametrize(
+    ("header", "kind"),
+    [
+        ("user_id", "user_id"),
+        ("User ID", "user_id"),
+        ("USER_ID", "user_id"),
+        ("external_id", "external_id"),
+        ("External ID", "external_id"),
+        ("external_user_id", "external_id"),
+    ],
+)
+def test_the_customers_column_is_found_by_its_name(header: str, kind: str) -> None:
+    assert ids(read(f"Braze ID,{header}\n5f1,u1\n")) == [f"{kind}:u1"]
+
+
+def test_which_column_and_what_it_is_can_be_said() -> None:
+    file = "loyalty no,user_id\nl1,u1\n"
+    assert ids(read(file, Wanted(tag="t", id_column="loyalty no", id_kind="external_id"))) == [
+        "external_id:l1"
+    ]
+    assert ids(read(file, Wanted(tag="t", id_kind="external_id"))) == ["external_id:u1"]
+
+
+def test_user_id_wins_and_external_id_fills_in() -> None:
+    rows = read("user_id,external_id,tag,expires\nu1,e1,a,\n,e2,a,\n", Wanted())
+    assert ids(rows) == ["user_id:u1", "external_id:e2"]
+
+
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_spreadsheets_of_other_countries_are_read(separator: str) -> None:
+    assert ids(read(f"user_id{separator}name\nu1{separator}A, B\n")) == ["user_id:u1"]
+
+
+@pytest.mark.parametrize(
+    ("value", "days"),
+    [
+        ("1 day", 1),
+        ("30 days", 30),
+        ("30 DAYS", 30),
+        ("2 weeks", 14),
+        ("48 hours", 2),
+        ("30d", 30),
+        ("86400", 1),
+        ("", None),
+        ("  ", None),
+    ],
+)
+def test_expires_is_read_in_forms_that_are_whole_days(value: str, days: int | None) -> None:
+    [row] = read(f"user_id,tag,expires\nu1,a,{value}\n", Wanted())
+    assert isinstance(row, Row)
+    assert row.days == days
+
+
+@pytest.mark.parametrize("value", ["1 month", "90 minutes", "36 hours", "0 days", "-1 day", "soon"])
+def test_what_is_no_whole_number_of_days_is_refused(value: str) -> None:
+    assert refused(read(f"user_id,tag,expires\nu1,a,{value}\n", Wanted())) == [2]
+
+
+@given(st.integers(1, 3650))
+def test_what_is_written_is_read_the_same(days: int) -> None:
+    assert read_expires(expires(days)) == days
+    assert expires(1) == "1 day"
+
+
+def test_a_tag_is_a_counter_or_expires_but_not_both() -> None:
+    rows = read("user_id,tag,expires\nu1,a,\nu1,a,1 day\nu1,touches,1 day\nu1,promo,\n", Wanted())
+    assert refused(rows) == [3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("file", "wanted", "told"),
+    [
+        ("", TAG, "no column"),
+        ("email\nx\n", TAG, "email"),
+        ("Braze ID\nx\n", TAG, "no column user_id"),
+        ("user_id\nu1\n", Wanted(), "no column tag"),
+        ("user_id,tag\nu1,a\n", TAG, "of its own"),
+        ("user_id,tag\nu1,a\n", Wanted(ttl=86400), "expires"),
+        ("user_id\nu1\n", Wanted(tag="t", ttl=5400), "whole days"),
+        ("user_id\nu1\n", Wanted(tag="touches", ttl=86400), "counter"),
+        ("user_id\nu1\n", Wanted(tag="promo"), "expiring"),
+        ("user_id\nu1\n", Wanted(tag="t", id_column="no"), '"no"'),
+        ("PK\x03\x04rest", TAG, "ZIP"),
+        ("user_id\nu1\n".encode("utf-16"), TAG, "UTF-16"),
+        ('[{"user_id":"u1"}]', TAG, "JSON"),
+        ('user_id\nu1\n"u2\n' + "u3\n" * 10, TAG, "Line 3"),
+        ("user_id\n" + "u" * (MAX_LINE + 100_000), TAG, "longer"),
+    ],
+)
+def test_a_file_that_cannot_be_meant_is_refused_with_the_reason(
+    file: str | bytes, wanted: Wanted, told: str
+) -> None:
+    with pytest.raises(FileRefusedError, match=told):
+        read(file, wanted)
+
+
+def test_a_shifted_line_is_refused_rather_than_misread() -> None:
+    assert refused(read("name,user_id\nDoe, John,u1\nJane,u2\n")) == [2]
+
+
+def test_identifiers_that_no_url_or_database_takes_are_refused() -> None:
+    rows = read(b"user_id\n..\n.\na\x00b\n\xff\xfe\n" + b"x" * 256 + b"\nok\n")
+    assert ids(rows) == ["user_id:ok"]
+    assert len(refused(rows)) == 5
+
+
+@given(st.binary(max_size=400))
+def test_no_file_breaks_the_reader(file: bytes) -> None:
+    try:
+        rows = read(b"user_id,x\n" + file)
+    except FileRefusedError:
+        return
+    for row in rows:
+        assert row.line > 1
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1, max_size=20).filter(
+                lambda text: text not in {".", ".."} and "{{" not in text and "${" not in text
+            ),
+            st.booleans(),
+        ),
+        max_size=20,
+    )
+)
+def test_sessionms_file_says_what_the_rows_say(customers: list[tuple[str, bool]]) -> None:
+    given_ = [Customer("user_id" if own else "external_id", name) for name, own in customers]
+    kinds: tuple[CustomerKind, ...] = ("user_id", "external_id")
+    lines = sessionm_rows(kinds, [Row(1, customer, "t, 1", 1) for customer in given_])
+    assert list(customers_in(sessionm_header(kinds), lines)) == given_
