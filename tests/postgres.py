@@ -102,6 +102,7 @@ class Proxy:
         self._passes = threading.Event()
         self._passes.set()
         self._open: list[socket.socket] = []
+        self._threads: list[threading.Thread] = []
         threading.Thread(target=self._accept, daemon=True).start()
 
     def swallow(self) -> None:
@@ -122,16 +123,25 @@ class Proxy:
         self._listener.close()
         self.carry()
         self.break_all()
+        for thread in self._threads:
+            thread.join(5)
+        for one in self._open:
+            one.close()
 
     def _accept(self) -> None:
         with suppress(OSError):
             while True:
                 near, _ = self._listener.accept()
+                self._open.append(near)
                 self._passes.wait()
+                if self._listener.fileno() < 0:
+                    return
                 far = socket.create_connection(self._target)
-                self._open += [near, far]
-                for source, target in ((near, far), (far, near)):
-                    threading.Thread(target=self._pump, args=(source, target), daemon=True).start()
+                self._open.append(far)
+                for ends in ((near, far), (far, near)):
+                    thread = threading.Thread(target=self._pump, args=ends, daemon=True)
+                    self._threads.append(thread)
+                    thread.start()
 
     def _pump(self, source: socket.socket, target: socket.socket) -> None:
         with suppress(OSError):

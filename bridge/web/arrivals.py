@@ -74,8 +74,8 @@ class Arrivals:
 _OWN = {b"content-length", b"x-request-id", b"date"}
 # What a webhook may say in its headers, apart from what means nothing.
 _HEADERS = {b"authorization", b"content-type", b"idempotency-key", b"x-request-id"}
-# For Flask: who wants to wait for the delivery.
-_NOT_HERE = {b"prefer"}
+# For Flask: who wants to wait for the delivery, and what browsers send.
+_NOT_HERE = {b"prefer", b"origin", b"sec-fetch-site"}
 
 
 def _read(scope: Mapping[str, Any]) -> dict[bytes, str] | None:
