@@ -168,6 +168,10 @@ class Database(ABC):
         self._engine.dispose()
 
     @abstractmethod
+    def end_cut_off(self) -> None:
+        """End transactions whose process cannot be heard any more, if the database keeps such."""
+
+    @abstractmethod
     def alone(self, number: int) -> AbstractContextManager[bool]:
         """Whether lock *number* is ours until the block ends; nobody waits for it.
 
@@ -228,6 +232,9 @@ class SQLite(Database):
         self.deliverer = FileLock(self.locks)
         sa.event.listen(self._engine, "connect", self._on_connect)
         sa.event.listen(self._engine, "begin", _on_begin)
+
+    def end_cut_off(self) -> None:
+        """A transaction ends with its process."""
 
     @contextmanager
     def alone(self, number: int) -> Iterator[bool]:

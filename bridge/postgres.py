@@ -74,6 +74,13 @@ _MIGRATION = 0x6272_6964_6765_0002
 _CHANGES = 0x6272_6964_6765_0003
 _NUMBERED = 0x6272_6964_6765_0100
 
+_END_CUT_OFF = sa.text(f"""
+    SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+    WHERE datname = current_database() AND usename = current_user AND pid <> pg_backend_pid()
+        AND state = 'active' AND wait_event = 'ClientRead'
+        AND query_start < clock_timestamp() - make_interval(secs => {LEASE})
+""")  # noqa: S608 - a constant
+
 T = TypeVar("T")
 
 # What libpq is told unless the URL says otherwise.
@@ -388,6 +395,15 @@ class Postgres(Database):
             self._connecting.shutdown(wait=False)
         for late in self._late:
             late.add_done_callback(_close)
+
+    def end_cut_off(self) -> None:
+        """End transactions whose client was cut off in the midst of sending.
+
+        While the server waits for the rest of several statements that come together, it does not
+        hold the transaction to be idle, and no time-out of its own ends it (before its version 17).
+        """
+        with self.read() as connection:
+            connection.execute(_END_CUT_OFF)
 
     @contextmanager
     def alone(self, number: int) -> Iterator[bool]:

@@ -135,6 +135,7 @@ class Proxy:
                 self._open.append(near)
                 self._passes.wait()
                 if self._listener.fileno() < 0:
+                    near.close()
                     return
                 far = socket.create_connection(self._target)
                 self._open.append(far)

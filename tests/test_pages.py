@@ -153,7 +153,7 @@ def test_the_dashboard_tells_what_is_dead_and_of_which_campaign(
     eventually(lambda: state_of(client, delivered) == "delivered")
     told = get(client, "/dashboard")
     assert "Degraded" in told
-    assert "1 writes are dead" in told
+    assert "1 write is dead" in told
     assert "Summer promotion 1 0 0 ✕ 1" in told
     assert "welcome Canvas 1 0 1 0" in told
 

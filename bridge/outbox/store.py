@@ -218,6 +218,8 @@ class Store:
 
     def take_over(self, name: str) -> None:
         """Let the deliverer *name* alone record from now on."""
+        # One that was cut off while it recorded would keep the others out.
+        self.database.end_cut_off()
         with self.database.write(alone=True) as connection:
             _set_fact(connection, DELIVERER_FACT, {"name": name, "ended": False})
 
