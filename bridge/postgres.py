@@ -77,8 +77,8 @@ _NUMBERED = 0x6272_6964_6765_0100
 _END_CUT_OFF = sa.text(f"""
     SELECT pg_terminate_backend(pid) FROM pg_stat_activity
     WHERE datname = current_database() AND usename = current_user AND pid <> pg_backend_pid()
-        AND state = 'active' AND wait_event = 'ClientRead'
-        AND query_start < clock_timestamp() - make_interval(secs => {LEASE})
+        AND xact_start IS NOT NULL AND wait_event_type = 'Client'
+        AND state_change < clock_timestamp() - make_interval(secs => {LEASE})
 """)  # noqa: S608 - a constant
 
 T = TypeVar("T")
