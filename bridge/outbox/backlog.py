@@ -26,7 +26,7 @@ from bridge.outbox.jobs import (
 )
 from bridge.outbox.plan import PUNCTUAL
 from bridge.outbox.schema import HELD, QUEUED, batch_jobs, batch_writes, batches, writes
-from bridge.outbox.store import QueuedWrite
+from bridge.outbox.store import QUEUED_WRITES, QueuedWrite
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class Held:
 
     def members(self, job_id: int, limit: int) -> list[QueuedWrite]:
         """Some of the writes that left with a job and whose end is not recorded yet."""
-        chosen = _WRITES.join(batch_writes, batch_writes.c.write_seq == writes.c.seq).where(
+        chosen = QUEUED_WRITES.join(batch_writes, batch_writes.c.write_seq == writes.c.seq).where(
             batch_writes.c.job_id == job_id
         )
         with self._database.read() as connection:
@@ -146,19 +146,6 @@ class Held:
             return [read_job(row) for row in connection.execute(chosen).mappings()]
 
 
-_WRITES = sa.select(
-    writes.c.seq,
-    writes.c.event_id,
-    writes.c.customer,
-    writes.c.tags,
-    writes.c.ttl,
-    writes.c.accepted_at,
-    writes.c.next_at,
-    writes.c.attempts,
-    writes.c.intent,
-)
-
-
 def _read(connection: sa.Connection, chosen: sa.Select[tuple[object, ...]]) -> list[QueuedWrite]:
     return [
         QueuedWrite(**{**row, "tags": tuple(row["tags"])})
@@ -183,11 +170,11 @@ def _eligible(now: float) -> list[sa.ColumnElement[bool]]:
 
 def _choose(connection: sa.Connection, now: float, busy: Collection[str]) -> _Claim:
     """What may leave with a job; and what must wait, since its customer waits for one already."""
-    eligible = _WRITES.where(*_eligible(now)).order_by(writes.c.next_at, writes.c.seq)
+    eligible = QUEUED_WRITES.where(*_eligible(now)).order_by(writes.c.next_at, writes.c.seq)
     if busy:
         eligible = eligible.where(writes.c.customer.not_in(busy))
     found = _read(connection, eligible.limit(CLAIM))
-    theirs = _WRITES.where(
+    theirs = QUEUED_WRITES.where(
         writes.c.state == QUEUED, writes.c.customer.in_({write.customer for write in found})
     )
     wanted = {write.seq for write in found}

@@ -333,21 +333,19 @@ def id_prefix(at: float) -> str:
     return f"{int(at * 1000):012x}"
 
 
-_QUEUED_WRITE = (
-    sa.select(
-        writes.c.seq,
-        writes.c.event_id,
-        writes.c.customer,
-        writes.c.tags,
-        writes.c.ttl,
-        writes.c.accepted_at,
-        writes.c.next_at,
-        writes.c.attempts,
-        writes.c.intent,
-    )
-    .where(writes.c.state == QUEUED)
-    .order_by(writes.c.seq)
+# What a `QueuedWrite` is made of.
+QUEUED_WRITES = sa.select(
+    writes.c.seq,
+    writes.c.event_id,
+    writes.c.customer,
+    writes.c.tags,
+    writes.c.ttl,
+    writes.c.accepted_at,
+    writes.c.next_at,
+    writes.c.attempts,
+    writes.c.intent,
 )
+_QUEUED_WRITE = QUEUED_WRITES.where(writes.c.state == QUEUED).order_by(writes.c.seq)
 
 
 def _queued_write(row: sa.RowMapping) -> QueuedWrite:
