@@ -81,7 +81,7 @@ class Parts:
 
     def erase(self, customer: Customer) -> Forgotten:
         """Forget *customer* everywhere, by both identifiers if the bridge knows them."""
-        waiting, done, erased = self.lookups.names(customer), [], 0
+        waiting, done, erased = self.lookups.names([customer])[customer], [], 0
         while waiting:
             name = waiting.pop()
             told = self.operator.erase(name)
@@ -176,7 +176,8 @@ def build(settings: Settings, rules: Rules | None = None) -> Parts:
             concurrency=settings.bridge_delivery_concurrency,
             max_tries=settings.bridge_max_attempts,
         ),
-        on_write=lookups.tag_write,
+        begin_writes=lookups.begin_writes,
+        end_writes=lookups.end_writes,
         on_recorded=lookups.own_writes_changed,
         clean=lambda: _clean(events, batches.jobs, cache, settings, freshness),
         count=telemetry.add,

@@ -9,7 +9,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import Enum
@@ -229,36 +229,34 @@ class Cache:
         """The same as a function, for those who ask often."""
         return self._stamps.reader(key.kind, key.customer)
 
-    def noted(self, key: Key) -> Entry | None:
-        """What was once kept under *key*, outdated or not: identifiers stay a customer's."""
-        return self._stored(key, 0.0)
+    def noted(self, kinds: Collection[str], customers: Collection[Customer]) -> dict[str, Entry]:
+        """What was once kept of *customers* in one of *kinds*, outdated or not, by their keys.
+
+        Raises:
+            StoreUnavailableError: the table cannot be read.
+        """
+        chosen = {"kinds": list(kinds), "customers": [customer.key for customer in customers]}
+        with self._database.read() as connection:
+            return {row[0]: Entry(*row[1:]) for row in connection.execute(_NOTED, chosen)}
 
     def last_known(self, key: Key) -> Entry | None:
         """What was last heard, however old; SessionM is not asked."""
         return self._known(key, Ages(float("inf"), 0, 0)) or self._last_resort(key)
 
-    def put(self, key: Key, document: Mapping[str, Any]) -> None:
-        """Keep what SessionM said of a customer that it has just changed."""
-        stamp = self._stamps.change(key.kind, key.customer)
-        self._keep(key, Entry(True, _encode(document), time.time(), stamp))
+    def change(self, kind: str, documents: Mapping[Customer, Mapping[str, Any] | None]) -> None:
+        """These customers have changed: use no older answer of that *kind* any more.
 
-    def outdate(self, key: Key) -> None:
-        """Use no answer for *key* any more: the customer has changed."""
-        self._stamps.change(key.kind, key.customer)
-
-    def outdate_tags(self, customers: Sequence[Customer]) -> None:
-        """Use no older tags of *customers*, under either identifier, any more."""
-        others = sa.select(lookups.c.customer, lookups.c.body).where(
-            lookups.c.kind.in_(("profile", "external")),
-            lookups.c.customer.in_([customer.key for customer in customers]),
+        Where there is a document, it is SessionM's answer since, and is kept.
+        """
+        stamps = self._stamps.change_many(kind, [customer.key for customer in documents])
+        now = time.time()
+        self._keep(
+            {
+                Key(kind, customer.key): Entry(True, _encode(document), now, stamps[customer.key])
+                for customer, document in documents.items()
+                if document is not None
+            }
         )
-        names = [customer.key for customer in customers]
-        with self._database.read() as connection:
-            for customer, body in connection.execute(others):
-                kind = "external_id" if customer.startswith("user_id:") else "user_id"
-                if other := json.loads(body).get("other"):
-                    names.append(f"{kind}:{other}")
-        self._stamps.change_many("tags", names)
 
     def outdate_all(self) -> None:
         """Use nothing that is older than now: somebody's tags have changed, and not told whose."""
@@ -267,7 +265,7 @@ class Cache:
     def keep(self, key: Key, document: Mapping[str, Any]) -> None:
         """Keep what is known of a customer as it is now."""
         stamp = self._stamps.get(key.kind, key.customer)
-        self._keep(key, Entry(True, _encode(document), time.time(), stamp))
+        self._keep({key: Entry(True, _encode(document), time.time(), stamp)})
 
     def erase(self, customer: Customer) -> None:
         """Keep nothing about *customer*, nor what their other identifier is."""
@@ -332,40 +330,36 @@ class Cache:
         return entry if still else None
 
     def _stored(self, key: Key, later_than: float) -> Entry | None:
-        chosen = sa.select(
-            lookups.c.found, lookups.c.body, lookups.c.fetched_at, lookups.c.stamp
-        ).where(
-            lookups.c.kind == key.kind,
-            lookups.c.customer == key.customer,
-            lookups.c.variant == key.variant,
-            lookups.c.fetched_at > later_than,
-        )
         try:
             with self._database.read() as connection:
-                row = connection.execute(chosen).first()
+                chosen = {**key._asdict(), "later_than": later_than}
+                row = connection.execute(_STORED, chosen).first()
         except StoreUnavailableError as error:
             # Lookups go on from memory and from SessionM without the table.
             log.log(error.level, "cache not read: %s", error, extra={"action": "cache_unreadable"})
             return None
         return Entry(*row) if row else None
 
-    def _keep(self, key: Key, entry: Entry) -> None:
+    def _keep(self, answers: Mapping[Key, Entry]) -> None:
+        if not answers:
+            return
         with self._memory_lock:
-            self._memory[key] = entry
-        values = {
-            "found": entry.found,
-            "body": entry.body,
-            "fetched_at": entry.fetched_at,
-            "stamp": entry.stamp,
-        }
-        statement = insert(lookups).values(**key._asdict(), **values)
+            for key, entry in answers.items():
+                self._memory[key] = entry
+        # In one order in all processes, so that no two wait for each other.
+        rows = [
+            {
+                **key._asdict(),
+                "found": entry.found,
+                "body": entry.body,
+                "fetched_at": entry.fetched_at,
+                "stamp": entry.stamp,
+            }
+            for key, entry in sorted(answers.items())
+        ]
         try:
-            with self._database.autocommit() as connection:
-                connection.execute(
-                    statement.on_conflict_do_update(
-                        index_elements=["kind", "customer", "variant"], set_=values
-                    )
-                )
+            with self._database.write() as connection:
+                connection.execute(_KEEP, rows)
         except StoreUnavailableError as error:
             extra = {"action": "cache_unwritable"}
             log.log(error.level, "cache not written: %s", error, extra=extra)
@@ -436,7 +430,7 @@ class Cache:
                 raise
             entry = Entry(False, b"{}", asked_at, stamp)
         if stamp == self._stamps.get(key.kind, key.customer):
-            self._keep(key, entry)
+            self._keep({key: entry})
         return entry
 
     def _instead(self, key: Key, ages: Ages, error: Exception) -> Served:
@@ -448,6 +442,28 @@ class Cache:
         raise UnavailableError(reason) from error
 
 
+# Made once: to put them together takes longer than to carry them out.
+_ENTRY = [lookups.c[name] for name in Entry.__slots__]
+_STORED = sa.select(*_ENTRY).where(
+    lookups.c.kind == sa.bindparam("kind"),
+    lookups.c.customer == sa.bindparam("customer"),
+    lookups.c.variant == sa.bindparam("variant"),
+    lookups.c.fetched_at > sa.bindparam("later_than"),
+)
+_NOTED = sa.select(lookups.c.customer, *_ENTRY).where(
+    lookups.c.kind.in_(sa.bindparam("kinds", expanding=True)),
+    lookups.c.customer.in_(sa.bindparam("customers", expanding=True)),
+)
+
+
+def _keeping() -> sa.Insert:
+    statement = insert(lookups)
+    names = ["kind", "customer", "variant"]
+    others = {name: statement.excluded[name] for name in Entry.__slots__}
+    return statement.on_conflict_do_update(index_elements=names, set_=others)
+
+
+_KEEP = _keeping()
 _AWAY = SessionMError(Meaning.UNREACHABLE, "it has not answered for a while")
 
 

@@ -2,15 +2,16 @@
 
 import itertools
 import json
+import logging
 import math
-import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
-from typing import Any
+from typing import Any, NamedTuple
 
 from bridge.customer import Customer, CustomerKind
+from bridge.database import StoreUnavailableError
 from bridge.fields import FieldError, identifier
 from bridge.lookups.cache import Ages, Cache, Fetch, Key, Served, UnavailableError
 from bridge.lookups.query import Query
@@ -27,6 +28,8 @@ from bridge.lookups.shape import (
 from bridge.lookups.stamps import Stamps
 from bridge.sessionm.answers import Meaning, SessionMError
 from bridge.sessionm.client import SessionM
+
+log = logging.getLogger(__name__)
 
 # All of a wallet in one call, as the Braze guide to SessionM does it.
 TAKE = 1000
@@ -86,6 +89,13 @@ class Repeatable:
     unchanged: Callable[[], bool]
 
 
+class TagWrite(NamedTuple):
+    """A tag write that has begun, and the stamps of the customer's names from then."""
+
+    customer: Customer
+    stamps: Mapping[Customer, int]
+
+
 # What reads a stamp, and what it read.
 _Held = tuple[Callable[[], int], int]
 
@@ -128,8 +138,6 @@ class Lookups:
         self._own_stamps = own_stamps
         self._braze_id = braze_id
         self._offers_on = offers_on
-        # Deliveries of one customer under two identifiers may end at the same moment.
-        self._changing = threading.Lock()
 
     def close(self) -> None:
         """Tell nobody of own writes any more."""
@@ -185,28 +193,34 @@ class Lookups:
         key = tags_key(customer)
         return _repeatable([self._got(key, served)], math.inf)
 
-    def tag_write(self, customer: Customer) -> Callable[[Mapping[str, Any]], None]:
-        """A tag write for *customer* begins.
+    def begin_writes(self, customers: Sequence[Customer]) -> list[TagWrite]:
+        """Tag writes for *customers* begin; `end_writes` wants them back."""
+        names = self.names(customers)
+        return [
+            TagWrite(
+                customer, {name: self._cache.stamp(tags_key(name)) for name in names[customer]}
+            )
+            for customer in customers
+        ]
 
-        Returns:
-            What is to be called with SessionM's answer, all of the customer's tags now: no lookup
-            serves older ones afterwards, under whichever identifier the customer is known. If
-            something else has changed the customer meanwhile, the answer may be from before that,
-            and is not kept.
+    def end_writes(self, ended: Sequence[tuple[TagWrite, Mapping[str, Any]]]) -> None:
+        """Tag writes have been made, with SessionM's answers: all tags of the customer now.
+
+        No lookup serves older ones afterwards, under whichever identifier a customer is known. If
+        something else has changed the customer meanwhile, the answer may be from before that, and
+        is not kept.
         """
-        stamps = {name: self._cache.stamp(tags_key(name)) for name in self.names(customer)}
-
-        def delivered(answer: Mapping[str, Any]) -> None:
-            names = self.names(customer)
-            with self._changing:
-                alone = all(stamps.get(n) == self._cache.stamp(tags_key(n)) for n in names)
-                for name in names:
-                    if alone and isinstance(answer.get("tags"), dict):
-                        self._cache.put(tags_key(name), answer)
-                    else:
-                        self._cache.outdate(tags_key(name))
-
-        return delivered
+        names = self.names([write.customer for write, _ in ended])
+        changed: dict[Customer, Mapping[str, Any] | None] = {}
+        for write, answer in ended:
+            theirs = names[write.customer]
+            alone = all(
+                write.stamps.get(name) == self._cache.stamp(tags_key(name)) and name not in changed
+                for name in theirs
+            )
+            kept = answer if alone and isinstance(answer.get("tags"), dict) else None
+            changed |= dict.fromkeys(theirs, kept)
+        self._cache.change("tags", changed)
 
     def own_writes_changed(self, customer_key: str) -> None:
         """What the bridge is writing for a customer is something else now."""
@@ -221,22 +235,32 @@ class Lookups:
             self._cache.outdate_all()
             return
         for at in range(0, len(some), 500):
-            self._cache.outdate_tags(some[at : at + 500])
+            names = self._names(some[at : at + 500])
+            self._cache.change("tags", dict.fromkeys(itertools.chain(*names.values())))
 
     def forget(self, customer: Customer) -> None:
         """Serve nothing older than now for *customer*, under each identifier that is known."""
-        for name in self.names(customer):
+        for name in self.names([customer])[customer]:
             self._cache.forget(name)
 
-    def names(self, customer: Customer) -> list[Customer]:
-        """*customer*, and the same by the other identifier if a lookup has found it out."""
-        return [customer, *self._other_names(customer)]
+    def names(self, customers: Collection[Customer]) -> dict[Customer, list[Customer]]:
+        """Each, and the same by the other identifier if a lookup has found it out."""
+        try:
+            return self._names(customers)
+        except StoreUnavailableError as error:
+            # Tag writes go on without the cache.
+            log.log(error.level, "cache not read: %s", error, extra={"action": "cache_unreadable"})
+            return {customer: [customer] for customer in customers}
 
-    def _other_names(self, customer: Customer) -> list[Customer]:
-        entry = self._cache.noted(Key(_OTHER_NAME[customer.kind], customer.key))
-        other = json.loads(entry.body).get("other") if entry else None
-        kind: CustomerKind = "external_id" if customer.kind == "user_id" else "user_id"
-        return [Customer(kind, other)] if other else []
+    def _names(self, customers: Collection[Customer]) -> dict[Customer, list[Customer]]:
+        noted = self._cache.noted(_OTHER_NAME.values(), customers)
+        names = {customer: [customer] for customer in customers}
+        for customer in customers:
+            entry = noted.get(customer.key)
+            if entry and (other := json.loads(entry.body).get("other")):
+                kind: CustomerKind = "external_id" if customer.kind == "user_id" else "user_id"
+                names[customer].append(Customer(kind, other))
+        return names
 
     def last_tags(self, customer: Customer) -> dict[str, int]:
         """The customer's tags as last known, without asking SessionM."""

@@ -17,7 +17,7 @@ import logging
 import threading
 import time
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -121,8 +121,10 @@ class FleetStamps:
         where = place(kind, customer)
         return self._change([where])[where]
 
-    def change_many(self, kind: str, customers: Iterable[str]) -> None:
-        self._change([place(kind, customer) for customer in customers])
+    def change_many(self, kind: str, customers: Collection[str]) -> dict[str, int]:
+        places = {customer: place(kind, customer) for customer in customers}
+        changed = self._change(list(places.values()))
+        return {customer: changed[where] for customer, where in places.items()}
 
     def change_all(self) -> None:
         self._change(list(range(WORDS)))
@@ -166,6 +168,7 @@ class PassingStamps:
     # A notification holds 8,000 bytes at most.
     MOST_AT_ONCE = 1000
     AGAIN = 0.2
+    TOGETHER = 0.02
 
     def __init__(self, database: Database, session: "Session") -> None:
         self._database = database
@@ -196,8 +199,9 @@ class PassingStamps:
         self._change([place(kind, customer)])
         return self.last(kind, customer)
 
-    def change_many(self, kind: str, customers: Iterable[str]) -> None:
+    def change_many(self, kind: str, customers: Collection[str]) -> dict[str, int]:
         self._change([place(kind, customer) for customer in customers])
+        return {customer: self.last(kind, customer) for customer in customers}
 
     def change_all(self) -> None:
         self._change(range(WORDS))
@@ -247,6 +251,8 @@ class PassingStamps:
                 with self._changing:
                     self._untold.update(some)
                 time.sleep(self.AGAIN)
+            # Every process of the fleet hears it: rather seldom and of many.
+            time.sleep(self.TOGETHER)
 
 
 class FleetFlights:

@@ -8,7 +8,7 @@ fetch, never a wrong answer.
 import mmap
 import os
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from hashlib import blake2b
 from pathlib import Path
 from typing import Protocol
@@ -40,8 +40,8 @@ class Stamps(Protocol):
     def change(self, kind: str, customer: str) -> int:
         """Give it another stamp; what was cached before is used no more, by any process."""
 
-    def change_many(self, kind: str, customers: Iterable[str]) -> None:
-        """Give each of them another stamp."""
+    def change_many(self, kind: str, customers: Collection[str]) -> dict[str, int]:
+        """Give each of them another stamp; returns them."""
 
     def change_all(self) -> None:
         """Give everybody another stamp."""
@@ -90,9 +90,11 @@ class SharedStamps:
         _WORD.pack_into(self._map, at, int.from_bytes(os.urandom(8)))
         return self.get(kind, customer)
 
-    def change_many(self, kind: str, customers: Iterable[str]) -> None:
+    def change_many(self, kind: str, customers: Collection[str]) -> dict[str, int]:
         for customer in customers:
             self.change(kind, customer)
+        # Read when all are changed: some may share a word.
+        return {customer: self.get(kind, customer) for customer in customers}
 
     def change_all(self) -> None:
         # Word by word: others read, and change, meanwhile.

@@ -13,10 +13,10 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from bridge.customer import Customer
 from bridge.database import StoreUnavailableError
@@ -43,8 +43,10 @@ CALL_TIMEOUT = 10.0
 HEARTBEAT_FACT = "delivery"
 PAUSE_FACT = "delivery_paused"
 
-# Told that a write begins; what it returns is called with SessionM's answer.
-OnWrite = Callable[[Customer], Callable[[Mapping[str, Any]], None]]
+# Told of customers for whom writes begin; what it returns for each is given back at the end,
+# together with SessionM's answers.
+BeginWrites = Callable[[Sequence[Customer]], Sequence[Any]]
+EndWrites = Callable[[Sequence[tuple[Any, Mapping[str, Any]]]], None]
 # A call of ours that broke is tried again after so long; SessionM has no part in it.
 OWN_FAULT_WAIT = 30.0
 CLEANING = 60.0
@@ -53,10 +55,22 @@ BATCH_POLL = 0.5
 
 @dataclass(frozen=True)
 class _Sent:
-    """How a call ended: what to record (``None``: it was not made), and SessionM's *error*."""
+    """How a call ended: what to record (``None``: it was not made), SessionM's *error* or *answer*.
+
+    There is neither where the call was not made, or was found to have worked before.
+    """
 
     finished: Finished | None
     error: SessionMError | None = None
+    answer: Mapping[str, Any] | None = None
+
+
+class _UnderWay(NamedTuple):
+    """A call of a sender; *begun* is what was told when it began."""
+
+    call: Call
+    begun: Any
+    future: Future[_Sent]
 
 
 @dataclass(frozen=True)
@@ -75,8 +89,9 @@ class Delivery:
         store: where the writes wait.
         sessionm: where they go.
         limits: how fast and how often.
-        on_write: told the customer before a write, and SessionM's answer before the write counts
-            as delivered, so that no lookup serves older tags afterwards.
+        begin_writes: told the customers before their writes.
+        end_writes: told SessionM's answers before the writes count as delivered, so that no lookup
+            serves older tags afterwards.
         on_recorded: told the customer (a key) after something became of a write.
         clean: what one process shall do once a minute: drop what is too old to keep.
         count: told how many of what there were: ``delivered``, ``dead`` and ``expired`` events, and
@@ -90,7 +105,8 @@ class Delivery:
         store: Store,
         sessionm: SessionM,
         limits: Limits,
-        on_write: OnWrite = lambda _customer: lambda _answer: None,
+        begin_writes: BeginWrites = lambda customers: customers,
+        end_writes: EndWrites = lambda _ended: None,
         on_recorded: Callable[[str], None] = lambda _customer: None,
         clean: Callable[[], None] = lambda: None,
         count: Callable[[str, int], None] = lambda _name, _number: None,
@@ -102,14 +118,15 @@ class Delivery:
         self._name = uuid.uuid4().hex
         self._sessionm = sessionm
         self._limits = limits
-        self._on_write = on_write
+        self._begin_writes = begin_writes
+        self._end_writes = end_writes
         self._on_recorded = on_recorded
         self._clean = clean
         self._count = count
         self._on_beat = on_beat
         self._gate = Gate(limits.concurrency)
         self._tokens = _Bucket(limits.rps)
-        self._under_way: dict[str, tuple[Call, Future[_Sent]]] = {}
+        self._under_way: dict[str, _UnderWay] = {}
         self._beat_at = 0.0
         self._cleaned_at = 0.0
         self._paused_by_hand = False
@@ -214,7 +231,7 @@ class Delivery:
         """Start as many calls as the gate, the rate and the queue allow."""
         now = time.time()
         room = 0 if self._paused_by_hand else self._gate.room(now, len(self._under_way))
-        started = 0
+        calls: list[Call] = []
         if self._batches and room > 0 and self._gate.mode is Mode.RUNNING:
             self._batches.backlog.gather(now, self._under_way)
         expired: list[Finished] = []
@@ -231,12 +248,12 @@ class Delivery:
                 continue
             elif step is not None:
                 # A counter is read first, and takes its token when it is sent.
-                if started == room or not (step.counts or self._tokens.take()):
+                if len(calls) == room or not (step.counts or self._tokens.take()):
                     break
-                self._start(senders, step)
-                started += 1
+                calls.append(step)
+        self._start(senders, calls)
         self.record(expired)
-        return started + len(expired)
+        return len(calls) + len(expired)
 
     def _put_off(self, customer: str, until: float) -> None:
         if self._batches and until >= HELD:
@@ -247,11 +264,15 @@ class Delivery:
     def _leaves_in_bulk(self, call: Call, now: float) -> bool:
         return self._batches is not None and self._batches.backlog.takes(call.writes, now)
 
-    def _start(self, senders: ThreadPoolExecutor, call: Call) -> None:
+    def _start(self, senders: ThreadPoolExecutor, calls: list[Call]) -> None:
+        if not calls:
+            return
         outage = self._gate.mode is Mode.DOWN
-        future = senders.submit(self._send, call, outage=outage)
-        self._under_way[call.customer] = call, future
-        future.add_done_callback(lambda _future: self._wake.set())
+        begun = self._begin_writes([Customer.from_key(call.customer) for call in calls])
+        for call, mark in zip(calls, begun, strict=True):
+            future = senders.submit(self._send, call, outage=outage)
+            self._under_way[call.customer] = _UnderWay(call, mark, future)
+            future.add_done_callback(lambda _future: self._wake.set())
 
     def _send(self, call: Call, *, outage: bool) -> _Sent:
         """Carry out *call* (in a thread of the pool) and say what became of it."""
@@ -269,7 +290,6 @@ class Delivery:
                 intent = _intent(known)
                 self._store.intend(seqs, intent, self._name)
             customer = Customer.from_key(call.customer)
-            delivered = self._on_write(customer)
             sent = True
             answer = self._sessionm.write_tags(
                 customer, call.tags, call.ttl, CALL_TIMEOUT, self._lock.is_held
@@ -282,23 +302,8 @@ class Delivery:
             # The call is over, so its outcome settles from now.
             kept = {**intent, "at": time.time()} if intent and doubtful else None
             return _Sent(self._failed(call, error, started, kept, outage=outage), error)
-        if not self._tell(lambda: delivered(answer), seqs):
-            # It stays as it was, and is settled as after a kill.
-            return _Sent(None)
-        return _Sent(_finished(call, State.DELIVERED, "delivered", started, status=200))
-
-    def _tell(self, delivered: Callable[[], None], seqs: list[int]) -> bool:
-        """Let no lookup serve older tags from now on, as soon as the store is there to say so."""
-        while True:
-            try:
-                # Not for a customer who was erased meanwhile.
-                if self._store.still_there(seqs):
-                    delivered()
-            except StoreUnavailableError:
-                if not self._lock.is_held() or self._stopping.wait(POLL):
-                    return False
-            else:
-                return True
+        finished = _finished(call, State.DELIVERED, "delivered", started, status=200)
+        return _Sent(finished, answer=answer)
 
     def _may_go(self) -> bool:
         """Wait for a token for a counter; false if it had better not go now."""
@@ -365,11 +370,12 @@ class Delivery:
         )
 
     def _record_finished(self) -> None:
-        ended = {c: (call, f) for c, (call, f) in self._under_way.items() if f.done()}
+        ended = {key: one for key, one in self._under_way.items() if one.future.done()}
         if not ended:
             return
-        sent = [_outcome(call, future) for call, future in ended.values()]
+        sent = [_outcome(one.call, one.future) for one in ended.values()]
         # If this fails they stay under way, and are recorded at the next step.
+        self._tell([(one, end.answer) for one, end in zip(ended.values(), sent, strict=True)])
         self.record([one.finished for one in sent if one.finished])
         for customer in ended:
             del self._under_way[customer]
@@ -379,6 +385,21 @@ class Delivery:
         if any(one.error and one.error.retry_after for one in sent):
             # A wait that SessionM asks for is to outlive this process.
             self._beat_at = 0.0
+
+    def _tell(self, ended: list[tuple[_UnderWay, Mapping[str, Any] | None]]) -> None:
+        """Let no lookup serve older tags from now on than SessionM's answers."""
+        answered = [(one, answer) for one, answer in ended if answer is not None]
+        if not answered:
+            return
+        there = self._store.still_there([w.seq for one, _ in answered for w in one.call.writes])
+        # Not for a customer who was erased meanwhile.
+        kept = [
+            (one.begun, answer)
+            for one, answer in answered
+            if any(write.seq in there for write in one.call.writes)
+        ]
+        if kept:
+            self._end_writes(kept)
 
     def record(self, finished: list[Finished]) -> None:
         """Record what became of calls, and tell everybody."""
@@ -408,8 +429,8 @@ class Delivery:
 
     def _drain(self) -> None:
         """Wait for what is under way and record it; a store that is away cannot be waited for."""
-        for _call, future in list(self._under_way.values()):
-            future.exception()
+        for one in list(self._under_way.values()):
+            one.future.exception()
         try:
             self._record_finished()
             if self._took_over:

@@ -162,42 +162,34 @@ class Store:
             limit: how many due writes to look at.
             busy: keys of customers to leave out.
         """
-        ready = (
-            sa.select(writes.c.customer)
-            .where(writes.c.state == QUEUED, writes.c.next_at <= now)
-            .order_by(writes.c.next_at, writes.c.seq)
-            .limit(limit)
-        )
-        if busy:
-            ready = ready.where(writes.c.customer.not_in(busy))
         if not limit:
             return []
+        chosen = {"now": now, "busy": list(busy), "most": limit}
         with self.database.read() as connection:
-            return list(dict.fromkeys(connection.execute(ready).scalars()))
+            return list(dict.fromkeys(connection.execute(_DUE, chosen).scalars()))
 
     def waiting(self, customer: str) -> list[QueuedWrite]:
         """The oldest writes of *customer* that are accepted and not delivered, in order."""
-        chosen = _QUEUED_WRITE.where(writes.c.customer == customer).limit(MOST_OF_ONE)
+        chosen = {"customers": [customer], "most": MOST_OF_ONE}
         with self.database.read() as connection:
-            return [_queued_write(row) for row in connection.execute(chosen).mappings()]
+            return [_queued_write(row) for row in connection.execute(_WAITING_OF, chosen)]
 
     def waiting_of(self, customers: Sequence[str]) -> dict[str, list[QueuedWrite]]:
         """What `waiting` gives, for each of *customers*."""
-        chosen = _QUEUED_WRITE.where(writes.c.customer.in_(customers)).limit(MOST_OF_MANY)
+        chosen = {"customers": customers, "most": MOST_OF_MANY}
         found: dict[str, list[QueuedWrite]] = {customer: [] for customer in customers}
         with self.database.read() as connection:
-            rows = connection.execute(chosen).mappings().all()
+            rows = connection.execute(_WAITING_OF, chosen).all()
         if len(rows) == MOST_OF_MANY:
             return {customer: self.waiting(customer) for customer in customers}
         for row in rows:
-            found[row["customer"]].append(_queued_write(row))
+            found[row.customer].append(_queued_write(row))
         return found
 
-    def still_there(self, seqs: Sequence[int]) -> bool:
-        """Whether any of these writes is stored; they go when their customer is erased."""
-        chosen = sa.select(writes.c.seq).where(writes.c.seq.in_(seqs)).limit(1)
+    def still_there(self, seqs: Sequence[int]) -> set[int]:
+        """Which of these writes are stored; they go when their customer is erased."""
         with self.database.read() as connection:
-            return connection.execute(chosen).first() is not None
+            return set(connection.execute(_STILL_THERE, {"seqs": seqs}).scalars())
 
     def counted_since(self, customer: str, then: float) -> list[str]:
         """The counters of *customer* that were delivered after *then*, one entry for each time."""
@@ -345,20 +337,45 @@ QUEUED_WRITES = sa.select(
     writes.c.attempts,
     writes.c.intent,
 )
-_QUEUED_WRITE = QUEUED_WRITES.where(writes.c.state == QUEUED).order_by(writes.c.seq)
+# Statements of the delivery loop are made once: to put them together takes longer than to carry
+# them out.
+_WAITING_OF = (
+    QUEUED_WRITES.where(
+        writes.c.state == QUEUED,
+        writes.c.customer.in_(sa.bindparam("customers", expanding=True)),
+    )
+    .order_by(writes.c.seq)
+    .limit(sa.bindparam("most"))
+)
+_DUE = (
+    sa.select(writes.c.customer)
+    .where(
+        writes.c.state == QUEUED,
+        writes.c.next_at <= sa.bindparam("now"),
+        writes.c.customer.not_in(sa.bindparam("busy", expanding=True)),
+    )
+    .order_by(writes.c.next_at, writes.c.seq)
+    .limit(sa.bindparam("most"))
+)
+_SEQS = writes.c.seq.in_(sa.bindparam("seqs", expanding=True))
+_STILL_THERE = sa.select(writes.c.seq).where(_SEQS)
+_STATES = sa.select(writes.c.seq, writes.c.state).where(_SEQS).order_by(writes.c.seq)
+_STATES = _STATES.with_for_update()
 
 
-def _queued_write(row: sa.RowMapping) -> QueuedWrite:
-    return QueuedWrite(**{**row, "tags": tuple(row["tags"])})
+def _queued_write(row: sa.Row[*tuple[Any, ...]]) -> QueuedWrite:
+    seq, event_id, customer, tags, *rest = row
+    return QueuedWrite(seq, event_id, customer, tuple(tags), *rest)
 
 
 _DELIVERER = sa.select(facts.c.value).where(facts.c.name == DELIVERER_FACT)
+_DELIVERER = _DELIVERER.with_for_update(read=True)
 
 
 def _fence(connection: sa.Connection, deliverer: str) -> None:
     """See that *deliverer* is the one that delivers, until the transaction ends."""
     # The row is held, so that nobody takes over in between.
-    present = connection.execute(_DELIVERER.with_for_update(read=True)).scalar() or {}
+    present = connection.execute(_DELIVERER).scalar() or {}
     if present.get("name") != deliverer:
         raise LostLockError("another process delivers by now")
 
@@ -426,9 +443,7 @@ def _postpone(connection: sa.Connection, customer: str, until: float) -> None:
 
 def _states(connection: sa.Connection, seqs: Sequence[int]) -> dict[int, State]:
     """The states of writes, which nobody else changes before the transaction ends."""
-    chosen = sa.select(writes.c.seq, writes.c.state).where(writes.c.seq.in_(seqs))
-    found = connection.execute(chosen.order_by(writes.c.seq).with_for_update())
-    return {seq: State(state) for seq, state in found}
+    return {seq: State(state) for seq, state in connection.execute(_STATES, {"seqs": seqs})}
 
 
 def _is_plain(result: Finished) -> bool:
@@ -519,24 +534,25 @@ def _remember_expiries(connection: sa.Connection, delivered: Iterable[QueuedWrit
         for tag in write.tags
     ]
     if rows:
-        statement = insert(expiries)
-        connection.execute(
-            statement.on_conflict_do_update(
-                index_elements=["customer", "tag"],
-                set_={"expires_at": statement.excluded.expires_at},
-            ),
-            rows,
-        )
+        connection.execute(_REMEMBER, rows)
+
+
+def _remembering() -> sa.Insert:
+    statement = insert(expiries)
+    return statement.on_conflict_do_update(
+        index_elements=["customer", "tag"], set_={"expires_at": statement.excluded.expires_at}
+    )
+
+
+_REMEMBER = _remembering()
 
 
 def settle(connection: sa.Connection, event_ids: Collection[str], tally: Tally) -> Counter[State]:
     """Give events the state that follows from their writes'; returns how many took which."""
     before = {event.id: event for event in about_to_change(connection, events.c.id.in_(event_ids))}
-    chosen = sa.select(writes.c.event_id, writes.c.state, writes.c.reason, writes.c.done_at).where(
-        writes.c.event_id.in_(event_ids)
-    )
     by_event: dict[str, dict[str, tuple[str, float | None]]] = {}
-    for event_id, state, reason, done_at in connection.execute(chosen):
+    chosen = {"event_ids": list(event_ids)}
+    for event_id, state, reason, done_at in connection.execute(_WRITES_OF, chosen):
         by_event.setdefault(event_id, {})[state] = (reason, done_at)
     rows = []
     changed: Counter[State] = Counter()
@@ -549,17 +565,18 @@ def settle(connection: sa.Connection, event_ids: Collection[str], tally: Tally) 
             tally.event(event, event.state, state)
             changed[state] += 1
     if rows:
-        connection.execute(
-            events.update()
-            .where(events.c.id == sa.bindparam("key"))
-            .values(
-                state=sa.bindparam("state"),
-                reason=sa.bindparam("reason"),
-                done_at=sa.bindparam("done_at"),
-            ),
-            rows,
-        )
+        connection.execute(_SETTLED, rows)
     return changed
+
+
+_WRITES_OF = sa.select(writes.c.event_id, writes.c.state, writes.c.reason, writes.c.done_at).where(
+    writes.c.event_id.in_(sa.bindparam("event_ids", expanding=True))
+)
+_SETTLED = (
+    events.update()
+    .where(events.c.id == sa.bindparam("key"))
+    .values({name: sa.bindparam(name) for name in ("state", "reason", "done_at")})
+)
 
 
 # An event is what the weightiest of its writes is.
