@@ -86,11 +86,14 @@ def sandbox() -> Iterator[SandboxServer]:
 
 # What these promise, they promise over every database.
 OVER_BOTH = {
+    "test_batches",
+    "test_bulk",
     "test_content",
     "test_delivery",
     "test_lookups",
     "test_operator",
     "test_retention",
+    "test_warm",
     "test_webhooks",
 }
 

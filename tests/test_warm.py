@@ -14,11 +14,14 @@ from tests.conftest import MakeApp, bearer, environment, eventually
 
 
 class Warm:
-    def __init__(self, sandbox: SandboxServer, folder: Path) -> None:
+    def __init__(self, sandbox: SandboxServer, folder: Path, database: str) -> None:
         self.sandbox = sandbox
         self.folder = folder
         self.file = folder / "segment.csv"
-        self.environment = {**os.environ, **environment(sandbox.url, folder)}
+        self.environment = {
+            **os.environ,
+            **environment(sandbox.url, folder, BRIDGE_DATABASE_URL=database),
+        }
 
     def segment(self, *customers: str) -> None:
         for customer in customers:
@@ -45,8 +48,8 @@ class Warm:
 
 
 @pytest.fixture
-def warm(sandbox: SandboxServer, tmp_path: Path) -> Warm:
-    return Warm(sandbox, tmp_path)
+def warm(sandbox: SandboxServer, tmp_path: Path, database: str) -> Warm:
+    return Warm(sandbox, tmp_path, database)
 
 
 def test_what_was_warmed_is_a_hit_in_the_running_bridge(warm: Warm, make_app: MakeApp) -> None:

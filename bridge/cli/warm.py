@@ -146,6 +146,8 @@ def warm(
         note = _Note(file, options, restart=restart)
         _estimate(parts, lookups, customers, limit, note.state)
         with _alone(parts):
+            # What is fetched before changes are heard of would have to be fetched again.
+            parts.cache.start()
             patient = parts.lookups.patient(DEADLINE)
             run = _Run(patient, lookups, culture, Pace(limit), note)
             run.run(_customers(file, wanted, parts), customers)
