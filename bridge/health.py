@@ -160,7 +160,8 @@ def _reasons(checks: dict[str, Any]) -> list[str]:
         ),
         "1 write is dead: replay or discard it.": delivery["dead"] == 1,
         f"{delivery['dead']} writes are dead: replay or discard them.": delivery["dead"] > 1,
-        f"{flagged} batches need a person: see `bridge batch status`.": flagged > 0,
+        "1 batch needs a person: see `bridge batch status`.": flagged == 1,
+        f"{flagged} batches need a person: see `bridge batch status`.": flagged > 1,
         "Over half of Braze's failure budget is used: webhooks.": (
             budget["webhook_failures_last_minute"] > half
         ),

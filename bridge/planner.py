@@ -107,12 +107,14 @@ class Pace:
         connect: calls to SessionM Connect.
         requests: calls by Braze that the bridge answers.
         queue_limit: waiting writes at which webhooks are refused.
+        bulk_threshold: waiting writes above which tags leave as batch jobs; 0: never.
     """
 
     core: float
     connect: float
     requests: float
     queue_limit: int
+    bulk_threshold: int = 0
 
 
 @dataclass(frozen=True)
@@ -211,6 +213,8 @@ def _warnings(send: Send, pace: Pace, outcome: Outcome) -> Iterator[str]:
             f"writes a second against {pace.core:,.0f}. Nothing is lost, but up to "
             f"{outcome.backlog:,} writes wait."
         )
+        if not send.counters:
+            yield from _in_bulk(pace, outcome)
     if outcome.written - outcome.seconds > LATE:
         yield (
             "Tags will be over five minutes late, and health will say degraded: do not branch on "
@@ -228,7 +232,8 @@ def _warnings(send: Send, pace: Pace, outcome: Outcome) -> Iterator[str]:
         if rate > most:
             yield (
                 f"Lookups would ask SessionM {name} {rate:,.0f} times a second against "
-                f"{most:,.0f}: some recipients would get a message without their data."
+                f"{most:,.0f}: some recipients would get a message without their data. Send "
+                "more slowly, or fetch them before the send: bridge warm."
             )
     if send.counters and send.kind.writes:
         yield (
@@ -239,6 +244,20 @@ def _warnings(send: Send, pace: Pace, outcome: Outcome) -> Iterator[str]:
         yield (
             f"About {outcome.failures_a_minute:,.0f} failed calls a minute: at "
             f"{FAILURE_BUDGET:,} Braze stops calling this host for a minute."
+        )
+
+
+def _in_bulk(pace: Pace, outcome: Outcome) -> Iterator[str]:
+    if not pace.bulk_threshold:
+        yield (
+            "With BRIDGE_BULK_THRESHOLD set, tags with a TTL of whole days that wait would leave "
+            "as batch jobs, a handful of calls for all of them."
+        )
+    elif outcome.backlog > pace.bulk_threshold:
+        yield (
+            f"More than {pace.bulk_threshold:,} waiting tags with a TTL of whole days leave as "
+            "batch jobs (BRIDGE_BULK_THRESHOLD): they will be in SessionM sooner than the table "
+            "says."
         )
 
 

@@ -464,6 +464,49 @@ def test_a_send_is_planned(make_app: MakeApp) -> None:
     assert "The number of recipients must be a whole number" in words(bad)
 
 
+def test_the_setup_says_which_way_suits_a_large_audience(make_app: MakeApp) -> None:
+    off = get(make_app(BRIDGE_SESSIONM_RPS="20").test_client(), "/setup")
+    assert "at most 20 calls a second to SessionM Core" in off
+    assert "1,000,000 1,000,000 calls, 13 h 53 min 10 jobs" in off
+    assert "Off here. With BRIDGE_BULK_THRESHOLD=1000" in off
+    assert "Batch jobs are off on this bridge" in off
+    assert "bridge batch submit segment.csv --tag" in off
+    on = make_app(
+        BRIDGE_SESSIONM_RPS="20",
+        BRIDGE_BULK_THRESHOLD="500",
+        BRIDGE_PUBLIC_URL="https://bridge.acme.com",
+    )
+    told = get(on.test_client(), "/setup")
+    assert "On here: above 500 waiting writes" in told
+    assert "Batch jobs are off" not in told
+    planned = get(on.test_client(), "/setup?recipients=100000&message=webhook&speed=60000")
+    assert "leave as batch jobs (BRIDGE_BULK_THRESHOLD)" in planned
+
+
+def test_the_dashboard_lists_batch_jobs_where_there_are_any(
+    make_app: MakeApp, sandbox: SandboxServer
+) -> None:
+    client = make_app(deliver=True, BRIDGE_PUBLIC_URL="https://bridge.invalid").test_client()
+    assert "Batch jobs" not in get(client, "/dashboard")
+    sandbox.sandbox.set_faults({"status": 400, "match": "batch/tags"})
+    nasty = "<script>alert(1)</script>"
+    sent = client.post(
+        "/batches",
+        query_string={"tag": "gold", "name": nasty},
+        data=f"user_id\n{ALICE}\n{ALICE} \nnot\x00one\n",
+        content_type="text/csv",
+        headers=ADMIN,
+    )
+    assert sent.status_code == 202, sent.text
+    batch = sent.get_json()["id"]
+    eventually(lambda: "✕ failed" in get(client, "/dashboard"))
+    told = get(client, "/dashboard")
+    assert f"bridge batch resubmit {batch}" in told
+    assert "1 batch needs a person" in told
+    assert nasty in told
+    assert nasty not in client.get("/dashboard", headers=ADMIN).text
+
+
 def test_every_word_of_a_stranger_is_escaped(
     make_app: MakeApp, sandbox: SandboxServer, tmp_path: Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from time import time
+from typing import Any
 
 from flask import Blueprint, Response, current_app, redirect, request
 
@@ -19,6 +20,8 @@ guard(bp)
 
 # Campaigns and Canvases that are shown, those seen last.
 MOST_CAMPAIGNS = 50
+# Batches that are shown, the newest; `bridge batch status` has all.
+MOST_BATCHES = 10
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ def dashboard() -> Response:
         503 if told["status"] == "down" else 200,
         health=told,
         campaigns=[(one, _name(parts, one)) for one in _campaigns(parts)],
+        batches=_batches(parts),
         plots=_plots(parts, SPANS[chosen]),
         spans=SPANS,
         span=chosen,
@@ -63,6 +67,14 @@ def _campaigns(parts: Parts) -> list[CampaignFigures]:
         return parts.events.campaigns(MOST_CAMPAIGNS)
     except StoreUnavailableError:
         # Health says so, at the top of the page.
+        return []
+
+
+def _batches(parts: Parts) -> list[dict[str, Any]]:
+    """The newest batches, as `Jobs.find` gives them."""
+    try:
+        return parts.batches.jobs.find(MOST_BATCHES)
+    except StoreUnavailableError:
         return []
 
 

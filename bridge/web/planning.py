@@ -24,12 +24,14 @@ class Planning:
 
     Attributes:
         problem: what cannot be read of what was typed; "" if all can.
+        pace: what SessionM and this bridge take.
         send: as typed, with defaults.
         plan: ``None`` before a number of recipients is typed.
         grounds: where each figure of the plan comes from.
     """
 
     problem: str
+    pace: Pace
     send: Send
     plan: Plan | None
     grounds: Mapping[str, str]
@@ -43,7 +45,8 @@ def planning(given: Mapping[str, str]) -> Planning:
         send, problem = _send(given), ""
     except FieldError as bad:
         send, problem = Send(0, KINDS["offers"]), f"{bad}."
-    return Planning(problem, send, plan(send, pace) if send.recipients else None, grounds, KINDS)
+    planned = plan(send, pace) if send.recipients else None
+    return Planning(problem, pace, send, planned, grounds, KINDS)
 
 
 def _send(given: Mapping[str, str]) -> Send:
@@ -95,5 +98,6 @@ def _pace() -> tuple[Pace, dict[str, str]]:
         connect=rps,
         requests=ASSUMED_REQUESTS,
         queue_limit=settings.bridge_queue_limit,
+        bulk_threshold=settings.bridge_bulk_threshold,
     )
     return pace, assumed

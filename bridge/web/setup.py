@@ -1,6 +1,7 @@
 """The setup page: what to paste into Braze, a live preview, and the send planner."""
 
 from collections.abc import Mapping
+from math import ceil
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -8,6 +9,7 @@ from flask import Blueprint, Response, current_app, request
 
 from bridge.customer import Customer, CustomerKind
 from bridge.fields import FieldError, identifier, text
+from bridge.outbox.batch import SPLIT
 from bridge.parts import parts_of
 from bridge.settings import Key
 from bridge.snippets import PLACEHOLDER, snippets
@@ -19,8 +21,8 @@ from bridge.web.trial import CREDENTIAL, STAND_IN, Trial, try_out
 bp = Blueprint("setup", __name__)
 guard(bp)
 
-# What a service of two processes on two cores answered at least, halved: measured in this project.
-ASSUMED_REQUESTS = 500.0
+# Audiences whose ways are compared.
+AUDIENCES = (1_000, 100_000, 1_000_000)
 _FIRST_SNIPPET = "best_offer"
 
 
@@ -80,6 +82,7 @@ def _page(given: Mapping[str, str], status: int = 200, **more: Any) -> Response:
         credential=CREDENTIAL,
         stand_in=STAND_IN,
         planning=planned,
+        audiences=[(size, size / planned.pace.core, ceil(size / SPLIT)) for size in AUDIENCES],
         ask=request.args,
         **more,
     )
