@@ -16,6 +16,7 @@ from werkzeug.serving import make_server
 
 from bridge.customer import Customer
 from bridge.outbox.batch import Batches, Patience
+from bridge.outbox.jobs import WithdrawnError
 from bridge.parts import Parts, parts_of
 from bridge.sessionm.sandbox import SandboxServer
 from tests.conftest import ALICE, MakeApp, bearer, eventually, free_port
@@ -44,6 +45,9 @@ class Bridge:
         self.client: FlaskClient = self.app.test_client()
         self.batches: Batches = self.parts.batches
         self.batches.patience = QUICK
+        self.listen()
+
+    def listen(self) -> None:
         self._server = make_server("127.0.0.1", self.port, self.app, threaded=True)
         threading.Thread(target=self._server.serve_forever, args=[0.02], daemon=True).start()
 
@@ -293,6 +297,41 @@ def test_an_answer_that_is_lost_does_not_double_a_counter(
     bridge.ends(batch, "completed")
     assert len(orders(sandbox)) == 1
     assert sandbox.sandbox.tags(ALICE)["seen"] == 1
+
+
+def test_counters_whose_file_was_cut_off_are_counted_without_a_person(
+    bridge: Bridge, sandbox: SandboxServer
+) -> None:
+    """SessionM had the beginning of the file, so it failed, and can have counted nothing."""
+    customers = [f"cut-{number}" for number in range(5000)]
+    for customer in customers:
+        sandbox.sandbox.put_customer({"user_id": customer})
+    sandbox.sandbox.set_batches({"delay": 0.5})
+    batch = bridge.start().submit("user_id\n" + "\n".join(customers), tag="seen")
+    [order] = eventually(lambda: orders(sandbox))
+    bridge.close()
+    cut = bridge.client.get(urlsplit(order["url"]).path)
+    beginning = [piece for piece, _ in zip(cut.response, range(2), strict=False)]
+    assert b"cut-0" in beginning[1]
+    cut.close()
+    eventually(lambda: len(orders(sandbox)) == 2)
+    bridge.listen()
+    bridge.ends(batch, "completed")
+    assert fetch(order["url"]).status_code == 404
+    assert {sandbox.sandbox.tags(customer)["seen"] for customer in customers} == {1}
+
+
+def test_a_file_that_is_withdrawn_on_its_way_ends_before_its_end(
+    bridge: Bridge, sandbox: SandboxServer
+) -> None:
+    sandbox.sandbox.set_batches({"fetch": False})
+    batch = bridge.start().submit(FILE)
+    [order] = eventually(lambda: orders(sandbox))
+    pieces = iter(bridge.client.get(urlsplit(order["url"]).path).response)
+    assert next(pieces)
+    bridge.batches.discard(batch)
+    with pytest.raises(WithdrawnError):
+        list(pieces)
 
 
 def test_a_submission_that_never_arrived_is_made_again(

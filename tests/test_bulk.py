@@ -252,11 +252,19 @@ def test_kill_9_at_any_step_neither_loses_nor_doubles(
         ).json()["batch"]
         return found
 
+    def counted() -> Counter[int]:
+        return Counter(sandbox.sandbox.tags(customer).get("seen", 0) for customer in customers)
+
     eventually(lambda: shown()["state"] in {"completed", "failed"}, 150)
-    counted = Counter(sandbox.sandbox.tags(customer).get("seen", 0) for customer in customers)
-    assert max(counted) <= 1, counted
-    assert shown()["state"] == "completed", shown()
-    assert counted == {1: 300}
+    assert max(counted()) <= 1
+    if shown()["state"] == "failed":
+        # Killed between noting that a file goes out whole and its last byte: only a person can
+        # see that nothing was counted.
+        assert "may have been counted in part" in shown()["reason"]
+        again = f"{service.url}/batches/{batch}/resubmit"
+        requests.post(again, headers=bearer("admin"), timeout=10).raise_for_status()
+        eventually(lambda: shown()["state"] == "completed", 60)
+    assert counted() == {1: 300}
 
 
 def test_kill_9_while_a_backlog_leaves_in_bulk_loses_no_event(

@@ -2,8 +2,8 @@
 
 A job's file stands at a URL that nobody can guess, and SessionM cannot do a job whose file it
 cannot have. So a submission whose outcome is unknown is settled without a doubt: if the file was
-not asked for, its URL is withdrawn, and then a repeat is no double; if it was, SessionM has the
-job. All that happens is on disk before it happens, and a crash at any step goes on from there.
+given out to its end, its URL is withdrawn, and then a repeat is no double; if it was, SessionM has
+the job. All that happens is on disk before it happens, and a crash at any step goes on from there.
 """
 
 import csv

@@ -73,7 +73,8 @@ class Job:
         oldest_at: when the oldest of its writes was accepted, for a job out of the backlog.
         request_id: ours; the same for a repeat that follows an unknown outcome.
         sessionm_id: SessionM's number, or "".
-        served_at: when its file was first asked for under the present URL.
+        served_at: when all of its file first went out under the present URL; SessionM, which checks
+            the digest, can have done nothing of it before.
         told: what a notification said, or "".
     """
 
@@ -102,6 +103,10 @@ class Job:
     def content_md5(self) -> str:
         """The digest as the header ``Content-MD5`` has it (RFC 1864)."""
         return base64.b64encode(bytes.fromhex(self.md5)).decode()
+
+
+class WithdrawnError(Exception):
+    """A file's URL ended while the file was on its way."""
 
 
 class Jobs:
@@ -206,8 +211,25 @@ class Jobs:
             row = connection.execute(chosen).mappings().first()
         return read_job(row) if row else None
 
-    def note_served(self, job: Job, token: str) -> bool:
-        """Note that the file goes out now, for good; false if its URL was withdrawn meanwhile."""
+    def serve(self, job: Job, token: str) -> Iterator[bytes]:
+        """A job's file, a block at a time; that it is whole is noted before its end goes out.
+
+        Raises:
+            WithdrawnError: its URL was withdrawn meanwhile, so that its end stays here.
+            StoreUnavailableError: the store is away.
+        """
+        yield job.header.encode()
+        last = b""
+        for _rows, lines in self.blocks(job.id):
+            if last:
+                yield last
+            last = lines
+        if not self._note_served(job, token):
+            raise WithdrawnError(f"the file of job {job.id} was withdrawn while it was fetched")
+        yield last
+
+    def _note_served(self, job: Job, token: str) -> bool:
+        """Note for good that the file goes out whole; false if its URL was withdrawn."""
         first = sa.func.coalesce(batch_jobs.c.served_at, time.time())
         with self._database.write() as connection:
             return bool(
@@ -217,12 +239,6 @@ class Jobs:
                     .values(served_at=first)
                 ).rowcount
             )
-
-    def file(self, job: Job) -> Iterator[bytes]:
-        """A job's file, a block at a time."""
-        yield job.header.encode()
-        for _rows, lines in self.blocks(job.id):
-            yield lines
 
     def blocks(self, job_id: int) -> Iterator[tuple[int, bytes]]:
         """How many rows, and which lines, of each block of a job's file."""
@@ -338,7 +354,7 @@ class Jobs:
             )
 
     def withdraw(self, job: Job, now: float, reason: str) -> bool:
-        """Make the URL of *job* useless and let it wait anew, if its file was never asked for.
+        """Make the URL of *job* useless and let it wait anew, if its file never went out whole.
 
         SessionM cannot do a job whose file it cannot have: after this a repeat is no double.
         """

@@ -121,9 +121,9 @@ def file(token: str) -> Response:
     """Give SessionM a job's file; the token in its URL is the credential."""
     jobs = parts_of(current_app).batches.jobs
     job = jobs.served(token)
-    if job is None or (request.method == "GET" and not jobs.note_served(job, token)):
+    if job is None:
         return error(404, "no_such_file", "There is no such file, or not any more.")
-    response = Response(jobs.file(job), mimetype="text/csv")
+    response = Response(jobs.serve(job, token), mimetype="text/csv")
     response.content_length = job.size
     response.headers["Content-MD5"] = job.content_md5
     response.headers["Cache-Control"] = "private, no-store"
