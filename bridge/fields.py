@@ -80,6 +80,9 @@ def text(value: object, field: str) -> str | None:
         return None
     if not isinstance(value, str):
         raise FieldError(field, "must be text")
+    if len(value) <= MAX_TEXT and value.isascii() and value.isprintable() and "{" not in value:
+        # Nearly all there is: nothing else can be wrong with it, or stand around it.
+        return value.strip() or None
     cleaned = trim(value)
     if has_liquid(cleaned):
         raise FieldError(
@@ -114,7 +117,7 @@ def identifier(value: object, field: str) -> str | None:
             of them between slashes: what stands before SessionM may decode those.
     """
     found = text(value, field)
-    if found and not {".", ".."}.isdisjoint(re.split(r"[/\\]", found)):
+    if found and "." in found and not {".", ".."}.isdisjoint(re.split(r"[/\\]", found)):
         raise FieldError(field, 'cannot be "." or "..", nor hold one between slashes')
     return found
 

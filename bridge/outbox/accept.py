@@ -3,14 +3,14 @@
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from bridge.customer import Customer
 from bridge.database import StoreUnavailableError
 from bridge.fields import MAX_TEXT, FieldError, shown, text
 from bridge.intake.payload import MAX_BODY, Event, RefusedError, read_event, read_tag_event
 from bridge.intake.rules import Rules, TagWrite
-from bridge.outbox.commit import Committer
+from bridge.outbox.commit import Committer, Outcome, Waiting
 from bridge.outbox.events import Stored
 from bridge.outbox.schema import State
 from bridge.outbox.store import NewEvent, Store, new_event_id
@@ -94,40 +94,40 @@ class Acceptor:
             RefusedError: it cannot become an event; it is kept as rejected.
             StoreUnavailableError: it could not be stored; the sender must come again.
         """
-        new = self._new(arrival)
+        now = self._now()
+        name = new_event_id(now)
         try:
-            new = self._understand(new, arrival)
+            new = self._understand(arrival, name, now)
         except RefusedError as refusal:
-            self._keep_rejected(new, refusal)
+            self._keep_rejected(arrival, name, now, refusal)
             raise
         self._refuse_when_full()
         return self._receipt(new, self._committer.store(new))
 
-    async def accept_soon(self, arrival: Arrival) -> Receipt:
-        """As `accept` on an event loop; but nothing is kept of what is refused.
+    def accept_soon(self, arrival: Arrival, tell: Callable[[Receipt | None], None]) -> Waiting:
+        """As `accept` on an event loop: *tell* hears the receipt, or that it could not be stored.
 
-        To be called while there is known to be room: `has_room`.
+        To be called while there is known to be room: `has_room`. Nothing is kept of what is
+        refused.
+
+        Raises:
+            RefusedError: it cannot become an event; nobody is told.
         """
-        new = self._understand(self._new(arrival), arrival)
+        now = self._now()
+        new = self._understand(arrival, new_event_id(now), now)
         self._queued += 1
-        return self._receipt(new, await self._committer.store_soon(new))
+
+        def end(outcome: Outcome) -> None:
+            if isinstance(outcome, StoreUnavailableError):
+                tell(None)
+            else:
+                tell(self._receipt(new, outcome))
+
+        return self._committer.store_soon(new, end)
 
     def has_room(self) -> bool:
         """Whether the queue was counted lately, and is not full."""
         return self._now() - self._queued_at <= COUNT_HOLDS and self._queued < self._limit
-
-    def _new(self, arrival: Arrival) -> NewEvent:
-        now = self._now()
-        return NewEvent(
-            id=new_event_id(now),
-            received_at=now,
-            body=arrival.body,
-            content_type=arrival.content_type,
-            key_name=arrival.key_name,
-            request_id=arrival.request_id,
-            customer=arrival.path_customer.key if arrival.path_customer else None,
-            idempotency_key=arrival.idempotency_key,
-        )
 
     def _receipt(self, new: NewEvent, earlier: str | None) -> Receipt:
         customer = Customer.from_key(new.customer or "")
@@ -145,51 +145,52 @@ class Acceptor:
             RefusedError: it still cannot be understood.
         """
         customer = Customer.from_key(stored.customer) if stored.customer else None
-        new = NewEvent(
-            id=stored.id,
-            received_at=self._now(),
-            body=stored.body,
-            content_type=stored.content_type,
-            key_name="",
-            request_id="",
+        arrival = Arrival(
+            stored.body,
+            stored.content_type,
+            idempotency_key=stored.idempotency_key,
+            path_customer=customer,
         )
-        return self._understand(
-            new,
-            Arrival(
-                stored.body,
-                stored.content_type,
-                idempotency_key=stored.idempotency_key,
-                path_customer=customer,
-            ),
-        )
+        return self._understand(arrival, stored.id, self._now())
 
-    def _understand(self, new: NewEvent, arrival: Arrival) -> NewEvent:
+    def _understand(self, arrival: Arrival, name: str, now: float) -> NewEvent:
         event = arrival.read()
-        writes = tuple(self._rules.writes(event))
-        return replace(
-            new,
+        return NewEvent(
+            id=name,
+            received_at=now,
+            body=arrival.body,
+            content_type=arrival.content_type,
+            key_name=arrival.key_name,
+            request_id=arrival.request_id,
             customer=event.customer.key,
             campaign_id=event.campaign_id,
             canvas_id=event.canvas_id,
             test=event.is_test,
             dedupe=event.dedupe_key(_idempotency_key(arrival)),
-            writes=writes,
+            writes=tuple(self._rules.writes(event)),
             ignored=event.ignored,
+            idempotency_key=arrival.idempotency_key,
         )
 
-    def _keep_rejected(self, new: NewEvent, refusal: RefusedError) -> None:
-        too_large = len(new.body) > MAX_BODY
-        self._committer.store(
-            replace(
-                new,
-                state=State.REJECTED,
-                reason=str(refusal),
-                body=new.body[:KEPT_OF_TOO_LARGE] if too_large else new.body,
-                # What no database stores was refused above, and is not needed again.
-                idempotency_key=_storable(new.idempotency_key),
-            )
+    def _keep_rejected(
+        self, arrival: Arrival, name: str, now: float, refusal: RefusedError
+    ) -> None:
+        too_large = len(arrival.body) > MAX_BODY
+        rejected = NewEvent(
+            id=name,
+            received_at=now,
+            body=arrival.body[:KEPT_OF_TOO_LARGE] if too_large else arrival.body,
+            content_type=arrival.content_type,
+            key_name=arrival.key_name,
+            request_id=arrival.request_id,
+            customer=arrival.path_customer.key if arrival.path_customer else None,
+            state=State.REJECTED,
+            reason=str(refusal),
+            # What no database stores was refused above, and is not needed again.
+            idempotency_key=_storable(arrival.idempotency_key),
         )
-        self._tell("rejected", new, new.id, reason=refusal.code)
+        self._committer.store(rejected)
+        self._tell("rejected", rejected, name, reason=refusal.code)
 
     def _refuse_when_full(self) -> None:
         if self._now() - self._queued_at > COUNT_HOLDS:
@@ -201,6 +202,8 @@ class Acceptor:
 
     def _tell(self, action: str, new: NewEvent, event_id: str, **fields: str) -> None:
         self._count(f"webhooks_{action}")
+        if not log.isEnabledFor(logging.INFO):
+            return
         log.info(
             "webhook %s",
             action,

@@ -1,13 +1,14 @@
 """Many requests, one fsync.
 
-Request threads hand their events to one thread per process, which stores everything that waits
-in one transaction and then wakes them all.
+Request threads and the event loop hand their events to one thread per process, which stores
+everything that waits in one transaction and then tells them all.
 """
 
 import asyncio
 import logging
 import queue
 import threading
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
 from bridge.database import StoreUnavailableError
@@ -18,6 +19,35 @@ log = logging.getLogger(__name__)
 MAX_BATCH = 256
 PATIENCE = 20.0
 
+# What became of an event: stored (``None``), stored before under that id, or not stored.
+Outcome = str | StoreUnavailableError | None
+
+
+class Waiting:
+    """An event that waits to be stored. *tell* hears once what became of it."""
+
+    __slots__ = ("_free", "event", "loop", "tell")
+
+    def __init__(
+        self,
+        event: NewEvent,
+        tell: Callable[[Outcome], None],
+        loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        self.event = event
+        self.tell = tell
+        self.loop = loop
+        self._free = [None]
+
+    def take(self) -> bool:
+        """Take it away from whoever else would: false if it is being stored, or given up."""
+        try:
+            # One thread alone can do this.
+            self._free.pop()
+        except IndexError:
+            return False
+        return True
+
 
 class Committer:
     """Stores events durably; `store` returns when they are on disk."""
@@ -26,7 +56,7 @@ class Committer:
         self._store = store
         self._start_lock = threading.Lock()
         self._thread: threading.Thread | None = None
-        self._waiting: queue.SimpleQueue[tuple[NewEvent, Future[str | None]]] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[Waiting] = queue.SimpleQueue()
 
     def store(self, event: NewEvent) -> str | None:
         """Store *event*; the id of the same event if it was stored before, else ``None``.
@@ -34,32 +64,35 @@ class Committer:
         Raises:
             StoreUnavailableError: it is not stored.
         """
-        future = self._hand_over(event)
+        future: Future[Outcome] = Future()
+        waiting = Waiting(event, future.set_result)
+        self._hand_over(waiting)
         try:
-            return future.result(PATIENCE)
+            outcome = future.result(PATIENCE)
         except TimeoutError:
-            if future.cancel():
+            if waiting.take():
                 raise StoreUnavailableError("the database is too slow") from None
             # It is being written at this moment: the answer is near.
-            return future.result()
+            outcome = future.result()
+        if isinstance(outcome, StoreUnavailableError):
+            raise outcome
+        return outcome
 
-    async def store_soon(self, event: NewEvent) -> str | None:
-        """As `store`, on an event loop."""
-        future = self._hand_over(event)
-        try:
-            return await asyncio.wait_for(asyncio.wrap_future(future), PATIENCE)
-        except TimeoutError:
-            if future.cancelled():
-                raise StoreUnavailableError("the database is too slow") from None
-            return await asyncio.wrap_future(future)
+    def store_soon(self, event: NewEvent, tell: Callable[[Outcome], None]) -> Waiting:
+        """Store *event* and *tell* the running event loop what became of it.
 
-    def _hand_over(self, event: NewEvent) -> "Future[str | None]":
-        self._ensure_thread()
-        future: Future[str | None] = Future()
-        self._waiting.put((event, future))
-        return future
+        Who waits no longer takes it back.
+        """
+        waiting = Waiting(event, tell, asyncio.get_running_loop())
+        self._hand_over(waiting)
+        return waiting
 
-    def _ensure_thread(self) -> None:
+    def _hand_over(self, waiting: Waiting) -> None:
+        if self._thread is None:
+            self._start()
+        self._waiting.put(waiting)
+
+    def _start(self) -> None:
         with self._start_lock:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="committer", daemon=True)
@@ -70,25 +103,47 @@ class Committer:
             batch = [self._waiting.get()]
             while len(batch) < MAX_BATCH and not self._waiting.empty():
                 batch.append(self._waiting.get())
-            claimed = [(e, f) for e, f in batch if f.set_running_or_notify_cancel()]
-            if claimed:
-                self._commit(claimed)
+            taken = [one for one in batch if one.take()]
+            if taken:
+                self._commit(taken)
 
-    def _commit(self, batch: list[tuple[NewEvent, "Future[str | None]"]]) -> None:
+    def _commit(self, batch: list[Waiting]) -> None:
         try:
-            repeats = self._store.add([event for event, _ in batch])
+            repeats = self._store.add([one.event for one in batch])
         except StoreUnavailableError as error:
             log.error("not stored: %s", error, extra={"action": "store_failed"})
-            for _, future in batch:
-                future.set_exception(error)
+            _tell([(one, error) for one in batch])
         except Exception as error:
             log.exception("not stored", extra={"action": "store_failed"})
             # One event that cannot be stored must not take the others with it.
             if len(batch) == 1:
-                batch[0][1].set_exception(StoreUnavailableError(type(error).__name__))
+                _tell([(batch[0], StoreUnavailableError(type(error).__name__))])
             else:
                 for one in batch:
                     self._commit([one])
         else:
-            for event, future in batch:
-                future.set_result(repeats.get(event.id))
+            _tell([(one, repeats.get(one.event.id)) for one in batch])
+
+
+def _tell(ended: Sequence[tuple[Waiting, Outcome]]) -> None:
+    """Tell those who wait; an event loop all at once, since to wake it costs a system call."""
+    loops: dict[asyncio.AbstractEventLoop, list[tuple[Waiting, Outcome]]] = {}
+    for one, outcome in ended:
+        if one.loop is None:
+            one.tell(outcome)
+        else:
+            loops.setdefault(one.loop, []).append((one, outcome))
+    for loop, some in loops.items():
+        try:
+            loop.call_soon_threadsafe(_tell_here, some)
+        except RuntimeError:
+            # Its process ends, and its clients are gone.
+            log.warning("nobody waits any more", extra={"action": "loop_closed"})
+
+
+def _tell_here(some: Sequence[tuple[Waiting, Outcome]]) -> None:
+    for one, outcome in some:
+        try:
+            one.tell(outcome)
+        except Exception:
+            log.exception("an answer failed", extra={"action": "answer_failed"})

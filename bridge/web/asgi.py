@@ -48,14 +48,15 @@ READER_PATIENCE = 60.0
 class Asgi:
     """*app* as an ASGI application; at most *threads* requests are in Flask at once.
 
-    What it may repeat it leaves on the *lane* for the server to find there.
+    What it may repeat it leaves on the *lane* for the server to find there, and by *arrivals* the
+    server takes in the webhooks of whom it has let in.
     """
 
     def __init__(self, app: Flask, threads: int = THREADS) -> None:
         self._app = app
         self._pool = ThreadPoolExecutor(threads, "web")
         self._delayed = 0
-        self._arrivals = Arrivals(app)
+        self.arrivals = Arrivals(app)
         self.lane = FastLane(app, parts_of(app).settings.bridge_cache_entries)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -76,12 +77,6 @@ class Asgi:
     async def _through_flask(self, scope: Scope, receive: Receive, send: Send) -> None:
         loop = asyncio.get_running_loop()
         body = await _body(scope["headers"], receive)
-        if isinstance(body, io.BytesIO) and (
-            taken := await self._arrivals.take(scope, body.getvalue())
-        ):
-            await send(_start(taken[0], taken[1]))
-            await send({"type": "http.response.body", "body": taken[2]})
-            return
         offers: list[Offer] = []
         # A file that is asked for so many bytes has to give them all, or it is at its end.
         file = io.BufferedReader(body) if isinstance(body, _Rest) else body
@@ -96,7 +91,7 @@ class Asgi:
                 self._delayed -= 1
         headers = call.headers
         if (key_name := environ.get(TAKEN)) is not None:
-            self._arrivals.admit(scope, key_name, headers)
+            self.arrivals.admit(scope, key_name, headers)
         if not call.sent:
             if offers and call.status == 200 and scope["method"] == "GET":
                 self.lane.keep(*_request(scope), offers[0], headers)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from email.utils import formatdate
+from functools import lru_cache
 from typing import NamedTuple
 
 from cachetools import LRUCache
@@ -27,6 +28,7 @@ MOST_CALLERS = 10_000
 _OVERHEAD = 4000
 
 Headers = list[tuple[bytes, bytes]]
+SERVER = (b"Server", b"gunicorn/asgi")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +82,6 @@ class FastLane:
         )
         # Whom Flask has let into which realm, and the names of their keys.
         self._callers: LRUCache[Hashable, str] = LRUCache(MOST_CALLERS)
-        self._date = b""
-        self._date_at = 0
 
     def repeat(self, target: bytes, headers: Headers, address: str) -> bytes | None:
         """The answer to a GET of *target* by HTTP/1.1, if it is a repetition.
@@ -112,13 +112,7 @@ class FastLane:
             offer.kind, "GET", offer.route, status, repeat.cache_status, seconds, given, key_name
         )
         count(parts_of(self._app), answered)
-        return b"".join((head, given.encode(), self._dated(now), body))
-
-    def _dated(self, now: float) -> bytes:
-        if self._date_at != int(now):
-            self._date_at = int(now)
-            self._date = f"\r\nDate: {formatdate(now, usegmt=True)}\r\n\r\n".encode()
-        return self._date
+        return b"".join((head, given.encode(), dated(now), body))
 
     def keep(
         self, target: bytes, headers: Headers, address: str, offer: Offer, answer: Headers
@@ -153,7 +147,7 @@ class _Repeat:
         self.etag = next((value for name, value in answer if name.lower() == b"etag"), b"")
         self.size = 2 * sum(map(len, offer.body)) + _OVERHEAD
         lasting = [header for header in answer if header[0].lower() not in _PASSING]
-        self._lasting = _lines([*lasting, (b"Server", b"gunicorn/asgi")])
+        self._lasting = lines([*lasting, SERVER])
         self._age: tuple[int, int] | None = None
         first = next((value for name, value in answer if name.lower() == b"cache-status"), b"")
         # Such as "; detail=not_found"; None: it tells nothing of the cache.
@@ -184,13 +178,24 @@ class _Repeat:
             (b"Content-Type", b"application/json"),
             (b"Content-Length", b"%d" % len(self.body)),
         ]
-        common = self._lasting + _lines(told)
+        common = self._lasting + lines(told)
         self.head_alone = b"HTTP/1.1 304 Not Modified\r\n" + common + _NAME
-        self.head = b"HTTP/1.1 200 OK\r\n" + _lines(content) + common + _NAME
+        self.head = b"HTTP/1.1 200 OK\r\n" + lines(content) + common + _NAME
 
 
-def _lines(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+def lines(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """*headers* as they are sent."""
     return b"".join(b"%b: %b\r\n" % header for header in headers)
+
+
+def dated(now: float) -> bytes:
+    """The end of the last header but Date, that one, and the end of the head."""
+    return _dated(int(now))
+
+
+@lru_cache(maxsize=4)
+def _dated(second: int) -> bytes:
+    return f"\r\nDate: {formatdate(second, usegmt=True)}\r\n\r\n".encode()
 
 
 _NAME = b"X-Request-Id: "

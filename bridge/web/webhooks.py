@@ -55,8 +55,12 @@ def told(receipt: Receipt) -> tuple[bytes, int]:
     return _json(accepted), 202
 
 
+# Made once: `json.dumps` would make one for each answer.
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+
+
 def _json(told: dict[str, object]) -> bytes:
-    return json.dumps(told, ensure_ascii=False, separators=(",", ":")).encode(errors="replace")
+    return _ENCODER.encode(told).encode(errors="replace")
 
 
 def arrival(path_customer: Customer | None = None) -> Arrival:

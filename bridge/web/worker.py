@@ -16,6 +16,7 @@ from typing import Any
 from gunicorn.asgi.protocol import ASGIProtocol
 from gunicorn.workers import gasgi
 
+from bridge.web.arrivals import Arrivals, Visit
 from bridge.web.auth import request_id
 from bridge.web.errors import error_body
 from bridge.web.fastlane import FastLane
@@ -53,6 +54,9 @@ class Protocol(_Connection):  # type: ignore[misc]
         self._ended = False
         self._held = b""
         self._lane: FastLane | None = getattr(worker.asgi, "lane", None)
+        self._arrivals: Arrivals | None = getattr(worker.asgi, "arrivals", None)
+        # A webhook that is taken in here, until it is answered.
+        self._visit: Visit | None = None
         self._address = ""
         self._repeat: bytes | None = None
         self._repeated_at = 0.0
@@ -65,17 +69,22 @@ class Protocol(_Connection):  # type: ignore[misc]
 
     def data_received(self, data: bytes) -> None:
         parser = self._callback_parser
-        if self._held or (self._current_request is not None and parser and parser.is_complete):
+        if self._held or (self._is_busy and parser and parser.is_complete):
             # The next request, before this one is done with. The parser in C keeps a little of
             # it only, and the connection would be closed.
             self._held += data
             self._pause_reading()
             return
-        if self._current_request is None and not self._headers_due:
+        if not self._is_busy and not self._headers_due:
             self._headers_due = time.monotonic() + HEADERS_PATIENCE
         super().data_received(data)
         while self._repeat is not None:
-            self._send_repeat(self._repeat)
+            self._send(self._repeat)
+
+    @property
+    def _is_busy(self) -> bool:
+        """Whether a request is under way."""
+        return self._current_request is not None or self._visit is not None
 
     def _resume_reading(self) -> None:
         if self._held:
@@ -97,23 +106,61 @@ class Protocol(_Connection):  # type: ignore[misc]
         if (
             self._awaiting_request
             and self._lane is not None
-            and parser.method == b"GET"
+            and self._arrivals is not None
             and parser.http_version == (1, 1)
             and parser.should_keep_alive
             and self.worker.alive
             and not self._flow_control.write_paused
         ):
             headers = getattr(parser, "asgi_headers", None) or parser.headers
-            self._repeat = self._lane.repeat(parser.path, headers, self._address)
-            if self._repeat is not None:
+            if parser.method == b"GET":
+                self._repeat = self._lane.repeat(parser.path, headers, self._address)
+            elif parser.method == b"POST":
+                self._visit = self._arrivals.expect(
+                    parser.path, headers, self._address, self._answer
+                )
+            if self._repeat is not None or self._visit is not None:
                 return False
         return super()._on_headers_complete()
 
+    def _on_body(self, chunk: bytes) -> None:
+        if self._visit is None:
+            super()._on_body(chunk)
+        else:
+            self._visit.body += chunk
+
     def _on_message_complete(self) -> None:
-        if self._repeat is None:
+        if self._visit is not None and self._arrivals is not None:
+            if not self._arrivals.take(self._visit):
+                self._leave_to_flask(whole=True)
+        elif self._repeat is None:
             super()._on_message_complete()
 
-    def _send_repeat(self, answer: bytes) -> None:
+    def _leave_to_flask(self, *, whole: bool) -> None:
+        """Let the present webhook go on as a request like any other."""
+        visit, self._visit = self._visit, None
+        if visit is None:
+            return
+        super()._on_headers_complete()
+        super()._on_body(visit.body)
+        if whole:
+            super()._on_message_complete()
+
+    def _answer(self, answer: bytes | None) -> None:
+        """Answer the webhook that was taken in; ``None`` leaves it to Flask after all."""
+        if self._closed:
+            self._visit = None
+        elif answer is None:
+            self._leave_to_flask(whole=True)
+        else:
+            self._visit = None
+            self._send(answer)
+            while self._repeat is not None:
+                self._send(self._repeat)
+            if not self._is_busy:
+                self._resume_reading()
+
+    def _send(self, answer: bytes) -> None:
         """Answer, and make ready for the next request, which may be here already."""
         self._repeat = None
         self._repeated_at = time.monotonic()
@@ -139,6 +186,10 @@ class Protocol(_Connection):  # type: ignore[misc]
     def eof_received(self) -> bool:
         """The client sends no more; if it has asked it may still want the answer."""
         self._ended = True
+        if self._visit is not None and not self._visit.is_stored:
+            self._leave_to_flask(whole=False)
+        if self._visit is not None:
+            return True
         if self._current_request is None:
             return False
         if not self._body_receiver._complete:  # noqa: SLF001 - it tells nobody else
@@ -156,6 +207,10 @@ class Protocol(_Connection):  # type: ignore[misc]
         elif self._closed:
             # It ends when the client has read the rest.
             self._reader_due = self._reader_due or now + READER_PATIENCE
+        elif self._visit is not None:
+            if not self._visit.is_stored or self._visit.take_back(now):
+                # A slow sender, or a slow database: whoever waits for them, waits there.
+                self._leave_to_flask(whole=self._visit.is_stored)
         elif self._current_request is None and not self._finishing_calls:
             if self._headers_due:
                 over = now > self._headers_due
@@ -167,8 +222,9 @@ class Protocol(_Connection):  # type: ignore[misc]
                 self._close_transport()
 
     def _keepalive_timeout(self) -> None:
-        # It is set by what Flask answers; the fast lane leaves it alone.
-        remaining = self._repeated_at + self._keepalive - time.monotonic()
+        # It is set by what Flask answers; what is answered without it leaves it alone.
+        since = time.monotonic() if self._visit is not None else self._repeated_at
+        remaining = since + self._keepalive - time.monotonic()
         if remaining > 0:
             loop = asyncio.get_running_loop()
             self._keepalive_handle = loop.call_later(remaining, self._keepalive_timeout)
