@@ -308,6 +308,9 @@ class SQLite(Database):
         cursor = connection.cursor()
         cursor.execute("PRAGMA journal_mode=WAL")
         cursor.execute(f"PRAGMA synchronous={'FULL' if self._durable else 'NORMAL'}")
+        # In pages. Each event dirties ten, most of which are dirtied again by the next: to bring
+        # them home four times less often took a tenth off what a webhook costs.
+        cursor.execute("PRAGMA wal_autocheckpoint=4000")
         cursor.execute("PRAGMA foreign_keys=ON")
         # What is deleted is overwritten: a customer who is erased is in no free page.
         cursor.execute("PRAGMA secure_delete=ON")

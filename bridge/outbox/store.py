@@ -129,30 +129,19 @@ class Store:
         Returns:
             For each event that is a repeat: its id -> the id under which it was stored before.
         """
+        # In one order in all processes: two that bring the same events would else wait for each
+        # other.
+        rows = [_event_row(event) for event in sorted(new, key=lambda event: event.dedupe or "")]
         with self.database.write() as connection:
-            statement = insert(events).on_conflict_do_nothing(index_elements=["dedupe"])
-            # In one order in all processes: two that bring the same events would else wait for
-            # each other.
-            ordered = sorted(new, key=lambda event: event.dedupe or "")
-            stored = set(
-                connection.execute(
-                    statement.returning(events.c.id), [_event_row(event) for event in ordered]
-                ).scalars()
-            )
-            fresh = [event for event in new if event.id in stored]
+            added = connection.execute(_ADD_EVENT, rows).rowcount
+            repeats = {} if added == len(new) else _repeats(connection, new)
+            fresh = [event for event in new if event.id not in repeats] if repeats else new
             tally = Tally()
             for event in fresh:
                 tally.event(event, None, event.state)
             add_writes(connection, fresh, tally)
             tally.keep(connection)
-            repeats = {e.dedupe: e.id for e in new if e.id not in stored}
-            if not repeats:
-                return {}
-            found = connection.execute(
-                sa.select(events.c.dedupe, events.c.id).where(events.c.dedupe.in_(repeats))
-            )
-            known = dict(found.all())
-        return {e.id: known[e.dedupe] for e in new if e.id not in stored}
+        return repeats
 
     def due(self, now: float, limit: int, busy: Collection[str]) -> list[str]:
         """The customers (by key) with a write that is due, the longest due first.
@@ -313,6 +302,19 @@ class Store:
         # One small row may still find room where the next event does not.
         self.database.check_space()
         self.set_fact("ping", time.time())
+
+
+_ADD_EVENT = insert(events).on_conflict_do_nothing(index_elements=["dedupe"])
+_SAME = sa.select(events.c.dedupe, events.c.id).where(
+    events.c.dedupe.in_(sa.bindparam("keys", expanding=True))
+)
+
+
+def _repeats(connection: sa.Connection, new: Sequence[NewEvent]) -> dict[str, str]:
+    """Those of *new*, just added, that are stored under another id: their id -> that one."""
+    keys = [event.dedupe for event in new if event.dedupe]
+    stored = dict(connection.execute(_SAME, {"keys": keys}).all())
+    return {e.id: stored[e.dedupe] for e in new if e.dedupe and stored[e.dedupe] != e.id}
 
 
 def new_event_id(now: float) -> str:
