@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from bridge.database import Database, StoreUnavailableError
-from bridge.lookups.stamps import WORDS, place
+from bridge.lookups import stamps
 
 if TYPE_CHECKING:
     # Not at run time: one machine does without psycopg.
@@ -32,8 +32,16 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CHANNEL = "bridge_stamps"
+# Of stamps, each of which may be a row: all are read whenever the connection was lost.
+WORDS = 1 << 16
 # No fetch takes longer.
 LEASE = 6.0
+
+
+def place(kind: str, customer: str) -> int:
+    """The number of the stamp of *kind* and *customer*."""
+    return stamps.place(kind, customer, WORDS)
+
 
 schema = sa.MetaData()
 sa.Table(

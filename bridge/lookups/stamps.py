@@ -1,6 +1,6 @@
 """Stamps: one number for each customer, which changes whenever the customer changes.
 
-A small array of 64-bit words: on one machine a memory map that all its processes share, in a fleet
+An array of 64-bit words: on one machine a memory map that all its processes share, in a fleet
 what `bridge.lookups.fleet` keeps. Customers share words by hash: a collision costs a needless
 fetch, never a wrong answer.
 """
@@ -13,9 +13,12 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Protocol
 
-WORDS = 1 << 16
+# Of the map. While 500 writes a second were delivered, one lookup in a hundred was fetched anew for
+# nothing with 2**16 words.
+WORDS = 1 << 20
 _WORD = struct.Struct("<Q")
 _SIZE = WORDS * _WORD.size
+_PAGE = 1 << 16
 
 
 class Stamps(Protocol):
@@ -57,7 +60,9 @@ class SharedStamps:
     """
 
     def __init__(self, path: Path) -> None:
-        if not path.exists():
+        if not path.exists() or path.stat().st_size != _SIZE:
+            # Another version's would be read at the wrong places.
+            path.unlink(missing_ok=True)
             # Whole or not at all, and the first of several processes wins.
             draft = path.with_name(f"{path.name}.{os.getpid()}")
             draft.write_bytes(os.urandom(_SIZE))
@@ -74,19 +79,19 @@ class SharedStamps:
         """Changes are seen as they are made."""
 
     def get(self, kind: str, customer: str) -> int:
-        (word,) = _WORD.unpack_from(self._map, _WORD.size * place(kind, customer))
+        (word,) = _WORD.unpack_from(self._map, _WORD.size * place(kind, customer, WORDS))
         # SQLite's integers have a sign.
         return int(word) >> 1
 
     last = get
 
     def reader(self, kind: str, customer: str) -> Callable[[], int]:
-        at, words = _WORD.size * place(kind, customer), self._map
+        at, words = _WORD.size * place(kind, customer, WORDS), self._map
         return lambda: int(_WORD.unpack_from(words, at)[0]) >> 1
 
     def change(self, kind: str, customer: str) -> int:
         # Chance rather than counting up: two processes may change it at once.
-        at = _WORD.size * place(kind, customer)
+        at = _WORD.size * place(kind, customer, WORDS)
         _WORD.pack_into(self._map, at, int.from_bytes(os.urandom(8)))
         return self.get(kind, customer)
 
@@ -97,9 +102,9 @@ class SharedStamps:
         return {customer: self.get(kind, customer) for customer in customers}
 
     def change_all(self) -> None:
-        # Word by word: others read, and change, meanwhile.
-        for place in range(0, _SIZE, _WORD.size):
-            _WORD.pack_into(self._map, place, int.from_bytes(os.urandom(8)))
+        # Others read, and change, meanwhile: whatever they find is not what was there before.
+        for at in range(0, _SIZE, _PAGE):
+            self._map[at : at + _PAGE] = os.urandom(_PAGE)
 
     def close(self) -> None:
         self._map.close()
@@ -112,6 +117,6 @@ def hashed(*parts: str) -> int:
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest())
 
 
-def place(kind: str, customer: str) -> int:
-    """Which word is that of *kind* and *customer*."""
-    return hashed(kind, customer) % WORDS
+def place(kind: str, customer: str, words: int) -> int:
+    """Which one of so many words is that of *kind* and *customer*."""
+    return hashed(kind, customer) % words
