@@ -2,7 +2,10 @@
 
 import http.client
 import json
+import re
+import socket
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Self
 
@@ -100,3 +103,86 @@ def test_a_full_queue_is_503_on_the_loop_too(make_service: MakeService) -> None:
         good = {"user_id": ALICE, "tags": ["a"], "ttl": 60}
         statuses = [sender.send(good)[0] for _ in range(9)]
     assert statuses == [202] * 5 + [503] * 4
+
+
+def raw(tag: str, *, length: int | None = None) -> bytes:
+    """A webhook as it is sent; *length* is announced in place of the body's own."""
+    body = json.dumps({"user_id": ALICE, "tags": [tag], "ttl": 60}).encode()
+    announced = len(body) if length is None else length
+    head = (
+        "POST /webhooks/braze HTTP/1.1\r\nHost: b\r\nContent-Type: application/json\r\n"
+        f"Authorization: Bearer {KEYS['webhook']}\r\nContent-Length: {announced}\r\n\r\n"
+    )
+    return head.encode() + body
+
+
+def dial(service: Service) -> socket.socket:
+    """A connection of somebody whom Flask has let in, and knows to have room for."""
+    connection = socket.create_connection(("127.0.0.1", service.port), timeout=20)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    connection.sendall(raw("first"))
+    assert read(connection, 1) == [202]
+    return connection
+
+
+def read(connection: socket.socket, answers: int) -> list[int]:
+    """The statuses of the next answers, none of which may be followed by anything else."""
+    found = b""
+    while len(statuses := re.findall(rb"HTTP/1.1 (\d+) [^}]*}", found)) < answers:
+        piece = connection.recv(65536)
+        assert piece, found
+        found += piece
+    return [int(status) for status in statuses]
+
+
+def test_a_webhook_may_come_in_pieces_and_slowly(make_service: MakeService) -> None:
+    sent = raw("pieces")
+    with dial(make_service("--workers", "1")) as connection:
+        for at in range(len(sent)):
+            connection.sendall(sent[at : at + 1])
+        assert read(connection, 1) == [202]
+        connection.sendall(sent[:-20])
+        # Longer than anybody is waited for outside Flask.
+        time.sleep(2.2)
+        connection.sendall(sent[-20:])
+        assert read(connection, 1) == [202]
+        connection.sendall(sent)
+        assert read(connection, 1) == [202]
+
+
+def test_requests_behind_a_webhook_are_answered_after_it(make_service: MakeService) -> None:
+    service = make_service("--workers", "1")
+    health = b"GET /healthz HTTP/1.1\r\nHost: b\r\n\r\n"
+    refused = raw("wrong").replace(b'"ttl"', b'"tll"').replace(b'["wrong"]', b'["{{x}}"]')
+    with dial(service) as connection:
+        connection.sendall(raw("a") + raw("b") + health + refused + raw("c") + health)
+        assert read(connection, 6) == [202, 202, 200, 422, 202, 200]
+    assert eventually(lambda: service.health()["checks"]["store"]["events"]["delivered"] == 4)
+
+
+def test_who_closes_their_side_is_told_that_the_webhook_is_stored(
+    make_service: MakeService,
+) -> None:
+    with dial(make_service("--workers", "1")) as connection:
+        connection.sendall(raw("last"))
+        connection.shutdown(socket.SHUT_WR)
+        assert read(connection, 1) == [202]
+        assert connection.recv(100) == b""
+
+
+def test_half_a_webhook_is_refused_and_kept_as_refused(make_service: MakeService) -> None:
+    service = make_service("--workers", "1", BRIDGE_SESSIONM_RPS="0.01")
+    with dial(service) as connection:
+        connection.sendall(raw("half", length=500))
+        connection.shutdown(socket.SHUT_WR)
+        assert read(connection, 1) == [400]
+    assert service.health()["checks"]["store"]["events"]["queued"] <= 1
+
+
+def test_a_webhook_whose_sender_left_is_stored_all_the_same(make_service: MakeService) -> None:
+    service = make_service("--workers", "1")
+    for number in range(20):
+        with dial(service) as connection:
+            connection.sendall(raw(f"left-{number}"))
+    # One to be let in and one more on each connection.
+    eventually(lambda: service.health()["checks"]["store"]["events"]["delivered"] == 40, 30)
