@@ -5,6 +5,7 @@ import signal
 import tempfile
 import threading
 import time
+from array import array
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from flask import Flask
 
 from bridge.customer import Customer
 from bridge.lookups.customer import tags_key
+from bridge.lookups.fleet import CHANNEL, WORDS, FleetStamps
 from bridge.parts import Parts, parts_of
 from bridge.sessionm.sandbox import SandboxServer
 from tests.conftest import (
@@ -236,6 +238,62 @@ def test_after_a_delivered_write_every_machine_serves_the_new_tags(make_app: Mak
         time.sleep(0.1)
         for machine in machines:
             assert f"braze_campaign_c{number}" in tags_at(machine)
+
+
+def test_outdating_everybody_is_one_notification_and_reaches_each_machine_whenever_it_connects(
+    make_app: MakeApp, database: str, sandbox: SandboxServer
+) -> None:
+    first, second = make_app(), make_app()
+    tags_at(first), tags_at(second)
+    with psycopg.connect(database, autocommit=True) as other:
+        other.execute(f"LISTEN {CHANNEL}".encode())
+        sandbox.sandbox.put_customer({"user_id": ALICE, "tags": {"since": 1}})
+        parts_of(first).cache.outdate_all()
+        assert len(list(other.notifies(timeout=0.5, stop_after=2))) == 1
+    assert rows(database, "SELECT count(*) FROM stamps") == [(1,)]
+    third = make_app()
+    parts_of(third).cache.start()
+    for machine in (first, second, third):
+        assert tags_at(machine) == ["since"]
+    before = parts_of(second).cache.stamp(ALICES_TAGS)
+    end_all_connections(database)
+    # Back with the same, so that what was fetched under it is not fetched again.
+    eventually(lambda: parts_of(second).cache.stamp(ALICES_TAGS) == before)
+
+
+class EarlierStamps(FleetStamps):
+    """As they were heard of before there were eras."""
+
+    def start(self) -> None:
+        self._values = array("q", bytes(8 * WORDS))
+        super().start()
+
+    def _stamp(self, where: int) -> int:
+        return self._values[where]
+
+    def _renew(self, connection: Any) -> None:
+        values = array("q", bytes(8 * WORDS))
+        for where, value in connection.execute("SELECT place, value FROM stamps"):
+            values[where] = value
+        with self._changing:
+            self._values = values
+
+
+def test_an_older_version_beside_it_serves_nothing_from_before_everybody_was_outdated(
+    make_app: MakeApp, monkeypatch: pytest.MonkeyPatch, sandbox: SandboxServer
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("bridge.lookups.fleet.FleetStamps", EarlierStamps)
+        older = make_app()
+    assert tags_at(older) == tags_at(older)
+    newer = make_app()
+    sandbox.sandbox.put_customer({"user_id": ALICE, "tags": {"since": 1}})
+    parts_of(newer).cache.outdate_all()
+    eventually(lambda: tags_at(older) == ["since"])
+    until = time.monotonic() + 2
+    while time.monotonic() < until:
+        assert tags_at(older) == ["since"]
+        time.sleep(0.05)
 
 
 def test_a_machine_that_hears_nothing_asks_sessionm_until_it_hears_again(
