@@ -2,7 +2,8 @@
 
 Every wait has an end here, whatever the server, the network or a proxy between does: a statement
 has `patience` seconds, connecting has, and a database that was found away is not asked again for a
-moment, so that nobody else waits to find it out.
+moment, so that nobody else waits to find it out. Who has to answer by some moment waits no longer
+than until then (`bridge.database.in_time`), which tells nothing about the database.
 
 **The session.** Beside its pools each process holds one connection for two things that PostgreSQL
 ties to a connection: hearing notifications, and the deliverer's lock. A thread of its own asks the
@@ -51,7 +52,14 @@ from psycopg.abc import PQGen
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from sqlalchemy.exc import DisconnectionError, SQLAlchemyError
 
-from bridge.database import Database, Migration, StillAwayError, StoreUnavailableError
+from bridge.database import (
+    Database,
+    Migration,
+    StillAwayError,
+    StoreUnavailableError,
+    TooLateError,
+    time_left,
+)
 
 log = logging.getLogger(__name__)
 
@@ -116,21 +124,30 @@ def shown(url: str) -> str:
     return f"postgresql://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
+class _NoTimeLeftError(psycopg.OperationalError):
+    """There was less time than the database may take, and it took all of that."""
+
+
+def _no_answer(patience: float, left: float, told: str) -> psycopg.OperationalError:
+    return (_NoTimeLeftError if left < patience else psycopg.OperationalError)(told)
+
+
 class _Connection(psycopg.Connection[Any]):
-    """A connection on which no wait is longer than `patience` seconds."""
+    """A connection on which no wait is longer than `patience` seconds, or than the thread has."""
 
     patience = 5.0
 
     def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:
         if timeout is not None:
             return super().wait(gen, interval, timeout)
+        left = time_left()
         try:
-            return super().wait(gen, interval, self.patience)
+            return super().wait(gen, interval, min(self.patience, left))
         except psycopg.OperationalError:
             if self.info.transaction_status == psycopg.pq.TransactionStatus.ACTIVE:
                 # It waits still: there is no telling what comes, or when.
                 self.pgconn.finish()
-                raise psycopg.OperationalError("no answer in time") from None
+                raise _no_answer(self.patience, left, "no answer in time") from None
             raise
 
 
@@ -358,10 +375,12 @@ class Postgres(Database):
             creator=self._connect,
             pool_size=POOL_SIZE,
             max_overflow=0,
-            pool_timeout=patience if hasty else POOL_PATIENCE,
             use_native_hstore=False,
             hide_parameters=True,
         )
+        # In front of the pool, whose own turns all wait for the same time.
+        self._turns = threading.Semaphore(POOL_SIZE)
+        self._turn_patience = patience if hasty else POOL_PATIENCE
         sa.event.listen(engine, "checkout", _refuse_if_ended)
         super().__init__(engine, migrations, versions)
         # One statement needs no transaction, and so no two further round trips.
@@ -428,18 +447,31 @@ class Postgres(Database):
             with self._writing(alone=False, patience=patience) as connection:
                 yield connection
             return
-        self._refuse_if_away()
-        with self._reader.connect() as connection:
+        with self._turn(), self._reader.connect() as connection:
             yield connection
 
     @contextmanager
     def _writing(self, *, alone: bool, patience: float | None) -> Iterator[sa.Connection]:
-        self._refuse_if_away()
-        with self._engine.begin() as connection, self._waiting(connection, patience):
+        with (
+            self._turn(),
+            self._engine.begin() as connection,
+            self._waiting(connection, patience),
+        ):
             if alone:
                 # Else two that change the same rows in another order would wait for each other.
                 connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_CHANGES})")
             yield connection
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """The right to one of the pool's connections."""
+        self._refuse_if_away()
+        if not self._turns.acquire(timeout=max(0.0, min(self._turn_patience, time_left()))):
+            raise StoreUnavailableError("all connections with the database are in use")
+        try:
+            yield
+        finally:
+            self._turns.release()
 
     @contextmanager
     def _waiting(self, connection: sa.Connection, patience: float | None) -> Iterator[None]:
@@ -475,12 +507,15 @@ class Postgres(Database):
         gone = getattr(error, "connection_invalidated", False) or isinstance(
             cause, psycopg.OperationalError
         )
+        gone = gone and not isinstance(cause, _NoTimeLeftError)
         if (gone and not timed_out) or (timed_out and self._hasty):
             self._away_until = _now() + AWAY
             self._cause = first_line(cause)
         return first_line(cause)
 
     def _refuse_if_away(self) -> None:
+        if time_left() <= 0:
+            raise TooLateError("no time is left to ask the database")
         if _now() < self._away_until:
             raise StillAwayError(f"the database was away a moment ago: {self._cause}")
 
@@ -495,13 +530,14 @@ class Postgres(Database):
             if self._connecting is None:
                 self._connecting = ThreadPoolExecutor(POOL_SIZE, "connecting")
             late = self._late.pop() if self._late else self._connecting.submit(self._connect_now)
+        left = time_left()
         try:
-            return late.result(self._patience)
+            return late.result(min(self._patience, left))
         except TimeoutError:
             # For the next who asks, so that there are never more than the pool may hold.
             with self._late_lock:
                 self._late.append(late)
-            raise psycopg.OperationalError("connecting takes too long") from None
+            raise _no_answer(self._patience, left, "connecting takes too long") from None
 
     def _connect_now(self) -> _Connection:
         connection = connect(
