@@ -42,9 +42,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from itertools import zip_longest
 from select import POLLIN, poll
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 import psycopg
 import sqlalchemy as sa
@@ -82,12 +82,13 @@ _MIGRATION = 0x6272_6964_6765_0002
 _CHANGES = 0x6272_6964_6765_0003
 _NUMBERED = 0x6272_6964_6765_0100
 
-_END_CUT_OFF = sa.text(f"""
+_END_CUT_OFF = sa.text("""
     SELECT pg_terminate_backend(pid) FROM pg_stat_activity
     WHERE datname = current_database() AND usename = current_user AND pid <> pg_backend_pid()
+        AND application_name LIKE 'bridge %'
         AND xact_start IS NOT NULL AND wait_event_type = 'Client'
-        AND state_change < clock_timestamp() - make_interval(secs => {LEASE})
-""")  # noqa: S608 - a constant
+        AND state_change < clock_timestamp() - make_interval(secs => :seconds)
+""")
 
 T = TypeVar("T")
 
@@ -107,9 +108,14 @@ def conninfo(url: str) -> str:
     """What libpq understands, out of ``postgresql://…`` (also ``postgres://``) and our defaults.
 
     Raises:
-        ValueError: it cannot be read.
+        ValueError: it cannot be read, or not in one way only.
     """
     scheme, _, rest = url.partition("://")
+    # libpq ends the password at the first @ or /, people and other programs elsewhere.
+    if not {*"@/?#"}.isdisjoint(rest.rpartition("@")[0]):
+        raise ValueError(
+            "must have each @ / ? # in user and password percent-encoded, as %40 %2F %3F %23"
+        )
     try:
         given = conninfo_to_dict(f"{scheme.partition('+')[0]}://{rest}")
     except psycopg.ProgrammingError:
@@ -118,10 +124,21 @@ def conninfo(url: str) -> str:
     return make_conninfo("", **{**_DEFAULTS, **given})
 
 
-def shown(url: str) -> str:
-    """*url* as people may see it: without user and password."""
-    parts = urlsplit(url)
-    return f"postgresql://{parts.netloc.rpartition('@')[2]}{parts.path}"
+def shown(conninfo: str) -> str:
+    """Which database *conninfo* means, as people may see it: without user and password."""
+    given = {name: str(value or "") for name, value in conninfo_to_dict(conninfo).items()}
+    hosts = [f"[{one}]" if ":" in one else one for one in given.get("host", "").split(",")]
+    ports = given.get("port", "").split(",")
+    if len(ports) == 1:
+        # One for all of them.
+        ports *= len(hosts)
+    places = [f"{host}:{port}" if port else host for host, port in zip_longest(hosts, ports)]
+    return f"postgresql://{','.join(places)}/{given.get('dbname', '')}"
+
+
+def _secrets(conninfo: str) -> list[str]:
+    given = conninfo_to_dict(conninfo)
+    return [str(given[name]) for name in ("password", "sslpassword") if given.get(name)]
 
 
 class _NoTimeLeftError(psycopg.OperationalError):
@@ -158,7 +175,8 @@ def connect(conninfo: str, patience: float, **settings: str) -> _Connection:
         psycopg.Error: it cannot be had.
     """
     me = f"bridge {socket.gethostname()} {os.getpid()}"
-    connection = _Connection.connect(conninfo, autocommit=True, fallback_application_name=me)
+    # By its name a bridge that was cut off is told from others, whatever the URL says.
+    connection = _Connection.connect(conninfo, autocommit=True, application_name=me)
     try:
         connection.patience = patience
         chosen = ", ".join(f"set_config('{name}', %s, false)" for name in settings)
@@ -174,6 +192,7 @@ class Session:
 
     def __init__(self, conninfo: str) -> None:
         self._conninfo = conninfo
+        self._secrets = _secrets(conninfo)
         self._renewers: list[Callable[[psycopg.Connection[Any]], None]] = []
         self._hearers: dict[str, Callable[[str], None]] = {}
         self._starting = threading.Lock()
@@ -243,7 +262,8 @@ class Session:
                     self._keep(connection)
             except (psycopg.Error, StoreUnavailableError) as error:
                 if not self._ended.is_set():
-                    told, extra = first_line(error), {"action": "session_lost"}
+                    told = first_line(error, self._secrets)
+                    extra = {"action": "session_lost"}
                     log.warning("no session with the database: %s", told, extra=extra)
             except Exception:
                 # Without a session nothing is delivered and nothing trusted, so go on.
@@ -359,6 +379,7 @@ class Postgres(Database):
         hasty: bool = False,
     ) -> None:
         self._conninfo = conninfo(url)
+        self._secrets = _secrets(self._conninfo)
         self._patience = patience
         self._hasty = hasty
         self._durable = durable
@@ -368,7 +389,7 @@ class Postgres(Database):
         self._away_until = float("-inf")
         self._cause = ""
         self._session = session
-        self.name = shown(url)
+        self.name = shown(self._conninfo)
         self.deliverer = SessionLock(session)
         engine = sa.create_engine(
             "postgresql+psycopg://",
@@ -422,14 +443,15 @@ class Postgres(Database):
         hold the transaction to be idle, and no time-out of its own ends it (before its version 17).
         """
         with self.read() as connection:
-            connection.execute(_END_CUT_OFF)
+            connection.execute(_END_CUT_OFF, {"seconds": LEASE})
 
     @contextmanager
     def alone(self, number: int) -> Iterator[bool]:
         try:
             connection = connect(self._conninfo, self._patience, idle_session_timeout="0")
         except psycopg.Error as error:
-            raise StoreUnavailableError(f"the database answers: {error}") from error
+            told = first_line(error, self._secrets)
+            raise StoreUnavailableError(f"the database answers: {told}") from error
         try:
             asked = connection.execute("SELECT pg_try_advisory_lock(%s)", [_NUMBERED + number])
             yield bool((asked.fetchone() or [False])[0])
@@ -508,10 +530,11 @@ class Postgres(Database):
             cause, psycopg.OperationalError
         )
         gone = gone and not isinstance(cause, _NoTimeLeftError)
+        told = first_line(cause, self._secrets)
         if (gone and not timed_out) or (timed_out and self._hasty):
             self._away_until = _now() + AWAY
-            self._cause = first_line(cause)
-        return first_line(cause)
+            self._cause = told
+        return told
 
     def _refuse_if_away(self) -> None:
         if time_left() <= 0:
@@ -554,10 +577,12 @@ class Postgres(Database):
         return connection
 
 
-def first_line(error: BaseException) -> str:
-    """What *error* says; the further lines of PostgreSQL's repeat rows."""
+def first_line(error: BaseException, secrets: Sequence[str]) -> str:
+    """What *error* says, but for *secrets*; the further lines of PostgreSQL's repeat rows."""
     diagnosis = getattr(error, "diag", None)
     told = (diagnosis.message_primary if diagnosis else "") or str(error)
+    for secret in secrets:
+        told = told.replace(secret, "…")
     return (told.strip() or type(error).__name__).splitlines()[0]
 
 

@@ -7,6 +7,7 @@ import threading
 import time
 from array import array
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -183,6 +184,26 @@ def note_sends(parts: Parts, name: str, sent: list[tuple[float, str]]) -> None:
         return write_tags(*arguments)
 
     parts.sessionm.write_tags = noting  # type: ignore[method-assign,assignment]
+
+
+def test_a_takeover_ends_a_bridge_that_was_cut_off_and_no_other_program(
+    make_app: MakeApp, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bridge.postgres.LEASE", 0.1)
+    store = parts_of(make_app()).store
+    waiting = (
+        "SELECT pid FROM pg_stat_activity WHERE xact_start IS NOT NULL AND application_name = "
+    )
+    with (
+        psycopg.connect(database, application_name="pg_dump") as dump,
+        closing(psycopg.connect(database, application_name="bridge elsewhere 1")) as bridge,
+    ):
+        for connection in (dump, bridge):
+            connection.execute("SELECT 1")
+        time.sleep(0.2)
+        store.database.end_cut_off()
+        eventually(lambda: not rows(database, waiting + "'bridge elsewhere 1'"))
+        assert dump.execute("SELECT 1").fetchone() == (1,)
 
 
 def test_the_rate_holds_for_the_fleet(make_service: MakeService, sandbox: SandboxServer) -> None:
