@@ -540,7 +540,7 @@ class Postgres(Database):
         if time_left() <= 0:
             raise TooLateError("no time is left to ask the database")
         if _now() < self._away_until:
-            raise StillAwayError(f"the database was away a moment ago: {self._cause}")
+            raise StillAwayError(f"the database answers: {self._cause}")
 
     def _connect(self) -> _Connection:
         if not self._hasty:

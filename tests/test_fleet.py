@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -28,6 +30,7 @@ from tests.conftest import (
     MakeService,
     Service,
     bearer,
+    environment,
     eventually,
     rows,
     send,
@@ -494,3 +497,25 @@ def answers(service: Service) -> bool:
         return requests.get(f"{service.url}/healthz", timeout=5).ok
     except requests.ConnectionError:
         return False
+
+
+@pytest.mark.parametrize("command", [("queue", "status"), ("check",), ("warm", "customers.csv")])
+def test_a_command_tells_in_one_line_what_is_wrong_with_the_database(
+    database: str, sandbox: SandboxServer, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    (tmp_path / "customers.csv").write_text(f"user_id\n{ALICE}\n")
+    wrong = environment(sandbox.url, tmp_path, BRIDGE_DATABASE_URL=f"{database}_gone")
+    ended = subprocess.run(
+        [sys.executable, "-m", "bridge", *command],
+        env={**os.environ, **wrong},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+    assert ended.returncode == 1
+    told = ended.stdout + ended.stderr
+    assert "does not exist" in told
+    assert "a moment ago" not in told
+    assert len(ended.stderr.splitlines()) == 1

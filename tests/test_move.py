@@ -153,6 +153,9 @@ def test_what_cannot_be_moved_is_refused_in_one_line(
     nowhere = f"sqlite:///{tmp_path}/nowhere.db"
     assert "there is no file" in move(nowhere, new_home, tmp_path, 1)
     assert not (tmp_path / "nowhere.db").exists()
+    damaged = tmp_path / "damaged.db"
+    damaged.write_bytes(b"no database" * 1000)
+    assert "--from: " in move(f"sqlite:///{damaged}", new_home, tmp_path, 1)
     assert "same database" in move(new_home, new_home, tmp_path, 2)
     assert "postgresql://" in move("mysql://x/y", new_home, tmp_path, 2)
     wrong = "postgresql://u:hunter2@127.0.0.1:1/x"

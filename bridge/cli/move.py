@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import click
 
 from bridge.cli.common import one_line
-from bridge.database import Database, sqlite_path
+from bridge.database import Database, StoreUnavailableError, sqlite_path
 from bridge.outbox.move import Move
 from bridge.parts import open_outbox
 
@@ -90,7 +90,10 @@ def _opened(option: str, url: str, *, new: bool = False) -> Iterator[Database]:
     if missing:
         raise click.ClickException(f"{option}: there is no file {database.name}")
     try:
-        database.migrate()
+        try:
+            database.migrate()
+        except StoreUnavailableError as error:
+            raise click.ClickException(f"{option}: {error}") from None
         yield database
     finally:
         database.close()
