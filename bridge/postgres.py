@@ -42,6 +42,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from itertools import zip_longest
 from select import POLLIN, poll
 from typing import Any, TypeVar
@@ -351,6 +352,14 @@ class SessionLock:
         self._session.wants_lock = False
 
 
+@dataclass
+class _Away:
+    """Until when a database is not asked again, and what it was found away by."""
+
+    until: float = float("-inf")
+    cause: str = ""
+
+
 class Postgres(Database):
     """The database of a fleet.
 
@@ -386,8 +395,8 @@ class Postgres(Database):
         self._connecting: ThreadPoolExecutor | None = None
         self._late: list[Future[_Connection]] = []
         self._late_lock = threading.Lock()
-        self._away_until = float("-inf")
-        self._cause = ""
+        # Of all sets of tables that share the pool, see `also`.
+        self._away = _Away()
         self._session = session
         self.name = shown(self._conninfo)
         self.deliverer = SessionLock(session)
@@ -532,20 +541,20 @@ class Postgres(Database):
         gone = gone and not isinstance(cause, _NoTimeLeftError)
         told = first_line(cause, self._secrets)
         if (gone and not timed_out) or (timed_out and self._hasty):
-            self._away_until = _now() + AWAY
-            self._cause = told
+            self._away.until = _now() + AWAY
+            self._away.cause = told
         return told
 
     def _refuse_if_away(self) -> None:
         if time_left() <= 0:
             raise TooLateError("no time is left to ask the database")
-        if _now() < self._away_until:
-            raise StillAwayError(f"the database answers: {self._cause}")
+        if _now() < self._away.until:
+            raise StillAwayError(f"the database answers: {self._away.cause}")
 
     def _connect(self) -> _Connection:
         if not self._hasty:
             return self._connect_now()
-        if _now() < self._away_until:
+        if _now() < self._away.until:
             # Found out while this one waited for its turn.
             raise psycopg.OperationalError("it was away a moment ago")
         # Looking up a host's name and connecting have an end too, but a later one.

@@ -454,6 +454,15 @@ def test_while_the_server_is_away_or_hangs_braze_gets_503_and_lookups_are_answer
             eventually(partial(has_tag, sandbox, f"braze_campaign_{campaign}"), 30)
 
 
+def test_a_bridge_listens_soon_though_the_database_hangs(
+    make_service: MakeService, proxy: Proxy
+) -> None:
+    proxy.swallow()
+    service = make_service("--workers", "1", wait=False, BRIDGE_DATABASE_URL=proxy.url)
+    # Connecting is given up after three seconds, in the master and in the worker.
+    eventually(partial(answers, service), 9)
+
+
 def test_connections_are_bounded_and_none_left_is_503_until_there_are_some(
     make_service: MakeService, server: Server, sandbox: SandboxServer
 ) -> None:

@@ -117,12 +117,15 @@ class FleetStamps:
         session.listen(CHANNEL, self._renew, self._heard)
 
     def start(self) -> None:
-        self._session.start(self.PATIENCE)
+        self._session.start()
         try:
             # The first connection takes longest: not the first lookup is to wait for it.
             self._database.migrate()
         except StoreUnavailableError as error:
             log.warning("the cache is away: %s", error, extra={"action": "cache_unreadable"})
+            # Nor is there anything to wait for.
+            return
+        self._session.start(self.PATIENCE)
 
     def get(self, kind: str, customer: str) -> int:
         value = self.last(kind, customer)
