@@ -12,7 +12,10 @@ than it knows, since what else has changed by then it cannot tell.
 """
 
 import logging
+import math
 import os
+import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -56,6 +59,34 @@ class StillAwayError(StoreUnavailableError):
     """It was away a moment ago, which has been told, and was not asked again."""
 
     level = logging.DEBUG
+
+
+class TooLateError(StillAwayError):
+    """Whoever asks could wait no longer, see `in_time`; it was not asked."""
+
+
+_local = threading.local()
+
+
+@contextmanager
+def in_time(until: float) -> Iterator[None]:
+    """Have nothing that this thread asks a fleet's database last beyond *until*.
+
+    By ``time.monotonic()``. Neither statements nor connecting nor the wait for a connection do;
+    what cannot is a `StoreUnavailableError`. A file is asked in no time.
+    """
+    before = getattr(_local, "until", math.inf)
+    _local.until = min(before, until)
+    try:
+        yield
+    finally:
+        _local.until = before
+
+
+def time_left() -> float:
+    """Seconds that this thread may wait for a database; infinite but within `in_time`."""
+    left: float = getattr(_local, "until", math.inf) - time.monotonic()
+    return left
 
 
 class NewerSchemaError(Exception):

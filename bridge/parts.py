@@ -48,7 +48,7 @@ LEAST_RETENTION = 86400
 # Where it shares a database with the outbox, its schema is numbered apart.
 VERSIONS_BESIDE = "cache_schema_version"
 # Of what is stored beside the outbox, in the order in which they came to be.
-MIGRATIONS_BESIDE = (*lookups_cache.MIGRATIONS, figures_schema, fleet.create)
+MIGRATIONS_BESIDE = (*lookups_cache.MIGRATIONS, figures_schema, fleet.create, fleet.begin_eras)
 
 
 @dataclass(frozen=True)

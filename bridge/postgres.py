@@ -2,7 +2,8 @@
 
 Every wait has an end here, whatever the server, the network or a proxy between does: a statement
 has `patience` seconds, connecting has, and a database that was found away is not asked again for a
-moment, so that nobody else waits to find it out.
+moment, so that nobody else waits to find it out. Who has to answer by some moment waits no longer
+than until then (`bridge.database.in_time`), which tells nothing about the database.
 
 **The session.** Beside its pools each process holds one connection for two things that PostgreSQL
 ties to a connection: hearing notifications, and the deliverer's lock. A thread of its own asks the
@@ -41,9 +42,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import zip_longest
 from select import POLLIN, poll
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 import psycopg
 import sqlalchemy as sa
@@ -51,7 +53,14 @@ from psycopg.abc import PQGen
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from sqlalchemy.exc import DisconnectionError, SQLAlchemyError
 
-from bridge.database import Database, Migration, StillAwayError, StoreUnavailableError
+from bridge.database import (
+    Database,
+    Migration,
+    StillAwayError,
+    StoreUnavailableError,
+    TooLateError,
+    time_left,
+)
 
 log = logging.getLogger(__name__)
 
@@ -74,12 +83,13 @@ _MIGRATION = 0x6272_6964_6765_0002
 _CHANGES = 0x6272_6964_6765_0003
 _NUMBERED = 0x6272_6964_6765_0100
 
-_END_CUT_OFF = sa.text(f"""
+_END_CUT_OFF = sa.text("""
     SELECT pg_terminate_backend(pid) FROM pg_stat_activity
     WHERE datname = current_database() AND usename = current_user AND pid <> pg_backend_pid()
+        AND application_name LIKE 'bridge %'
         AND xact_start IS NOT NULL AND wait_event_type = 'Client'
-        AND state_change < clock_timestamp() - make_interval(secs => {LEASE})
-""")  # noqa: S608 - a constant
+        AND state_change < clock_timestamp() - make_interval(secs => :seconds)
+""")
 
 T = TypeVar("T")
 
@@ -99,9 +109,14 @@ def conninfo(url: str) -> str:
     """What libpq understands, out of ``postgresql://…`` (also ``postgres://``) and our defaults.
 
     Raises:
-        ValueError: it cannot be read.
+        ValueError: it cannot be read, or not in one way only.
     """
     scheme, _, rest = url.partition("://")
+    # libpq ends the password at the first @ or /, people and other programs elsewhere.
+    if not {*"@/?#"}.isdisjoint(rest.rpartition("@")[0]):
+        raise ValueError(
+            "must have each @ / ? # in user and password percent-encoded, as %40 %2F %3F %23"
+        )
     try:
         given = conninfo_to_dict(f"{scheme.partition('+')[0]}://{rest}")
     except psycopg.ProgrammingError:
@@ -110,27 +125,47 @@ def conninfo(url: str) -> str:
     return make_conninfo("", **{**_DEFAULTS, **given})
 
 
-def shown(url: str) -> str:
-    """*url* as people may see it: without user and password."""
-    parts = urlsplit(url)
-    return f"postgresql://{parts.netloc.rpartition('@')[2]}{parts.path}"
+def shown(conninfo: str) -> str:
+    """Which database *conninfo* means, as people may see it: without user and password."""
+    given = {name: str(value or "") for name, value in conninfo_to_dict(conninfo).items()}
+    hosts = [f"[{one}]" if ":" in one else one for one in given.get("host", "").split(",")]
+    ports = given.get("port", "").split(",")
+    if len(ports) == 1:
+        # One for all of them.
+        ports *= len(hosts)
+    places = [f"{host}:{port}" if port else host for host, port in zip_longest(hosts, ports)]
+    return f"postgresql://{','.join(places)}/{given.get('dbname', '')}"
+
+
+def _secrets(conninfo: str) -> list[str]:
+    given = conninfo_to_dict(conninfo)
+    return [str(given[name]) for name in ("password", "sslpassword") if given.get(name)]
+
+
+class _NoTimeLeftError(psycopg.OperationalError):
+    """There was less time than the database may take, and it took all of that."""
+
+
+def _no_answer(patience: float, left: float, told: str) -> psycopg.OperationalError:
+    return (_NoTimeLeftError if left < patience else psycopg.OperationalError)(told)
 
 
 class _Connection(psycopg.Connection[Any]):
-    """A connection on which no wait is longer than `patience` seconds."""
+    """A connection on which no wait is longer than `patience` seconds, or than the thread has."""
 
     patience = 5.0
 
     def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:
         if timeout is not None:
             return super().wait(gen, interval, timeout)
+        left = time_left()
         try:
-            return super().wait(gen, interval, self.patience)
+            return super().wait(gen, interval, min(self.patience, left))
         except psycopg.OperationalError:
             if self.info.transaction_status == psycopg.pq.TransactionStatus.ACTIVE:
                 # It waits still: there is no telling what comes, or when.
                 self.pgconn.finish()
-                raise psycopg.OperationalError("no answer in time") from None
+                raise _no_answer(self.patience, left, "no answer in time") from None
             raise
 
 
@@ -141,7 +176,8 @@ def connect(conninfo: str, patience: float, **settings: str) -> _Connection:
         psycopg.Error: it cannot be had.
     """
     me = f"bridge {socket.gethostname()} {os.getpid()}"
-    connection = _Connection.connect(conninfo, autocommit=True, fallback_application_name=me)
+    # By its name a bridge that was cut off is told from others, whatever the URL says.
+    connection = _Connection.connect(conninfo, autocommit=True, application_name=me)
     try:
         connection.patience = patience
         chosen = ", ".join(f"set_config('{name}', %s, false)" for name in settings)
@@ -157,6 +193,7 @@ class Session:
 
     def __init__(self, conninfo: str) -> None:
         self._conninfo = conninfo
+        self._secrets = _secrets(conninfo)
         self._renewers: list[Callable[[psycopg.Connection[Any]], None]] = []
         self._hearers: dict[str, Callable[[str], None]] = {}
         self._starting = threading.Lock()
@@ -226,7 +263,8 @@ class Session:
                     self._keep(connection)
             except (psycopg.Error, StoreUnavailableError) as error:
                 if not self._ended.is_set():
-                    told, extra = first_line(error), {"action": "session_lost"}
+                    told = first_line(error, self._secrets)
+                    extra = {"action": "session_lost"}
                     log.warning("no session with the database: %s", told, extra=extra)
             except Exception:
                 # Without a session nothing is delivered and nothing trusted, so go on.
@@ -314,6 +352,14 @@ class SessionLock:
         self._session.wants_lock = False
 
 
+@dataclass
+class _Away:
+    """Until when a database is not asked again, and what it was found away by."""
+
+    until: float = float("-inf")
+    cause: str = ""
+
+
 class Postgres(Database):
     """The database of a fleet.
 
@@ -342,26 +388,29 @@ class Postgres(Database):
         hasty: bool = False,
     ) -> None:
         self._conninfo = conninfo(url)
+        self._secrets = _secrets(self._conninfo)
         self._patience = patience
         self._hasty = hasty
         self._durable = durable
         self._connecting: ThreadPoolExecutor | None = None
         self._late: list[Future[_Connection]] = []
         self._late_lock = threading.Lock()
-        self._away_until = float("-inf")
-        self._cause = ""
+        # Of all sets of tables that share the pool, see `also`.
+        self._away = _Away()
         self._session = session
-        self.name = shown(url)
+        self.name = shown(self._conninfo)
         self.deliverer = SessionLock(session)
         engine = sa.create_engine(
             "postgresql+psycopg://",
             creator=self._connect,
             pool_size=POOL_SIZE,
             max_overflow=0,
-            pool_timeout=patience if hasty else POOL_PATIENCE,
             use_native_hstore=False,
             hide_parameters=True,
         )
+        # In front of the pool, whose own turns all wait for the same time.
+        self._turns = threading.Semaphore(POOL_SIZE)
+        self._turn_patience = patience if hasty else POOL_PATIENCE
         sa.event.listen(engine, "checkout", _refuse_if_ended)
         super().__init__(engine, migrations, versions)
         # One statement needs no transaction, and so no two further round trips.
@@ -403,14 +452,15 @@ class Postgres(Database):
         hold the transaction to be idle, and no time-out of its own ends it (before its version 17).
         """
         with self.read() as connection:
-            connection.execute(_END_CUT_OFF)
+            connection.execute(_END_CUT_OFF, {"seconds": LEASE})
 
     @contextmanager
     def alone(self, number: int) -> Iterator[bool]:
         try:
             connection = connect(self._conninfo, self._patience, idle_session_timeout="0")
         except psycopg.Error as error:
-            raise StoreUnavailableError(f"the database answers: {error}") from error
+            told = first_line(error, self._secrets)
+            raise StoreUnavailableError(f"the database answers: {told}") from error
         try:
             asked = connection.execute("SELECT pg_try_advisory_lock(%s)", [_NUMBERED + number])
             yield bool((asked.fetchone() or [False])[0])
@@ -428,18 +478,31 @@ class Postgres(Database):
             with self._writing(alone=False, patience=patience) as connection:
                 yield connection
             return
-        self._refuse_if_away()
-        with self._reader.connect() as connection:
+        with self._turn(), self._reader.connect() as connection:
             yield connection
 
     @contextmanager
     def _writing(self, *, alone: bool, patience: float | None) -> Iterator[sa.Connection]:
-        self._refuse_if_away()
-        with self._engine.begin() as connection, self._waiting(connection, patience):
+        with (
+            self._turn(),
+            self._engine.begin() as connection,
+            self._waiting(connection, patience),
+        ):
             if alone:
                 # Else two that change the same rows in another order would wait for each other.
                 connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_CHANGES})")
             yield connection
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """The right to one of the pool's connections."""
+        self._refuse_if_away()
+        if not self._turns.acquire(timeout=max(0.0, min(self._turn_patience, time_left()))):
+            raise StoreUnavailableError("all connections with the database are in use")
+        try:
+            yield
+        finally:
+            self._turns.release()
 
     @contextmanager
     def _waiting(self, connection: sa.Connection, patience: float | None) -> Iterator[None]:
@@ -475,19 +538,23 @@ class Postgres(Database):
         gone = getattr(error, "connection_invalidated", False) or isinstance(
             cause, psycopg.OperationalError
         )
+        gone = gone and not isinstance(cause, _NoTimeLeftError)
+        told = first_line(cause, self._secrets)
         if (gone and not timed_out) or (timed_out and self._hasty):
-            self._away_until = _now() + AWAY
-            self._cause = first_line(cause)
-        return first_line(cause)
+            self._away.until = _now() + AWAY
+            self._away.cause = told
+        return told
 
     def _refuse_if_away(self) -> None:
-        if _now() < self._away_until:
-            raise StillAwayError(f"the database was away a moment ago: {self._cause}")
+        if time_left() <= 0:
+            raise TooLateError("no time is left to ask the database")
+        if _now() < self._away.until:
+            raise StillAwayError(f"the database answers: {self._away.cause}")
 
     def _connect(self) -> _Connection:
         if not self._hasty:
             return self._connect_now()
-        if _now() < self._away_until:
+        if _now() < self._away.until:
             # Found out while this one waited for its turn.
             raise psycopg.OperationalError("it was away a moment ago")
         # Looking up a host's name and connecting have an end too, but a later one.
@@ -495,13 +562,14 @@ class Postgres(Database):
             if self._connecting is None:
                 self._connecting = ThreadPoolExecutor(POOL_SIZE, "connecting")
             late = self._late.pop() if self._late else self._connecting.submit(self._connect_now)
+        left = time_left()
         try:
-            return late.result(self._patience)
+            return late.result(min(self._patience, left))
         except TimeoutError:
             # For the next who asks, so that there are never more than the pool may hold.
             with self._late_lock:
                 self._late.append(late)
-            raise psycopg.OperationalError("connecting takes too long") from None
+            raise _no_answer(self._patience, left, "connecting takes too long") from None
 
     def _connect_now(self) -> _Connection:
         connection = connect(
@@ -518,10 +586,12 @@ class Postgres(Database):
         return connection
 
 
-def first_line(error: BaseException) -> str:
-    """What *error* says; the further lines of PostgreSQL's repeat rows."""
+def first_line(error: BaseException, secrets: Sequence[str]) -> str:
+    """What *error* says, but for *secrets*; the further lines of PostgreSQL's repeat rows."""
     diagnosis = getattr(error, "diag", None)
     told = (diagnosis.message_primary if diagnosis else "") or str(error)
+    for secret in secrets:
+        told = told.replace(secret, "…")
     return (told.strip() or type(error).__name__).splitlines()[0]
 
 

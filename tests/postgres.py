@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -91,7 +92,7 @@ class Server:
 
 
 class Proxy:
-    """The network between a bridge and its database, which can swallow what it carries."""
+    """The network between a bridge and its database, which can swallow or delay what it carries."""
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
@@ -101,6 +102,8 @@ class Proxy:
         self.url = parts._replace(netloc=f"postgres@127.0.0.1:{port}").geturl()
         self._passes = threading.Event()
         self._passes.set()
+        # Seconds by which each packet comes later.
+        self.delay = 0.0
         self._open: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
         threading.Thread(target=self._accept, daemon=True).start()
@@ -148,6 +151,7 @@ class Proxy:
         with suppress(OSError):
             while data := source.recv(65536):
                 self._passes.wait()
+                time.sleep(self.delay)
                 target.sendall(data)
         for one in (source, target):
             with suppress(OSError):

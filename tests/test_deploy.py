@@ -66,9 +66,7 @@ def test_every_setting_named_there_exists() -> None:
     assert found <= names
 
 
-@pytest.mark.parametrize(
-    "file", ["compose.yaml", "kubernetes/deployment.yaml", "systemd/bridge.service"]
-)
+@pytest.mark.parametrize("file", ["compose.yaml", "kubernetes/deployment.yaml"])
 def test_settings_and_secrets_are_complete(file: str, tmp_path: Path) -> None:
     values = dict(
         re.findall(r"^([A-Z_]+)=(.*)$", (DEPLOY / "bridge.env").read_text(), re.MULTILINE)
@@ -217,7 +215,51 @@ def test_systemd_accepts_the_unit_and_finds_it_little_exposed(tmp_path: Path) ->
     accepted(analyze, "security", "--offline=true", "--threshold=15", unit)
 
 
+@pytest.mark.parametrize("with_postgresql", [True, False])
+def test_the_service_and_bridge_run_read_the_same_settings(
+    tmp_path: Path, *, with_postgresql: bool
+) -> None:
+    url = "postgresql://bridge@db.internal/bridge"
+    for name in SECRETS:
+        if with_postgresql or name != "bridge_database_url":
+            value = url if name == "bridge_database_url" else f"a:{name}"
+            (tmp_path / f"secrets_{name}").write_text(value)
+    unit = (DEPLOY / "systemd/bridge.service").read_text()
+    run = (DEPLOY / "systemd/bridge-run").read_text()
+    [serving] = re.findall(r"^ExecStart=/bin/sh -c '(.*?)'$", unit, re.MULTILINE | re.DOTALL)
+    [running] = re.findall(r"/bin/sh -c '(.*?)'", run, re.DOTALL)
+    scripts = serving.replace("\\\n", "").replace("$$", "$"), running
+    service, commands = (settings_in(script, tmp_path) for script in scripts)
+    assert service == commands
+    assert service.offers_on
+    used = service.bridge_database_url.get_secret_value()
+    assert used == (url if with_postgresql else "sqlite:///var/bridge.db")
+
+
+def settings_in(script: str, secrets: Path) -> Settings:
+    """What the bridge that *script* starts is set to."""
+    script = re.sub(r"exec /opt/bridge/bin/bridge .*", "env", script)
+    values = dict(
+        re.findall(r"^([A-Z_]+)=(.*)$", (DEPLOY / "bridge.env").read_text(), re.MULTILINE)
+    )
+    given = {"PATH": environ["PATH"], "CREDENTIALS_DIRECTORY": str(secrets), **values}
+    told = subprocess.run(
+        ["/bin/sh", "-c", script], env=given, capture_output=True, text=True, check=True
+    )
+    return load(dict(line.split("=", 1) for line in told.stdout.splitlines()), secrets / "none")
+
+
 # Kubernetes.
+
+
+def test_the_ingress_keeps_files_of_customers_inside_and_lets_webhooks_of_any_size_through() -> (
+    None
+):
+    text = (DEPLOY / "kubernetes/ingress.yaml").read_text()
+    paths = re.findall(r"- path: (\S+)", text)
+    assert [path for path in paths if path.startswith("/batches")] == ["/batches/files"]
+    [size] = re.findall(r"client_max_body_size (512k);", (DEPLOY / "nginx/bridge.conf").read_text())
+    assert f"nginx.ingress.kubernetes.io/proxy-body-size: {size}" in text
 
 
 def test_kubernetes_manifests_are_valid_and_all_are_applied() -> None:

@@ -2,10 +2,14 @@
 
 import os
 import signal
+import subprocess
+import sys
 import tempfile
 import threading
 import time
+from array import array
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -17,6 +21,7 @@ from flask import Flask
 
 from bridge.customer import Customer
 from bridge.lookups.customer import tags_key
+from bridge.lookups.fleet import CHANNEL, WORDS, FleetStamps
 from bridge.parts import Parts, parts_of
 from bridge.sessionm.sandbox import SandboxServer
 from tests.conftest import (
@@ -25,6 +30,7 @@ from tests.conftest import (
     MakeService,
     Service,
     bearer,
+    environment,
     eventually,
     rows,
     send,
@@ -183,6 +189,26 @@ def note_sends(parts: Parts, name: str, sent: list[tuple[float, str]]) -> None:
     parts.sessionm.write_tags = noting  # type: ignore[method-assign,assignment]
 
 
+def test_a_takeover_ends_a_bridge_that_was_cut_off_and_no_other_program(
+    make_app: MakeApp, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bridge.postgres.LEASE", 0.1)
+    store = parts_of(make_app()).store
+    waiting = (
+        "SELECT pid FROM pg_stat_activity WHERE xact_start IS NOT NULL AND application_name = "
+    )
+    with (
+        psycopg.connect(database, application_name="pg_dump") as dump,
+        closing(psycopg.connect(database, application_name="bridge elsewhere 1")) as bridge,
+    ):
+        for connection in (dump, bridge):
+            connection.execute("SELECT 1")
+        time.sleep(0.2)
+        store.database.end_cut_off()
+        eventually(lambda: not rows(database, waiting + "'bridge elsewhere 1'"))
+        assert dump.execute("SELECT 1").fetchone() == (1,)
+
+
 def test_the_rate_holds_for_the_fleet(make_service: MakeService, sandbox: SandboxServer) -> None:
     machines = [make_service("--workers", "2", BRIDGE_SESSIONM_RPS="10") for _ in range(2)]
     for number in range(40):
@@ -238,6 +264,62 @@ def test_after_a_delivered_write_every_machine_serves_the_new_tags(make_app: Mak
             assert f"braze_campaign_c{number}" in tags_at(machine)
 
 
+def test_outdating_everybody_is_one_notification_and_reaches_each_machine_whenever_it_connects(
+    make_app: MakeApp, database: str, sandbox: SandboxServer
+) -> None:
+    first, second = make_app(), make_app()
+    tags_at(first), tags_at(second)
+    with psycopg.connect(database, autocommit=True) as other:
+        other.execute(f"LISTEN {CHANNEL}".encode())
+        sandbox.sandbox.put_customer({"user_id": ALICE, "tags": {"since": 1}})
+        parts_of(first).cache.outdate_all()
+        assert len(list(other.notifies(timeout=0.5, stop_after=2))) == 1
+    assert rows(database, "SELECT count(*) FROM stamps") == [(1,)]
+    third = make_app()
+    parts_of(third).cache.start()
+    for machine in (first, second, third):
+        assert tags_at(machine) == ["since"]
+    before = parts_of(second).cache.stamp(ALICES_TAGS)
+    end_all_connections(database)
+    # Back with the same, so that what was fetched under it is not fetched again.
+    eventually(lambda: parts_of(second).cache.stamp(ALICES_TAGS) == before)
+
+
+class EarlierStamps(FleetStamps):
+    """As they were heard of before there were eras."""
+
+    def start(self) -> None:
+        self._values = array("q", bytes(8 * WORDS))
+        super().start()
+
+    def _stamp(self, where: int) -> int:
+        return self._values[where]
+
+    def _renew(self, connection: Any) -> None:
+        values = array("q", bytes(8 * WORDS))
+        for where, value in connection.execute("SELECT place, value FROM stamps"):
+            values[where] = value
+        with self._changing:
+            self._values = values
+
+
+def test_an_older_version_beside_it_serves_nothing_from_before_everybody_was_outdated(
+    make_app: MakeApp, monkeypatch: pytest.MonkeyPatch, sandbox: SandboxServer
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("bridge.lookups.fleet.FleetStamps", EarlierStamps)
+        older = make_app()
+    assert tags_at(older) == tags_at(older)
+    newer = make_app()
+    sandbox.sandbox.put_customer({"user_id": ALICE, "tags": {"since": 1}})
+    parts_of(newer).cache.outdate_all()
+    eventually(lambda: tags_at(older) == ["since"])
+    until = time.monotonic() + 2
+    while time.monotonic() < until:
+        assert tags_at(older) == ["since"]
+        time.sleep(0.05)
+
+
 def test_a_machine_that_hears_nothing_asks_sessionm_until_it_hears_again(
     make_app: MakeApp, sandbox: SandboxServer, proxy: Proxy
 ) -> None:
@@ -267,6 +349,31 @@ def test_a_machine_that_hears_nothing_asks_sessionm_until_it_hears_again(
     before = sandbox.sandbox.counts()["tags_read"]
     assert "braze_campaign_c1" in tags_at(deaf)
     assert sandbox.sandbox.counts()["tags_read"] == before
+
+
+LOOKUPS = (
+    f"/connected-content/tags?user_id={ALICE}",
+    f"/connected-content/offers?user_id={ALICE}",
+    f"/connected-content/customer?user_id={ALICE}",
+    "/connected-content/customer?external_id=alice",
+    f"/priv/v1/apps/bridge/users/{ALICE}/tags",
+)
+
+
+@pytest.mark.parametrize("latency_ms", [0, 3000])
+@pytest.mark.parametrize("path", LOOKUPS)
+def test_a_lookup_is_answered_in_time_while_the_database_is_slow(
+    make_app: MakeApp, sandbox: SandboxServer, proxy: Proxy, path: str, latency_ms: int
+) -> None:
+    client = make_app(BRIDGE_DATABASE_URL=proxy.url).test_client()
+    sandbox.sandbox.set_faults({"latency_ms": latency_ms})
+    proxy.delay = 0.15
+    for _ in range(2):
+        began = time.monotonic()
+        answer = client.get(path, headers=bearer("content"))
+        # SessionM's own paths tell of a failure as SessionM does.
+        assert answer.status_code == 200 or (latency_ms and path.startswith("/priv"))
+        assert time.monotonic() - began < 1.5 + 0.15
 
 
 def test_a_session_that_is_ended_by_the_server_comes_back(
@@ -347,6 +454,15 @@ def test_while_the_server_is_away_or_hangs_braze_gets_503_and_lookups_are_answer
             eventually(partial(has_tag, sandbox, f"braze_campaign_{campaign}"), 30)
 
 
+def test_a_bridge_listens_soon_though_the_database_hangs(
+    make_service: MakeService, proxy: Proxy
+) -> None:
+    proxy.swallow()
+    service = make_service("--workers", "1", wait=False, BRIDGE_DATABASE_URL=proxy.url)
+    # Connecting is given up after three seconds, in the master and in the worker.
+    eventually(partial(answers, service), 9)
+
+
 def test_connections_are_bounded_and_none_left_is_503_until_there_are_some(
     make_service: MakeService, server: Server, sandbox: SandboxServer
 ) -> None:
@@ -390,3 +506,25 @@ def answers(service: Service) -> bool:
         return requests.get(f"{service.url}/healthz", timeout=5).ok
     except requests.ConnectionError:
         return False
+
+
+@pytest.mark.parametrize("command", [("queue", "status"), ("check",), ("warm", "customers.csv")])
+def test_a_command_tells_in_one_line_what_is_wrong_with_the_database(
+    database: str, sandbox: SandboxServer, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    (tmp_path / "customers.csv").write_text(f"user_id\n{ALICE}\n")
+    wrong = environment(sandbox.url, tmp_path, BRIDGE_DATABASE_URL=f"{database}_gone")
+    ended = subprocess.run(
+        [sys.executable, "-m", "bridge", *command],
+        env={**os.environ, **wrong},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+    assert ended.returncode == 1
+    told = ended.stdout + ended.stderr
+    assert "does not exist" in told
+    assert "a moment ago" not in told
+    assert len(ended.stderr.splitlines()) == 1

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 from flask import Flask
 
-from bridge.outbox.schema import State
+from bridge.outbox.schema import HELD, State
 from bridge.outbox.search import Filter
 from bridge.parts import parts_of
 from bridge.sessionm.sandbox import SandboxServer
@@ -23,9 +24,9 @@ def new_home() -> Iterator[str]:
         yield url
 
 
-def move(source: str, target: str, folder: Path, status: int = 0) -> str:
+def move(source: str, target: str, folder: Path, status: int = 0, *more: str) -> str:
     ended = subprocess.run(
-        [sys.executable, "-m", "bridge", "move", "--from", source, "--to", target],
+        [sys.executable, "-m", "bridge", "move", "--from", source, "--to", target, *more],
         cwd=folder,
         capture_output=True,
         text=True,
@@ -152,6 +153,9 @@ def test_what_cannot_be_moved_is_refused_in_one_line(
     nowhere = f"sqlite:///{tmp_path}/nowhere.db"
     assert "there is no file" in move(nowhere, new_home, tmp_path, 1)
     assert not (tmp_path / "nowhere.db").exists()
+    damaged = tmp_path / "damaged.db"
+    damaged.write_bytes(b"no database" * 1000)
+    assert "--from: " in move(f"sqlite:///{damaged}", new_home, tmp_path, 1)
     assert "same database" in move(new_home, new_home, tmp_path, 2)
     assert "postgresql://" in move("mysql://x/y", new_home, tmp_path, 2)
     wrong = "postgresql://u:hunter2@127.0.0.1:1/x"
@@ -176,3 +180,41 @@ def test_bridges_that_deliver_from_both_are_refused(
         parts = parts_of(make_app(deliver=True, BRIDGE_DATABASE_URL=url))
         eventually(lambda parts=parts: parts.store.fact("delivery"))  # type: ignore[misc]
     assert "deliver from both" in move(database, new_home, tmp_path, 1)
+
+
+def test_a_file_that_waits_is_not_left_behind_without_a_word(
+    make_app: MakeApp, database: str, new_home: str, tmp_path: Path
+) -> None:
+    app = make_app(BRIDGE_PUBLIC_URL="https://bridge.example")
+    client = app.test_client()
+    send(client, braze_campaign_id="c")
+    accepted = client.post(
+        "/batches?tag=vip&ttl=30d",
+        data=f"user_id\n{ALICE}\n",
+        content_type="text/csv",
+        headers=bearer("admin"),
+    )
+    assert accepted.status_code == 202
+    refused = move(database, new_home, tmp_path, 1)
+    assert "1 batches are not over" in refused
+    assert "bridge batch status" in refused
+    assert len(refused.splitlines()) == 1
+    assert rows(new_home, "SELECT count(*) FROM events") == [(0,)]
+    assert "1 events copied" in move(database, new_home, tmp_path, 0, "--without-batches")
+    parts_of(app).batches.discard(accepted.get_json()["id"])
+    assert "1 were there already" in move(database, new_home, tmp_path)
+
+
+def test_what_waited_for_a_job_of_the_backlog_is_delivered_by_a_bridge_that_runs_already(
+    make_app: MakeApp, sandbox: SandboxServer, database: str, new_home: str, tmp_path: Path
+) -> None:
+    old = make_app(BRIDGE_PUBLIC_URL="https://bridge.example", BRIDGE_BULK_THRESHOLD="1")
+    for number in range(3):
+        send(old.test_client(), braze_campaign_id=f"c{number}")
+    parts_of(old).batches.backlog.gather(time.time(), ())
+    assert {one for (one,) in rows(database, "SELECT next_at FROM writes")} == {HELD}
+    there = make_app(deliver=True, BRIDGE_DATABASE_URL=new_home)
+    eventually(lambda: parts_of(there).store.fact("delivery"))
+    assert "3 events copied" in move(database, new_home, tmp_path)
+    eventually(lambda: set(states(there).values()) == {"delivered"})
+    assert "braze_campaign_c2" in sandbox.sandbox.tags(ALICE)

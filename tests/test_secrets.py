@@ -12,7 +12,8 @@ from urllib.parse import quote, quote_plus
 import pytest
 import requests
 
-from bridge.parts import build
+from bridge.database import StoreUnavailableError
+from bridge.parts import build, open_outbox
 from bridge.sessionm.answers import SessionMError
 from bridge.sessionm.sandbox import Credentials, SandboxServer
 from bridge.settings import SettingsError, load
@@ -149,3 +150,60 @@ def test_commands_show_no_secret(sandbox: SandboxServer, tmp_path: Path) -> None
         told += done.stdout + done.stderr
         assert "Traceback" not in told
     assert not [word for word in secrets() - {Credentials().core_key} if word in told]
+
+
+PASSWORDS = ["S3cret@Pwd", "S3cret?Pwd", "S3cret#Pwd", "S3cret/Pwd"]
+
+
+@pytest.mark.parametrize("password", PASSWORDS)
+@pytest.mark.parametrize("command", ["serve", "check", "queue", "move"])
+def test_a_database_password_that_reads_in_two_ways_stops_the_start_and_is_not_shown(
+    sandbox: SandboxServer, tmp_path: Path, password: str, command: str
+) -> None:
+    url = f"postgresql://bridge:{password}@127.0.0.1:1/db"
+    arguments = {
+        "serve": ["serve", "--bind", "127.0.0.1:1"],
+        "check": ["check"],
+        "queue": ["queue", "status"],
+        "move": ["move", "--from", url, "--to", f"sqlite:///{tmp_path}/to.db"],
+    }[command]
+    environ = {**os.environ, **environment(sandbox.url, tmp_path, BRIDGE_DATABASE_URL=url)}
+    ended = run_bridge(arguments, environ, tmp_path)
+    assert ended.returncode != 0
+    told = ended.stdout + ended.stderr
+    assert "percent-encoded" in told
+    assert ("--from" if command == "move" else "BRIDGE_DATABASE_URL") in told
+    assert "S3cret" not in told
+    assert "Pwd" not in told
+    assert len(ended.stderr.splitlines()) == 1
+
+
+def run_bridge(
+    arguments: list[str], environ: dict[str, str], folder: Path
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "bridge", *arguments],
+        env=environ,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+
+
+@pytest.mark.parametrize("password", PASSWORDS)
+def test_a_database_is_named_without_user_and_password(password: str) -> None:
+    url = f"postgresql://somebody:{quote(password, safe='')}@db1,db2:6432/bridge?sslmode=prefer"
+    database = open_outbox(url)
+    assert database.name == "postgresql://db1,db2:6432/bridge"
+    database.close()
+
+
+def test_what_the_driver_says_is_told_without_the_password() -> None:
+    database = open_outbox("postgresql://u:S3cretPwd@127.0.0.1:1/bridge?sslmode=S3cretPwd")
+    for ask in (database.migrate, database.alone(1).__enter__):
+        with pytest.raises(StoreUnavailableError) as caught:
+            ask()
+        assert "S3cretPwd" not in str(caught.value)
+    database.close()

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import click
 
 from bridge.cli.common import one_line
-from bridge.database import Database, sqlite_path
+from bridge.database import Database, StoreUnavailableError, sqlite_path
 from bridge.outbox.move import Move
 from bridge.parts import open_outbox
 
@@ -22,7 +22,8 @@ LOCK_PATIENCE = 4.0
     "--from", "source", required=True, metavar="URL", help="sqlite:///… or postgresql://…"
 )
 @click.option("--to", "target", required=True, metavar="URL", help="Likewise; it may be empty.")
-def move(source: str, target: str) -> None:
+@click.option("--without-batches", is_flag=True, help="Leave batches that are not over behind.")
+def move(source: str, target: str, *, without_batches: bool) -> None:
     """Copy the outbox into another database: what waits, is dead, or is remembered.
 
     \b
@@ -34,7 +35,8 @@ def move(source: str, target: str) -> None:
     stays as it is. Do not start a bridge on the source afterwards: it would deliver once more what
     waited there.
 
-    Cached lookups are not moved; they are fetched again. A password is better kept out of the
+    Batches are not moved, so they have to be over. Cached lookups are not moved either; they are
+    fetched again. A password is better kept out of the
     command line, in PGPASSWORD or ~/.pgpass.
     """  # noqa: D301 - click's mark for lines to be kept
     logging.getLogger("bridge").handlers = [logging.NullHandler()]
@@ -49,12 +51,24 @@ def move(source: str, target: str) -> None:
             raise click.ClickException(
                 "bridges deliver from both databases: stop those on the one given as --from"
             )
-        _move(Move(ours, theirs, alone=alone))
+        moving = Move(ours, theirs, alone=alone)
+        if not without_batches:
+            _check_batches(moving)
+        _move(moving)
         if still_running:
             click.echo(
                 "A bridge still delivers from --from: stop it, and run this once more before "
                 "a bridge starts on --to."
             )
+
+
+def _check_batches(moving: Move) -> None:
+    if left := moving.left_behind():
+        raise click.ClickException(
+            f"{left} batches are not over, and cannot be moved: let the bridge on --from end them, "
+            "or discard them (`bridge batch status`, `bridge batch discard ID`), or leave them "
+            "behind with --without-batches"
+        )
 
 
 def _move(moving: Move) -> None:
@@ -76,7 +90,10 @@ def _opened(option: str, url: str, *, new: bool = False) -> Iterator[Database]:
     if missing:
         raise click.ClickException(f"{option}: there is no file {database.name}")
     try:
-        database.migrate()
+        try:
+            database.migrate()
+        except StoreUnavailableError as error:
+            raise click.ClickException(f"{option}: {error}") from None
         yield database
     finally:
         database.close()

@@ -180,6 +180,8 @@ class Cache:
     def get(self, key: Key, fetch: Fetch, ages: Ages, until: float) -> Served:
         """The answer for *key*, at the latest when ``time.monotonic()`` is *until*.
 
+        The table may hold it up for longer, unless the caller is `in_time` as well.
+
         Args:
             key: what is asked.
             fetch: asks SessionM, with a time-out in seconds.
@@ -198,14 +200,14 @@ class Cache:
             if entry and use is Use.WHILE_REFRESHING:
                 return Served(entry, "stale", ages.fresh_for(entry))
             if flight is None:
-                return self._instead(key, ages, _AWAY)
+                return self._instead(key, ages, entry, _AWAY)
             try:
                 fetched = flight.result(max(0.0, until - time.monotonic()))
             except (SessionMError, TimeoutError) as error:
-                return self._instead(key, ages, error)
+                return self._instead(key, ages, entry, error)
             except Exception as error:
                 log.exception("lookup failed", extra={"action": "lookup_failed"})
-                return self._instead(key, ages, error)
+                return self._instead(key, ages, entry, error)
             stamp = self._stamps.get(key.kind, key.customer)
             # Where nothing is heard of changes, what SessionM says now is the best there is.
             if fetched.stamp == stamp or stamp < 0:
@@ -322,10 +324,10 @@ class Cache:
                 self._memory[key] = stored
         return entry
 
-    def _last_resort(self, key: Key) -> Entry | None:
-        """What memory holds, though the customer may have changed since, unheard."""
+    def _last_resort(self, key: Key, known: Entry | None = None) -> Entry | None:
+        """What memory holds or was *known*, though the customer may have changed, unheard."""
         with self._memory_lock:
-            entry: Entry | None = self._memory.get(key)
+            entry: Entry | None = self._memory.get(key) or known
         still = entry and entry.stamp == self._stamps.last(key.kind, key.customer)
         return entry if still else None
 
@@ -433,10 +435,10 @@ class Cache:
             self._keep({key: entry})
         return entry
 
-    def _instead(self, key: Key, ages: Ages, error: Exception) -> Served:
-        """What can be served although SessionM failed."""
+    def _instead(self, key: Key, ages: Ages, known: Entry | None, error: Exception) -> Served:
+        """What can be served although SessionM failed; *known* is what was cached before."""
         reason = str(error) or "SessionM did not answer in time"
-        entry = self._known(key, ages) or self._last_resort(key)
+        entry = self._known(key, ages) or self._last_resort(key, known)
         if entry and ages.use(entry, time.time()) is not Use.NOTHING:
             return Served(entry, "stale", ages.fresh_for(entry))
         raise UnavailableError(reason) from error

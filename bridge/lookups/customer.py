@@ -5,13 +5,14 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
 from bridge.customer import Customer, CustomerKind
-from bridge.database import StoreUnavailableError
+from bridge.database import StoreUnavailableError, in_time
 from bridge.fields import FieldError, identifier
 from bridge.lookups.cache import Ages, Cache, Fetch, Key, Served, UnavailableError
 from bridge.lookups.query import Query
@@ -144,25 +145,27 @@ class Lookups:
         self._own_stamps.close()
 
     def tags(self, query: Query) -> Answer:
-        own, held = self._own(query.customer)
-        got = self._tags(query.customer, self._until())
+        with self._in_time() as until:
+            own, held = self._own(query.customer)
+            got = self._tags(query.customer, until)
         now = time.time()
         answer = tags_answer(query.customer, got.part, own, self._braze_id, now)
         return _answer(answer, [got], min(own.expires.values(), default=math.inf), held)
 
     def offers(self, query: Query) -> Answer:
-        got, user_id = self._offers(query, self._until())
+        with self._in_time() as until:
+            got, user_id = self._offers(query, until)
         now = time.time()
         answer = offers_answer(query, user_id, got.part, now)
         return _answer(answer, [got], offers_change_at(got.part, now))
 
     def customer(self, query: Query) -> Answer:
-        until = self._until()
-        own, held = self._own(query.customer)
-        # Both sides are under way at once: the tags' fetch goes on while the offers are awaited.
-        self._cache.prepare(*self._tags_question(query.customer))
-        offers, user_id = self._offers(query, until)
-        tags = self._tags(query.customer, until)
+        with self._in_time() as until:
+            own, held = self._own(query.customer)
+            # Both are under way at once: the tags' fetch goes on while the offers are awaited.
+            self._cache.prepare(*self._tags_question(query.customer))
+            offers, user_id = self._offers(query, until)
+            tags = self._tags(query.customer, until)
         now = time.time()
         answer = customer_answer(query, user_id, tags.part, offers.part, own, self._braze_id, now)
         changes_at = min([offers_change_at(offers.part, now), *own.expires.values()])
@@ -186,7 +189,8 @@ class Lookups:
         Raises:
             UnavailableError: as `Cache.get`.
         """
-        return self._cache.get(*self._tags_question(customer), self._until())
+        with self._in_time() as until:
+            return self._cache.get(*self._tags_question(customer), until)
 
     def raw_repeat(self, customer: Customer, served: Served) -> Repeatable | None:
         """Whether and how long `raw_tags` that were *served* may be given again."""
@@ -274,7 +278,8 @@ class Lookups:
         customer = Customer("user_id", str(body["user_id"]))
         key = Key("offers", customer.key, variant)
         fetch = _fetch_offers(self._sessionm, body)
-        return self._cache.get(key, fetch, self._ages(self._freshness.offers), self._until())
+        with self._in_time() as until:
+            return self._cache.get(key, fetch, self._ages(self._freshness.offers), until)
 
     def _own(self, customer: Customer) -> tuple[OwnWrites, _Held]:
         """Our own writes, and their stamp.
@@ -286,8 +291,12 @@ class Lookups:
         stamp = read()
         return self._own_writes(customer), (read, stamp)
 
-    def _until(self) -> float:
-        return time.monotonic() + self._freshness.deadline
+    @contextmanager
+    def _in_time(self) -> Iterator[float]:
+        """Until when a lookup that begins now has to be answered; the database knows it too."""
+        until = time.monotonic() + self._freshness.deadline
+        with in_time(until):
+            yield until
 
     def _ages(self, fresh: float) -> Ages:
         return Ages(fresh, self._freshness.while_refreshing, self._freshness.if_error)

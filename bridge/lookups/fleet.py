@@ -8,6 +8,10 @@ again, not even after a failover to a standby that had not heard of the last cha
 rows of cached lookups carry the stamp that they were fetched under, and the table is written
 before them, a crash of the server that loses the last changes loses these rows as well.
 
+One more word is the era, which is part of every stamp: where it changes, everybody's stamp has
+changed, for the price of one row. A process of a version that does not know it cannot read its
+place: it ends its session, and trusts nothing that it has in memory from then on.
+
 Flights are leases. A lease whose holder's session has ended counts for nothing, so a process that
 is killed holds nobody up; the table is unlogged, since it means nothing after a restart.
 """
@@ -34,6 +38,8 @@ log = logging.getLogger(__name__)
 CHANNEL = "bridge_stamps"
 # Of stamps, each of which may be a row: all are read whenever the connection was lost.
 WORDS = 1 << 16
+# Behind the words. Not before them: -1 is a place too, the last one, to who does not know the era.
+ERA = WORDS
 # No fetch takes longer.
 LEASE = 6.0
 
@@ -85,6 +91,10 @@ def create(connection: sa.Connection) -> None:
         schema.create_all(connection)
 
 
+def begin_eras(_connection: sa.Connection) -> None:
+    """Nothing to add: its number keeps versions that do not know the era from starting."""
+
+
 class FleetStamps:
     """The stamps as this process knows them.
 
@@ -101,41 +111,50 @@ class FleetStamps:
         self._database = database
         self._session = session
         self._migrate = migrate
-        self._values = array("q", bytes(8 * WORDS))
+        self._values = array("q", bytes(8 * (WORDS + 1)))
         self._changing = threading.Lock()
         self._never = itertools.count(-1, -1)
         session.listen(CHANNEL, self._renew, self._heard)
 
     def start(self) -> None:
-        self._session.start(self.PATIENCE)
+        self._session.start()
         try:
             # The first connection takes longest: not the first lookup is to wait for it.
             self._database.migrate()
         except StoreUnavailableError as error:
             log.warning("the cache is away: %s", error, extra={"action": "cache_unreadable"})
+            # Nor is there anything to wait for.
+            return
+        self._session.start(self.PATIENCE)
 
     def get(self, kind: str, customer: str) -> int:
-        value = self._values[place(kind, customer)]
+        value = self.last(kind, customer)
         return value if self._session.is_complete() else next(self._never)
 
     def reader(self, kind: str, customer: str) -> Callable[[], int]:
         where, is_complete = place(kind, customer), self._session.is_complete
-        return lambda: self._values[where] if is_complete() else next(self._never)
+        return lambda: self._stamp(where) if is_complete() else next(self._never)
 
     def last(self, kind: str, customer: str) -> int:
-        return self._values[place(kind, customer)]
+        return self._stamp(place(kind, customer))
 
     def change(self, kind: str, customer: str) -> int:
-        where = place(kind, customer)
-        return self._change([where])[where]
+        return self.change_many(kind, [customer])[customer]
 
     def change_many(self, kind: str, customers: Collection[str]) -> dict[str, int]:
         places = {customer: place(kind, customer) for customer in customers}
+        # From before: what an era outdates that begins meanwhile stays outdated.
+        era = self._values[ERA]
         changed = self._change(list(places.values()))
-        return {customer: changed[where] for customer, where in places.items()}
+        return {customer: changed[where] + era for customer, where in places.items()}
 
     def change_all(self) -> None:
-        self._change(list(range(WORDS)))
+        self._change([ERA])
+
+    def _stamp(self, where: int) -> int:
+        # Neither ever falls, so their sum is what it was only while both are.
+        values = self._values
+        return values[where] + values[ERA]
 
     def _change(self, places: list[int]) -> dict[int, int]:
         with self._database.autocommit() as connection:
@@ -150,7 +169,7 @@ class FleetStamps:
 
     def _renew(self, connection: Any) -> None:
         self._migrate()
-        values = array("q", bytes(8 * WORDS))
+        values = array("q", bytes(8 * (WORDS + 1)))
         for where, value in connection.execute("SELECT place, value FROM stamps"):
             values[where] = value
         with self._changing:

@@ -3,6 +3,9 @@
 Nothing is ever copied twice, however often it is run: an event keeps its id. In a further run, what
 has happened at the source since the last one is brought up to date, as far as the target has not
 gone on by itself. The writes arrive in the order in which they waited.
+
+Batches stay behind: SessionM knows a job's file by a URL of the bridge that it was submitted by. So
+no write waits for one any more where it arrives.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,12 +17,19 @@ import sqlalchemy as sa
 
 from bridge.database import Database, insert
 from bridge.outbox.delivery import HEARTBEAT_FACT, PAUSE_FACT
-from bridge.outbox.schema import State, attempts, events, expiries, facts, writes
+from bridge.outbox.jobs import BatchState, Source
+from bridge.outbox.schema import HELD, State, attempts, batches, events, expiries, facts, writes
 from bridge.outbox.store import settle
 from bridge.outbox.tallies import Counted, Tally
 
 BATCH = 500
 _OPEN = {State.QUEUED.value, State.DEAD.value}
+# Files that were taken in, and are neither done nor given up. What the backlog's batches hold is
+# moved as writes.
+_LEFT_BEHIND = sa.and_(
+    batches.c.source != Source.BACKLOG.value,
+    batches.c.state.in_((BatchState.QUEUED, BatchState.RUNNING, BatchState.FAILED)),
+)
 # What changes in a write while it waits and when it ends.
 _PROGRESS = (
     "state",
@@ -71,6 +81,12 @@ class Move:
         self._source = source
         self._target = target
         self._alone = alone
+
+    def left_behind(self) -> int:
+        """How many batches at the source are not over."""
+        counted = sa.select(sa.func.count()).select_from(batches).where(_LEFT_BEHIND)
+        with self._source.read() as connection:
+            return connection.execute(counted).scalar_one()
 
     def length(self) -> int:
         """How many steps `run` takes, as it tells them."""
@@ -225,7 +241,8 @@ def _stories(connection: sa.Connection, ids: Sequence[str]) -> dict[str, _Story]
     by_seq: dict[int, _Story] = {}
     for row in connection.execute(ordered).mappings():
         story = found[row["event_id"]]
-        story.writes.append(dict(row))
+        held = row["next_at"] >= HELD
+        story.writes.append({**row, "next_at": row["accepted_at"] if held else row["next_at"]})
         by_seq[row["seq"]] = story
     tried = (
         attempts.select()
