@@ -91,6 +91,15 @@ class FromSessionM(BaseModel):
     status: str
 
 
+class JobUncertain(_Shape):
+    """A batch job whose submission SessionM did not confirm; *id* is the batch that follows it."""
+
+    status: Literal["uncertain"]
+    message: str
+    id: str
+    tags: dict[str, Any]
+
+
 class EventSummary(_Shape):
     """One stored event; times as ``2026-12-01T00:00:00Z``, blank if there is none."""
 
