@@ -141,7 +141,7 @@ def warm(
         limit = min(rps or parts.settings.bridge_sessionm_rps, parts.settings.bridge_sessionm_rps)
         customers = sum(1 for _ in _customers(file, wanted, parts))
         if not customers:
-            raise click.ClickException(f"{file} names no customer")
+            raise click.ClickException(f"{click.format_filename(file)} names no customer")
         options = {"kinds": lookups, "culture": culture, "id": [id_column, id_kind]}
         note = _Note(file, options, restart=restart)
         _estimate(parts, lookups, customers, limit, note.state)
@@ -163,8 +163,8 @@ def _lookups(parts: Parts, kinds: str | None) -> list[str]:
 
 
 def _customers(file: Path, wanted: Wanted, parts: Parts) -> Iterator[tuple[int, Customer]]:
-    with opened_csv(file) as (stream, _size):
-        for row in open_segment(lines_of(stream.read), wanted, parts.rules):
+    with opened_csv(file) as (read, _size):
+        for row in open_segment(lines_of(read), wanted, parts.rules):
             if not isinstance(row, Refused):
                 yield row.line, row.customer
 
@@ -229,8 +229,9 @@ class _Note:
         except FileNotFoundError:
             return _State()
         except (ValueError, KeyError, TypeError):
+            named = click.format_filename(self._path)
             raise click.ClickException(
-                f"{self._path} is damaged: delete it, or begin again with --restart"
+                f"{named} is damaged: delete it, or begin again with --restart"
             ) from None
 
     def save(self, *, at_once: bool = False) -> None:
