@@ -120,6 +120,12 @@ def test_an_archive_that_cannot_be_unpacked_is_told_in_one_line(
         assert told in command.fails(*arguments)
 
 
+def test_what_a_mac_adds_to_an_archive_is_no_file_of_customers(command: Command) -> None:
+    file = command.folder / "segment.zip"
+    file.write_bytes(archive({"segment.csv": SEGMENT, "__MACOSX/._segment.csv": "\0\5\26\7"}))
+    assert command.submit(file=file) == ""
+
+
 def test_a_file_whose_name_is_not_utf_8_is_taken_and_shown(command: Command) -> None:
     name = os.fsdecode(b"\xffname.csv")
     command.file.rename(command.folder / name)

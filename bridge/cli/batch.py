@@ -242,7 +242,12 @@ def opened_csv(file: Path) -> Iterator[tuple[Read, int]]:
 
 
 def _only_csv(archive: zipfile.ZipFile) -> zipfile.ZipInfo:
-    found = [info for info in archive.infolist() if info.filename.lower().endswith(".csv")]
+    found = [
+        info
+        for info in archive.infolist()
+        # A Mac puts what it knows of each file beside it, under the file's name.
+        if info.filename.lower().endswith(".csv") and not info.filename.startswith("__MACOSX/")
+    ]
     if len(found) != 1:
         raise FileRefusedError(
             f"The archive holds {len(found)} CSV files: unpack it, and submit each."
