@@ -421,7 +421,7 @@ def test_a_dry_run_stores_nothing(bridge: Bridge) -> None:
         ("user_id\nu1\n", {"tag": "braze_campaign_x"}, 422, "invalid_file"),
         ('user_id\nu1\n"u2\nu3\n', {"tag": "t"}, 422, "invalid_file"),
         ("user_id\nu1\n", {"tag": "t", "split": "0"}, 400, "invalid_parameter"),
-        ("user_id\nu1\n", {"tag": "t", "split": "0" * 9 + "1" * 12}, 400, "invalid_parameter"),
+        ("user_id\nu1\n", {"tag": "t", "split": "000000001" + "0" * 14}, 400, "invalid_parameter"),
         ("user_id\nu1\n", {"tag": "t", "colour": "red"}, 400, "invalid_parameter"),
     ],
 )
