@@ -404,8 +404,10 @@ def test_a_multipart_form_is_taken_too(bridge: Bridge) -> None:
 
 
 def test_a_dry_run_stores_nothing(bridge: Bridge) -> None:
-    answer = bridge.post(FILE, dry_run="1")
-    assert answer.get_json()["rows"] == 3
+    told = bridge.post(FILE, dry_run="1", split="2").get_json()
+    assert (told["rows"], told["jobs"]) == (3, 2)
+    assert told["first_rows"][0] == {"user_id": ALICE, "tag": "gold", "expires": "30 days"}
+    assert [row["expires"] for row in told["first_rows"]] == ["30 days", "1 day", ""]
     assert bridge.batches.jobs.find() == []
 
 
@@ -419,6 +421,7 @@ def test_a_dry_run_stores_nothing(bridge: Bridge) -> None:
         ("user_id\nu1\n", {"tag": "braze_campaign_x"}, 422, "invalid_file"),
         ('user_id\nu1\n"u2\nu3\n', {"tag": "t"}, 422, "invalid_file"),
         ("user_id\nu1\n", {"tag": "t", "split": "0"}, 400, "invalid_parameter"),
+        ("user_id\nu1\n", {"tag": "t", "split": "000000001" + "0" * 14}, 400, "invalid_parameter"),
         ("user_id\nu1\n", {"tag": "t", "colour": "red"}, 400, "invalid_parameter"),
     ],
 )
@@ -428,6 +431,35 @@ def test_a_file_that_cannot_be_used_is_refused_whole(
     answer = bridge.post(file, **options)
     assert (answer.status_code, answer.get_json()["errors"]["code"]) == (status, code)
     assert bridge.batches.jobs.find() == []
+
+
+@pytest.mark.parametrize("query", ["tag=a&tag=b", "tag=caf%E9", "tag=%ff", "tag=a%00"])
+def test_options_that_could_be_read_as_others_are_refused(bridge: Bridge, query: str) -> None:
+    headers = bearer("admin")
+    file = "user_id\nu1\n"
+    answer = bridge.client.post(f"/batches?{query}", data=file, headers=headers)
+    assert (answer.status_code, "tag" in answer.get_json()["errors"]["message"]) == (400, True)
+    form = {"file": (io.BytesIO(file.encode()), "a.csv"), "tag": ["a", "b"]}
+    assert bridge.client.post("/batches", data=form, headers=headers).status_code == 400
+    assert bridge.batches.jobs.find() == []
+
+
+@pytest.mark.parametrize("path", ["/batches/%00", "/batches/%00/refused", "/batches?before=%00"])
+def test_what_no_database_takes_is_the_callers_mistake(bridge: Bridge, path: str) -> None:
+    assert bridge.client.get(path, headers=bearer("admin")).status_code == 400
+
+
+@pytest.mark.parametrize("status", ["a\0b", "\N{LATIN CAPITAL LETTER I WITH DOT ABOVE}" * 20])
+def test_a_notification_of_any_words_is_taken(
+    bridge: Bridge, sandbox: SandboxServer, status: str
+) -> None:
+    sandbox.sandbox.set_batches({"delay": 0.5})
+    batch = bridge.start().submit(FILE)
+    [order] = eventually(lambda: orders(sandbox))
+    url = order["notify"].partition("&")[0]
+    answer = requests.get(url, params={"status": status, "id": "\0" * 99}, timeout=10)
+    assert answer.status_code == 200
+    bridge.ends(batch, "completed")
 
 
 def test_without_a_public_url_a_file_is_refused_with_what_to_set(make_app: MakeApp) -> None:

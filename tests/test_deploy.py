@@ -23,6 +23,7 @@ from requests.adapters import HTTPAdapter
 from bridge.cli.server import GRACE
 from bridge.sessionm.sandbox import SandboxServer
 from bridge.settings import SECRETS, Settings, load
+from bridge.web.batches import MAX_FILE
 from tests.conftest import ALICE, MakeService, bearer, environment, eventually, free_port, listeners
 
 ROOT = Path(__file__).parent.parent
@@ -153,6 +154,32 @@ def test_its_steps_build_a_bridge_that_serves_is_healthy_and_ends_at_sigterm(
         finally:
             process.kill()
     assert not healthy()
+
+
+def test_large_files_of_customers_find_room_in_the_containers() -> None:
+    """What they have for temporary files by default is a little memory; the volume is a disk."""
+    volume = dockerfile("VOLUME", 2)[0].strip()
+    assert re.findall(r"TMPDIR=(\S+)", dockerfile("ENV", 2)[0]) == [volume]
+    assert f"- var:{volume}\n" in (DEPLOY / "compose.yaml").read_text()
+    kubernetes = (DEPLOY / "kubernetes/deployment.yaml").read_text()
+    assert f"- name: var\n              mountPath: {volume}\n" in kubernetes
+    assert "TMPDIR" not in (DEPLOY / "compose.yaml").read_text() + kubernetes
+    room = number(r"name: var\n +emptyDir:\n +sizeLimit: (\d+)Gi", "kubernetes/deployment.yaml")
+    assert room * 1024**3 > 2 * MAX_FILE
+
+
+def test_what_is_noted_of_a_large_file_stands_where_temporary_files_do(tmp_path: Path) -> None:
+    script = (
+        "import os; from bridge.outbox import seen; seen._CACHE = 64\n"
+        "with seen.Seen() as noted:\n"
+        "    for number in range(20_000): noted.add(str(number))\n"
+        "    for file in os.scandir('/proc/self/fd'): print(os.path.realpath(file.path))"
+    )
+    values = {**environ, "TMPDIR": str(tmp_path)}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, env=values, capture_output=True, text=True, check=True)
+    assert f"\n{tmp_path}/" in done.stdout
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_compose_is_valid_and_defines_all_that_it_uses() -> None:

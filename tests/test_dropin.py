@@ -6,10 +6,20 @@ from typing import Any
 import pytest
 import requests
 from flask.testing import FlaskClient
+from werkzeug.test import TestResponse
 
 from bridge.liquid import render
 from bridge.sessionm.sandbox import SandboxServer
-from tests.conftest import ALICE, KEYS, SEED_CUSTOMER, MakeApp, MakeService, bearer, eventually
+from tests.conftest import (
+    ALICE,
+    KEYS,
+    SEED_CUSTOMER,
+    MakeApp,
+    MakeService,
+    bearer,
+    eventually,
+    free_port,
+)
 from tests.samples import BRAZE_GUIDE, TAGS_API
 
 TAGS = f"/priv/v1/apps/bridge/users/{ALICE}/tags"
@@ -85,18 +95,59 @@ def test_a_failing_sessionm_is_an_error_that_braze_does_not_count(
     assert client.get(TAGS, headers=bearer("content")).status_code == 500
 
 
-def test_a_batch_job_is_passed_on(client: FlaskClient, sandbox: SandboxServer) -> None:
+def submit_job(client: FlaskClient, sandbox: SandboxServer) -> TestResponse:
     job = {
         "request_id": "917",
         "url": f"{sandbox.url}/none.csv",
         "md5": "0" * 32,
         "notify": f"{sandbox.url}/done?id=JOB_ID",
     }
-    answer = client.post(
+    return client.post(
         "/priv/v1/apps/bridge/batch/tags", json={"tags": job}, headers=bearer("webhook")
     )
+
+
+def test_a_batch_job_is_passed_on(client: FlaskClient, sandbox: SandboxServer) -> None:
+    answer = submit_job(client, sandbox)
     assert answer.status_code == 200
     assert answer.get_json()["tags"]["request_id"] == "917"
+
+
+@pytest.mark.parametrize("fault", [{"drop": "after"}, {"status": 503}, {"garbage": True}], ids=str)
+def test_a_job_that_sessionm_may_have_taken_is_followed_and_braze_submits_it_no_more(
+    client: FlaskClient, sandbox: SandboxServer, fault: dict[str, Any]
+) -> None:
+    sandbox.sandbox.set_faults({**fault, "match": "^POST .*/batch/tags$", "times": 1})
+    answer = submit_job(client, sandbox)
+    told = answer.get_json()
+    assert (answer.status_code, told["status"]) == (202, "uncertain")
+    assert "may have taken" in told["message"]
+    listed = client.get(f"/batches/{told['id']}", headers=bearer("admin")).get_json()["batch"]
+    assert (listed["source"], listed["name"], listed["state"]) == ("dropin", "917", "running")
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "code"),
+    [
+        ({"status": 429, "retry_after": 7}, 429, "too_many_requests"),
+        ({"status": 401}, 500, "sessionm_unavailable"),
+        (None, 500, "sessionm_unavailable"),
+        ({"status": 404, "code": "NOT_FOUND"}, 404, "not_found"),
+        ({"ok_error": True, "code": "VALIDATION"}, 422, "validation"),
+    ],
+    ids=str,
+)
+def test_why_sessionm_did_not_take_a_job_reaches_who_submitted_it(
+    make_app: MakeApp, sandbox: SandboxServer, fault: dict[str, Any] | None, status: int, code: str
+) -> None:
+    """Without a *fault* SessionM is not there at all."""
+    away = {"SESSIONM_CORE_URL": f"http://127.0.0.1:{free_port()}"}
+    sandbox.sandbox.set_faults({**(fault or {}), "match": "^POST .*/batch/tags$"})
+    client = make_app(**({} if fault else away)).test_client()
+    answer = submit_job(client, sandbox)
+    assert (answer.status_code, answer.get_json()["errors"]["code"]) == (status, code)
+    assert answer.headers.get("Retry-After") == ("7" if status == 429 else None)
+    assert client.get("/batches", headers=bearer("admin")).get_json()["batches"] == []
 
 
 def test_the_seeds_curl_works_with_only_host_and_credentials_changed(

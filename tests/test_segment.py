@@ -146,6 +146,16 @@ def test_a_tag_is_a_counter_or_expires_but_not_both() -> None:
         ('[{"user_id":"u1"}]', TAG, "JSON"),
         ('user_id\nu1\n"u2\n' + "u3\n" * 10, TAG, "Line 3"),
         ("user_id\n" + "u" * (MAX_LINE + 100_000), TAG, "longer"),
+        ("user_id,expires\nu1,30 days\n", Wanted(tag="t"), "column expires"),
+        ("user_id,expires\nu1,30 days\n", TAG, "column expires"),
+        ('user_id,a,b\nu1,"ab"c,"hello\nVICTIM,x,bye"\n', TAG, "Line 2 .* closing quote"),
+        ('user_id,a\nu0,\nu1,"a\nb"c\n', TAG, "lines 3 to 4"),
+        ("user_id,a\nu1,hello\rVICTIM,bye\n", TAG, "Line 2 has a line end"),
+        ("user_id,a\ru1,hello\nVICTIM,bye\r", TAG, "Line 2 has a line end"),
+        ("user_id,user_id\nu1,u2\n", TAG, '2 columns "user_id"'),
+        ("User ID,user_id\nu1,u2\n", TAG, '2 columns "User ID"'),
+        ("user_id,tag,Tag\nu1,a,b\n", Wanted(), '2 columns "tag"'),
+        ("no,no\nu1,u2\n", Wanted(tag="t", id_column="no"), '2 columns "no"'),
     ],
 )
 def test_a_file_that_cannot_be_meant_is_refused_with_the_reason(
@@ -157,6 +167,45 @@ def test_a_file_that_cannot_be_meant_is_refused_with_the_reason(
 
 def test_a_shifted_line_is_refused_rather_than_misread() -> None:
     assert refused(read("name,user_id\nDoe, John,u1\nJane,u2\n")) == [2]
+
+
+def test_what_is_left_behind_a_line_break_in_free_text_is_no_customer() -> None:
+    rows = read("user_id,name,notes\nu1,Anne,hello\nVICTIM and more\nu2,Bob,bye\n")
+    assert ids(rows) == ["user_id:u1", "user_id:u2"]
+    [row] = [row for row in rows if isinstance(row, Refused)]
+    assert (row.line, row.reason) == (3, "the line has 1 fields, the header 3.")
+
+
+def test_a_cell_of_nothing_is_a_blank_customer_and_a_line_of_nothing_is_no_row() -> None:
+    rows = read('user_id\nu1\n""\n\nu2\n')
+    assert ids(rows) == ["user_id:u1", "user_id:u2"]
+    assert refused(rows) == [3]
+
+
+def test_lines_may_end_as_on_old_macs() -> None:
+    rows = read('user_id,a\ru1,"x\ry"\ru2,\r')
+    assert ids(rows) == ["user_id:u1", "user_id:u2"]
+    assert ids(read("user_id\r\r\nu1\r\r\n")) == ["user_id:u1"]
+
+
+def test_windows_line_ends_are_known_however_the_file_comes_in_pieces() -> None:
+    file = io.BytesIO(b"user_id,a\r\nu1,\r\nu2,\r\n")
+    rows = open_segment(lines_of(lambda _size: file.read(1)), TAG, RULES)
+    assert ids(rows) == ["user_id:u1", "user_id:u2"]
+
+
+def test_an_encoding_other_than_utf_8_is_named_where_it_matters() -> None:
+    [first, second] = read("user_id,name\nu1,Ren\u00e9\nRen\u00e9,x\n".encode("latin-1"))
+    assert ids([first]) == ["user_id:u1"]
+    assert isinstance(second, Refused)
+    assert "save the file as CSV in UTF-8" in second.reason
+
+
+def test_a_record_that_does_not_end_is_refused_before_it_is_read_whole() -> None:
+    file = io.BytesIO(b"user_id,a,b\nu1,x,y\nu2," + b'"a\nb",' * (MAX_LINE // 2))
+    with pytest.raises(FileRefusedError, match="line 3 is longer"):
+        list(open_segment(lines_of(file.read), TAG, RULES))
+    assert file.tell() < 1.2 * MAX_LINE
 
 
 def test_identifiers_that_no_url_or_database_takes_are_refused() -> None:

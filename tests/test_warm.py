@@ -84,6 +84,19 @@ def test_the_rate_is_kept(warm: Warm) -> None:
     assert max(calls) - min(calls) >= 1.8
 
 
+def test_the_time_it_will_take_counts_the_profiles_of_external_ids(warm: Warm) -> None:
+    for number in range(20):
+        warm.sandbox.sandbox.put_customer({"user_id": f"c{number}", "external_id": f"e{number}"})
+    warm.file.write_text("external_id\n" + "".join(f"e{number}\n" for number in range(20)))
+    status, out, _ = warm.run("--rps", "30")
+    assert status == 0
+    assert "at 30 calls a second 2 s if" in out
+    assert "20 fetched" in out
+    calls = [call["at"] for call in warm.sandbox.sandbox.calls()]
+    assert len(calls) == 60
+    assert max(calls) - min(calls) >= 1.8
+
+
 def test_the_rate_of_the_settings_is_the_most(warm: Warm) -> None:
     warm.segment(*(f"c{number}" for number in range(10)))
     _, out, _ = warm.run("--tags", "--rps", "500", BRIDGE_SESSIONM_RPS="10")

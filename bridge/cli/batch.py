@@ -2,18 +2,20 @@
 
 import io
 import json
+import lzma
 import time
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import click
 
 from bridge.cli.common import connected, one_line
 from bridge.customer import CustomerKind
-from bridge.fields import FieldError, ttl
+from bridge.fields import MAX_TEXT, FieldError, shown, ttl
 from bridge.health import delivers
 from bridge.intake.segment import (
     FileRefusedError,
@@ -41,6 +43,7 @@ WATCH = 0.5
 OVER = {"completed", "failed", "discarded"}
 _MISTAKES = (FileRefusedError, NothingUsableError, PublicUrlError)
 
+Read = Callable[[int], bytes]
 Command = TypeVar("Command", bound=Callable[..., None])
 _Path = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -111,17 +114,17 @@ def submit(
         if not dry_run:
             _ = parts.batches.public_url
         with (
-            opened_csv(file) as (stream, size),
-            _RefusedFile(listed) as refusals,
+            opened_csv(file) as (read, size),
+            _RefusedFile(listed, file) as refusals,
             click.progressbar(length=size, label="Reading") as bar,
         ):
-            segment = open_segment(lines_of(_watched(stream, bar)), wanted, parts.rules)
+            segment = open_segment(lines_of(_watched(read, bar)), wanted, parts.rules)
             if dry_run:
                 tally = _count(segment, refusals)
             else:
                 tally = parts.batches.take_in(
                     segment,
-                    name=file.name,
+                    name=shown(file.name, MAX_TEXT),
                     key_name="cli",
                     split=split,
                     on_refused=refusals.add,
@@ -204,44 +207,86 @@ def file_mistakes(file: Path) -> Iterator[None]:
         yield
     except _MISTAKES as mistake:
         raise click.ClickException(str(mistake).rstrip(".")) from None
-    except (OSError, zipfile.BadZipFile) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise click.ClickException(f"{file} or its list of refused rows: {reason}") from None
+    except OSError as error:
+        reason = error.strerror or str(error)
+        named = click.format_filename(file)
+        raise click.ClickException(f"{named} or its list of refused rows: {reason}") from None
     except FieldError as error:
         raise click.ClickException(str(error)) from None
 
 
 @contextmanager
-def opened_csv(file: Path) -> Iterator[tuple[IO[bytes], int]]:
-    """The CSV and its size; the one in *file* if that is an archive, as Braze sends it."""
+def opened_csv(file: Path) -> Iterator[tuple[Read, int]]:
+    """What reads the CSV, and its size; the one in *file* if that is an archive, as Braze sends it.
+
+    Raises:
+        FileRefusedError: the archive cannot be unpacked, or holds more than one; also when read.
+    """
     if not zipfile.is_zipfile(file):
         with file.open("rb") as stream:
-            yield stream, file.stat().st_size
+            yield stream.read, file.stat().st_size
         return
-    with zipfile.ZipFile(file) as archive:
-        names = [info for info in archive.infolist() if info.filename.lower().endswith(".csv")]
-        if len(names) != 1:
-            raise click.ClickException(
-                f"{file} holds {len(names)} CSV files: unpack it, and submit each"
-            )
-        with archive.open(names[0]) as stream:
-            yield stream, names[0].file_size
+    with _unpacking():
+        archive = zipfile.ZipFile(file)
+    with archive:
+        info = _only_csv(archive)
+        with _unpacking():
+            packed = archive.open(info)
+
+        def read(size: int) -> bytes:
+            with _unpacking():
+                return packed.read(size)
+
+        with packed:
+            yield read, info.file_size
 
 
-def _watched(stream: IO[bytes], bar: Any) -> Any:
-    def read(size: int) -> bytes:
-        chunk = stream.read(size)
+def _only_csv(archive: zipfile.ZipFile) -> zipfile.ZipInfo:
+    found = [
+        info
+        for info in archive.infolist()
+        # A Mac puts what it knows of each file beside it, under the file's name.
+        if info.filename.lower().endswith(".csv") and not info.filename.startswith("__MACOSX/")
+    ]
+    if len(found) != 1:
+        raise FileRefusedError(
+            f"The archive holds {len(found)} CSV files: unpack it, and submit each."
+        )
+    return found[0]
+
+
+@contextmanager
+def _unpacking() -> Iterator[None]:
+    """Tell in one sentence why an archive cannot be unpacked."""
+    try:
+        yield
+    except NotImplementedError:
+        raise FileRefusedError(
+            "The archive is packed in a way that is not known here: unpack it first."
+        ) from None
+    except RuntimeError:
+        raise FileRefusedError("The archive is protected by a password: unpack it first.") from None
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError) as error:
+        raise FileRefusedError(
+            f"The archive is damaged ({shown(str(error), 100)}): fetch it again."
+        ) from None
+
+
+def _watched(read: Read, bar: Any) -> Read:
+    def read_on(size: int) -> bytes:
+        chunk = read(size)
         bar.update(len(chunk))
         return chunk
 
-    return read
+    return read_on
 
 
 class _RefusedFile:
-    """The list of refused rows, made when there is the first."""
+    """The list of refused rows of *source*, made when there is the first."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, source: Path) -> None:
         self._path = path
+        self._source = source
         self._file: io.TextIOWrapper | None = None
 
     def add(self, refused: list[Refused]) -> None:
@@ -251,13 +296,33 @@ class _RefusedFile:
         self._file.write(refused_lines(refused))
 
     def __enter__(self) -> Self:
-        # A list of an earlier run would be taken for this one's.
-        self._path.unlink(missing_ok=True)
+        if self._path.exists():
+            self._refuse_others()
+            # A list of an earlier run would be taken for this one's.
+            self._path.unlink()
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._file is not None:
             self._file.close()
+
+    def _refuse_others(self) -> None:
+        """Let nothing be replaced but such a list."""
+        named = click.format_filename(self._path)
+        if self._path.samefile(self._source):
+            raise click.ClickException(
+                f"{named} is the file itself: give --refused another path for the list"
+            )
+        if not (self._path.is_file() and _begins(self._path, REFUSED_HEADER.encode())):
+            raise click.ClickException(
+                f"{named} is there and no list of refused rows: move it away, or give --refused "
+                "another path"
+            )
+
+
+def _begins(path: Path, start: bytes) -> bool:
+    with path.open("rb") as stream:
+        return stream.read(len(start)) == start
 
 
 def _count(segment: Segment, refusals: _RefusedFile) -> Tally:
@@ -271,7 +336,7 @@ def _count(segment: Segment, refusals: _RefusedFile) -> Tally:
 def _tell(tally: Tally, listed: Path) -> None:
     click.echo(f"{tally.rows} rows; {tally.refused} refused, {tally.repeated} repeats left out.")
     if tally.refused or tally.repeated:
-        click.echo(f"Refused rows are listed in {listed}", err=True)
+        click.echo(f"Refused rows are listed in {click.format_filename(listed)}", err=True)
 
 
 def _show_rows(segment: Segment, tally: Tally, split: int) -> None:

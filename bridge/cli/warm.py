@@ -139,12 +139,19 @@ def warm(
     with one_line(), file_mistakes(file), connected() as parts:
         lookups = _lookups(parts, kinds)
         limit = min(rps or parts.settings.bridge_sessionm_rps, parts.settings.bridge_sessionm_rps)
-        customers = sum(1 for _ in _customers(file, wanted, parts))
+        customers = calls = 0
+        for _line, customer in _customers(file, wanted, parts):
+            customers += 1
+            calls += sum(_calls(kind, customer) for kind in lookups)
         if not customers:
-            raise click.ClickException(f"{file} names no customer")
+            raise click.ClickException(f"{click.format_filename(file)} names no customer")
         options = {"kinds": lookups, "culture": culture, "id": [id_column, id_kind]}
         note = _Note(file, options, restart=restart)
-        _estimate(parts, lookups, customers, limit, note.state)
+        click.echo(
+            f"{customers} customers, {' and '.join(lookups)}: at {limit:g} calls a second "
+            f"{_length(calls / limit)} if nothing is cached yet."
+        )
+        _warn(parts, lookups, calls / limit, note.state)
         with _alone(parts):
             # What is fetched before changes are heard of would have to be fetched again.
             parts.cache.start()
@@ -163,8 +170,8 @@ def _lookups(parts: Parts, kinds: str | None) -> list[str]:
 
 
 def _customers(file: Path, wanted: Wanted, parts: Parts) -> Iterator[tuple[int, Customer]]:
-    with opened_csv(file) as (stream, _size):
-        for row in open_segment(lines_of(stream.read), wanted, parts.rules):
+    with opened_csv(file) as (read, _size):
+        for row in open_segment(lines_of(read), wanted, parts.rules):
             if not isinstance(row, Refused):
                 yield row.line, row.customer
 
@@ -180,14 +187,13 @@ def _alone(parts: Parts) -> Iterator[None]:
         yield
 
 
-def _estimate(
-    parts: Parts, lookups: list[str], customers: int, limit: float, state: _State
-) -> None:
-    seconds = customers * len(lookups) / limit
-    click.echo(
-        f"{customers} customers, {' and '.join(lookups)}: at {limit:g} calls a second "
-        f"{_length(seconds)} if nothing is cached yet."
-    )
+def _calls(kind: str, customer: Customer) -> int:
+    """What a lookup costs: for an external id the profile tells whose offers are meant."""
+    return 2 if kind == "offers" and customer.kind == "external_id" else 1
+
+
+def _warn(parts: Parts, lookups: list[str], seconds: float, state: _State) -> None:
+    """Tell where a run goes on, and what will be out of date before it ends."""
     if state.line > 1:
         click.echo(f"Going on behind line {state.line}, where the last run ended.")
     ages = {
@@ -229,8 +235,9 @@ class _Note:
         except FileNotFoundError:
             return _State()
         except (ValueError, KeyError, TypeError):
+            named = click.format_filename(self._path)
             raise click.ClickException(
-                f"{self._path} is damaged: delete it, or begin again with --restart"
+                f"{named} is damaged: delete it, or begin again with --restart"
             ) from None
 
     def save(self, *, at_once: bool = False) -> None:
@@ -314,8 +321,7 @@ class _Run:
 
     def _ask(self, kind: str, customer: Customer) -> Answer:
         query = Query(customer, culture=self._culture)
-        # For an external id the profile tells whose offers are meant.
-        calls = 2 if kind == "offers" and customer.kind == "external_id" else 1
+        calls = _calls(kind, customer)
         for left in reversed(range(TRIES)):
             self._pace.wait(calls)
             began = time.monotonic()

@@ -12,7 +12,7 @@ import io
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 from bridge.customer import Customer, CustomerKind
 from bridge.fields import MAX_TTL, FieldError, duration, identifier, required, shown, trim
@@ -20,8 +20,8 @@ from bridge.intake.rules import Rules
 
 DAY = 86400
 CHUNK = 64 * 1024
-# Of one line, and of one quoted field: an export's longest columns are lists of devices.
-MAX_LINE = 1024 * 1024
+# Characters of one line, and of one record: an export's longest columns are lists of devices.
+MAX_LINE = MAX_RECORD = 1024 * 1024
 MAX_COLUMNS = 5000
 # Of so many tags it is remembered whether they count or expire; files have one, or a few.
 MOST_TAGS = 10_000
@@ -35,6 +35,8 @@ _ID_COLUMNS: dict[str, CustomerKind] = {
 }
 _EXPIRES = re.compile(r"([0-9]{1,6})\s*(day|days|week|weeks|hour|hours)", re.IGNORECASE)
 _UNIT = {"d": DAY, "w": 7 * DAY, "h": 3600}
+# How bytes that are no UTF-8 are read; see `lines_of`.
+_UNDECODED = re.compile("[\ud800-\udfff]")
 # What needs no further look; everything else goes through `identifier`.
 _PLAIN = re.compile(r"[A-Za-z0-9_@+-][A-Za-z0-9._@+:-]{0,254}")
 
@@ -91,7 +93,7 @@ class Segment:
 
     kinds: tuple[CustomerKind, ...]
     own_tags: bool
-    _records: Iterator[tuple[int, list[str]] | Refused]
+    _records: Iterator[tuple[int, list[str]]]
     _columns: dict[str, int]
     _width: int
     _wanted: Wanted
@@ -104,13 +106,9 @@ class Segment:
         """The rows in order.
 
         Raises:
-            FileRefusedError: a quote is never closed, or a line has no end.
+            FileRefusedError: it is no CSV from some line on, or a line has no end.
         """
-        for record in self._records:
-            if isinstance(record, Refused):
-                yield record
-                continue
-            line, cells = record
+        for line, cells in self._records:
             try:
                 if row := self._row(line, cells):
                     yield row
@@ -118,9 +116,11 @@ class Segment:
                 yield Refused(line, f"{problem}.")
 
     def _row(self, line: int, cells: list[str]) -> Row | None:
-        if not any(cells):
+        if not cells:
             return None
-        if len(cells) > self._width:
+        if len(cells) != self._width:
+            # Fewer are what is left behind a line break in free text, and any of it may look like
+            # a customer.
             raise FieldError("the line", f"has {len(cells)} fields, the header {self._width}")
         customer = self._customer(cells)
         if not self.own_tags:
@@ -141,8 +141,11 @@ class Segment:
         raise FieldError(" and ".join(self.kinds), "is blank")
 
     def _cell(self, cells: list[str], name: str) -> str:
-        place = self._columns.get(name, -1)
-        return cells[place] if 0 <= place < len(cells) else ""
+        place = self._columns.get(name)
+        value = "" if place is None else cells[place]
+        if not value.isascii() and _UNDECODED.search(value):
+            raise FieldError(name, "is not in UTF-8: save the file as CSV in UTF-8")
+        return value
 
     def _read_days(self, value: str) -> int | None:
         if value not in self._expires:
@@ -182,6 +185,11 @@ def open_segment(lines: Iterable[str], wanted: Wanted, rules: Rules) -> Segment:
         raise FileRefusedError("The file has a column tag of its own: leave the tag out.")
     elif not wanted.tag and "tag" not in columns:
         raise FileRefusedError("The file has no column tag: say which tag its customers get.")
+    elif wanted.tag and "expires" in columns:
+        raise FileRefusedError(
+            "The file has a column expires, which goes with a column tag: say each row's tag in "
+            "one, or leave expires out and give a TTL with the tag."
+        )
     if wanted.ttl is not None and not wanted.tag:
         raise FileRefusedError("A TTL goes with a tag; this file has a column expires for it.")
     days = None
@@ -303,6 +311,8 @@ def without(customer: Customer, header: str, lines: str) -> tuple[str, int]:
 def lines_of(read: Callable[[int], bytes]) -> Iterator[str]:
     """The lines of a file in UTF-8, ends included; *read* gives up to so many bytes of it.
 
+    They end as the first of them does: in a line feed, or in a bare carriage return.
+
     What is no UTF-8 becomes lone surrogates, which no identifier may hold: columns that nobody
     asks for may be in whatever encoding.
 
@@ -310,21 +320,26 @@ def lines_of(read: Callable[[int], bytes]) -> Iterator[str]:
         FileRefusedError: it is another kind of file, or a line has no end.
     """
     decoder = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape")
-    rest, number, first = "", 0, True
+    rest, number, first, end = "", 0, True, ""
     while chunk := read(CHUNK):
         if first:
             _refuse_other_files(chunk)
             first = False
-        *lines, rest = (rest + decoder.decode(chunk)).split("\n")
+        rest += decoder.decode(chunk)
+        if not end and (match := _LINE_END.search(rest)):
+            end = match[0]
+        *lines, rest = rest.split(end or "\n")
         number += len(lines)
         for line in lines:
-            yield line + "\n"
+            yield line + end
         if len(rest) > MAX_LINE:
             raise FileRefusedError(f"Line {number + 1} is longer than {MAX_LINE} characters.")
     if rest := rest + decoder.decode(b"", final=True):
         yield rest
 
 
+# A carriage return at the end of what is read may have its line feed yet to come.
+_LINE_END = re.compile("\n|\r(?=[^\r\n])")
 _OTHER_FILES = {
     b"PK\x03\x04": "The file is a ZIP archive: unpack it first.",
     b"\x1f\x8b": "The file is packed with gzip: unpack it first.",
@@ -343,62 +358,108 @@ def _refuse_other_files(start: bytes) -> None:
 
 def _records(
     lines: Iterable[str],
-) -> tuple[list[str], Iterator[tuple[int, list[str]] | Refused]]:
+) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
     """The header's names, and each further record with the number of its first line."""
-    csv.field_size_limit(MAX_LINE)
-    source = iter(lines)
-    first = next(source, "")
-    # Spreadsheets write the separator of their country.
-    separator = max(",;\t", key=first.count)
-    reader = csv.reader(_chained(first, source), delimiter=separator, strict=True)
-    try:
-        header = next(reader, [])
-    except csv.Error as error:
-        raise FileRefusedError(f"The header is not CSV: {error}.") from None
+    csv.field_size_limit(MAX_RECORD)
+    source = _Lines(lines)
+    reader = csv.reader(source, delimiter=source.separator, strict=True)
+    records = _numbered(reader, source)
+    _, header = next(records, (1, []))
     if len(header) > MAX_COLUMNS:
         raise FileRefusedError(f"The header has more than {MAX_COLUMNS} columns.")
-    return [trim(name) for name in header], _numbered(reader)
+    return [trim(name) for name in header], records
 
 
-def _chained(first: str, rest: Iterator[str]) -> Iterator[str]:
-    yield first
-    yield from rest
+class _Lines:
+    """The lines of a file for a CSV reader, and only so many for one record."""
+
+    def __init__(self, lines: Iterable[str]) -> None:
+        self._lines = iter(lines)
+        self._first: str | None = next(self._lines, "")
+        # Spreadsheets write the separator of their country.
+        self.separator = max(",;\t", key=self._first.count)
+        self._record = 1
+        self._length = 0
+
+    def begin(self, line: int) -> None:
+        """A record begins in that line."""
+        self._record, self._length = line, 0
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> str:
+        if self._first is None:
+            line = next(self._lines)
+        else:
+            line, self._first = self._first, None
+        self._length += len(line)
+        if self._length > MAX_RECORD:
+            raise FileRefusedError(
+                f"The record in line {self._record} is longer than {MAX_RECORD} characters: "
+                "does it open a quote that is never closed?"
+            )
+        return line
 
 
-def _numbered(reader: Any) -> Iterator[tuple[int, list[str]] | Refused]:
+def _numbered(reader: Any, source: _Lines) -> Iterator[tuple[int, list[str]]]:
+    """Each record with the number of its first line.
+
+    Raises:
+        FileRefusedError: one is no CSV. What follows it could be anything: reading might go on
+            inside a quoted field, and take free text for customers.
+    """
     while True:
         line = reader.line_num + 1
+        source.begin(line)
         try:
             yield line, next(reader)
         except StopIteration:
             return
         except csv.Error as error:
-            if "field larger" in str(error) or "unexpected end" in str(error):
-                raise FileRefusedError(f"Line {line} opens a quote that is never closed.") from None
-            until = f" (read to line {reader.line_num})" if reader.line_num > line else ""
-            yield Refused(line, f"The line is not CSV{until}: {error}.")
+            raise FileRefusedError(_no_csv(line, reader.line_num, str(error))) from None
+
+
+def _no_csv(line: int, until: int, error: str) -> str:
+    if "unexpected end" in error:
+        return f"Line {line} opens a quote that is never closed."
+    where = f"Line {line}" if until <= line else f"The record in lines {line} to {until}"
+    if "expected after" in error:
+        return f"{where} has text behind a closing quote; a quote within quotes is doubled."
+    if "new-line" in error:
+        return f"{where} has a line end that is unlike those of other lines; put it in quotes."
+    return f"{where} is not CSV: {error}."
 
 
 def _columns(header: list[str], wanted: Wanted) -> dict[str, int]:
     """Where ``user_id``, ``external_id``, ``tag`` and ``expires`` stand, as far as they do."""
     plain = [re.sub(r"[\s_]", "", name.lower()) for name in header]
-    found: dict[str, int] = {n: plain.index(n) for n in ("tag", "expires") if n in plain}
+    found: dict[str, int] = {n: _place(n, plain, header) for n in ("tag", "expires") if n in plain}
     if wanted.id_column:
-        try:
-            place = header.index(wanted.id_column)
-        except ValueError:
+        if wanted.id_column not in header:
             named = ", ".join(shown(name) for name in header[:12])
             raise FileRefusedError(
                 f'The file has no column "{shown(wanted.id_column)}"; its columns are: {named}.'
-            ) from None
+            )
+        place = _place(wanted.id_column, header, header)
         kind = wanted.id_kind or _ID_COLUMNS.get(plain[place], "user_id")
         return {**found, kind: place}
     ids: dict[str, int] = {}
     for name, kind in _ID_COLUMNS.items():
         if name in plain:
-            ids.setdefault(kind, plain.index(name))
+            ids.setdefault(kind, _place(name, plain, header))
     if wanted.id_kind and len(ids) == 1:
         ids = {wanted.id_kind: next(iter(ids.values()))}
     elif wanted.id_kind:
         ids = {kind: place for kind, place in ids.items() if kind == wanted.id_kind}
     return {**found, **ids}
+
+
+def _place(name: str, names: list[str], header: list[str]) -> int:
+    place = names.index(name)
+    if names.count(name) > 1:
+        raise FileRefusedError(
+            f'The file has {names.count(name)} columns "{shown(header[place])}": leave only the '
+            "one that counts."
+        )
+    return place

@@ -19,7 +19,7 @@ class Seen:
     """
 
     def __init__(self) -> None:
-        # SQLite's nameless database: a file of its own, deleted by itself.
+        # SQLite's nameless database: a file of its own in TMPDIR, deleted by itself.
         self._database = sqlite3.connect("", isolation_level=None, check_same_thread=False)
         self._database.execute(f"PRAGMA cache_size=-{_CACHE}")
         self._database.execute("PRAGMA journal_mode=OFF")

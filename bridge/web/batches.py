@@ -1,14 +1,15 @@
 """Batches: files in, their jobs' files out to SessionM, and its notifications."""
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from flask import Blueprint, Response, current_app, g, jsonify, request
 from werkzeug.exceptions import HTTPException
 
-from bridge.fields import FieldError, text, ttl
+from bridge.fields import FieldError, shown, text, ttl
 from bridge.intake.payload import RefusedError, read_fields
-from bridge.intake.segment import FileRefusedError, Wanted, lines_of, open_segment
+from bridge.intake.segment import FileRefusedError, Wanted, expires, lines_of, open_segment
 from bridge.outbox.batch import (
     MOST_SPLIT,
     SPLIT,
@@ -21,7 +22,7 @@ from bridge.outbox.jobs import PAGE
 from bridge.parts import parts_of
 from bridge.web.admin import read_limit
 from bridge.web.auth import scope
-from bridge.web.body import read_body
+from bridge.web.body import read_body, url_fields
 from bridge.web.errors import error
 
 bp = Blueprint("batches", __name__)
@@ -50,6 +51,7 @@ def submit() -> tuple[Response, int]:
             tally = Tally()
             for _ in sift(segment, tally):
                 pass
+            tally.jobs = -(-tally.rows // split)
             return jsonify(_told(tally, "counted")), 200
         tally = parts.batches.take_in(
             segment, name=options.get("name") or "upload", key_name=g.key_name, split=split
@@ -67,8 +69,9 @@ def submit() -> tuple[Response, int]:
 @scope("admin")
 def list_batches() -> Response:
     """List batches, newest first."""
-    limit = read_limit(request.args.get("limit"), PAGE)
-    found = parts_of(current_app).batches.jobs.find(limit, request.args.get("before", ""))
+    given = url_fields()
+    limit = read_limit(given.get("limit"), PAGE)
+    found = parts_of(current_app).batches.jobs.find(limit, given.get("before", ""))
     following = found[-1]["id"] if len(found) == limit else ""
     return jsonify(status="ok", batches=found, next=following)
 
@@ -137,11 +140,13 @@ def file(token: str) -> Response:
 def notification() -> Response:
     """Hear from SessionM that a job has ended; the token in its URL is the credential."""
     given = _notified()
-    token, status = str(given.get("token") or ""), str(given.get("status") or "")
-    job_id = str(given.get("id") or "")[:64]
+    token = str(given.get("token") or "")
+    # Some letters become two when they are made small.
+    status = shown(str(given.get("status") or "").lower(), 10)
+    job_id = shown(str(given.get("id") or ""), 64)
     jobs = parts_of(current_app).batches.jobs
     # Words that SessionM did not replace say nothing.
-    said = ["" if word in UNREPLACED else word for word in (status[:10].lower(), job_id)]
+    said = ["" if word in UNREPLACED else word for word in (status, job_id)]
     if not token or not jobs.notify(token, *said):
         return error(404, "unknown_token", "This notification has no token of a job's.")
     return jsonify(status="ok")
@@ -157,14 +162,24 @@ def _notified() -> Mapping[str, Any]:
 def _upload() -> tuple[Callable[[int], bytes], Mapping[str, str]]:
     """What reads the file, and the options that came with it."""
     if request.mimetype != "multipart/form-data":
-        return _Body().read, request.args
+        return _Body().read, url_fields()
     request.max_content_length = MAX_FILE
     files = list(request.files.values())
     if len(files) != 1:
         raise RefusedError(400, "no_file", "The form must hold one file.")
-    given = {**request.form.to_dict(), **request.args.to_dict()}
+    given = _form_fields(url_fields())
     given.setdefault("name", files[0].filename or "")
     return files[0].stream.read, given
+
+
+def _form_fields(fields: dict[str, str]) -> dict[str, str]:
+    """The fields of a form added to *fields* of the query, held to the same; see `url_fields`."""
+    for name, value in request.form.items(multi=True):
+        if "\N{REPLACEMENT CHARACTER}" in name + value:
+            raise FieldError(shown(name), "is not UTF-8 text")
+        if fields.setdefault(name, value) != value:
+            raise FieldError(shown(name), "is given twice with different values")
+    return fields
 
 
 class _Body:
@@ -216,7 +231,7 @@ def _wanted(options: Mapping[str, str]) -> Wanted:
 def _split(value: str | None) -> int:
     if value is None:
         return SPLIT
-    if not (value.isascii() and value.isdecimal() and 1 <= int(value[:9]) <= MOST_SPLIT):
+    if not (re.fullmatch("[0-9]{1,9}", value) and 1 <= int(value) <= MOST_SPLIT):
         raise FieldError("split", f"must be a whole number from 1 to {MOST_SPLIT}")
     return int(value)
 
@@ -235,6 +250,10 @@ def _told(tally: Tally, status: str) -> dict[str, Any]:
         "refused": tally.refused,
         "repeated": tally.repeated,
         "jobs": tally.jobs,
+        "first_rows": [
+            {row.customer.kind: row.customer.id, "tag": row.tag, "expires": expires(row.days)}
+            for row in tally.first_rows
+        ],
         "first_refused": [{"line": r.line, "reason": r.reason} for r in tally.first_refused],
     }
 

@@ -10,17 +10,22 @@ from bridge.intake.payload import MAX_BODY, RefusedError
 
 
 def install(app: Flask) -> None:
-    """Refuse paths that are no text: a customer's id in one would become another's."""
+    """Refuse paths that are no text: a customer's id in one would become another's.
+
+    A NUL is refused as well: PostgreSQL takes none, and no identifier holds one.
+    """
 
     @app.before_request
     def check_path() -> None:
         try:
             # WSGI carries the path's bytes as Latin-1 (PEP 3333).
-            request.environ.get("PATH_INFO", "").encode("latin-1").decode()
+            path = request.environ.get("PATH_INFO", "").encode("latin-1").decode()
         except UnicodeError:
             raise RefusedError(
                 400, "invalid_encoding", "The path is not UTF-8 text: escape it as UTF-8."
             ) from None
+        if "\0" in path:
+            raise RefusedError(400, "invalid_path", "The path holds a NUL character.")
 
 
 def url_fields() -> dict[str, str]:
@@ -28,13 +33,15 @@ def url_fields() -> dict[str, str]:
 
     Raises:
         FieldError: one is not UTF-8, which would else be read as something else than was sent, or
-            is given twice with different values.
+            holds a NUL, which no database takes, or is given twice with different values.
     """
     fields: dict[str, str] = {}
     given = request.query_string.decode(errors="surrogateescape")
     for name, value in parse_qsl(given, keep_blank_values=True, errors="surrogateescape"):
         if any("\ud800" <= char <= "\udfff" for char in name + value):
             raise FieldError(shown(name), "is not UTF-8 text: escape it as UTF-8")
+        if "\0" in name + value:
+            raise FieldError(shown(name), "holds a NUL character")
         if fields.setdefault(name, value) != value:
             raise FieldError(shown(name), "is given twice with different values")
     return fields

@@ -4,6 +4,7 @@ import hmac
 import logging
 import math
 import time
+from typing import Any
 
 from flask import Blueprint, Response, current_app, g, jsonify, request
 
@@ -31,6 +32,8 @@ _KINDS: dict[str, CustomerKind] = {"users": "user_id", "external/users": "extern
 BATCH_TIMEOUT = 30.0
 # SessionM's answer when it cannot; Braze does not count it towards halting the host.
 NOT_NOW = 500
+# Statuses of refusals that are passed on; a refusal with any other, 200 among them, is a 422.
+_REFUSALS = {400, 404, 422}
 
 
 @bp.post(f"{_APP}/users/<path:customer_id>/tags", defaults={"kind": "users"})
@@ -88,19 +91,58 @@ def batch(api_key: str) -> Response:
     job = as_sent(_fields()).get("tags")
     if not isinstance(job, dict):
         raise FieldError("tags", "must be an object with request_id, url, md5 and notify")
-    parts = parts_of(current_app)
     try:
-        answer = parts.sessionm.submit_batch(job, BATCH_TIMEOUT)
+        answer = parts_of(current_app).sessionm.submit_batch(job, BATCH_TIMEOUT)
     except SessionMError as failure:
-        if failure.meaning is Meaning.REFUSED:
-            return error(failure.status, failure.code.lower(), str(failure))
-        return error(502, "sessionm_unavailable", f"SessionM did not take the job: {failure}.")
-    try:
-        parts.batches.follow(job, answer, g.key_name)
-    except StoreUnavailableError as failure:
-        # SessionM has the job: who submitted it must not do so again.
-        log.error("a job is not followed: %s", failure, extra={"action": "batch_not_followed"})
+        return _uncertain(job, failure) if failure.may_have_worked else _not_taken(failure)
+    _follow(job, answer)
     return jsonify(answer)
+
+
+def _follow(job: dict[str, Any], answer: dict[str, Any]) -> str:
+    """Follow a job that SessionM has, or may have; its batch's id, "" if it cannot be stored."""
+    try:
+        return parts_of(current_app).batches.follow(job, answer, g.key_name)
+    except StoreUnavailableError as failure:
+        # Who submitted the job must not do so again.
+        log.error("a job is not followed: %s", failure, extra={"action": "batch_not_followed"})
+        return ""
+
+
+def _uncertain(job: dict[str, Any], failure: SessionMError) -> Response:
+    """A success to Braze, which would else submit a job again that SessionM may have."""
+    batch_id = _follow(job, {})
+    response = jsonify(
+        status="uncertain",
+        message=f"SessionM may have taken the job, or not: {failure}. Look there before you "
+        "submit it again: its counters would count twice.",
+        id=batch_id,
+        tags={"request_id": job.get("request_id", ""), "status": "unknown"},
+    )
+    response.status_code = 202
+    return response
+
+
+def _not_taken(failure: SessionMError) -> Response:
+    """The error answer for a job that SessionM certainly does not have."""
+    if failure.meaning in {Meaning.REFUSED, Meaning.UNKNOWN_CUSTOMER}:
+        status = failure.status if failure.status in _REFUSALS else 422
+        return error(status, failure.code.lower() or "refused", f"SessionM said: {failure}.")
+    if failure.meaning is Meaning.BUSY:
+        after = failure.retry_after
+        headers = {} if after is None else {"Retry-After": str(math.ceil(after))}
+        return error(
+            429, "too_many_requests", f"SessionM did not take the job: {failure}.", **headers
+        )
+    if failure.meaning is Meaning.CREDENTIALS:
+        return error(NOT_NOW, "sessionm_unavailable", _LOCKED_OUT)
+    return error(NOT_NOW, "sessionm_unavailable", f"SessionM did not take the job: {failure}.")
+
+
+_LOCKED_OUT = (
+    "SessionM refuses the bridge's own credentials, not yours: whoever runs the bridge must mend "
+    "them (`bridge check` tells more)."
+)
 
 
 def _fields() -> dict[str, object]:

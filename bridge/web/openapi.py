@@ -125,8 +125,8 @@ ROUTES: dict[str, Route] = {
         required=("user_id",),
     ),
     "dropin.batch": Route(
-        {200: (shapes.FromSessionM,)},
-        (*_BODY_ERRORS, 404, 422, 500, 502),
+        {200: (shapes.FromSessionM,), 202: (shapes.JobUncertain,)},
+        (*_BODY_ERRORS, 404, 422, 429, 500),
         body={"tags": {"type": "object"}},
         required=("tags",),
     ),
@@ -318,7 +318,7 @@ def _headers(status: int, models: list[type[BaseModel]]) -> dict[str, bool]:
     headers = {"X-Request-Id": status != 414}
     if status == 401:
         headers["WWW-Authenticate"] = True
-    if status == 503 and models == [shapes.Error]:
+    if status in {429, 503} and models == [shapes.Error]:
         headers["Retry-After"] = False
     if status in {200, 304, 503} and not set(ANSWERS.values()).isdisjoint(models):
         # An unavailable one has no age.

@@ -91,6 +91,15 @@ class FromSessionM(BaseModel):
     status: str
 
 
+class JobUncertain(_Shape):
+    """A batch job whose submission SessionM did not confirm; *id* is the batch that follows it."""
+
+    status: Literal["uncertain"]
+    message: str
+    id: str
+    tags: dict[str, Any]
+
+
 class EventSummary(_Shape):
     """One stored event; times as ``2026-12-01T00:00:00Z``, blank if there is none."""
 
@@ -195,6 +204,15 @@ class RefusedLine(_Shape):
     reason: str
 
 
+class FirstRow(_Shape):
+    """A row as SessionM gets it, with one of the two identifiers; without *expires* it counts."""
+
+    user_id: str = ""
+    external_id: str = ""
+    tag: str
+    expires: str
+
+
 class FileTaken(_Shape):
     """What became of the lines of a file; *counted* is a dry run, of which nothing is kept."""
 
@@ -204,6 +222,7 @@ class FileTaken(_Shape):
     refused: int
     repeated: int
     jobs: int
+    first_rows: list[FirstRow]
     first_refused: list[RefusedLine]
 
 
