@@ -15,7 +15,7 @@ from typing import Protocol
 
 # Of the map. While 500 writes a second were delivered, one lookup in a hundred was fetched anew for
 # nothing with 2**16 words.
-WORDS = 1 << 20
+WORDS = 1 << 18
 _WORD = struct.Struct("<Q")
 _SIZE = WORDS * _WORD.size
 _PAGE = 1 << 16
