@@ -40,7 +40,7 @@ def customer(number: int) -> Customer:
 def add_events(parts: Parts, first: int, end: int) -> None:
     """Events that wait, one for each customer of these numbers."""
     for start in range(first, end, BATCH):
-        parts.store.add([_event(number) for number in range(start, min(end, start + BATCH))])
+        parts.store.add([event(number) for number in range(start, min(end, start + BATCH))])
 
 
 def mark_delivered(parts: Parts) -> None:
@@ -82,7 +82,8 @@ def add_lookups(parts: Parts, first: int, end: int) -> None:
     database.close()
 
 
-def _event(number: int) -> NewEvent:
+def event(number: int) -> NewEvent:
+    """One that waits, of the customer of that number."""
     now = time.time()
     key = customer(number).key
     body = {

@@ -1,5 +1,6 @@
 """Services as processes of their own, and what the kernel tells of them."""
 
+import contextlib
 import http.client
 import os
 import signal
@@ -95,6 +96,11 @@ class Process:
         """MB held now (PSS: pages that processes share count once), children included."""
         return sum(_pss(pid) for pid in self._tree()) / 1024
 
+    def limit(self, group: "Quota") -> None:
+        """Let all its processes share the processor time of *group*."""
+        for pid in self._tree():
+            group.add(pid)
+
     def _tree(self) -> list[int]:
         found = [self._process.pid]
         for pid in found:
@@ -117,6 +123,63 @@ class Process:
         if self._process.poll() is not None or time.monotonic() - began > PATIENCE:
             tail = self._log.read_text(errors="replace")[-500:].strip()
             raise StartError(f"{' '.join(self._command[:4])} … does not serve: {tail}")
+
+
+class Quota:
+    """So much processor time for some processes: *share* of one core. A context manager.
+
+    It is a control group of the kernel, of the first or the second version.
+    """
+
+    PERIOD = 20_000
+    ROOT = Path("/sys/fs/cgroup")
+
+    def __init__(self, share: float) -> None:
+        first = self.ROOT / "cpu"
+        self._is_first = first.exists()
+        base = first if self._is_first else self.ROOT
+        self._folder = base / f"bridge-bench-{os.getpid()}-{id(self)}"
+        self._share = share
+
+    def __enter__(self) -> Self:
+        """Make the group; raises OSError where that is not allowed."""
+        self._folder.mkdir()
+        quota = int(self._share * self.PERIOD)
+        if self._is_first:
+            (self._folder / "cpu.cfs_period_us").write_text(str(self.PERIOD))
+            (self._folder / "cpu.cfs_quota_us").write_text(str(quota))
+        else:
+            (self._folder / "cpu.max").write_text(f"{quota} {self.PERIOD}")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Its processes must have ended."""
+        self._folder.rmdir()
+
+    def add(self, pid: int) -> None:
+        (self._folder / "cgroup.procs").write_text(str(pid))
+
+    @classmethod
+    def missing(cls) -> str:
+        """Why there are none here; "" if there are."""
+        try:
+            with cls(0.5):
+                return ""
+        except OSError as error:
+            return f"control groups cannot be made: {error.strerror}"
+
+
+def cpu_of(name: str) -> float:
+    """Processor time in seconds that all processes of that *name* have used so far.
+
+    Those that have ended are counted with their parents, if these have that name.
+    """
+    ticks = 0
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (folder / "comm").read_text().strip() == name:
+                ticks += _cpu_ticks(int(folder.name), ended=True)
+    return ticks / _TICKS
 
 
 def free_port() -> int:
@@ -149,9 +212,10 @@ def _stat() -> list[int]:
     return [int(field) for field in line.split()[1:9]]
 
 
-def _cpu_ticks(pid: int) -> int:
+def _cpu_ticks(pid: int, *, ended: bool = False) -> int:
+    """Of a process, and of its children that have *ended* if so wished."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return int(fields[11]) + int(fields[12])
+    return sum(map(int, fields[11 : 15 if ended else 13]))
 
 
 def _pss(pid: int) -> int:

@@ -46,7 +46,9 @@ def bridge(folder: Path, sessionm: str, *, workers: int = WORKERS, **settings: o
         ],
         port=port,
         folder=folder,
-        environment=environment(folder, sessionm, **settings),
+        environment=environment(
+            folder, sessionm, BRIDGE_PUBLIC_URL=f"http://{HOST}:{port}", **settings
+        ),
         ready=200,
         listeners=workers,
     )
@@ -92,6 +94,18 @@ def written(sessionm: Process) -> int:
     """How many tag writes the sandbox has been sent."""
     counts = json.loads(ask(sessionm, "GET", "/sandbox/calls?limit=0"))["counts"]
     return int(counts.get("tags_write", 0))
+
+
+def called(sessionm: Process) -> int:
+    """How many calls of any kind the sandbox has been sent."""
+    counts = json.loads(ask(sessionm, "GET", "/sandbox/calls?limit=0"))["counts"]
+    return sum(map(int, counts.values()))
+
+
+def waiting(process: Process) -> int:
+    """How many writes wait for SessionM, by `/health`."""
+    health = json.loads(ask(process, "GET", "/health", KEYS["admin"]))
+    return int(health["checks"]["delivery"]["queued"])
 
 
 def ask(process: Process, method: str, path: str, key: str = "", body: str = "") -> bytes:

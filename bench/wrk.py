@@ -54,6 +54,11 @@ def webhooks(url: str, key: str, seconds: int, *, run: str, first: int = 0, pace
     return _run(url, "webhooks.lua", seconds, key, run, first, pace)
 
 
+def repeated(url: str, path: str, seconds: int) -> Load:
+    """Get the same path again and again."""
+    return _run(url, "path.lua", seconds, path)
+
+
 def _run(url: str, script: str, seconds: int, *arguments: object) -> Load:
     wrk = shutil.which("wrk")
     if wrk is None:

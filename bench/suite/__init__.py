@@ -8,7 +8,7 @@ from typing import Protocol
 
 from bench.report import Table
 from bench.rounds import Plan
-from bench.suite import cold, delivery, growth, lookups, start, webhooks
+from bench.suite import bulk, cold, delivery, fleet, growth, lookups, start, through_flask, webhooks
 
 
 class Bench(Protocol):
@@ -25,6 +25,9 @@ BENCHES: Mapping[str, Bench] = {
     "webhooks": webhooks,
     "delivery": delivery,
     "cold": cold,
+    "through_flask": through_flask,
+    "bulk": bulk,
     "start": start,
     "growth": growth,
+    "fleet": fleet,
 }
