@@ -160,17 +160,30 @@ def test_a_job_that_is_never_notified_is_asked_after(
     bridge.ends(bridge.start().submit(FILE), "completed")
 
 
+@pytest.mark.parametrize("status", [401, 403, 404, 500])
 def test_a_notification_counts_where_sessionm_cannot_be_asked(
-    bridge: Bridge, sandbox: SandboxServer
+    bridge: Bridge, sandbox: SandboxServer, status: int
 ) -> None:
-    sandbox.sandbox.set_faults({"match": "GET .*/batch/", "status": 404, "code": "not_found"})
+    sandbox.sandbox.set_faults({"match": "GET .*/batch/", "status": status})
     bridge.ends(bridge.start().submit(FILE), "completed")
 
 
-def test_a_job_that_sessionm_never_reports_is_flagged_and_still_followed(
+def test_sessionm_is_asked_again_before_a_notification_counts(
     bridge: Bridge, sandbox: SandboxServer
 ) -> None:
-    sandbox.sandbox.set_faults({"match": "GET .*/batch/", "status": 404})
+    sandbox.sandbox.set_faults({"match": "GET .*/batch/", "status": 503, "times": 2})
+    sandbox.sandbox.set_batches({"delay": 0.3})
+    batch = bridge.start().submit(FILE)
+    [order] = eventually(lambda: orders(sandbox))
+    notify(order, "failed")
+    bridge.ends(batch, "completed")
+
+
+@pytest.mark.parametrize("status", [401, 404, 503])
+def test_a_job_that_sessionm_never_reports_is_flagged_and_still_followed(
+    bridge: Bridge, sandbox: SandboxServer, status: int
+) -> None:
+    sandbox.sandbox.set_faults({"match": "GET .*/batch/", "status": status})
     sandbox.sandbox.set_batches({"notifications": 0})
     batch = bridge.start().submit(FILE)
     told = bridge.ends(batch, "failed")

@@ -146,6 +146,17 @@ def test_the_writes_of_a_failed_job_go_singly(
     assert health["checks"]["delivery"]["batches"]["flagged"] == 0
 
 
+def test_the_writes_of_a_job_that_sessionm_never_reports_go_singly(
+    bridge: Bridge, sandbox: SandboxServer
+) -> None:
+    sandbox.sandbox.set_faults({"match": "GET .*/batch/", "status": 401})
+    sandbox.sandbox.set_batches({"notifications": 0})
+    events = [webhook(bridge, customer, braze_campaign_id="big") for customer in CUSTOMERS]
+    bridge.start()
+    all_delivered(bridge, events)
+    assert len(singles(sandbox)) == len(CUSTOMERS)
+
+
 def test_a_customer_whom_sessionm_does_not_know_is_not_told_delivered(
     bridge: Bridge, sandbox: SandboxServer
 ) -> None:

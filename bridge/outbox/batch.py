@@ -12,6 +12,7 @@ import logging
 import secrets
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -53,6 +54,8 @@ CALL_TIMEOUT = 30.0
 # So many jobs at SessionM at once.
 MOST_UNDER_WAY = 4
 SETTLE_WRITES = 500
+# With so many questions in a row that SessionM was away for, a notification counts for the answer.
+MOST_SILENCES = 3
 
 
 @dataclass(frozen=True)
@@ -194,6 +197,8 @@ class Batches:
         self._record = record
         self._nudge = nudge
         self._ending = threading.Event()
+        # Questions about a job, by its id, that SessionM was away for.
+        self._silences: Counter[int] = Counter()
         self.patience = patience or Patience()
         threshold = backlog_threshold if public_url else 0
         self.backlog = Backlog(jobs, held, threshold, SPLIT)
@@ -296,10 +301,7 @@ class Batches:
         for job in self.jobs.due(time.time()):
             if self._ending.is_set():
                 return
-            try:
-                self._drive(job, may_send=may_send)
-            except SessionMError as error:
-                self._later(job, error)
+            self._drive(job, may_send=may_send)
 
     def _drive(self, job: Job, *, may_send: bool) -> None:
         if job.state is JobState.QUEUED:
@@ -322,6 +324,7 @@ class Batches:
         now = time.time()
         if not self.jobs.submitting(job, file, notify, now, now + self.patience.outcome):
             return
+        self._silences.pop(job.id, None)
         sent = self.jobs.job(job.id)
         words = "id=JOB_ID&status=JOB_STATUS&request_id=JOB_REQUEST_ID"
         try:
@@ -384,8 +387,10 @@ class Batches:
 
     def _ask(self, job: Job) -> None:
         """What has become of a job that SessionM has? A notification is only a hint."""
-        known = self._shown(job)
-        status = str(known.get("status", "") if known else job.told).lower()
+        known, silence = self._shown(job)
+        # It counts where SessionM cannot be asked: of an outage that is known only after a while.
+        told = "" if silence and self._may_answer_soon(job, silence) else job.told
+        status = str(known.get("status") or told).lower()
         now = time.time()
         waited = now - (job.submitted_at or now)
         if status in _COMPLETED:
@@ -401,9 +406,16 @@ class Batches:
         ):
             self._again_or_flag(self.jobs.job(job.id), _NEVER_FETCHED, may_split=False)
         else:
-            # Doubling: at a tenth of the time that it has taken, within limits.
-            wait = min(max(waited, self.patience.first_ask), self.patience.longest_ask)
-            self._put_off(job, wait, job.reason)
+            self._ask_later(job, waited, silence)
+
+    def _ask_later(self, job: Job, waited: float, silence: SessionMError | None) -> None:
+        if silence and silence.meaning not in _NOT_TOLD:
+            wait = max(self.patience.retry, silence.retry_after or 0.0)
+            self._put_off(job, wait, f"SessionM cannot be asked: {silence}")
+            return
+        # Doubling: each wait is as long as the job has taken, within limits.
+        wait = min(max(waited, self.patience.first_ask), self.patience.longest_ask)
+        self._put_off(job, wait, job.reason)
 
     def _report_within(self, job: Job) -> float:
         of_backlog = job.source is Source.BACKLOG
@@ -419,19 +431,26 @@ class Batches:
         if self.jobs.move(job, JobState.OVERDUE, time.time(), next_at=later, reason=reason):
             _log("batch_overdue", job)
 
-    def _shown(self, job: Job) -> Mapping[str, Any]:
-        """What SessionM says of a job when asked; nothing if it does not tell.
+    def _shown(self, job: Job) -> tuple[Mapping[str, Any], SessionMError | None]:
+        """What SessionM says of a job when asked, and why nothing if it does not tell.
 
-        That it can be asked is assumed: no document names the call.
+        That it can be asked is assumed: no document names the call, so any answer is possible.
         """
         if not job.sessionm_id:
-            return {}
+            return {}, None
         try:
-            return _tags(self._sessionm.read_batch(job.sessionm_id, CALL_TIMEOUT))
+            known = _tags(self._sessionm.read_batch(job.sessionm_id, CALL_TIMEOUT))
         except SessionMError as error:
-            if error.meaning in _NOT_TOLD or error.status in {404, 405, 501}:
-                return {}
-            raise
+            return {}, error
+        self._silences.pop(job.id, None)
+        return known, None
+
+    def _may_answer_soon(self, job: Job, silence: SessionMError) -> bool:
+        """Whether to ask after *job* again before its notification counts for an answer."""
+        if silence.meaning not in _AWAY or silence.status in {405, 501}:
+            return False
+        self._silences[job.id] += 1
+        return self._silences[job.id] < MOST_SILENCES
 
     def _complete(self, job: Job, known: Mapping[str, Any]) -> None:
         failed = known.get("failed")
@@ -521,18 +540,16 @@ class Batches:
             self._held.let_go(members, now)
         self._nudge()
 
-    def _later(self, job: Job, error: SessionMError) -> None:
-        wait = max(self.patience.retry, error.retry_after or 0.0)
-        self._put_off(job, wait, f"SessionM cannot be asked: {error}")
-
     def _put_off(self, job: Job, seconds: float, reason: str) -> None:
         self.jobs.put_off(job, time.time() + seconds, reason)
 
 
 _UNANSWERED_TRIES = 5
 _NEVER_FETCHED = "SessionM never fetched its file: can it reach BRIDGE_PUBLIC_URL?"
-# Answers that say nothing about a job.
+# Answers that say nothing about a job, and will not say more.
 _NOT_TOLD = {Meaning.REFUSED, Meaning.UNKNOWN_CUSTOMER, Meaning.GARBLED}
+# Failures that may pass.
+_AWAY = {Meaning.UNREACHABLE, Meaning.UNANSWERED, Meaning.BUSY}
 
 
 class _Writer:
