@@ -371,6 +371,26 @@ def test_a_sessionm_that_cannot_now_gets_the_job_later(
     assert sandbox.sandbox.tags(ALICE)["seen"] == 1
 
 
+def test_jobs_that_wait_their_turn_hide_none_that_sessionm_has(
+    bridge: Bridge, sandbox: SandboxServer
+) -> None:
+    def counters(number: int) -> str:
+        return "user_id\n" + "".join(f"c-{row}\n" for row in range(number))
+
+    sandbox.sandbox.set_faults(
+        {"match": "POST .*/batch/", "ok_error": True, "code": "validation", "times": 24}
+    )
+    refused = bridge.start().submit(counters(24), tag="seen", split="1")
+    bridge.ends(refused, "failed", 20)
+    sandbox.sandbox.set_batches({"delay": 1})
+    later = bridge.submit(counters(4), tag="seen", split="1")
+    eventually(lambda: len(orders(sandbox)) == 28)
+    assert bridge.batches.resubmit(refused) == 24
+    bridge.ends(later, "completed")
+    sandbox.sandbox.set_batches({})
+    bridge.ends(refused, "completed", 30)
+
+
 def test_a_refused_job_is_flagged_at_once(bridge: Bridge, sandbox: SandboxServer) -> None:
     sandbox.sandbox.set_faults({"match": "POST .*/batch/", "ok_error": True, "code": "validation"})
     told = bridge.ends(bridge.start().submit(FILE), "failed")

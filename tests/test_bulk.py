@@ -146,6 +146,34 @@ def test_the_writes_of_a_failed_job_go_singly(
     assert health["checks"]["delivery"]["batches"]["flagged"] == 0
 
 
+def test_webhooks_in_bulk_do_not_wait_for_the_jobs_of_a_file(
+    make_app: MakeApp, sandbox: SandboxServer
+) -> None:
+    for customer in CUSTOMERS:
+        sandbox.sandbox.put_customer({"user_id": customer})
+    bridge = Bridge(make_app, BRIDGE_BULK_THRESHOLD=str(THRESHOLD), BRIDGE_SESSIONM_RPS="4")
+    bridge.batches.patience = Patience(first_ask=0.2)
+    sandbox.sandbox.set_batches({"delay": 3600, "times": 4})
+    file = "user_id\n" + "".join(f"{customer}\n" for customer in CUSTOMERS[:30])
+    bridge.start().submit(file, tag="segment", split="1")
+    eventually(lambda: len(orders(sandbox)) == 4)
+    events = [webhook(bridge, customer, braze_campaign_id="big") for customer in CUSTOMERS]
+    all_delivered(bridge, events)
+    assert len(orders(sandbox)) == 5
+    bridge.close()
+
+
+def test_webhooks_in_bulk_go_singly_in_time_whatever_wait_sessionm_asks_for(
+    bridge: Bridge, sandbox: SandboxServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bridge.outbox.batch.PUNCTUAL", 4.0)
+    sandbox.sandbox.set_faults({"match": "POST .*/batch/", "status": 429, "retry_after": 3600})
+    events = [webhook(bridge, customer, braze_campaign_id="big") for customer in CUSTOMERS]
+    bridge.start()
+    all_delivered(bridge, events)
+    assert len(singles(sandbox)) == len(CUSTOMERS)
+
+
 def test_the_writes_of_a_job_that_sessionm_never_reports_go_singly(
     bridge: Bridge, sandbox: SandboxServer
 ) -> None:

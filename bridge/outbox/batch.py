@@ -51,8 +51,11 @@ MOST_SPLIT = 1_000_000
 BLOCK = 2000
 SHOWN = 5
 CALL_TIMEOUT = 30.0
-# So many jobs at SessionM at once.
+# So many jobs of files at SessionM at once. The backlog's wait for none of them: they are few, and
+# carry what is sent to customers now.
 MOST_UNDER_WAY = 4
+# A round of looking at jobs begins no more after so long: others may have become more urgent.
+ROUND = 5.0
 SETTLE_WRITES = 500
 # With so many questions in a row that SessionM was away for, a notification counts for the answer.
 MOST_SILENCES = 3
@@ -296,19 +299,28 @@ class Batches:
 
     def drive(self, *, may_send: bool) -> None:
         """Do for every job what is to be done now. Only the process that delivers calls this."""
+        until = time.monotonic() + ROUND
         for job in self._held.unsettled():
             self._settle_writes(job)
-        for job in self.jobs.due(time.time()):
-            if self._ending.is_set():
+        for job in self._to_drive(may_send=may_send):
+            if self._ending.is_set() or time.monotonic() > until:
                 return
             self._drive(job, may_send=may_send)
+
+    def _to_drive(self, *, may_send: bool) -> list[Job]:
+        """Those of the backlog come first; of the others none waits for ever behind the rest."""
+        now = time.time()
+        room = MOST_UNDER_WAY - self.jobs.under_way() if may_send else 0
+        others = [*self.jobs.due(now), *self.jobs.of_files(now, max(0, room))]
+        others.sort(key=lambda job: (job.source is not Source.BACKLOG, job.next_at))
+        return [*self.jobs.of_backlog(now, now - PUNCTUAL), *others]
 
     def _drive(self, job: Job, *, may_send: bool) -> None:
         if job.state is JobState.QUEUED:
             if job.oldest_at is not None and time.time() - job.oldest_at > PUNCTUAL:
                 # What is left of its TTLs are no whole days any more.
                 self._end_badly(job, "it could not be submitted within a minute")
-            elif may_send and self.jobs.under_way() < MOST_UNDER_WAY:
+            elif may_send:
                 self._submit(job)
         elif job.state is JobState.SUBMITTING:
             self._find_out(job)

@@ -278,23 +278,43 @@ class Jobs:
     # driving the jobs
 
     def due(self, now: float, limit: int = 20) -> list[Job]:
-        """Jobs with something to do, in the order in which they came."""
-        chosen = (
-            JOBS.where(batch_jobs.c.state.in_([state.value for state in UNFINISHED]))
-            .where(batch_jobs.c.next_at <= now)
-            .order_by(batch_jobs.c.id)
-            .limit(limit)
+        """Jobs under way with something to do: the backlog's first, then the longest due."""
+        return self._chosen(
+            batch_jobs.c.state.in_([state.value for state in UNDER_WAY]),
+            batch_jobs.c.next_at <= now,
+            limit=limit,
         )
+
+    def of_backlog(self, now: float, late: float) -> list[Job]:
+        """Jobs of the backlog that wait to be submitted, and those accepted before *late*."""
+        return self._chosen(
+            batch_jobs.c.state == JobState.QUEUED.value,
+            batches.c.source == Source.BACKLOG.value,
+            sa.or_(batch_jobs.c.next_at <= now, batch_jobs.c.oldest_at < late),
+        )
+
+    def of_files(self, now: float, limit: int) -> list[Job]:
+        """Jobs of files that wait to be submitted, the longest due first."""
+        return self._chosen(
+            batch_jobs.c.state == JobState.QUEUED.value,
+            batches.c.source != Source.BACKLOG.value,
+            batch_jobs.c.next_at <= now,
+            limit=limit,
+        )
+
+    def _chosen(self, *which: sa.ColumnElement[bool], limit: int | None = None) -> list[Job]:
+        live_first = batches.c.source != Source.BACKLOG.value
+        chosen = JOBS.where(*which).order_by(live_first, batch_jobs.c.next_at, batch_jobs.c.id)
         with self._database.read() as connection:
-            return [read_job(row) for row in connection.execute(chosen).mappings()]
+            return [read_job(row) for row in connection.execute(chosen.limit(limit)).mappings()]
 
     def under_way(self) -> int:
-        """How many jobs SessionM has, or may have."""
+        """How many jobs of files SessionM has, or may have."""
         counted = (
             sa.select(sa.func.count())
-            .select_from(batch_jobs)
+            .select_from(batch_jobs.join(batches))
             .where(batch_jobs.c.state.in_([_SUBMITTING, _SUBMITTED]))
-            .where(batch_jobs.c.file_token.is_not(None))
+            .where(batches.c.source == Source.FILE.value)
         )
         with self._database.read() as connection:
             return connection.execute(counted).scalar_one()
