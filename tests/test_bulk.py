@@ -199,6 +199,43 @@ def test_a_customer_whom_sessionm_does_not_know_is_not_told_delivered(
     all_delivered(bridge, [stranger], 30)
 
 
+def test_webhooks_leave_in_bulk_beyond_32_bits(bridge: Bridge, sandbox: SandboxServer) -> None:
+    events = [webhook(bridge, customer, braze_campaign_id="big") for customer in CUSTOMERS]
+    with bridge.parts.store.database.write() as connection:
+        connection.execute(writes.update().values(seq=writes.c.seq + 2**31))
+    bridge.start()
+    all_delivered(bridge, events)
+    assert singles(sandbox) == []
+
+
+def test_where_nothing_can_be_gathered_webhooks_go_singly(
+    bridge: Bridge, sandbox: SandboxServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    events = [webhook(bridge, customer, braze_campaign_id="big") for customer in CUSTOMERS]
+    with bridge.parts.store.database.write() as connection:
+        connection.exec_driver_sql("ALTER TABLE batch_blocks RENAME TO batch_blocks_away")
+    bridge.start()
+    all_delivered(bridge, events)
+    assert len(singles(sandbox)) == len(CUSTOMERS)
+    assert "gathering_failed" in {getattr(r, "action", "") for r in caplog.records}
+
+
+def test_what_was_gathered_before_a_failure_is_not_held(
+    bridge: Bridge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events = [webhook(bridge, customer, braze_campaign_id="big") for customer in CUSTOMERS]
+    backlog = bridge.batches.backlog
+    backlog.gather(time.time(), [])
+    with monkeypatch.context() as broken:
+        broken.setattr("bridge.outbox.backlog._choose", None)
+        backlog.gather(time.time() + 1, [])
+    backlog.gather(time.time() + 2, [])
+    [batch] = bridge.batches.jobs.find()
+    assert (batch["state"], batch["rows"]) == ("queued", len(CUSTOMERS))
+    bridge.start()
+    all_delivered(bridge, events)
+
+
 def test_writes_that_are_late_carry_what_is_left_and_so_go_singly(
     bridge: Bridge, sandbox: SandboxServer
 ) -> None:

@@ -38,8 +38,10 @@ CLAIMS_AT_ONCE = 5
 LOOK, GATHER = 1.0, 0.25
 # A job leaves when nothing more has come for so long, or its oldest write is so old.
 QUIET, OLDEST = 2.0, PUNCTUAL / 2
-# After a job that did not work, so long everything goes singly.
+# After a job that did not work, so long everything goes singly; and after one that could not be
+# gathered.
 REST = 900.0
+SHORT_REST = 60.0
 
 
 @dataclass(frozen=True)
@@ -233,13 +235,15 @@ class Backlog:
         self._look_at = 0.0
         self._rests_until = 0.0
         self._open: _Open | None = None
+        self._left_open = False
 
     def take_over(self, now: float) -> None:
-        """What another process was gathering leaves as it is."""
+        """What was being gathered, by another process or before a failure, leaves as it is."""
         self._open = None
         self._held.let_go_of_the_rest(now)
         for job in self._held.left_open():
             self._close(job.id, job.batch_id, job.rows, now)
+        self._left_open = False
 
     def hold(self, customer: str) -> None:
         """*customer* waits for the end of a job."""
@@ -260,9 +264,23 @@ class Backlog:
         )
 
     def gather(self, now: float, busy: Collection[str]) -> None:
-        """Take what waits, if it is much; customers in *busy* have a call under way."""
+        """Take what waits, if it is much; customers in *busy* have a call under way.
+
+        Where that fails everything goes singly for a while.
+        """
         if not self._threshold or now < self._look_at:
             return
+        try:
+            self._gather(now, busy)
+        except Exception:
+            log.exception("the backlog goes singly", extra={"action": "gathering_failed"})
+            self._left_open = self._left_open or self._open is not None
+            self._open = None
+            self._rests_until = now + SHORT_REST
+
+    def _gather(self, now: float, busy: Collection[str]) -> None:
+        if self._left_open:
+            self.take_over(now)
         if self._open is None:
             self._look_at = now + LOOK
             if now < self._rests_until or not self._held.wait(self._threshold, now):
