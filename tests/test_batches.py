@@ -5,7 +5,7 @@ import io
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -15,6 +15,7 @@ from flask.testing import FlaskClient
 from werkzeug.serving import make_server
 
 from bridge.customer import Customer
+from bridge.database import StoreUnavailableError
 from bridge.outbox.batch import Batches, Patience
 from bridge.outbox.jobs import WithdrawnError
 from bridge.parts import Parts, parts_of
@@ -426,6 +427,21 @@ def test_refused_rows_are_listed_with_their_lines(bridge: Bridge) -> None:
     assert [line.split(",")[0] for line in listed.text.splitlines()] == ["line", "3", "4", "5"]
 
 
+def test_of_several_ttls_of_a_tag_the_last_is_written_last(
+    bridge: Bridge, sandbox: SandboxServer
+) -> None:
+    sandbox.sandbox.set_batches({"delay": 60})
+    said = ["30 days", "30 days", "1 day", "30 days"]
+    batch = bridge.start().submit(
+        "user_id,tag,expires\n" + "".join(f"{ALICE},t,{days}\n" for days in said)
+    )
+    [order] = eventually(lambda: orders(sandbox))
+    assert fetch(order["url"]).text.splitlines()[1:] == [
+        f"{ALICE},t,{days}" for days in ("30 days", "1 day", "30 days")
+    ]
+    assert bridge.show(batch)["repeated"] == 1
+
+
 def test_a_multipart_form_is_taken_too(bridge: Bridge) -> None:
     answer = bridge.client.post(
         "/batches",
@@ -480,6 +496,53 @@ def test_a_batch_that_is_discarded_goes_out_no_more(bridge: Bridge, sandbox: San
     time.sleep(1)
     assert orders(sandbox) == []
     assert bridge.show(batch)["state"] == "discarded"
+
+
+@pytest.mark.parametrize("customer", ["", "u1"], ids=["no row is read yet", "rows are read"])
+def test_a_batch_that_is_discarded_while_it_is_uploaded_is_refused(
+    bridge: Bridge, sandbox: SandboxServer, customer: str
+) -> None:
+    def upload() -> Iterator[bytes]:
+        notes = "x" * 10_000
+        yield f"user_id,notes\n{customer},{notes}\n".encode()
+        # More than the server reads at once.
+        yield b"".join(f",{notes}\n".encode() for _ in range(30))
+        [batch] = eventually(bridge.batches.jobs.find)
+        eventually(lambda: bridge.show(batch["id"])["job_count"] == len(customer[:1]))
+        url = f"/batches/{batch['id']}"
+        answer = bridge.client.delete(url, headers=bearer("admin"))
+        assert answer.get_json()["discarded"] == 1
+        yield b"u2,\nu3,\n"
+
+    bridge.start()
+    answer = requests.post(
+        f"{bridge.url}/batches?tag=t&split=1",
+        data=upload(),
+        headers={**bearer("admin"), "Content-Type": "text/csv"},
+        timeout=20,
+    )
+    assert (answer.status_code, answer.json()["errors"]["code"]) == (409, "discarded")
+    [batch] = bridge.batches.jobs.find()
+    assert batch["state"] == "discarded"
+    assert bridge.batches.jobs.of_files(time.time(), 100) == []
+    assert orders(sandbox) == []
+
+
+def test_a_job_that_cannot_be_ended_now_holds_up_no_other(
+    bridge: Bridge, sandbox: SandboxServer
+) -> None:
+    def outdate(customers: Iterable[Customer] | None) -> None:
+        if broken and Customer("user_id", ALICE) in list(customers or ()):
+            raise StoreUnavailableError("the lookups are away")
+
+    broken = True
+    bridge.batches._outdate = outdate  # noqa: SLF001 - lookups of their own database
+    first = bridge.start().submit(f"user_id\n{ALICE}\n", tag="gold", ttl="1d")
+    eventually(lambda: orders(sandbox))
+    bridge.ends(bridge.submit(f"user_id\n{BOB}\n", tag="gold", ttl="1d"), "completed")
+    assert bridge.show(first)["state"] == "running"
+    broken = False
+    bridge.ends(first, "completed")
 
 
 def test_an_erased_customer_leaves_the_files_too(bridge: Bridge, sandbox: SandboxServer) -> None:

@@ -67,6 +67,20 @@ def test_a_backlog_of_expiring_tags_leaves_as_one_job(
     assert "braze_campaign_big" in answer["expires"]
 
 
+def test_of_several_ttls_of_a_tag_in_bulk_the_last_wins(
+    bridge: Bridge, sandbox: SandboxServer
+) -> None:
+    sandbox.sandbox.set_batches({"delay": 60})
+    for customer in CUSTOMERS:
+        webhook(bridge, customer, braze_campaign_id="big")
+    for ttl in ("30d", "1d", "30d"):
+        webhook(bridge, CUSTOMERS[0], tags=["vip"], ttl=ttl)
+    bridge.start()
+    [order] = eventually(lambda: orders(sandbox))
+    lines = requests.get(order["url"], timeout=5).text.splitlines()
+    assert [line for line in lines if ",vip," in line] == [f"{CUSTOMERS[0]},,vip,30 days"]
+
+
 def test_a_small_backlog_goes_singly(bridge: Bridge, sandbox: SandboxServer) -> None:
     some = CUSTOMERS[:THRESHOLD]
     events = [webhook(bridge, customer, braze_campaign_id="big") for customer in some]

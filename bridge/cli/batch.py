@@ -35,11 +35,12 @@ from bridge.outbox.batch import (
     refused_lines,
     sift,
 )
+from bridge.outbox.jobs import DiscardedError
 from bridge.parts import Parts
 
 WATCH = 0.5
 OVER = {"completed", "failed", "discarded"}
-_MISTAKES = (FileRefusedError, NothingUsableError, PublicUrlError)
+_MISTAKES = (FileRefusedError, NothingUsableError, PublicUrlError, DiscardedError)
 
 Command = TypeVar("Command", bound=Callable[..., None])
 _Path = click.Path(exists=True, dir_okay=False, path_type=Path)

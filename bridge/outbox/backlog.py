@@ -17,12 +17,14 @@ from bridge.intake.segment import DAY, Row, sessionm_header, sessionm_rows
 from bridge.outbox.jobs import (
     JOBS,
     UNFINISHED,
+    DiscardedError,
     Job,
     Jobs,
     JobState,
     Source,
     add_block,
     read_job,
+    see_open,
 )
 from bridge.outbox.plan import PUNCTUAL
 from bridge.outbox.schema import HELD, QUEUED, batch_jobs, batch_writes, batches, writes
@@ -126,9 +128,16 @@ class Held:
                 .values(next_at=now)
             )
 
-    def claim(self, job_id: int, number: int, now: float, busy: Collection[str]) -> _Claim:
-        """Put waiting writes into the file of *job_id*, as block *number*."""
+    def claim(
+        self, batch_id: str, job_id: int, number: int, now: float, busy: Collection[str]
+    ) -> _Claim:
+        """Put waiting writes into the file of *job_id*, as block *number*.
+
+        Raises:
+            DiscardedError: its batch is discarded.
+        """
         with self._database.write() as connection:
+            see_open(connection, batches.c.id == batch_id, now)
             claim = _choose(connection, now, busy)
             seqs = [*claim.held, *(write.seq for write in claim.chosen)]
             if seqs:
@@ -202,8 +211,9 @@ def _add(
     connection.execute(
         batch_writes.insert(), [{"write_seq": write.seq, "job_id": job_id} for write in chosen]
     )
-    said = {(write.customer, tag, write.ttl or DAY): None for write in chosen for tag in write.tags}
-    rows = [Row(0, Customer.from_key(customer), tag, ttl // DAY) for customer, tag, ttl in said]
+    # Of what was said of a customer and tag the last counts.
+    said = {(write.customer, tag): write.ttl or DAY for write in chosen for tag in write.tags}
+    rows = [Row(0, Customer.from_key(key), tag, ttl // DAY) for (key, tag), ttl in said.items()]
     add_block(connection, job_id, number, len(rows), sessionm_rows(KINDS, rows))
     oldest = min(write.accepted_at for write in chosen)
     known = batch_jobs.c.oldest_at
@@ -272,6 +282,9 @@ class Backlog:
             return
         try:
             self._gather(now, busy)
+        except DiscardedError:
+            # What it has goes singly: see `Held.unsettled`.
+            self._open = None
         except Exception:
             log.exception("the backlog goes singly", extra={"action": "gathering_failed"})
             self._left_open = self._left_open or self._open is not None
@@ -289,7 +302,7 @@ class Backlog:
         self._look_at = now + GATHER
         going = self._open
         for _ in range(CLAIMS_AT_ONCE):
-            claim = self._held.claim(going.job_id, going.blocks, now, busy)
+            claim = self._held.claim(going.batch_id, going.job_id, going.blocks, now, busy)
             going.take(claim, now)
             if claim.looked_at < CLAIM or going.rows >= self._split:
                 break

@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from bridge.customer import Customer, CustomerKind
@@ -27,9 +28,11 @@ from bridge.intake.segment import (
     sessionm_header,
     sessionm_rows,
 )
+from bridge.locks import LostLockError
 from bridge.outbox.backlog import Backlog, Held
 from bridge.outbox.jobs import (
     ANEW,
+    DiscardedError,
     Job,
     Jobs,
     JobState,
@@ -132,15 +135,16 @@ class Tally:
 def sift(segment: Segment, tally: Tally) -> Iterator[Row | Refused]:
     """The lines of *segment*, repeats refused, counted in *tally*.
 
-    A counter that stands twice in a file that names its own tags is meant twice.
+    A row whose tag had another TTL in between is no repeat: the last one is to win. A counter that
+    stands twice in a file that names its own tags is meant twice.
     """
     with Seen() as seen:
         for line in segment:
             if isinstance(line, Refused):
                 tally.refused += 1
                 found: Row | Refused = line
-            elif (line.days is None and segment.own_tags) or seen.add(
-                line.customer.key, line.tag, str(line.days)
+            elif (line.days is None and segment.own_tags) or seen.is_news(
+                line.days, line.customer.key, line.tag
             ):
                 tally.rows += 1
                 if len(tally.first_rows) < SHOWN:
@@ -232,6 +236,7 @@ class Batches:
             PublicUrlError: SessionM could not fetch the file.
             NothingUsableError: it has no usable row.
             FileRefusedError: it cannot be read to its end.
+            DiscardedError: somebody has discarded it meanwhile.
             StoreUnavailableError: it is not stored.
         """
         _ = self.public_url
@@ -244,16 +249,18 @@ class Batches:
                 writer.add(line)
             writer.close()
             tally.check()
+            self.jobs.release(
+                tally.batch_id,
+                time.time(),
+                rows=tally.rows,
+                refused=tally.refused,
+                repeated=tally.repeated,
+            )
+        except DiscardedError:
+            raise
         except BaseException:
             self.jobs.drop(tally.batch_id)
             raise
-        self.jobs.release(
-            tally.batch_id,
-            time.time(),
-            rows=tally.rows,
-            refused=tally.refused,
-            repeated=tally.repeated,
-        )
         log.info(
             "a batch of %s rows in %s jobs",
             tally.rows,
@@ -301,11 +308,22 @@ class Batches:
         """Do for every job what is to be done now. Only the process that delivers calls this."""
         until = time.monotonic() + ROUND
         for job in self._held.unsettled():
-            self._settle_writes(job)
+            self._try(self._settle_writes, job)
         for job in self._to_drive(may_send=may_send):
             if self._ending.is_set() or time.monotonic() > until:
                 return
-            self._drive(job, may_send=may_send)
+            self._try(partial(self._drive, may_send=may_send), job)
+
+    def _try(self, step: Callable[[Job], None], job: Job) -> None:
+        """Take a step with *job*; a failure puts it off, and stops no other."""
+        try:
+            step(job)
+        except LostLockError:
+            raise
+        except Exception:
+            extra = {"action": "batch_put_off", "batch": job.batch_id}
+            log.exception("a batch job waits", extra=extra)
+            self._put_off(job, self.patience.retry, job.reason)
 
     def _to_drive(self, *, may_send: bool) -> list[Job]:
         """Those of the backlog come first; of the others none waits for ever behind the rest."""

@@ -109,6 +109,13 @@ class WithdrawnError(Exception):
     """A file's URL ended while the file was on its way."""
 
 
+class DiscardedError(Exception):
+    """A batch was discarded while its file was written; ``str()`` is one sentence."""
+
+    def __init__(self) -> None:
+        super().__init__("The batch was discarded while its file was read: nothing goes out.")
+
+
 class Jobs:
     """The statements. Methods that change something commit before they return."""
 
@@ -137,18 +144,16 @@ class Jobs:
         return str(values["id"])
 
     def open_job(self, batch_id: str) -> int:
-        """Begin a job's file."""
+        """Begin a job's file; raises `DiscardedError`."""
         with self._database.write() as connection:
+            see_open(connection, batches.c.id == batch_id, time.time())
             return add_job(connection, batch_id, JobState.OPEN)
 
     def add_block(self, job_id: int, number: int, rows: int, lines: str, now: float) -> None:
-        """Write the next block of a job's file."""
+        """Write the next block of a job's file; raises `DiscardedError`."""
         with self._database.write() as connection:
+            see_open(connection, batches.c.id == _batch_of(job_id), now)
             add_block(connection, job_id, number, rows, lines)
-            of = sa.select(batch_jobs.c.batch_id).where(batch_jobs.c.id == job_id)
-            connection.execute(
-                batches.update().where(batches.c.id == of.scalar_subquery()).values(touched_at=now)
-            )
 
     def add_refused(self, batch_id: str, number: int, lines: str, now: float) -> None:
         """Keep lines of the list of refused rows."""
@@ -167,8 +172,13 @@ class Jobs:
             _seal(connection, job_id, counts=counts)
 
     def release(self, batch_id: str, now: float, **counted: int) -> None:
-        """Let the sealed jobs of a batch go out; *counted* are its columns."""
+        """Let the sealed jobs of a batch go out; *counted* are its columns.
+
+        Raises:
+            DiscardedError: they are discarded.
+        """
         with self._database.write() as connection:
+            see_open(connection, batches.c.id == batch_id, now)
             connection.execute(
                 batch_jobs.update()
                 .where(batch_jobs.c.batch_id == batch_id)
@@ -508,7 +518,11 @@ class Jobs:
         What SessionM has in hand already it may still do.
         """
         going = [JobState.OPEN, *UNFINISHED, JobState.FAILED]
+        mine = batches.c.id == batch_id
         with self._database.write() as connection:
+            # From here on nobody adds to it.
+            connection.execute(batches.update().where(mine).values(touched_at=now))
+            state = connection.execute(sa.select(batches.c.state).where(mine)).scalar()
             chosen = sa.and_(
                 batch_jobs.c.batch_id == batch_id,
                 batch_jobs.c.state.in_([state.value for state in going]),
@@ -521,7 +535,8 @@ class Jobs:
             )
             connection.execute(batch_blocks.delete().where(batch_blocks.c.job_id.in_(ids)))
             _settle(connection, batch_id, now)
-        return len(ids)
+        # A file of which no row is read yet has no job, and is discarded all the same.
+        return len(ids) or int(state == BatchState.OPEN.value)
 
     def erase(self, customer: Customer) -> None:
         """Take *customer* out of every file that is still kept."""
@@ -642,6 +657,22 @@ def add_job(
     return int(added)
 
 
+def see_open(connection: sa.Connection, mine: sa.ColumnElement[bool], now: float) -> None:
+    """See that the file of a batch is still being written, until the transaction ends.
+
+    Raises:
+        DiscardedError: it is not.
+    """
+    is_open = batches.c.state == BatchState.OPEN.value
+    seen = batches.update().where(mine, is_open).values(touched_at=now)
+    if not connection.execute(seen).rowcount:
+        raise DiscardedError
+
+
+def _batch_of(job_id: int) -> sa.ScalarSelect[str]:
+    return sa.select(batch_jobs.c.batch_id).where(batch_jobs.c.id == job_id).scalar_subquery()
+
+
 def add_block(connection: sa.Connection, job_id: int, number: int, rows: int, lines: str) -> None:
     """The next block of a job's file."""
     body = zlib.compress(lines.encode(), PACKING)
@@ -722,7 +753,7 @@ def _batch_state(states: set[JobState]) -> BatchState:
         return BatchState.RUNNING if len(states) > 1 else BatchState.QUEUED
     if states & {JobState.FAILED, JobState.OVERDUE}:
         return BatchState.FAILED
-    if JobState.DISCARDED in states:
+    if JobState.DISCARDED in states or not states:
         return BatchState.DISCARDED
     return BatchState.COMPLETED
 
