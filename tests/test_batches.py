@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, quote, urlsplit
 
 import pytest
 import requests
@@ -20,6 +20,7 @@ from bridge.outbox.batch import Batches, Patience
 from bridge.outbox.jobs import WithdrawnError
 from bridge.parts import Parts, parts_of
 from bridge.sessionm.sandbox import SandboxServer
+from bridge.sessionm.sandbox.batch import Job as SandboxJob
 from tests.conftest import ALICE, MakeApp, bearer, eventually, free_port
 
 BOB = "b7d2e9f0-5c1a-4e83-9f24-1a6c7d8e9f02"
@@ -551,6 +552,53 @@ def test_an_erased_customer_leaves_the_files_too(bridge: Bridge, sandbox: Sandbo
     bridge.start().ends(batch, "completed")
     assert sandbox.sandbox.tags(BOB)["gold"] == 0
     assert "gold" not in sandbox.sandbox.tags(ALICE)
+
+
+@pytest.mark.parametrize("name", ['u "one"', "u,two", '"'])
+def test_an_erased_customer_leaves_the_files_however_csv_writes_the_id(
+    bridge: Bridge, sandbox: SandboxServer, name: str
+) -> None:
+    for customer in (name, BOB):
+        sandbox.sandbox.put_customer({"user_id": customer})
+    quoted = name.replace('"', '""')
+    batch = bridge.submit(f'user_id,tag,expires\n"{quoted}",gold,1 day\n{BOB},gold,1 day\n')
+    bridge.parts.operator.erase(Customer("user_id", name))
+    bridge.start().ends(batch, "completed")
+    assert "gold" not in sandbox.sandbox.tags(name)
+    assert "gold" in sandbox.sandbox.tags(BOB)
+
+
+def test_counters_that_sessionm_has_are_submitted_anew_when_a_customer_is_erased(
+    bridge: Bridge, sandbox: SandboxServer
+) -> None:
+    sandbox.sandbox.set_batches({"delay": 1, "times": 1})
+    batch = bridge.start().submit(FILE)
+    [first] = eventually(lambda: orders(sandbox))
+    bridge.parts.operator.erase(Customer("user_id", BOB))
+    done = bridge.ends(batch, "completed")
+    assert (done["rows"], done["completed_rows"]) == (2, 2)
+    assert fetch(first["url"]).status_code == 404
+    assert sandbox.sandbox.tags(ALICE)["seen"] == 1
+    assert "gold" not in sandbox.sandbox.tags(BOB)
+    assert len({order["request_id"] for order in orders(sandbox)}) == 2
+
+
+def test_reasons_hold_no_token_that_sessionm_was_given(
+    bridge: Bridge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = ""
+
+    def shown(job: SandboxJob) -> dict[str, Any]:
+        nonlocal given
+        given = f"{job.order.url} {job.order.notify} {job.order.url[:-20]}"
+        words = f"cannot read {given} {quote(given, safe='')}"
+        return {**job.receipt(), "status": "failed", "message": words}
+
+    monkeypatch.setattr(SandboxJob, "shown", shown)
+    told = bridge.ends(bridge.start().submit(EXPIRING), "failed")
+    assert "cannot read" in told["reason"]
+    for token in re.findall(r"(?:files/|token=)([\w-]+)", given):
+        assert token not in told["reason"]
 
 
 def test_a_job_through_sessionms_own_path_is_followed(

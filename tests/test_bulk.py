@@ -79,6 +79,7 @@ def test_of_several_ttls_of_a_tag_in_bulk_the_last_wins(
     [order] = eventually(lambda: orders(sandbox))
     lines = requests.get(order["url"], timeout=5).text.splitlines()
     assert [line for line in lines if ",vip," in line] == [f"{CUSTOMERS[0]},,vip,30 days"]
+    assert bridge.batches.jobs.find()[0]["rows"] == len(lines) - 1
 
 
 def test_a_small_backlog_goes_singly(bridge: Bridge, sandbox: SandboxServer) -> None:
@@ -154,6 +155,8 @@ def test_the_writes_of_a_failed_job_go_singly(
     all_delivered(bridge, events, 30)
     assert len(orders(sandbox)) == 1
     assert len(singles(sandbox)) == len(CUSTOMERS)
+    [batch] = bridge.batches.jobs.find()
+    assert (batch["state"], batch["completed_rows"]) == ("released", 0)
     for order in orders(sandbox):
         assert requests.get(order["url"], timeout=5).status_code == 404
     health = bridge.client.get("/health", headers=bearer("admin")).get_json()
@@ -197,6 +200,18 @@ def test_the_writes_of_a_job_that_sessionm_never_reports_go_singly(
     bridge.start()
     all_delivered(bridge, events)
     assert len(singles(sandbox)) == len(CUSTOMERS)
+
+
+def test_what_sessionm_says_of_a_job_stands_in_no_log(
+    bridge: Bridge, sandbox: SandboxServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    sandbox.sandbox.set_batches({"fail": "row 3: zoe@example.com is odd"})
+    events = [webhook(bridge, customer, braze_campaign_id="big") for customer in CUSTOMERS]
+    bridge.start()
+    all_delivered(bridge, events, 30)
+    [batch] = bridge.batches.jobs.find()
+    assert "zoe@example.com" in batch["reason"]
+    assert "zoe@example.com" not in "".join(str(vars(record)) for record in caplog.records)
 
 
 def test_a_customer_whom_sessionm_does_not_know_is_not_told_delivered(

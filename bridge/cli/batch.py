@@ -39,7 +39,7 @@ from bridge.outbox.jobs import DiscardedError
 from bridge.parts import Parts
 
 WATCH = 0.5
-OVER = {"completed", "failed", "discarded"}
+OVER = {"completed", "released", "failed", "discarded"}
 _MISTAKES = (FileRefusedError, NothingUsableError, PublicUrlError, DiscardedError)
 
 Command = TypeVar("Command", bound=Callable[..., None])

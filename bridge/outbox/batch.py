@@ -9,6 +9,7 @@ the job. All that happens is on disk before it happens, and a crash at any step 
 import csv
 import io
 import logging
+import re
 import secrets
 import threading
 import time
@@ -360,9 +361,9 @@ class Batches:
         try:
             answer = self._sessionm.submit_batch(
                 {
-                    "request_id": job.request_id,
+                    "request_id": sent.request_id,
                     "url": f"{base}/batches/files/{file}.csv",
-                    "md5": job.md5,
+                    "md5": sent.md5,
                     "notify": f"{base}/webhooks/sessionm/batch?token={notify}&{words}",
                 },
                 CALL_TIMEOUT,
@@ -390,9 +391,9 @@ class Batches:
     def _not_taken(self, job: Job, error: SessionMError) -> None:
         now = time.time()
         if error.may_have_worked:
-            self._put_off(job, self.patience.outcome, f"its outcome is unknown: {error}")
+            self._put_off(job, self.patience.outcome, f"its outcome is unknown: {_words(error)}")
         elif error.meaning in {Meaning.REFUSED, Meaning.UNKNOWN_CUSTOMER}:
-            self._end_badly(job, f"SessionM refuses it: {error}")
+            self._end_badly(job, f"SessionM refuses it: {_words(error)}")
         else:
             # Away, throttled, or our credentials refused: nothing of it is the job's fault.
             wait = max(self.patience.retry, error.retry_after or 0.0)
@@ -401,7 +402,7 @@ class Batches:
                 JobState.QUEUED,
                 now,
                 **{**ANEW, "attempts": job.attempts - 1, "next_at": now + wait},
-                reason=str(error),
+                reason=_words(error),
             )
 
     def _find_out(self, job: Job) -> None:
@@ -426,7 +427,7 @@ class Batches:
         if status in _COMPLETED:
             self._complete(job, known)
         elif status in _FAILED:
-            self._failed(job, shown(str(known.get("message") or "no reason given"), 300))
+            self._failed(job, _words(known.get("message") or "no reason given"))
         elif waited > self._report_within(job):
             self._unreported(job)
         elif (
@@ -441,7 +442,7 @@ class Batches:
     def _ask_later(self, job: Job, waited: float, silence: SessionMError | None) -> None:
         if silence and silence.meaning not in _NOT_TOLD:
             wait = max(self.patience.retry, silence.retry_after or 0.0)
-            self._put_off(job, wait, f"SessionM cannot be asked: {silence}")
+            self._put_off(job, wait, f"SessionM cannot be asked: {_words(silence)}")
             return
         # Doubling: each wait is as long as the job has taken, within limits.
         wait = min(max(waited, self.patience.first_ask), self.patience.longest_ask)
@@ -562,7 +563,7 @@ class Batches:
                         "delivered" if delivered else "batch_failed",
                         status=200 if delivered else 0,
                         milliseconds=round((now - (job.submitted_at or now)) * 1000),
-                        error="" if delivered else job.reason,
+                        error="" if delivered else f"batch {job.batch_id} did not work",
                         next_at=now,
                     )
                 ]
@@ -654,6 +655,15 @@ class _Writer:
 def _tags(answer: Mapping[str, Any]) -> Mapping[str, Any]:
     known = answer.get("tags")
     return known if isinstance(known, dict) else {}
+
+
+# Our tokens by where they stand in a URL, which may be cut short, and by their length.
+_TOKENS = re.compile(r"((?:files|token)(?:%..|[^\w\s-])+)[\w-]+|[\w-]{43,}")
+
+
+def _words(said: object) -> str:
+    """What SessionM says of a job, without the tokens of the URLs that it was given."""
+    return shown(_TOKENS.sub(r"\1…", str(said)), 300)
 
 
 def _log(action: str, job: Job) -> None:

@@ -47,6 +47,7 @@ class BatchState(StrEnum):
     QUEUED = "queued"
     RUNNING = "running"
     COMPLETED = "completed"
+    RELEASED = "released"  # its writes went back to single delivery
     FAILED = "failed"
     DISCARDED = "discarded"
 
@@ -548,7 +549,8 @@ class Jobs:
                 self._erase_from(job_id, header, customer)
 
     def _erase_from(self, job_id: int, header: str, customer: Customer) -> None:
-        needle = customer.id.encode()
+        # As CSV has it, quotes doubled.
+        needle = customer.id.replace('"', '""').encode()
         with self._database.read() as connection:
             chosen = sa.select(batch_blocks.c.number).where(batch_blocks.c.job_id == job_id)
             numbers = list(connection.execute(chosen).scalars())
@@ -561,13 +563,15 @@ class Jobs:
                 left, rows = without(customer, header, lines.decode())
                 packed = zlib.compress(left.encode(), PACKING)
                 connection.execute(batch_blocks.update().where(mine).values(body=packed, rows=rows))
-                # SessionM, if it fetches the file later, may find another digest than it was
-                # told: then the job fails, and is submitted with the right one.
+                _submit_anew(connection, job_id)
                 _seal(connection, job_id)
 
     def forget_before(self, then: float, abandoned: float) -> None:
         """Delete batches that ended before *then*, or whose upload stopped before *abandoned*."""
-        ended = [s.value for s in (BatchState.COMPLETED, BatchState.DISCARDED)]
+        ended = [
+            state.value
+            for state in (BatchState.COMPLETED, BatchState.RELEASED, BatchState.DISCARDED)
+        ]
         over = sa.or_(batches.c.state.in_(ended), ~_OURS)
         old = sa.and_(over, batches.c.done_at < then)
         stopped = sa.and_(
@@ -681,6 +685,29 @@ def add_block(connection: sa.Connection, job_id: int, number: int, rows: int, li
     )
 
 
+def _submit_anew(connection: sa.Connection, job_id: int) -> None:
+    """Let a job whose file is about to change wait anew, unless SessionM had all of the old one.
+
+    SessionM was told the digest of the old file: it can do nothing with the new one.
+    """
+    job = _job(connection, job_id)
+    moved = connection.execute(
+        batch_jobs.update()
+        .where(batch_jobs.c.id == job_id)
+        .where(batch_jobs.c.state.in_([state.value for state in UNDER_WAY]))
+        .where(batch_jobs.c.served_at.is_(None), batch_jobs.c.told == "")
+        .values(
+            **ANEW,
+            state=JobState.QUEUED.value,
+            attempts=batch_jobs.c.attempts - 1,
+            request_id=next_request_id(job.request_id),
+            next_at=time.time(),
+        )
+    )
+    if moved.rowcount:
+        _settle(connection, job.batch_id, time.time())
+
+
 def _seal(connection: sa.Connection, job_id: int, **values: Any) -> None:
     """Note how many rows and bytes a job's file has, and its digest."""
     header = connection.execute(
@@ -744,18 +771,23 @@ def _settle(connection: sa.Connection, batch_id: str, now: float) -> None:
     )
 
 
+# A batch is what the weightiest of its jobs is.
+_BY_WEIGHT = (
+    (JobState.OPEN, BatchState.OPEN),
+    (JobState.SUBMITTING, BatchState.RUNNING),
+    (JobState.SUBMITTED, BatchState.RUNNING),
+    (JobState.QUEUED, BatchState.QUEUED),
+    (JobState.FAILED, BatchState.FAILED),
+    (JobState.OVERDUE, BatchState.FAILED),
+    (JobState.DISCARDED, BatchState.DISCARDED),
+    (JobState.RELEASED, BatchState.RELEASED),
+)
+
+
 def _batch_state(states: set[JobState]) -> BatchState:
-    if JobState.OPEN in states:
-        return BatchState.OPEN
-    if states & {JobState.SUBMITTING, JobState.SUBMITTED}:
-        return BatchState.RUNNING
-    if JobState.QUEUED in states:
-        return BatchState.RUNNING if len(states) > 1 else BatchState.QUEUED
-    if states & {JobState.FAILED, JobState.OVERDUE}:
-        return BatchState.FAILED
-    if JobState.DISCARDED in states or not states:
-        return BatchState.DISCARDED
-    return BatchState.COMPLETED
+    none = BatchState.COMPLETED if states else BatchState.DISCARDED
+    found = next((state for of, state in _BY_WEIGHT if of in states), none)
+    return BatchState.RUNNING if found is BatchState.QUEUED and len(states) > 1 else found
 
 
 def _jobs_of(connection: sa.Connection, batch_id: str) -> list[Job]:
@@ -772,7 +804,8 @@ def _batch_as_json(row: sa.RowMapping, jobs: list[Job]) -> dict[str, Any]:
         "state": row["state"],
         "name": row["name"],
         "key": row["key_name"],
-        "rows": row["rows"],
+        # What the files hold: repeats are left out of them, and erased customers leave them.
+        "rows": sum(job.rows for job in jobs if job.state is not JobState.SPLIT),
         "completed_rows": done,
         "failed_rows": sum(job.failed_rows for job in jobs),
         "refused": row["refused"],
