@@ -5,9 +5,9 @@ import io
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, quote, urlsplit
 
 import pytest
 import requests
@@ -15,10 +15,12 @@ from flask.testing import FlaskClient
 from werkzeug.serving import make_server
 
 from bridge.customer import Customer
+from bridge.database import StoreUnavailableError
 from bridge.outbox.batch import Batches, Patience
 from bridge.outbox.jobs import WithdrawnError
 from bridge.parts import Parts, parts_of
 from bridge.sessionm.sandbox import SandboxServer
+from bridge.sessionm.sandbox.batch import Job as SandboxJob
 from tests.conftest import ALICE, MakeApp, bearer, eventually, free_port
 
 BOB = "b7d2e9f0-5c1a-4e83-9f24-1a6c7d8e9f02"
@@ -160,17 +162,30 @@ def test_a_job_that_is_never_notified_is_asked_after(
     bridge.ends(bridge.start().submit(FILE), "completed")
 
 
+@pytest.mark.parametrize("status", [401, 403, 404, 500])
 def test_a_notification_counts_where_sessionm_cannot_be_asked(
-    bridge: Bridge, sandbox: SandboxServer
+    bridge: Bridge, sandbox: SandboxServer, status: int
 ) -> None:
-    sandbox.sandbox.set_faults({"match": "GET .*/batch/", "status": 404, "code": "not_found"})
+    sandbox.sandbox.set_faults({"match": "GET .*/batch/", "status": status})
     bridge.ends(bridge.start().submit(FILE), "completed")
 
 
-def test_a_job_that_sessionm_never_reports_is_flagged_and_still_followed(
+def test_sessionm_is_asked_again_before_a_notification_counts(
     bridge: Bridge, sandbox: SandboxServer
 ) -> None:
-    sandbox.sandbox.set_faults({"match": "GET .*/batch/", "status": 404})
+    sandbox.sandbox.set_faults({"match": "GET .*/batch/", "status": 503, "times": 2})
+    sandbox.sandbox.set_batches({"delay": 0.3})
+    batch = bridge.start().submit(FILE)
+    [order] = eventually(lambda: orders(sandbox))
+    notify(order, "failed")
+    bridge.ends(batch, "completed")
+
+
+@pytest.mark.parametrize("status", [401, 404, 503])
+def test_a_job_that_sessionm_never_reports_is_flagged_and_still_followed(
+    bridge: Bridge, sandbox: SandboxServer, status: int
+) -> None:
+    sandbox.sandbox.set_faults({"match": "GET .*/batch/", "status": status})
     sandbox.sandbox.set_batches({"notifications": 0})
     batch = bridge.start().submit(FILE)
     told = bridge.ends(batch, "failed")
@@ -358,6 +373,26 @@ def test_a_sessionm_that_cannot_now_gets_the_job_later(
     assert sandbox.sandbox.tags(ALICE)["seen"] == 1
 
 
+def test_jobs_that_wait_their_turn_hide_none_that_sessionm_has(
+    bridge: Bridge, sandbox: SandboxServer
+) -> None:
+    def counters(number: int) -> str:
+        return "user_id\n" + "".join(f"c-{row}\n" for row in range(number))
+
+    sandbox.sandbox.set_faults(
+        {"match": "POST .*/batch/", "ok_error": True, "code": "validation", "times": 24}
+    )
+    refused = bridge.start().submit(counters(24), tag="seen", split="1")
+    bridge.ends(refused, "failed", 20)
+    sandbox.sandbox.set_batches({"delay": 1})
+    later = bridge.submit(counters(4), tag="seen", split="1")
+    eventually(lambda: len(orders(sandbox)) == 28)
+    assert bridge.batches.resubmit(refused) == 24
+    bridge.ends(later, "completed")
+    sandbox.sandbox.set_batches({})
+    bridge.ends(refused, "completed", 30)
+
+
 def test_a_refused_job_is_flagged_at_once(bridge: Bridge, sandbox: SandboxServer) -> None:
     sandbox.sandbox.set_faults({"match": "POST .*/batch/", "ok_error": True, "code": "validation"})
     told = bridge.ends(bridge.start().submit(FILE), "failed")
@@ -391,6 +426,21 @@ def test_refused_rows_are_listed_with_their_lines(bridge: Bridge) -> None:
     assert (told["rows"], told["refused"], told["repeated"]) == (1, 2, 1)
     listed = bridge.client.get(f"/batches/{told['id']}/refused", headers=bearer("admin"))
     assert [line.split(",")[0] for line in listed.text.splitlines()] == ["line", "3", "4", "5"]
+
+
+def test_of_several_ttls_of_a_tag_the_last_is_written_last(
+    bridge: Bridge, sandbox: SandboxServer
+) -> None:
+    sandbox.sandbox.set_batches({"delay": 60})
+    said = ["30 days", "30 days", "1 day", "30 days"]
+    batch = bridge.start().submit(
+        "user_id,tag,expires\n" + "".join(f"{ALICE},t,{days}\n" for days in said)
+    )
+    [order] = eventually(lambda: orders(sandbox))
+    assert fetch(order["url"]).text.splitlines()[1:] == [
+        f"{ALICE},t,{days}" for days in ("30 days", "1 day", "30 days")
+    ]
+    assert bridge.show(batch)["repeated"] == 1
 
 
 def test_a_multipart_form_is_taken_too(bridge: Bridge) -> None:
@@ -481,12 +531,106 @@ def test_a_batch_that_is_discarded_goes_out_no_more(bridge: Bridge, sandbox: San
     assert bridge.show(batch)["state"] == "discarded"
 
 
+@pytest.mark.parametrize("customer", ["", "u1"], ids=["no row is read yet", "rows are read"])
+def test_a_batch_that_is_discarded_while_it_is_uploaded_is_refused(
+    bridge: Bridge, sandbox: SandboxServer, customer: str
+) -> None:
+    def upload() -> Iterator[bytes]:
+        notes = "x" * 10_000
+        yield f"user_id,notes\n{customer},{notes}\n".encode()
+        # More than the server reads at once.
+        yield b"".join(f",{notes}\n".encode() for _ in range(30))
+        [batch] = eventually(bridge.batches.jobs.find)
+        eventually(lambda: bridge.show(batch["id"])["job_count"] == len(customer[:1]))
+        url = f"/batches/{batch['id']}"
+        answer = bridge.client.delete(url, headers=bearer("admin"))
+        assert answer.get_json()["discarded"] == 1
+        yield b"u2,\nu3,\n"
+
+    bridge.start()
+    answer = requests.post(
+        f"{bridge.url}/batches?tag=t&split=1",
+        data=upload(),
+        headers={**bearer("admin"), "Content-Type": "text/csv"},
+        timeout=20,
+    )
+    assert (answer.status_code, answer.json()["errors"]["code"]) == (409, "discarded")
+    [batch] = bridge.batches.jobs.find()
+    assert batch["state"] == "discarded"
+    assert bridge.batches.jobs.of_files(time.time(), 100) == []
+    assert orders(sandbox) == []
+
+
+def test_a_job_that_cannot_be_ended_now_holds_up_no_other(
+    bridge: Bridge, sandbox: SandboxServer
+) -> None:
+    def outdate(customers: Iterable[Customer] | None) -> None:
+        if broken and Customer("user_id", ALICE) in list(customers or ()):
+            raise StoreUnavailableError("the lookups are away")
+
+    broken = True
+    bridge.batches._outdate = outdate  # noqa: SLF001 - lookups of their own database
+    first = bridge.start().submit(f"user_id\n{ALICE}\n", tag="gold", ttl="1d")
+    eventually(lambda: orders(sandbox))
+    bridge.ends(bridge.submit(f"user_id\n{BOB}\n", tag="gold", ttl="1d"), "completed")
+    assert bridge.show(first)["state"] == "running"
+    broken = False
+    bridge.ends(first, "completed")
+
+
 def test_an_erased_customer_leaves_the_files_too(bridge: Bridge, sandbox: SandboxServer) -> None:
     batch = bridge.submit(FILE)
     bridge.parts.operator.erase(Customer("user_id", ALICE))
     bridge.start().ends(batch, "completed")
     assert sandbox.sandbox.tags(BOB)["gold"] == 0
     assert "gold" not in sandbox.sandbox.tags(ALICE)
+
+
+@pytest.mark.parametrize("name", ['u "one"', "u,two", '"'])
+def test_an_erased_customer_leaves_the_files_however_csv_writes_the_id(
+    bridge: Bridge, sandbox: SandboxServer, name: str
+) -> None:
+    for customer in (name, BOB):
+        sandbox.sandbox.put_customer({"user_id": customer})
+    quoted = name.replace('"', '""')
+    batch = bridge.submit(f'user_id,tag,expires\n"{quoted}",gold,1 day\n{BOB},gold,1 day\n')
+    bridge.parts.operator.erase(Customer("user_id", name))
+    bridge.start().ends(batch, "completed")
+    assert "gold" not in sandbox.sandbox.tags(name)
+    assert "gold" in sandbox.sandbox.tags(BOB)
+
+
+def test_counters_that_sessionm_has_are_submitted_anew_when_a_customer_is_erased(
+    bridge: Bridge, sandbox: SandboxServer
+) -> None:
+    sandbox.sandbox.set_batches({"delay": 1, "times": 1})
+    batch = bridge.start().submit(FILE)
+    [first] = eventually(lambda: orders(sandbox))
+    bridge.parts.operator.erase(Customer("user_id", BOB))
+    done = bridge.ends(batch, "completed")
+    assert (done["rows"], done["completed_rows"]) == (2, 2)
+    assert fetch(first["url"]).status_code == 404
+    assert sandbox.sandbox.tags(ALICE)["seen"] == 1
+    assert "gold" not in sandbox.sandbox.tags(BOB)
+    assert len({order["request_id"] for order in orders(sandbox)}) == 2
+
+
+def test_reasons_hold_no_token_that_sessionm_was_given(
+    bridge: Bridge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = ""
+
+    def shown(job: SandboxJob) -> dict[str, Any]:
+        nonlocal given
+        given = f"{job.order.url} {job.order.notify} {job.order.url[:-20]}"
+        words = f"cannot read {given} {quote(given, safe='')}"
+        return {**job.receipt(), "status": "failed", "message": words}
+
+    monkeypatch.setattr(SandboxJob, "shown", shown)
+    told = bridge.ends(bridge.start().submit(EXPIRING), "failed")
+    assert "cannot read" in told["reason"]
+    for token in re.findall(r"(?:files/|token=)([\w-]+)", given):
+        assert token not in told["reason"]
 
 
 def test_a_job_through_sessionms_own_path_is_followed(

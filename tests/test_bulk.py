@@ -67,6 +67,21 @@ def test_a_backlog_of_expiring_tags_leaves_as_one_job(
     assert "braze_campaign_big" in answer["expires"]
 
 
+def test_of_several_ttls_of_a_tag_in_bulk_the_last_wins(
+    bridge: Bridge, sandbox: SandboxServer
+) -> None:
+    sandbox.sandbox.set_batches({"delay": 60})
+    for customer in CUSTOMERS:
+        webhook(bridge, customer, braze_campaign_id="big")
+    for ttl in ("30d", "1d", "30d"):
+        webhook(bridge, CUSTOMERS[0], tags=["vip"], ttl=ttl)
+    bridge.start()
+    [order] = eventually(lambda: orders(sandbox))
+    lines = requests.get(order["url"], timeout=5).text.splitlines()
+    assert [line for line in lines if ",vip," in line] == [f"{CUSTOMERS[0]},,vip,30 days"]
+    assert bridge.batches.jobs.find()[0]["rows"] == len(lines) - 1
+
+
 def test_a_small_backlog_goes_singly(bridge: Bridge, sandbox: SandboxServer) -> None:
     some = CUSTOMERS[:THRESHOLD]
     events = [webhook(bridge, customer, braze_campaign_id="big") for customer in some]
@@ -140,10 +155,63 @@ def test_the_writes_of_a_failed_job_go_singly(
     all_delivered(bridge, events, 30)
     assert len(orders(sandbox)) == 1
     assert len(singles(sandbox)) == len(CUSTOMERS)
+    [batch] = bridge.batches.jobs.find()
+    assert (batch["state"], batch["completed_rows"]) == ("released", 0)
     for order in orders(sandbox):
         assert requests.get(order["url"], timeout=5).status_code == 404
     health = bridge.client.get("/health", headers=bearer("admin")).get_json()
     assert health["checks"]["delivery"]["batches"]["flagged"] == 0
+
+
+def test_webhooks_in_bulk_do_not_wait_for_the_jobs_of_a_file(
+    make_app: MakeApp, sandbox: SandboxServer
+) -> None:
+    for customer in CUSTOMERS:
+        sandbox.sandbox.put_customer({"user_id": customer})
+    bridge = Bridge(make_app, BRIDGE_BULK_THRESHOLD=str(THRESHOLD), BRIDGE_SESSIONM_RPS="4")
+    bridge.batches.patience = Patience(first_ask=0.2)
+    sandbox.sandbox.set_batches({"delay": 3600, "times": 4})
+    file = "user_id\n" + "".join(f"{customer}\n" for customer in CUSTOMERS[:30])
+    bridge.start().submit(file, tag="segment", split="1")
+    eventually(lambda: len(orders(sandbox)) == 4)
+    events = [webhook(bridge, customer, braze_campaign_id="big") for customer in CUSTOMERS]
+    all_delivered(bridge, events)
+    assert len(orders(sandbox)) == 5
+    bridge.close()
+
+
+def test_webhooks_in_bulk_go_singly_in_time_whatever_wait_sessionm_asks_for(
+    bridge: Bridge, sandbox: SandboxServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bridge.outbox.batch.PUNCTUAL", 4.0)
+    sandbox.sandbox.set_faults({"match": "POST .*/batch/", "status": 429, "retry_after": 3600})
+    events = [webhook(bridge, customer, braze_campaign_id="big") for customer in CUSTOMERS]
+    bridge.start()
+    all_delivered(bridge, events)
+    assert len(singles(sandbox)) == len(CUSTOMERS)
+
+
+def test_the_writes_of_a_job_that_sessionm_never_reports_go_singly(
+    bridge: Bridge, sandbox: SandboxServer
+) -> None:
+    sandbox.sandbox.set_faults({"match": "GET .*/batch/", "status": 401})
+    sandbox.sandbox.set_batches({"notifications": 0})
+    events = [webhook(bridge, customer, braze_campaign_id="big") for customer in CUSTOMERS]
+    bridge.start()
+    all_delivered(bridge, events)
+    assert len(singles(sandbox)) == len(CUSTOMERS)
+
+
+def test_what_sessionm_says_of_a_job_stands_in_no_log(
+    bridge: Bridge, sandbox: SandboxServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    sandbox.sandbox.set_batches({"fail": "row 3: zoe@example.com is odd"})
+    events = [webhook(bridge, customer, braze_campaign_id="big") for customer in CUSTOMERS]
+    bridge.start()
+    all_delivered(bridge, events, 30)
+    [batch] = bridge.batches.jobs.find()
+    assert "zoe@example.com" in batch["reason"]
+    assert "zoe@example.com" not in "".join(str(vars(record)) for record in caplog.records)
 
 
 def test_a_customer_whom_sessionm_does_not_know_is_not_told_delivered(
@@ -158,6 +226,43 @@ def test_a_customer_whom_sessionm_does_not_know_is_not_told_delivered(
     assert bridge.parts.store.state_of(stranger) is State.QUEUED
     sandbox.sandbox.put_customer({"user_id": CUSTOMERS[7]})
     all_delivered(bridge, [stranger], 30)
+
+
+def test_webhooks_leave_in_bulk_beyond_32_bits(bridge: Bridge, sandbox: SandboxServer) -> None:
+    events = [webhook(bridge, customer, braze_campaign_id="big") for customer in CUSTOMERS]
+    with bridge.parts.store.database.write() as connection:
+        connection.execute(writes.update().values(seq=writes.c.seq + 2**31))
+    bridge.start()
+    all_delivered(bridge, events)
+    assert singles(sandbox) == []
+
+
+def test_where_nothing_can_be_gathered_webhooks_go_singly(
+    bridge: Bridge, sandbox: SandboxServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    events = [webhook(bridge, customer, braze_campaign_id="big") for customer in CUSTOMERS]
+    with bridge.parts.store.database.write() as connection:
+        connection.exec_driver_sql("ALTER TABLE batch_blocks RENAME TO batch_blocks_away")
+    bridge.start()
+    all_delivered(bridge, events)
+    assert len(singles(sandbox)) == len(CUSTOMERS)
+    assert "gathering_failed" in {getattr(r, "action", "") for r in caplog.records}
+
+
+def test_what_was_gathered_before_a_failure_is_not_held(
+    bridge: Bridge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events = [webhook(bridge, customer, braze_campaign_id="big") for customer in CUSTOMERS]
+    backlog = bridge.batches.backlog
+    backlog.gather(time.time(), [])
+    with monkeypatch.context() as broken:
+        broken.setattr("bridge.outbox.backlog._choose", None)
+        backlog.gather(time.time() + 1, [])
+    backlog.gather(time.time() + 2, [])
+    [batch] = bridge.batches.jobs.find()
+    assert (batch["state"], batch["rows"]) == ("queued", len(CUSTOMERS))
+    bridge.start()
+    all_delivered(bridge, events)
 
 
 def test_writes_that_are_late_carry_what_is_left_and_so_go_singly(

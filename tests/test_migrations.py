@@ -105,6 +105,26 @@ def test_many_that_come_at_once_migrate_once(database: str) -> None:
     assert len(calls) == 1
 
 
+def test_an_older_batch_table_takes_writes_beyond_32_bits(
+    make_app: MakeApp, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schema, "MIGRATIONS", schema.MIGRATIONS[:3])
+    old = parts_of(make_app()).store.database
+    if database.startswith("postgresql"):
+        with old.write() as connection:
+            narrow = "ALTER TABLE batch_writes ALTER COLUMN write_seq TYPE INTEGER"
+            connection.exec_driver_sql(narrow)
+    monkeypatch.undo()
+    new = make_app()
+    send(new.test_client(), braze_campaign_id="c1")
+    parts_of(new).batches.jobs.follow("test", "1", "1", 0.0)
+    with old.write() as connection:
+        connection.execute(schema.writes.update().values(seq=2**31))
+        job = connection.execute(sa.select(schema.batch_jobs.c.id)).scalar_one()
+        connection.execute(schema.batch_writes.insert().values(write_seq=2**31, job_id=job))
+    assert rows(database, "SELECT write_seq FROM batch_writes") == [(2**31,)]
+
+
 def test_a_migration_that_fails_leaves_the_schema_as_it_was(
     make_app: MakeApp, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

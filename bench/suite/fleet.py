@@ -247,7 +247,8 @@ def _big(costs: Costs) -> Table:
     table = Table(("10 million customers, 50 bridges", "calculated"))
     for name, seconds in BIG.seconds(FIFTY, costs).items():
         rate = BIG.customers / seconds
-        table.add(name, f"{seconds / 60:,.0f} min, {rate:,.0f} customers a second")
+        long = f"{seconds:,.0f} s" if seconds < 300 else f"{seconds / 60:,.0f} min"
+        table.add(name, f"{long}, {rate:,.0f} customers a second")
     table.add("the same tags by batch job", f"{BIG.jobs} jobs")
     table.add("a webhook waits for its turn to commit", f"up to {FIFTY.turn(costs) * 1000:.0f} ms")
     table.add("connections to PostgreSQL", f"{FIFTY.connections:,}")

@@ -37,11 +37,12 @@ from bridge.outbox.batch import (
     refused_lines,
     sift,
 )
+from bridge.outbox.jobs import DiscardedError
 from bridge.parts import Parts
 
 WATCH = 0.5
-OVER = {"completed", "failed", "discarded"}
-_MISTAKES = (FileRefusedError, NothingUsableError, PublicUrlError)
+OVER = {"completed", "released", "failed", "discarded"}
+_MISTAKES = (FileRefusedError, NothingUsableError, PublicUrlError, DiscardedError)
 
 Read = Callable[[int], bytes]
 Command = TypeVar("Command", bound=Callable[..., None])

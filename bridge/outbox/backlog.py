@@ -17,12 +17,14 @@ from bridge.intake.segment import DAY, Row, sessionm_header, sessionm_rows
 from bridge.outbox.jobs import (
     JOBS,
     UNFINISHED,
+    DiscardedError,
     Job,
     Jobs,
     JobState,
     Source,
     add_block,
     read_job,
+    see_open,
 )
 from bridge.outbox.plan import PUNCTUAL
 from bridge.outbox.schema import HELD, QUEUED, batch_jobs, batch_writes, batches, writes
@@ -38,8 +40,10 @@ CLAIMS_AT_ONCE = 5
 LOOK, GATHER = 1.0, 0.25
 # A job leaves when nothing more has come for so long, or its oldest write is so old.
 QUIET, OLDEST = 2.0, PUNCTUAL / 2
-# After a job that did not work, so long everything goes singly.
+# After a job that did not work, so long everything goes singly; and after one that could not be
+# gathered.
 REST = 900.0
+SHORT_REST = 60.0
 
 
 @dataclass(frozen=True)
@@ -124,9 +128,16 @@ class Held:
                 .values(next_at=now)
             )
 
-    def claim(self, job_id: int, number: int, now: float, busy: Collection[str]) -> _Claim:
-        """Put waiting writes into the file of *job_id*, as block *number*."""
+    def claim(
+        self, batch_id: str, job_id: int, number: int, now: float, busy: Collection[str]
+    ) -> _Claim:
+        """Put waiting writes into the file of *job_id*, as block *number*.
+
+        Raises:
+            DiscardedError: its batch is discarded.
+        """
         with self._database.write() as connection:
+            see_open(connection, batches.c.id == batch_id, now)
             claim = _choose(connection, now, busy)
             seqs = [*claim.held, *(write.seq for write in claim.chosen)]
             if seqs:
@@ -200,8 +211,9 @@ def _add(
     connection.execute(
         batch_writes.insert(), [{"write_seq": write.seq, "job_id": job_id} for write in chosen]
     )
-    said = {(write.customer, tag, write.ttl or DAY): None for write in chosen for tag in write.tags}
-    rows = [Row(0, Customer.from_key(customer), tag, ttl // DAY) for customer, tag, ttl in said]
+    # Of what was said of a customer and tag the last counts.
+    said = {(write.customer, tag): write.ttl or DAY for write in chosen for tag in write.tags}
+    rows = [Row(0, Customer.from_key(key), tag, ttl // DAY) for (key, tag), ttl in said.items()]
     add_block(connection, job_id, number, len(rows), sessionm_rows(KINDS, rows))
     oldest = min(write.accepted_at for write in chosen)
     known = batch_jobs.c.oldest_at
@@ -233,13 +245,15 @@ class Backlog:
         self._look_at = 0.0
         self._rests_until = 0.0
         self._open: _Open | None = None
+        self._left_open = False
 
     def take_over(self, now: float) -> None:
-        """What another process was gathering leaves as it is."""
+        """What was being gathered, by another process or before a failure, leaves as it is."""
         self._open = None
         self._held.let_go_of_the_rest(now)
         for job in self._held.left_open():
             self._close(job.id, job.batch_id, job.rows, now)
+        self._left_open = False
 
     def hold(self, customer: str) -> None:
         """*customer* waits for the end of a job."""
@@ -260,9 +274,26 @@ class Backlog:
         )
 
     def gather(self, now: float, busy: Collection[str]) -> None:
-        """Take what waits, if it is much; customers in *busy* have a call under way."""
+        """Take what waits, if it is much; customers in *busy* have a call under way.
+
+        Where that fails everything goes singly for a while.
+        """
         if not self._threshold or now < self._look_at:
             return
+        try:
+            self._gather(now, busy)
+        except DiscardedError:
+            # What it has goes singly: see `Held.unsettled`.
+            self._open = None
+        except Exception:
+            log.exception("the backlog goes singly", extra={"action": "gathering_failed"})
+            self._left_open = self._left_open or self._open is not None
+            self._open = None
+            self._rests_until = now + SHORT_REST
+
+    def _gather(self, now: float, busy: Collection[str]) -> None:
+        if self._left_open:
+            self.take_over(now)
         if self._open is None:
             self._look_at = now + LOOK
             if now < self._rests_until or not self._held.wait(self._threshold, now):
@@ -271,7 +302,7 @@ class Backlog:
         self._look_at = now + GATHER
         going = self._open
         for _ in range(CLAIMS_AT_ONCE):
-            claim = self._held.claim(going.job_id, going.blocks, now, busy)
+            claim = self._held.claim(going.batch_id, going.job_id, going.blocks, now, busy)
             going.take(claim, now)
             if claim.looked_at < CLAIM or going.rows >= self._split:
                 break

@@ -9,11 +9,14 @@ the job. All that happens is on disk before it happens, and a crash at any step 
 import csv
 import io
 import logging
+import re
 import secrets
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from bridge.customer import Customer, CustomerKind
@@ -26,9 +29,11 @@ from bridge.intake.segment import (
     sessionm_header,
     sessionm_rows,
 )
+from bridge.locks import LostLockError
 from bridge.outbox.backlog import Backlog, Held
 from bridge.outbox.jobs import (
     ANEW,
+    DiscardedError,
     Job,
     Jobs,
     JobState,
@@ -50,9 +55,14 @@ MOST_SPLIT = 1_000_000
 BLOCK = 2000
 SHOWN = 5
 CALL_TIMEOUT = 30.0
-# So many jobs at SessionM at once.
+# So many jobs of files at SessionM at once. The backlog's wait for none of them: they are few, and
+# carry what is sent to customers now.
 MOST_UNDER_WAY = 4
+# A round of looking at jobs begins no more after so long: others may have become more urgent.
+ROUND = 5.0
 SETTLE_WRITES = 500
+# With so many questions in a row that SessionM was away for, a notification counts for the answer.
+MOST_SILENCES = 3
 
 
 @dataclass(frozen=True)
@@ -126,15 +136,16 @@ class Tally:
 def sift(segment: Segment, tally: Tally) -> Iterator[Row | Refused]:
     """The lines of *segment*, repeats refused, counted in *tally*.
 
-    A counter that stands twice in a file that names its own tags is meant twice.
+    A row whose tag had another TTL in between is no repeat: the last one is to win. A counter that
+    stands twice in a file that names its own tags is meant twice.
     """
     with Seen() as seen:
         for line in segment:
             if isinstance(line, Refused):
                 tally.refused += 1
                 found: Row | Refused = line
-            elif (line.days is None and segment.own_tags) or seen.add(
-                line.customer.key, line.tag, str(line.days)
+            elif (line.days is None and segment.own_tags) or seen.is_news(
+                line.days, line.customer.key, line.tag
             ):
                 tally.rows += 1
                 if len(tally.first_rows) < SHOWN:
@@ -194,6 +205,8 @@ class Batches:
         self._record = record
         self._nudge = nudge
         self._ending = threading.Event()
+        # Questions about a job, by its id, that SessionM was away for.
+        self._silences: Counter[int] = Counter()
         self.patience = patience or Patience()
         threshold = backlog_threshold if public_url else 0
         self.backlog = Backlog(jobs, held, threshold, SPLIT)
@@ -224,6 +237,7 @@ class Batches:
             PublicUrlError: SessionM could not fetch the file.
             NothingUsableError: it has no usable row.
             FileRefusedError: it cannot be read to its end.
+            DiscardedError: somebody has discarded it meanwhile.
             StoreUnavailableError: it is not stored.
         """
         _ = self.public_url
@@ -236,16 +250,18 @@ class Batches:
                 writer.add(line)
             writer.close()
             tally.check()
+            self.jobs.release(
+                tally.batch_id,
+                time.time(),
+                rows=tally.rows,
+                refused=tally.refused,
+                repeated=tally.repeated,
+            )
+        except DiscardedError:
+            raise
         except BaseException:
             self.jobs.drop(tally.batch_id)
             raise
-        self.jobs.release(
-            tally.batch_id,
-            time.time(),
-            rows=tally.rows,
-            refused=tally.refused,
-            repeated=tally.repeated,
-        )
         log.info(
             "a batch of %s rows in %s jobs",
             tally.rows,
@@ -291,22 +307,39 @@ class Batches:
 
     def drive(self, *, may_send: bool) -> None:
         """Do for every job what is to be done now. Only the process that delivers calls this."""
+        until = time.monotonic() + ROUND
         for job in self._held.unsettled():
-            self._settle_writes(job)
-        for job in self.jobs.due(time.time()):
-            if self._ending.is_set():
+            self._try(self._settle_writes, job)
+        for job in self._to_drive(may_send=may_send):
+            if self._ending.is_set() or time.monotonic() > until:
                 return
-            try:
-                self._drive(job, may_send=may_send)
-            except SessionMError as error:
-                self._later(job, error)
+            self._try(partial(self._drive, may_send=may_send), job)
+
+    def _try(self, step: Callable[[Job], None], job: Job) -> None:
+        """Take a step with *job*; a failure puts it off, and stops no other."""
+        try:
+            step(job)
+        except LostLockError:
+            raise
+        except Exception:
+            extra = {"action": "batch_put_off", "batch": job.batch_id}
+            log.exception("a batch job waits", extra=extra)
+            self._put_off(job, self.patience.retry, job.reason)
+
+    def _to_drive(self, *, may_send: bool) -> list[Job]:
+        """Those of the backlog come first; of the others none waits for ever behind the rest."""
+        now = time.time()
+        room = MOST_UNDER_WAY - self.jobs.under_way() if may_send else 0
+        others = [*self.jobs.due(now), *self.jobs.of_files(now, max(0, room))]
+        others.sort(key=lambda job: (job.source is not Source.BACKLOG, job.next_at))
+        return [*self.jobs.of_backlog(now, now - PUNCTUAL), *others]
 
     def _drive(self, job: Job, *, may_send: bool) -> None:
         if job.state is JobState.QUEUED:
             if job.oldest_at is not None and time.time() - job.oldest_at > PUNCTUAL:
                 # What is left of its TTLs are no whole days any more.
                 self._end_badly(job, "it could not be submitted within a minute")
-            elif may_send and self.jobs.under_way() < MOST_UNDER_WAY:
+            elif may_send:
                 self._submit(job)
         elif job.state is JobState.SUBMITTING:
             self._find_out(job)
@@ -322,14 +355,15 @@ class Batches:
         now = time.time()
         if not self.jobs.submitting(job, file, notify, now, now + self.patience.outcome):
             return
+        self._silences.pop(job.id, None)
         sent = self.jobs.job(job.id)
         words = "id=JOB_ID&status=JOB_STATUS&request_id=JOB_REQUEST_ID"
         try:
             answer = self._sessionm.submit_batch(
                 {
-                    "request_id": job.request_id,
+                    "request_id": sent.request_id,
                     "url": f"{base}/batches/files/{file}.csv",
-                    "md5": job.md5,
+                    "md5": sent.md5,
                     "notify": f"{base}/webhooks/sessionm/batch?token={notify}&{words}",
                 },
                 CALL_TIMEOUT,
@@ -357,9 +391,9 @@ class Batches:
     def _not_taken(self, job: Job, error: SessionMError) -> None:
         now = time.time()
         if error.may_have_worked:
-            self._put_off(job, self.patience.outcome, f"its outcome is unknown: {error}")
+            self._put_off(job, self.patience.outcome, f"its outcome is unknown: {_words(error)}")
         elif error.meaning in {Meaning.REFUSED, Meaning.UNKNOWN_CUSTOMER}:
-            self._end_badly(job, f"SessionM refuses it: {error}")
+            self._end_badly(job, f"SessionM refuses it: {_words(error)}")
         else:
             # Away, throttled, or our credentials refused: nothing of it is the job's fault.
             wait = max(self.patience.retry, error.retry_after or 0.0)
@@ -368,7 +402,7 @@ class Batches:
                 JobState.QUEUED,
                 now,
                 **{**ANEW, "attempts": job.attempts - 1, "next_at": now + wait},
-                reason=str(error),
+                reason=_words(error),
             )
 
     def _find_out(self, job: Job) -> None:
@@ -384,14 +418,16 @@ class Batches:
 
     def _ask(self, job: Job) -> None:
         """What has become of a job that SessionM has? A notification is only a hint."""
-        known = self._shown(job)
-        status = str(known.get("status", "") if known else job.told).lower()
+        known, silence = self._shown(job)
+        # It counts where SessionM cannot be asked: of an outage that is known only after a while.
+        told = "" if silence and self._may_answer_soon(job, silence) else job.told
+        status = str(known.get("status") or told).lower()
         now = time.time()
         waited = now - (job.submitted_at or now)
         if status in _COMPLETED:
             self._complete(job, known)
         elif status in _FAILED:
-            self._failed(job, shown(str(known.get("message") or "no reason given"), 300))
+            self._failed(job, _words(known.get("message") or "no reason given"))
         elif waited > self._report_within(job):
             self._unreported(job)
         elif (
@@ -401,9 +437,16 @@ class Batches:
         ):
             self._again_or_flag(self.jobs.job(job.id), _NEVER_FETCHED, may_split=False)
         else:
-            # Doubling: at a tenth of the time that it has taken, within limits.
-            wait = min(max(waited, self.patience.first_ask), self.patience.longest_ask)
-            self._put_off(job, wait, job.reason)
+            self._ask_later(job, waited, silence)
+
+    def _ask_later(self, job: Job, waited: float, silence: SessionMError | None) -> None:
+        if silence and silence.meaning not in _NOT_TOLD:
+            wait = max(self.patience.retry, silence.retry_after or 0.0)
+            self._put_off(job, wait, f"SessionM cannot be asked: {_words(silence)}")
+            return
+        # Doubling: each wait is as long as the job has taken, within limits.
+        wait = min(max(waited, self.patience.first_ask), self.patience.longest_ask)
+        self._put_off(job, wait, job.reason)
 
     def _report_within(self, job: Job) -> float:
         of_backlog = job.source is Source.BACKLOG
@@ -419,19 +462,26 @@ class Batches:
         if self.jobs.move(job, JobState.OVERDUE, time.time(), next_at=later, reason=reason):
             _log("batch_overdue", job)
 
-    def _shown(self, job: Job) -> Mapping[str, Any]:
-        """What SessionM says of a job when asked; nothing if it does not tell.
+    def _shown(self, job: Job) -> tuple[Mapping[str, Any], SessionMError | None]:
+        """What SessionM says of a job when asked, and why nothing if it does not tell.
 
-        That it can be asked is assumed: no document names the call.
+        That it can be asked is assumed: no document names the call, so any answer is possible.
         """
         if not job.sessionm_id:
-            return {}
+            return {}, None
         try:
-            return _tags(self._sessionm.read_batch(job.sessionm_id, CALL_TIMEOUT))
+            known = _tags(self._sessionm.read_batch(job.sessionm_id, CALL_TIMEOUT))
         except SessionMError as error:
-            if error.meaning in _NOT_TOLD or error.status in {404, 405, 501}:
-                return {}
-            raise
+            return {}, error
+        self._silences.pop(job.id, None)
+        return known, None
+
+    def _may_answer_soon(self, job: Job, silence: SessionMError) -> bool:
+        """Whether to ask after *job* again before its notification counts for an answer."""
+        if silence.meaning not in _AWAY or silence.status in {405, 501}:
+            return False
+        self._silences[job.id] += 1
+        return self._silences[job.id] < MOST_SILENCES
 
     def _complete(self, job: Job, known: Mapping[str, Any]) -> None:
         failed = known.get("failed")
@@ -513,7 +563,7 @@ class Batches:
                         "delivered" if delivered else "batch_failed",
                         status=200 if delivered else 0,
                         milliseconds=round((now - (job.submitted_at or now)) * 1000),
-                        error="" if delivered else job.reason,
+                        error="" if delivered else f"batch {job.batch_id} did not work",
                         next_at=now,
                     )
                 ]
@@ -521,18 +571,16 @@ class Batches:
             self._held.let_go(members, now)
         self._nudge()
 
-    def _later(self, job: Job, error: SessionMError) -> None:
-        wait = max(self.patience.retry, error.retry_after or 0.0)
-        self._put_off(job, wait, f"SessionM cannot be asked: {error}")
-
     def _put_off(self, job: Job, seconds: float, reason: str) -> None:
         self.jobs.put_off(job, time.time() + seconds, reason)
 
 
 _UNANSWERED_TRIES = 5
 _NEVER_FETCHED = "SessionM never fetched its file: can it reach BRIDGE_PUBLIC_URL?"
-# Answers that say nothing about a job.
+# Answers that say nothing about a job, and will not say more.
 _NOT_TOLD = {Meaning.REFUSED, Meaning.UNKNOWN_CUSTOMER, Meaning.GARBLED}
+# Failures that may pass.
+_AWAY = {Meaning.UNREACHABLE, Meaning.UNANSWERED, Meaning.BUSY}
 
 
 class _Writer:
@@ -607,6 +655,15 @@ class _Writer:
 def _tags(answer: Mapping[str, Any]) -> Mapping[str, Any]:
     known = answer.get("tags")
     return known if isinstance(known, dict) else {}
+
+
+# Our tokens by where they stand in a URL, which may be cut short, and by their length.
+_TOKENS = re.compile(r"((?:files|token)(?:%..|[^\w\s-])+)[\w-]+|[\w-]{43,}")
+
+
+def _words(said: object) -> str:
+    """What SessionM says of a job, without the tokens of the URLs that it was given."""
+    return shown(_TOKENS.sub(r"\1…", str(said)), 300)
 
 
 def _log(action: str, job: Job) -> None:

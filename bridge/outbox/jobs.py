@@ -47,6 +47,7 @@ class BatchState(StrEnum):
     QUEUED = "queued"
     RUNNING = "running"
     COMPLETED = "completed"
+    RELEASED = "released"  # its writes went back to single delivery
     FAILED = "failed"
     DISCARDED = "discarded"
 
@@ -109,6 +110,13 @@ class WithdrawnError(Exception):
     """A file's URL ended while the file was on its way."""
 
 
+class DiscardedError(Exception):
+    """A batch was discarded while its file was written; ``str()`` is one sentence."""
+
+    def __init__(self) -> None:
+        super().__init__("The batch was discarded while its file was read: nothing goes out.")
+
+
 class Jobs:
     """The statements. Methods that change something commit before they return."""
 
@@ -137,18 +145,16 @@ class Jobs:
         return str(values["id"])
 
     def open_job(self, batch_id: str) -> int:
-        """Begin a job's file."""
+        """Begin a job's file; raises `DiscardedError`."""
         with self._database.write() as connection:
+            see_open(connection, batches.c.id == batch_id, time.time())
             return add_job(connection, batch_id, JobState.OPEN)
 
     def add_block(self, job_id: int, number: int, rows: int, lines: str, now: float) -> None:
-        """Write the next block of a job's file."""
+        """Write the next block of a job's file; raises `DiscardedError`."""
         with self._database.write() as connection:
+            see_open(connection, batches.c.id == _batch_of(job_id), now)
             add_block(connection, job_id, number, rows, lines)
-            of = sa.select(batch_jobs.c.batch_id).where(batch_jobs.c.id == job_id)
-            connection.execute(
-                batches.update().where(batches.c.id == of.scalar_subquery()).values(touched_at=now)
-            )
 
     def add_refused(self, batch_id: str, number: int, lines: str, now: float) -> None:
         """Keep lines of the list of refused rows."""
@@ -167,8 +173,13 @@ class Jobs:
             _seal(connection, job_id, counts=counts)
 
     def release(self, batch_id: str, now: float, **counted: int) -> None:
-        """Let the sealed jobs of a batch go out; *counted* are its columns."""
+        """Let the sealed jobs of a batch go out; *counted* are its columns.
+
+        Raises:
+            DiscardedError: they are discarded.
+        """
         with self._database.write() as connection:
+            see_open(connection, batches.c.id == batch_id, now)
             connection.execute(
                 batch_jobs.update()
                 .where(batch_jobs.c.batch_id == batch_id)
@@ -278,23 +289,43 @@ class Jobs:
     # driving the jobs
 
     def due(self, now: float, limit: int = 20) -> list[Job]:
-        """Jobs with something to do, in the order in which they came."""
-        chosen = (
-            JOBS.where(batch_jobs.c.state.in_([state.value for state in UNFINISHED]))
-            .where(batch_jobs.c.next_at <= now)
-            .order_by(batch_jobs.c.id)
-            .limit(limit)
+        """Jobs under way with something to do: the backlog's first, then the longest due."""
+        return self._chosen(
+            batch_jobs.c.state.in_([state.value for state in UNDER_WAY]),
+            batch_jobs.c.next_at <= now,
+            limit=limit,
         )
+
+    def of_backlog(self, now: float, late: float) -> list[Job]:
+        """Jobs of the backlog that wait to be submitted, and those accepted before *late*."""
+        return self._chosen(
+            batch_jobs.c.state == JobState.QUEUED.value,
+            batches.c.source == Source.BACKLOG.value,
+            sa.or_(batch_jobs.c.next_at <= now, batch_jobs.c.oldest_at < late),
+        )
+
+    def of_files(self, now: float, limit: int) -> list[Job]:
+        """Jobs of files that wait to be submitted, the longest due first."""
+        return self._chosen(
+            batch_jobs.c.state == JobState.QUEUED.value,
+            batches.c.source != Source.BACKLOG.value,
+            batch_jobs.c.next_at <= now,
+            limit=limit,
+        )
+
+    def _chosen(self, *which: sa.ColumnElement[bool], limit: int | None = None) -> list[Job]:
+        live_first = batches.c.source != Source.BACKLOG.value
+        chosen = JOBS.where(*which).order_by(live_first, batch_jobs.c.next_at, batch_jobs.c.id)
         with self._database.read() as connection:
-            return [read_job(row) for row in connection.execute(chosen).mappings()]
+            return [read_job(row) for row in connection.execute(chosen.limit(limit)).mappings()]
 
     def under_way(self) -> int:
-        """How many jobs SessionM has, or may have."""
+        """How many jobs of files SessionM has, or may have."""
         counted = (
             sa.select(sa.func.count())
-            .select_from(batch_jobs)
+            .select_from(batch_jobs.join(batches))
             .where(batch_jobs.c.state.in_([_SUBMITTING, _SUBMITTED]))
-            .where(batch_jobs.c.file_token.is_not(None))
+            .where(batches.c.source == Source.FILE.value)
         )
         with self._database.read() as connection:
             return connection.execute(counted).scalar_one()
@@ -488,7 +519,11 @@ class Jobs:
         What SessionM has in hand already it may still do.
         """
         going = [JobState.OPEN, *UNFINISHED, JobState.FAILED]
+        mine = batches.c.id == batch_id
         with self._database.write() as connection:
+            # From here on nobody adds to it.
+            connection.execute(batches.update().where(mine).values(touched_at=now))
+            state = connection.execute(sa.select(batches.c.state).where(mine)).scalar()
             chosen = sa.and_(
                 batch_jobs.c.batch_id == batch_id,
                 batch_jobs.c.state.in_([state.value for state in going]),
@@ -501,7 +536,8 @@ class Jobs:
             )
             connection.execute(batch_blocks.delete().where(batch_blocks.c.job_id.in_(ids)))
             _settle(connection, batch_id, now)
-        return len(ids)
+        # A file of which no row is read yet has no job, and is discarded all the same.
+        return len(ids) or int(state == BatchState.OPEN.value)
 
     def erase(self, customer: Customer) -> None:
         """Take *customer* out of every file that is still kept."""
@@ -513,7 +549,8 @@ class Jobs:
                 self._erase_from(job_id, header, customer)
 
     def _erase_from(self, job_id: int, header: str, customer: Customer) -> None:
-        needle = customer.id.encode()
+        # As CSV has it, quotes doubled.
+        needle = customer.id.replace('"', '""').encode()
         with self._database.read() as connection:
             chosen = sa.select(batch_blocks.c.number).where(batch_blocks.c.job_id == job_id)
             numbers = list(connection.execute(chosen).scalars())
@@ -526,13 +563,15 @@ class Jobs:
                 left, rows = without(customer, header, lines.decode())
                 packed = zlib.compress(left.encode(), PACKING)
                 connection.execute(batch_blocks.update().where(mine).values(body=packed, rows=rows))
-                # SessionM, if it fetches the file later, may find another digest than it was
-                # told: then the job fails, and is submitted with the right one.
+                _submit_anew(connection, job_id)
                 _seal(connection, job_id)
 
     def forget_before(self, then: float, abandoned: float) -> None:
         """Delete batches that ended before *then*, or whose upload stopped before *abandoned*."""
-        ended = [s.value for s in (BatchState.COMPLETED, BatchState.DISCARDED)]
+        ended = [
+            state.value
+            for state in (BatchState.COMPLETED, BatchState.RELEASED, BatchState.DISCARDED)
+        ]
         over = sa.or_(batches.c.state.in_(ended), ~_OURS)
         old = sa.and_(over, batches.c.done_at < then)
         stopped = sa.and_(
@@ -622,12 +661,51 @@ def add_job(
     return int(added)
 
 
+def see_open(connection: sa.Connection, mine: sa.ColumnElement[bool], now: float) -> None:
+    """See that the file of a batch is still being written, until the transaction ends.
+
+    Raises:
+        DiscardedError: it is not.
+    """
+    is_open = batches.c.state == BatchState.OPEN.value
+    seen = batches.update().where(mine, is_open).values(touched_at=now)
+    if not connection.execute(seen).rowcount:
+        raise DiscardedError
+
+
+def _batch_of(job_id: int) -> sa.ScalarSelect[str]:
+    return sa.select(batch_jobs.c.batch_id).where(batch_jobs.c.id == job_id).scalar_subquery()
+
+
 def add_block(connection: sa.Connection, job_id: int, number: int, rows: int, lines: str) -> None:
     """The next block of a job's file."""
     body = zlib.compress(lines.encode(), PACKING)
     connection.execute(
         batch_blocks.insert().values(job_id=job_id, number=number, rows=rows, body=body)
     )
+
+
+def _submit_anew(connection: sa.Connection, job_id: int) -> None:
+    """Let a job whose file is about to change wait anew, unless SessionM had all of the old one.
+
+    SessionM was told the digest of the old file: it can do nothing with the new one.
+    """
+    job = _job(connection, job_id)
+    moved = connection.execute(
+        batch_jobs.update()
+        .where(batch_jobs.c.id == job_id)
+        .where(batch_jobs.c.state.in_([state.value for state in UNDER_WAY]))
+        .where(batch_jobs.c.served_at.is_(None), batch_jobs.c.told == "")
+        .values(
+            **ANEW,
+            state=JobState.QUEUED.value,
+            attempts=batch_jobs.c.attempts - 1,
+            request_id=next_request_id(job.request_id),
+            next_at=time.time(),
+        )
+    )
+    if moved.rowcount:
+        _settle(connection, job.batch_id, time.time())
 
 
 def _seal(connection: sa.Connection, job_id: int, **values: Any) -> None:
@@ -693,18 +771,23 @@ def _settle(connection: sa.Connection, batch_id: str, now: float) -> None:
     )
 
 
+# A batch is what the weightiest of its jobs is.
+_BY_WEIGHT = (
+    (JobState.OPEN, BatchState.OPEN),
+    (JobState.SUBMITTING, BatchState.RUNNING),
+    (JobState.SUBMITTED, BatchState.RUNNING),
+    (JobState.QUEUED, BatchState.QUEUED),
+    (JobState.FAILED, BatchState.FAILED),
+    (JobState.OVERDUE, BatchState.FAILED),
+    (JobState.DISCARDED, BatchState.DISCARDED),
+    (JobState.RELEASED, BatchState.RELEASED),
+)
+
+
 def _batch_state(states: set[JobState]) -> BatchState:
-    if JobState.OPEN in states:
-        return BatchState.OPEN
-    if states & {JobState.SUBMITTING, JobState.SUBMITTED}:
-        return BatchState.RUNNING
-    if JobState.QUEUED in states:
-        return BatchState.RUNNING if len(states) > 1 else BatchState.QUEUED
-    if states & {JobState.FAILED, JobState.OVERDUE}:
-        return BatchState.FAILED
-    if JobState.DISCARDED in states:
-        return BatchState.DISCARDED
-    return BatchState.COMPLETED
+    none = BatchState.COMPLETED if states else BatchState.DISCARDED
+    found = next((state for of, state in _BY_WEIGHT if of in states), none)
+    return BatchState.RUNNING if found is BatchState.QUEUED and len(states) > 1 else found
 
 
 def _jobs_of(connection: sa.Connection, batch_id: str) -> list[Job]:
@@ -721,7 +804,8 @@ def _batch_as_json(row: sa.RowMapping, jobs: list[Job]) -> dict[str, Any]:
         "state": row["state"],
         "name": row["name"],
         "key": row["key_name"],
-        "rows": row["rows"],
+        # What the files hold: repeats are left out of them, and erased customers leave them.
+        "rows": sum(job.rows for job in jobs if job.state is not JobState.SPLIT),
         "completed_rows": done,
         "failed_rows": sum(job.failed_rows for job in jobs),
         "refused": row["refused"],

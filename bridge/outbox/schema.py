@@ -173,7 +173,7 @@ batch_writes = sa.Table(
     "batch_writes",
     schema,
     sa.Column(
-        "write_seq", sa.Integer, sa.ForeignKey("writes.seq", ondelete="CASCADE"), primary_key=True
+        "write_seq", _Serial, sa.ForeignKey("writes.seq", ondelete="CASCADE"), primary_key=True
     ),
     sa.Column(
         "job_id", sa.Integer, sa.ForeignKey("batch_jobs.id", ondelete="CASCADE"), nullable=False
@@ -267,4 +267,10 @@ def _batches(connection: sa.Connection) -> None:
     )
 
 
-MIGRATIONS = (_first_schema, _tallies, _batches)
+def _wide_write_seq(connection: sa.Connection) -> None:
+    # A wider number is the same to older code. Those of jobs stay: each stands for many writes.
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql("ALTER TABLE batch_writes ALTER COLUMN write_seq TYPE BIGINT")
+
+
+MIGRATIONS = (_first_schema, _tallies, _batches, _wide_write_seq)

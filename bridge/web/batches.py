@@ -18,7 +18,7 @@ from bridge.outbox.batch import (
     Tally,
     sift,
 )
-from bridge.outbox.jobs import PAGE
+from bridge.outbox.jobs import PAGE, DiscardedError
 from bridge.parts import parts_of
 from bridge.web.admin import read_limit
 from bridge.web.auth import scope
@@ -62,6 +62,8 @@ def submit() -> tuple[Response, int]:
         raise RefusedError(422, "nothing_to_tag", str(refusal)) from None
     except PublicUrlError as refusal:
         raise RefusedError(409, "no_public_url", f"{refusal}.") from None
+    except DiscardedError as refusal:
+        raise RefusedError(409, "discarded", str(refusal)) from None
     return jsonify(_told(tally, "accepted")), 202
 
 
