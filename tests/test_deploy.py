@@ -172,7 +172,7 @@ def test_what_is_noted_of_a_large_file_stands_where_temporary_files_do(tmp_path:
     script = (
         "import os; from bridge.outbox import seen; seen._CACHE = 64\n"
         "with seen.Seen() as noted:\n"
-        "    for number in range(20_000): noted.add(str(number))\n"
+        "    for number in range(20_000): noted.is_news(1, str(number))\n"
         "    for file in os.scandir('/proc/self/fd'): print(os.path.realpath(file.path))"
     )
     values = {**environ, "TMPDIR": str(tmp_path)}
