@@ -4,9 +4,12 @@ import http.client
 import json
 import re
 import socket
+import sqlite3
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
 from typing import Any, Self
 
 import requests
@@ -127,12 +130,18 @@ def dial(service: Service) -> socket.socket:
 
 def read(connection: socket.socket, answers: int) -> list[int]:
     """The statuses of the next answers, none of which may be followed by anything else."""
+    return [int(status) for status, _ in read_all(connection, answers)]
+
+
+def read_all(connection: socket.socket, answers: int) -> list[tuple[bytes, bytes]]:
+    """Status and id of the next answers; no id where there is none."""
     found = b""
-    while len(statuses := re.findall(rb"HTTP/1.1 (\d+) [^}]*}", found)) < answers:
+    answer = rb'HTTP/1.1 (\d+) [^{]*{[^}]*?(?:"id":"(\w+)"[^}]*)?}'
+    while len(told := re.findall(answer, found)) < answers:
         piece = connection.recv(65536)
         assert piece, found
         found += piece
-    return [int(status) for status in statuses]
+    return told
 
 
 def test_a_webhook_may_come_in_pieces_and_slowly(make_service: MakeService) -> None:
@@ -186,3 +195,88 @@ def test_a_webhook_whose_sender_left_is_stored_all_the_same(make_service: MakeSe
             connection.sendall(raw(f"left-{number}"))
     # One to be let in and one more on each connection.
     eventually(lambda: service.health()["checks"]["store"]["events"]["delivered"] == 40, 30)
+
+
+def known(service: Service) -> socket.socket:
+    """A connection whose webhooks have a head that is known, as long as `raw` makes them."""
+    connection = dial(service)
+    connection.sendall(raw("other"))
+    assert read(connection, 1) == [202]
+    connection.sendall(raw("again"))
+    assert read(connection, 1) == [202]
+    return connection
+
+
+def test_a_head_that_is_known_lets_nobody_else_in(make_service: MakeService) -> None:
+    service = make_service("--workers", "1")
+    health = b"GET /healthz HTTP/1.1\r\nHost: b\r\n\r\n"
+    good = raw("fives")
+    head, _, body = good.partition(b"\r\n\r\n")
+    guessed = good.replace(KEYS["webhook"].encode(), b"g" * len(KEYS["webhook"]))
+    with known(service) as connection:
+        for _ in range(3):
+            # Whatever a head is known from, and whatever stands around it.
+            connection.sendall(health + good + guessed)
+            assert read(connection, 3) == [200, 202, 401]
+            connection.sendall(good + guessed)
+            assert read(connection, 2) == [202, 401]
+            connection.sendall(guessed)
+            assert read(connection, 1) == [401]
+            connection.sendall(b"\r\n" + good)
+            assert read(connection, 1) == [202]
+            connection.sendall(good)
+            assert read(connection, 1) == [202]
+    for before in (
+        b"\r\n\r\n",
+        health,
+        b"POST /webhooks/braze HTTP/1.1\r\n\r\n",
+        b"\r\n\r\n" + head,
+    ):
+        with known(service) as connection:
+            connection.sendall(b"\r\n" + good)
+            assert read(connection, 1) == [202]
+            connection.sendall(before + body)
+            assert 202 not in read(connection, 1)
+
+
+def test_each_of_several_heads_is_known_for_its_own(make_service: MakeService) -> None:
+    one, other = (
+        raw("fives").replace(b"Host: b", b"Host: b\r\nIdempotency-Key: %d" % number)
+        for number in (1, 2)
+    )
+    with known(make_service("--workers", "1")) as connection:
+        connection.sendall(one + other)
+        (_, first), (_, second) = read_all(connection, 2)
+        assert first != second
+        for _ in range(3):
+            connection.sendall(one)
+            assert read_all(connection, 1) == [(b"200", first)]
+            connection.sendall(other)
+            assert read_all(connection, 1) == [(b"200", second)]
+
+
+def test_what_is_wrong_under_a_known_head_is_refused_and_kept(make_service: MakeService) -> None:
+    service = make_service("--workers", "1")
+    wrong = raw("fives").replace(b'["fives"]', b'["{{x}}"]')
+    with known(service) as connection:
+        for _ in range(2):
+            connection.sendall(wrong)
+            assert read(connection, 1) == [422]
+            connection.sendall(raw("right"))
+            assert read(connection, 1) == [202]
+            connection.sendall(raw("right") + raw("after"))
+            assert read(connection, 2) == [202, 202]
+    assert service.health()["checks"]["store"]["events"]["rejected"] == 2
+
+
+def test_a_database_that_is_held_is_503_under_a_known_head(
+    make_service: MakeService, tmp_path: Path
+) -> None:
+    service = make_service("--workers", "1", BRIDGE_SESSIONM_RPS="0.01")
+    with known(service) as connection:
+        with closing(sqlite3.connect(tmp_path / "bridge.db", isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            connection.sendall(raw("stuck"))
+            assert read(connection, 1) == [503]
+        connection.sendall(raw("stuck"))
+        assert read(connection, 1) == [202]

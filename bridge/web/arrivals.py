@@ -23,6 +23,8 @@ from bridge.web.figures import Answered, count
 from bridge.web.webhooks import PATH, told
 
 MOST_CALLERS = 10_000
+MOST_HEADS = 1000
+LONGEST_HEAD = 4096
 
 
 class _Caller(NamedTuple):
@@ -32,18 +34,30 @@ class _Caller(NamedTuple):
     heads: Mapping[int, bytes]
 
 
+class _Head(NamedTuple):
+    """What the head of a webhook has said."""
+
+    caller: _Caller
+    asked: Mapping[bytes, str]
+
+
+Answer = Callable[[bytes | None], None]
+
+
 @dataclass(slots=True)
 class Visit:
     """One webhook on its way in: who sends it, and its *body* so far.
 
-    *answer* is told the whole answer, or ``None``: then it is left to Flask.
+    *answer* is told the whole answer, or ``None``: then it is left to Flask. *unparsed*: all of
+    it, if the parser has seen nothing of it.
     """
 
     caller: _Caller
     asked: Mapping[bytes, str]
-    answer: Callable[[bytes | None], None]
+    answer: Answer
     began: float = field(default_factory=time.monotonic)
     body: bytes = b""
+    unparsed: bytes = b""
     waiting: Waiting | None = None
 
     @property
@@ -63,6 +77,7 @@ class Arrivals:
     def __init__(self, app: Flask) -> None:
         self._app = app
         self._callers: LRUCache[Hashable, _Caller] = LRUCache(MOST_CALLERS)
+        self._heads: LRUCache[Hashable, _Head] = LRUCache(MOST_HEADS)
 
     def admit(self, scope: Mapping[str, Any], key_name: str, answer: Headers) -> None:
         """Flask has taken the webhook of an ASGI *scope* in, and answered with these headers."""
@@ -77,11 +92,21 @@ class Arrivals:
         )
 
     def expect(
-        self, target: bytes, headers: Headers, address: str, answer: Callable[[bytes | None], None]
+        self,
+        target: bytes,
+        headers: Headers,
+        address: str,
+        answer: Answer,
+        came: bytes = b"",
     ) -> Visit | None:
         """A POST to *target* by HTTP/1.1 begins, if it is a webhook that may be taken in here.
 
-        *headers* have names in small letters; *address* is who sends them.
+        Args:
+            target: the path, and the query if there is one.
+            headers: with names in small letters.
+            address: who sends them.
+            answer: as in `Visit`.
+            came: what it began with as it came; then the like of it may be `recognise`d.
         """
         asked = _read(target, headers)
         if asked is None:
@@ -89,7 +114,25 @@ class Arrivals:
         caller = self._callers.get(_name(address, asked))
         if caller is None or not parts_of(self._app).acceptor.has_room():
             return None
+        head = came.partition(_END)[0]
+        # An empty line may stand before it, and is not the whole of it.
+        if head.startswith(b"POST ") and len(head) <= LONGEST_HEAD:
+            self._heads[address, head] = _Head(caller, asked)
         return Visit(caller, asked, answer)
+
+    def recognise(self, came: bytes, address: str, answer: Answer) -> Visit | None:
+        """The webhook that *came*, with all of its body, if one with the same head came before.
+
+        Braze sends all webhooks of a campaign with the same headers, and to parse them takes
+        longer than to understand the body.
+        """
+        first, _, body = came.partition(_END)
+        head = self._heads.get((address, first))
+        if head is None or len(body) != int(head.asked[b"content-length"]):
+            return None
+        if not parts_of(self._app).acceptor.has_room():
+            return None
+        return Visit(head.caller, head.asked, answer, body=body, unparsed=came)
 
     def take(self, visit: Visit) -> bool:
         """Store *visit*, whose body is whole; false leaves it to Flask."""
@@ -123,13 +166,19 @@ class Arrivals:
         return b"".join((heads[status], own, dated(time.time()), body))
 
 
+_END = b"\r\n\r\n"
+
+
 def _status_line(status: int) -> bytes:
     return f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n".encode()
 
 
 _OWN = {b"content-length", b"x-request-id", b"date", b"server"}
 # What a webhook may say in its headers, apart from what means nothing.
-_HEADERS = {b"authorization", b"content-type", b"idempotency-key", b"x-request-id", b"host"}
+_HEADERS = {
+    *(b"authorization", b"content-length", b"content-type", b"host", b"idempotency-key"),
+    b"x-request-id",
+}
 # For Flask: who wants to wait for the delivery, what browsers send, and bodies in pieces.
 _NOT_HERE = {b"prefer", b"origin", b"sec-fetch-site", b"transfer-encoding", b"expect", b"upgrade"}
 
@@ -140,7 +189,6 @@ def _read(target: bytes, headers: Headers) -> dict[bytes, str] | None:
         return None
     found: dict[bytes, str] = {}
     forwarded = ""
-    length = 0
     for name, value in headers:
         if name in _NOT_HERE or name in found:
             return None
@@ -148,9 +196,7 @@ def _read(target: bytes, headers: Headers) -> dict[bytes, str] | None:
             found[name] = value.decode("latin-1")
         elif name == b"x-forwarded-for":
             forwarded += f"{value.decode('latin-1')},"
-        elif name == b"content-length":
-            length = int(value)
-    if not 0 < length <= MAX_BODY:
+    if not 0 < int(found.get(b"content-length", 0)) <= MAX_BODY:
         return None
     return {**found, b"x-forwarded-for": forwarded} if forwarded else found
 

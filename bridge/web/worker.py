@@ -57,6 +57,10 @@ class Protocol(_Connection):  # type: ignore[misc]
         self._arrivals: Arrivals | None = getattr(worker.asgi, "arrivals", None)
         # A webhook that is taken in here, until it is answered.
         self._visit: Visit | None = None
+        # Whether the parser has nothing of the next request yet, and what came first of it.
+        self._parser_rests = False
+        self._came = b""
+        self._for_flask = False
         self._address = ""
         self._repeat: bytes | None = None
         self._repeated_at = 0.0
@@ -68,8 +72,7 @@ class Protocol(_Connection):  # type: ignore[misc]
         super().connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
-        parser = self._callback_parser
-        if self._held or (self._is_busy and parser and parser.is_complete):
+        if self._held or (self._is_busy and self._is_whole):
             # The next request, before this one is done with. The parser in C keeps a little of
             # it only, and the connection would be closed.
             self._held += data
@@ -77,6 +80,10 @@ class Protocol(_Connection):  # type: ignore[misc]
             return
         if not self._is_busy and not self._headers_due:
             self._headers_due = time.monotonic() + HEADERS_PATIENCE
+        if self._parser_rests and self._is_recognised(data):
+            return
+        self._came = data if self._parser_rests else b""
+        self._parser_rests = False
         super().data_received(data)
         while self._repeat is not None:
             self._send(self._repeat)
@@ -85,6 +92,31 @@ class Protocol(_Connection):  # type: ignore[misc]
     def _is_busy(self) -> bool:
         """Whether a request is under way."""
         return self._current_request is not None or self._visit is not None
+
+    @property
+    def _is_whole(self) -> bool:
+        """Whether all of the request under way is here."""
+        if self._visit is not None:
+            return self._visit.is_stored
+        return bool(self._callback_parser and self._callback_parser.is_complete)
+
+    @property
+    def _is_open(self) -> bool:
+        """Whether one more request may be taken in here."""
+        return self.worker.alive and not (self._closed or self._flow_control.write_paused)
+
+    def _is_recognised(self, data: bytes) -> bool:
+        """Whether *data* is a webhook that is taken in unparsed."""
+        if self._arrivals is None or not self._is_open:
+            return False
+        self._visit = self._arrivals.recognise(data, self._address, self._answer)
+        if self._visit is None:
+            return False
+        if self._arrivals.take(self._visit):
+            self._headers_due = 0.0
+            return True
+        self._visit = None
+        return False
 
     def _resume_reading(self) -> None:
         if self._held:
@@ -101,6 +133,8 @@ class Protocol(_Connection):  # type: ignore[misc]
 
     def _on_headers_complete(self) -> Any:
         self._headers_due = 0.0
+        # Of what came only the first head is known to stand at its beginning.
+        came, self._came = self._came, b""
         parser = self._callback_parser
         # Only where nothing else is under way on this connection, and where it stays open.
         if (
@@ -109,15 +143,15 @@ class Protocol(_Connection):  # type: ignore[misc]
             and self._arrivals is not None
             and parser.http_version == (1, 1)
             and parser.should_keep_alive
-            and self.worker.alive
-            and not self._flow_control.write_paused
+            and self._is_open
+            and not self._for_flask
         ):
             headers = getattr(parser, "asgi_headers", None) or parser.headers
             if parser.method == b"GET":
                 self._repeat = self._lane.repeat(parser.path, headers, self._address)
             elif parser.method == b"POST":
                 self._visit = self._arrivals.expect(
-                    parser.path, headers, self._address, self._answer
+                    parser.path, headers, self._address, self._answer, came
                 )
             if self._repeat is not None or self._visit is not None:
                 return False
@@ -140,6 +174,11 @@ class Protocol(_Connection):  # type: ignore[misc]
         """Let the present webhook go on as a request like any other."""
         visit, self._visit = self._visit, None
         if visit is None:
+            return
+        if visit.unparsed:
+            self._for_flask, self._parser_rests = True, False
+            super().data_received(visit.unparsed)
+            self._for_flask = False
             return
         super()._on_headers_complete()
         super()._on_body(visit.body)
@@ -165,6 +204,8 @@ class Protocol(_Connection):  # type: ignore[misc]
         self._repeat = None
         self._repeated_at = time.monotonic()
         self._safe_write(answer)
+        if self._parser_rests:
+            return
         parser = self._callback_parser
         if getattr(parser, "remaining_truncated", False):
             # More came behind it than the parser holds.
@@ -172,6 +213,7 @@ class Protocol(_Connection):  # type: ignore[misc]
             return
         following = parser.remaining()
         parser.reset()
+        self._parser_rests = not following
         if following:
             self._feed_callback_parser(following)
 
