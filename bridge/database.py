@@ -17,13 +17,16 @@ import os
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import lru_cache
+from itertools import chain
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.compiler import compiles
@@ -259,6 +262,7 @@ class SQLite(Database):
         self.name = str(self.path)
         self._durable = durable
         self._file = 0
+        self._wal = f"{self.path}-wal"
         self.locks = FileLocks(self.path.with_name(self.path.name + ".locks"))
         self.deliverer = FileLock(self.locks)
         sa.event.listen(self._engine, "connect", self._on_connect)
@@ -312,10 +316,13 @@ class SQLite(Database):
 
         In SQLite's own busy handler they would sleep: half a second at the 99th percentile.
         """
-        with self.locks.writing(), self._engine.connect() as connection:
+        with self._engine.connect() as connection:
             writing = connection.execution_options(bridge_write=True)
-            with writing.begin():
+            with self.locks.writing(), writing.begin():
                 yield writing
+        if self._durable:
+            # Only now, so that others write meanwhile.
+            _sync(self._wal)
 
     def _migrating(self) -> AbstractContextManager[sa.Connection]:
         return self._writing()
@@ -338,7 +345,8 @@ class SQLite(Database):
         connection.isolation_level = None
         cursor = connection.cursor()
         cursor.execute("PRAGMA journal_mode=WAL")
-        cursor.execute(f"PRAGMA synchronous={'FULL' if self._durable else 'NORMAL'}")
+        # Commits are brought to the disk by `_writing`.
+        cursor.execute("PRAGMA synchronous=NORMAL")
         # In pages. Each event dirties ten, most of which are dirtied again by the next: to bring
         # them home four times less often took a tenth off what a webhook costs.
         cursor.execute("PRAGMA wal_autocheckpoint=4000")
@@ -379,10 +387,86 @@ def _holds_postgresql(element: Holds, compiler: SQLCompiler, **options: Any) -> 
     return f"position({part} in {whole}) > 0"
 
 
+# SQLite takes 32,766 values in a statement; and each number of rows is a statement of its own.
+_MOST_ROWS = 64
+
+
+def insert_many(
+    connection: sa.Connection, statement: sa.Insert, rows: Sequence[Mapping[str, Any]]
+) -> int:
+    """Insert *rows*, at least one, which all name the same columns, two at least.
+
+    Returns:
+        How many were inserted; the others were in conflict.
+    """
+    if connection.dialect.name != "sqlite":
+        return connection.execute(statement, rows).rowcount
+    # One statement for many rows: between any two of them another thread may keep this one
+    # waiting, and with it every other writer.
+    insert = _insert_of_many(statement, tuple(rows[0]))
+    done = 0
+    for first in range(0, len(rows), _MOST_ROWS):
+        some = rows[first : first + _MOST_ROWS]
+        done += connection.exec_driver_sql(insert.sql(len(some)), insert.values(some)).rowcount
+    return done
+
+
+class _InsertOfMany:
+    """What *statement* says to SQLite when it has many rows."""
+
+    def __init__(self, statement: sa.Insert, columns: Sequence[str]) -> None:
+        dialect = sqlite.dialect()
+        # Not "or abort": SQLite would keep a copy of each page for the case that a row fails, and
+        # take twice as long. Here the whole transaction goes then.
+        statement = statement.prefix_with("OR FAIL")
+        compiled = statement.compile(dialect=dialect, column_keys=columns)
+        names = compiled.positiontup or ()
+        row = f"({', '.join('?' * len(names))})"
+        self._before, self._after = str(compiled).split(row)
+        self._row = row
+        self._values_of = itemgetter(*names)
+        # As for what else there is, the driver knows what to do.
+        types = [statement.table.c[name].type for name in names]
+        self._json = {
+            place: process
+            for place, kind in enumerate(types)
+            if isinstance(kind, sa.JSON)
+            and (process := kind.dialect_impl(dialect).bind_processor(dialect))
+        }
+
+    @lru_cache(_MOST_ROWS)  # noqa: B019 - they live as long as the process
+    def sql(self, rows: int) -> str:
+        return f"{self._before}{', '.join([self._row] * rows)}{self._after}"
+
+    def values(self, rows: Iterable[Mapping[str, Any]]) -> tuple[Any, ...]:
+        return tuple(chain.from_iterable(map(self._in_order, rows)))
+
+    def _in_order(self, row: Mapping[str, Any]) -> Sequence[Any]:
+        values: Sequence[Any] = self._values_of(row)
+        if self._json:
+            values = list(values)
+            for place, process in self._json.items():
+                values[place] = process(values[place])
+        return values
+
+
+@lru_cache
+def _insert_of_many(statement: sa.Insert, columns: tuple[str, ...]) -> _InsertOfMany:
+    return _InsertOfMany(statement, columns)
+
+
 def _on_begin(connection: sa.Connection) -> None:
     writing = connection.get_execution_options().get("bridge_write", False)
     # A write takes its lock at once, so that it cannot fail half way for want of it.
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")
+
+
+def _sync(path: str) -> None:
+    fd = os.open(path, os.O_RDWR)
+    try:
+        os.fdatasync(fd)
+    finally:
+        os.close(fd)
 
 
 def _inode(path: Path) -> int:

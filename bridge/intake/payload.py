@@ -331,10 +331,10 @@ def _customer(fields: Mapping[str, Any]) -> Customer:
 
 def _one_of(fields: Mapping[str, Any], *names: str) -> str | None:
     """The identifier under any of its *names*, which must not disagree."""
-    found = {name: value for name in names if (value := identifier(fields.get(name), name))}
-    if len(set(found.values())) > 1:
-        raise FieldError(" and ".join(found), "disagree: send one of them")
-    return next(iter(found.values()), None)
+    given = [(name, value) for name in names if (value := identifier(fields.get(name), name))]
+    if len({value for _, value in given}) > 1:
+        raise FieldError(" and ".join(name for name, _ in given), "disagree: send one of them")
+    return given[0][1] if given else None
 
 
 def _tags(value: object) -> tuple[str, ...]:

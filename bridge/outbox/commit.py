@@ -8,7 +8,7 @@ import asyncio
 import logging
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 
 from bridge.database import StoreUnavailableError
@@ -16,7 +16,7 @@ from bridge.outbox.store import NewEvent, Store
 
 log = logging.getLogger(__name__)
 
-MAX_BATCH = 256
+ENOUGH = 256
 PATIENCE = 20.0
 
 # What became of an event: stored (``None``), stored before under that id, or not stored.
@@ -56,7 +56,9 @@ class Committer:
         self._store = store
         self._start_lock = threading.Lock()
         self._thread: threading.Thread | None = None
-        self._waiting: queue.SimpleQueue[Waiting] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[list[Waiting]] = queue.SimpleQueue()
+        # The event loop's, until it has seen to everything that came at once.
+        self._gathered: list[Waiting] = []
 
     def store(self, event: NewEvent) -> str | None:
         """Store *event*; the id of the same event if it was stored before, else ``None``.
@@ -66,7 +68,7 @@ class Committer:
         """
         future: Future[Outcome] = Future()
         waiting = Waiting(event, future.set_result)
-        self._hand_over(waiting)
+        self._hand_over([waiting])
         try:
             outcome = future.result(PATIENCE)
         except TimeoutError:
@@ -83,11 +85,19 @@ class Committer:
 
         Who waits no longer takes it back.
         """
-        waiting = Waiting(event, tell, asyncio.get_running_loop())
-        self._hand_over(waiting)
+        loop = asyncio.get_running_loop()
+        waiting = Waiting(event, tell, loop)
+        if not self._gathered:
+            # One by one they would make two threads of this one's work.
+            loop.call_soon(self._hand_over_gathered)
+        self._gathered.append(waiting)
         return waiting
 
-    def _hand_over(self, waiting: Waiting) -> None:
+    def _hand_over_gathered(self) -> None:
+        gathered, self._gathered = self._gathered, []
+        self._hand_over(gathered)
+
+    def _hand_over(self, waiting: list[Waiting]) -> None:
         if self._thread is None:
             self._start()
         self._waiting.put(waiting)
@@ -100,16 +110,27 @@ class Committer:
 
     def _run(self) -> None:
         while True:
-            batch = [self._waiting.get()]
-            while len(batch) < MAX_BATCH and not self._waiting.empty():
-                batch.append(self._waiting.get())
-            taken = [one for one in batch if one.take()]
-            if taken:
-                self._commit(taken)
+            first = [one for one in self._waiting.get() if one.take()]
+            if first:
+                self._commit(first, self._others)
 
-    def _commit(self, batch: list[Waiting]) -> None:
+    def _others(self) -> Iterator[Waiting]:
+        """Who else waits at this moment."""
+        taken = 0
+        while taken < ENOUGH and not self._waiting.empty():
+            for one in self._waiting.get():
+                if one.take():
+                    taken += 1
+                    yield one
+
+    def _commit(
+        self, batch: list[Waiting], others: Callable[[], Iterable[Waiting]] = tuple
+    ) -> None:
+        """Store *batch*, and the *others* that are there when it is its turn."""
         try:
-            repeats = self._store.add([one.event for one in batch])
+            with self._store.adding() as add:
+                batch.extend(others())
+                repeats = add([one.event for one in batch])
         except StoreUnavailableError as error:
             log.error("not stored: %s", error, extra={"action": "store_failed"})
             _tell([(one, error) for one in batch])

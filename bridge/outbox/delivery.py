@@ -172,7 +172,9 @@ class Delivery:
 
     def nudge(self, _customer: Customer | None = None) -> None:
         """Something was accepted: look at once."""
-        self._wake.set()
+        # Asked first, since that takes no lock.
+        if not self._wake.is_set():
+            self._wake.set()
 
     def run(self) -> None:
         """Deliver whenever the lock is ours, until `stop`."""

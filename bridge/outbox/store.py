@@ -1,15 +1,17 @@
 """What intake and delivery do with the tables: add, find what is due, record what became of it."""
 
-import os
 import time
 from collections import Counter
-from collections.abc import Collection, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import sqlalchemy as sa
 
-from bridge.database import Database, insert
+from bridge.database import Database, insert, insert_many
+from bridge.fields import chance_hex
 from bridge.intake.rules import TagWrite
 from bridge.locks import LostLockError
 from bridge.outbox.schema import (
@@ -129,19 +131,14 @@ class Store:
         Returns:
             For each event that is a repeat: its id -> the id under which it was stored before.
         """
-        # In one order in all processes: two that bring the same events would else wait for each
-        # other.
-        rows = [_event_row(event) for event in sorted(new, key=lambda event: event.dedupe or "")]
+        with self.adding() as add:
+            return add(new)
+
+    @contextmanager
+    def adding(self) -> Iterator[Callable[[Sequence[NewEvent]], dict[str, str]]]:
+        """A transaction for one `add`, whose events need not be known before it is their turn."""
         with self.database.write() as connection:
-            added = connection.execute(_ADD_EVENT, rows).rowcount
-            repeats = {} if added == len(new) else _repeats(connection, new)
-            fresh = [event for event in new if event.id not in repeats] if repeats else new
-            tally = Tally()
-            for event in fresh:
-                tally.event(event, None, event.state)
-            add_writes(connection, fresh, tally)
-            tally.keep(connection)
-        return repeats
+            yield partial(_add, connection)
 
     def due(self, now: float, limit: int, busy: Collection[str]) -> list[str]:
         """The customers (by key) with a write that is due, the longest due first.
@@ -304,7 +301,23 @@ class Store:
         self.set_fact("ping", time.time())
 
 
+def _add(connection: sa.Connection, new: Sequence[NewEvent]) -> dict[str, str]:
+    # In one order in all processes: two that bring the same events would else wait for each other.
+    rows = [_event_row(event) for event in sorted(new, key=lambda event: event.dedupe or "")]
+    added = insert_many(connection, _ADD_EVENT, rows)
+    repeats = {} if added == len(new) else _repeats(connection, new)
+    fresh = [event for event in new if event.id not in repeats] if repeats else new
+    tally = Tally()
+    for event in fresh:
+        tally.event(event, None, event.state)
+    add_writes(connection, fresh, tally)
+    tally.keep(connection)
+    return repeats
+
+
 _ADD_EVENT = insert(events).on_conflict_do_nothing(index_elements=["dedupe"])
+_ADD_WRITE = writes.insert()
+_ADD_ATTEMPT = attempts.insert()
 _SAME = sa.select(events.c.dedupe, events.c.id).where(
     events.c.dedupe.in_(sa.bindparam("keys", expanding=True))
 )
@@ -319,7 +332,7 @@ def _repeats(connection: sa.Connection, new: Sequence[NewEvent]) -> dict[str, st
 
 def new_event_id(now: float) -> str:
     """32 hex digits that sort by time: milliseconds, then chance."""
-    return f"{id_prefix(now)}{os.urandom(10).hex()}"
+    return f"{id_prefix(now)}{chance_hex(20)}"
 
 
 def id_prefix(at: float) -> str:
@@ -414,7 +427,7 @@ def add_writes(connection: sa.Connection, accepted: Iterable[NewEvent], tally: T
     rows = [row for event in accepted for row in _write_rows(event)]
     if rows:
         tally.writes(None, State.QUEUED, len(rows))
-        connection.execute(writes.insert(), rows)
+        insert_many(connection, _ADD_WRITE, rows)
 
 
 def _write_rows(event: NewEvent) -> Iterable[dict[str, Any]]:
@@ -465,7 +478,7 @@ def _record_delivered(
     if not ended:
         return []
     connection.execute(_DELIVERED, [{"key": write.seq, "at": result.at} for write, result in ended])
-    connection.execute(attempts.insert(), [_attempt(w.seq, result) for w, result in ended])
+    insert_many(connection, _ADD_ATTEMPT, [_attempt(w.seq, result) for w, result in ended])
     _remember_expiries(connection, [write for write, _ in ended])
     return [write.seq for write, _ in ended]
 
@@ -520,7 +533,7 @@ def _record(connection: sa.Connection, result: Finished) -> Sequence[int]:
     kept = updated.scalars().all()
     if not kept:
         return kept
-    connection.execute(attempts.insert(), [_attempt(seq, result) for seq in kept])
+    insert_many(connection, _ADD_ATTEMPT, [_attempt(seq, result) for seq in kept])
     if waits:
         _postpone(connection, result.writes[0].customer, result.next_at)
     if result.state is State.DELIVERED:
@@ -536,7 +549,7 @@ def _remember_expiries(connection: sa.Connection, delivered: Iterable[QueuedWrit
         for tag in write.tags
     ]
     if rows:
-        connection.execute(_REMEMBER, rows)
+        insert_many(connection, _REMEMBER, rows)
 
 
 def _remembering() -> sa.Insert:

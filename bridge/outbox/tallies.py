@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 
 import sqlalchemy as sa
 
-from bridge.database import insert
+from bridge.database import insert, insert_many
 from bridge.outbox.schema import NUMBERS, STORED, WRITES, State, events, tallies
 
 CAMPAIGNS = ("campaign", "canvas")
@@ -106,7 +106,7 @@ class Tally:
             if any(change.values())
         ]
         if rows:
-            connection.execute(_ADD, rows)
+            insert_many(connection, _ADD, rows)
 
     def _changes(self) -> dict[tuple[str, str], Counter[str]]:
         """By how much which numbers of which row change."""

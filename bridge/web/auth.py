@@ -4,7 +4,6 @@ import base64
 import binascii
 import hmac
 import ipaddress
-import os
 import re
 import threading
 import time
@@ -13,6 +12,7 @@ from typing import Literal, TypeVar
 
 from flask import Flask, Response, current_app, g, request
 
+from bridge.fields import chance_hex
 from bridge.parts import parts_of
 from bridge.settings import Key, Network, Settings
 from bridge.web.errors import error
@@ -95,7 +95,7 @@ def _credential(authorization: str) -> tuple[bytes, str | None]:
 
 def request_id(given: str) -> str:
     """The name of a request: the *given* one if it is sane, else a new one."""
-    return given if _REQUEST_ID.fullmatch(given) else os.urandom(16).hex()
+    return given if _REQUEST_ID.fullmatch(given) else chance_hex(32)
 
 
 def install(app: Flask, keyring: Keyring) -> None:

@@ -1,0 +1,101 @@
+"""What is answered is on disk: seen in the system calls that the service makes.
+
+A kill -9 cannot show it, since what a process has written outlives it; a power cut does not leave
+what was never synced.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import MakeService, eventually
+from tests.test_arrivals import dial, raw, read
+
+CALLS = "pwrite64,fdatasync,fsync,write,writev,sendto,sendmsg"
+WAL = "/bridge.db-wal>"
+
+
+@dataclass(frozen=True)
+class Call:
+    """A system call; *began* and *ended* are its places among all."""
+
+    text: str
+    began: int
+    ended: int
+
+
+@contextmanager
+def traced(pids: Sequence[int], file: Path) -> Iterator[None]:
+    """Note the system calls of these processes in *file*."""
+    if shutil.which("strace") is None:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("strace is not installed")
+    attached = [argument for pid in pids for argument in ("-p", str(pid))]
+    command = ["strace", "-f", "-y", "-s", "9000", "-e", f"trace={CALLS}", "-o", str(file)]
+    with subprocess.Popen([*command, *attached], stderr=subprocess.PIPE, text=True) as strace:
+        assert strace.stderr
+        for line in strace.stderr:
+            if "Operation not permitted" in line:
+                (pytest.fail if os.environ.get("CI") else pytest.skip)("nothing may be traced")
+            if f"Process {pids[-1]} attached" in line:
+                break
+        yield
+        strace.terminate()
+
+
+def calls(file: Path) -> list[Call]:
+    """What *file* tells, in the order in which it ended."""
+    found = []
+    begun: dict[str, tuple[str, int]] = {}
+    for place, line in enumerate(file.read_text(errors="replace").splitlines()):
+        thread, _, told = line.partition(" ")
+        told = told.strip()
+        if told.endswith("<unfinished ...>"):
+            begun[thread] = told, place
+        elif told.startswith("<..."):
+            text, began = begun.pop(thread, ("", place))
+            found.append(Call(text + told, began, place))
+        else:
+            found.append(Call(told, place, place))
+    return found
+
+
+def test_a_webhook_is_on_disk_before_it_is_answered(
+    make_service: MakeService, tmp_path: Path
+) -> None:
+    service = make_service(BRIDGE_SESSIONM_RPS="0.01")
+    trace = tmp_path / "trace"
+    names = [f"synced-{number}" for number in range(8)]
+    with dial(service) as connection, traced(service.workers(), trace):
+        for name in names:
+            event = raw(name).replace(b'"ttl"', b'"dispatch_id": "once", "ttl"')
+            length = len(event.partition(b"\r\n\r\n")[2])
+            event = re.sub(rb"Length: \d+", b"Length: %d" % length, event)
+            connection.sendall(event)
+            assert read(connection, 1) == [202]
+            # A duplicate is as good as stored: what it repeats has to be on disk as well.
+            connection.sendall(event)
+            assert read(connection, 1) == [200]
+        eventually(lambda: len(_answers(calls(trace))) == 2 * len(names))
+    made = calls(trace)
+    syncs = [call for call in made if re.match(r"f(data)?sync\(", call.text) and WAL in call.text]
+    answers = _answers(made)
+    for name, accepted, repeated in zip(names, answers[::2], answers[1::2], strict=True):
+        written = max(
+            call.ended
+            for call in made
+            if call.text.startswith("pwrite64(") and WAL in call.text and name in call.text
+            if call.began < accepted.began
+        )
+        assert any(written < sync.began <= sync.ended < accepted.began for sync in syncs), name
+        assert any(accepted.ended < sync.began <= sync.ended < repeated.began for sync in syncs)
+
+
+def _answers(made: Sequence[Call]) -> list[Call]:
+    return [call for call in made if re.search(r'"HTTP/1.1 20[02] .*"status\\":', call.text)]
