@@ -142,6 +142,8 @@ class Delivery:
         self._acquired_at = 0.0
         self._stopping = threading.Event()
         self._wake = threading.Event()
+        # Whether a call could start if there were something to send.
+        self._listens = False
         self._thread: threading.Thread | None = None
         self._cleaner = threading.Thread()
         self._batches = batches
@@ -172,8 +174,8 @@ class Delivery:
 
     def nudge(self, _customer: Customer | None = None) -> None:
         """Something was accepted: look at once."""
-        # Asked first, since that takes no lock.
-        if not self._wake.is_set():
+        # Of thousands a second only those are heard that change something.
+        if self._listens and not self._wake.is_set():
             self._wake.set()
 
     def run(self) -> None:
@@ -213,6 +215,7 @@ class Delivery:
 
     def _step(self, senders: ThreadPoolExecutor) -> None:
         self._wake.clear()
+        self._listens = True
         if not self._took_over:
             self._take_over()
         self._record_finished()
@@ -243,11 +246,12 @@ class Delivery:
         calls: list[Call] = []
         if self._batches and room > 0 and self._gate.mode is Mode.RUNNING:
             self._batches.backlog.gather(now, self._under_way)
-        if not self._tokens.whole():
+        if room <= 0 or not self._tokens.whole():
             # Nothing could go out: to look at the queue as often as webhooks come costs much.
+            self._listens = False
             return 0
         expired: list[Finished] = []
-        due = self._store.due(now, max(0, room) * 4, self._under_way)
+        due = self._store.due(now, room * 4, self._under_way)
         queues = self._store.waiting_of(due[: min(room, 1 + self._tokens.whole())]) if due else {}
         for customer in due:
             queue = queues[customer] if customer in queues else self._store.waiting(customer)
