@@ -202,8 +202,8 @@ def test_rules_of_any_shape_are_read_or_refused(place: str, value: Any) -> None:
         {"campaigns": {"x": {place: value}}},
     ):
         try:
-            assert parse_rules(document, 5).writes(event(None, None, "a")) == [
-                TagWrite(("a",), None)
-            ]
+            assert parse_rules(document, 5).writes(event(None, None, "a")) == (
+                TagWrite(("a",), None),
+            )
         except FieldError as refused:
             assert refused.field  # noqa: PT017 - either is right

@@ -2,14 +2,16 @@
 
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 from bridge.fields import MAX_TEXT, FieldError, required, text, ttl
 from bridge.intake.payload import MAX_TAGS, Event, RefusedError
+
+MOST_KNOWN = 256
 
 
 class RulesError(Exception):
@@ -62,37 +64,52 @@ class Rules:
     campaigns: Mapping[str, Rule] = field(default_factory=dict)
     canvases: Mapping[str, Rule] = field(default_factory=dict)
 
-    def writes(self, event: Event) -> list[TagWrite]:
+    def writes(self, event: Event) -> tuple[TagWrite, ...]:
         """What *event* writes, one entry for each TTL, in the order of the event.
 
         Raises:
             RefusedError: 422; an unlisted ID, a tag that is both kinds, or nothing to write.
         """
+        return self._known_writes(event.campaign_id, event.canvas_id, event.tags, event.ttl)
+
+    @cached_property
+    def _known_writes(self) -> Callable[..., tuple[TagWrite, ...]]:
+        # All webhooks of a campaign write the same.
+        return lru_cache(MOST_KNOWN)(self._writes)
+
+    def _writes(
+        self,
+        campaign_id: str | None,
+        canvas_id: str | None,
+        given: tuple[str, ...],
+        given_ttl: int | None,
+    ) -> tuple[TagWrite, ...]:
         expiring: dict[str, int] = {}
         counters: dict[str, None] = {}
-        for kind, braze_id, rule, template in self._matches(event):
+        for kind, braze_id, rule, template in self._matches(campaign_id, canvas_id):
             tags = rule.tags
             if tags is None:
                 tags = (_checked(template.tag(braze_id), kind),) if template.pattern else ()
-            expiring.update(dict.fromkeys(tags, event.ttl or rule.ttl or self.ttl))
+            expiring.update(dict.fromkeys(tags, given_ttl or rule.ttl or self.ttl))
             counters.update(dict.fromkeys(rule.counters))
-        if event.ttl is None:
-            counters.update(dict.fromkeys(event.tags))
+        if given_ttl is None:
+            counters.update(dict.fromkeys(given))
         else:
-            expiring.update(dict.fromkeys(event.tags, event.ttl))
+            expiring.update(dict.fromkeys(given, given_ttl))
         self._refuse_mixed(expiring, counters)
         writes = [TagWrite(_having(expiring, ttl), ttl) for ttl in dict.fromkeys(expiring.values())]
         if counters:
             writes.append(TagWrite(tuple(counters), None))
-        writes = [part for write in writes for part in _split(write)]
         if not writes:
             raise RefusedError(422, "nothing_to_tag", "By rules.toml this event writes no tag.")
-        return writes
+        return tuple(part for write in writes for part in _split(write))
 
-    def _matches(self, event: Event) -> Iterable[tuple[str, str, Rule, Template]]:
+    def _matches(
+        self, campaign_id: str | None, canvas_id: str | None
+    ) -> Iterable[tuple[str, str, Rule, Template]]:
         named = (
-            ("campaign", event.campaign_id, self.campaigns, self.campaign_tag),
-            ("canvas", event.canvas_id, self.canvases, self.canvas_tag),
+            ("campaign", campaign_id, self.campaigns, self.campaign_tag),
+            ("canvas", canvas_id, self.canvases, self.canvas_tag),
         )
         for kind, braze_id, rules, template in named:
             if braze_id is None:

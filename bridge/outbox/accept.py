@@ -167,7 +167,7 @@ class Acceptor:
             canvas_id=event.canvas_id,
             test=event.is_test,
             dedupe=event.dedupe_key(_idempotency_key(arrival)),
-            writes=tuple(self._rules.writes(event)),
+            writes=self._rules.writes(event),
             ignored=event.ignored,
             idempotency_key=arrival.idempotency_key,
         )
