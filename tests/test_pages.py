@@ -508,6 +508,13 @@ def test_the_dashboard_lists_batch_jobs_where_there_are_any(
     assert nasty not in client.get("/dashboard", headers=ADMIN).text
 
 
+@pytest.mark.parametrize(("number", "told"), [(1, " 1 event, newest"), (2, " 2 events, newest")])
+def test_one_event_is_not_counted_as_several(client: FlaskClient, number: int, told: str) -> None:
+    for _ in range(number):
+        send(client, braze_campaign_id="c")
+    assert told in get(client, "/events")
+
+
 def test_the_dashboard_tells_failed_rows_from_refused_ones(make_app: MakeApp) -> None:
     bridge = Bridge(make_app).start()
     bridge.submit("user_id,x\nstranger-1,\nstranger-2,\n,\n", tag="gold", ttl="1d")
