@@ -163,6 +163,11 @@ def iso(at: float) -> str:
     return datetime.fromtimestamp(min(at, _LATEST), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
+def counted(number: int, one: str, many: str = "") -> str:
+    """*number* with its noun, ``1 row`` or ``2 rows``; *many* is a plural that is no mere s."""
+    return f"{number} {one if number == 1 else many or one + 's'}"
+
+
 def instant(value: object) -> float | None:
     """A date and time in ISO 8601 (UTC unless it says otherwise) as seconds since the epoch.
 

@@ -4,7 +4,7 @@ import time
 from typing import Any
 
 from bridge.database import StoreUnavailableError
-from bridge.fields import iso
+from bridge.fields import counted, iso
 from bridge.outbox.delivery import HEARTBEAT, HEARTBEAT_FACT
 from bridge.outbox.store import Backlog
 from bridge.parts import Parts
@@ -15,6 +15,9 @@ from bridge.version import VERSION
 SILENCE = 5 * HEARTBEAT
 LATE = 300.0
 DAY = 86400.0
+# How long it is told that SessionM could not do most rows of a file. It passes by itself: nothing
+# that is done to the batch would end it.
+TELL_FAILED_ROWS = 3600.0
 # Latencies and ratios are those of the last so many minutes.
 RECENT_MINUTES = 5
 
@@ -28,7 +31,7 @@ def report(parts: Parts) -> dict[str, Any]:
     try:
         parts.probe.check()
         checks["delivery"] = _delivery(parts, now)
-        checks["delivery"]["batches"] = _batches(parts)
+        checks["delivery"]["batches"] = _batches(parts, now)
         checks["store"]["events"] = parts.events.counts()
     except StoreUnavailableError as error:
         checks["store"] = {"state": "down", "error": str(error)}
@@ -72,8 +75,13 @@ def _delivery(parts: Parts, now: float) -> dict[str, Any]:
     }
 
 
-def _batches(parts: Parts) -> dict[str, Any]:
-    return {"running": parts.batches.jobs.running(), "flagged": parts.batches.jobs.flagged()}
+def _batches(parts: Parts, now: float) -> dict[str, Any]:
+    jobs = parts.batches.jobs
+    return {
+        "running": jobs.running(),
+        "flagged": jobs.flagged(),
+        "mostly_failed": jobs.mostly_failed(now - TELL_FAILED_ROWS),
+    }
 
 
 def _last_known(day: list[Minute]) -> dict[str, Any]:
@@ -171,6 +179,12 @@ def _reasons(checks: dict[str, Any]) -> list[str]:
             > max(half, budget["content_calls_last_minute"] * BRAZE_CONTENT_SHARE / 2)
         ),
     }
+    for one in delivery.get("batches", {}).get("mostly_failed", ()):
+        rows = f"{one['failed_rows']} of {counted(one['rows'], 'row')}"
+        told[
+            f"SessionM could not do {rows} of batch {one['id']}: see `bridge batch status "
+            f"{one['id']}`."
+        ] = True
     for system in ("core", "connect"):
         state = checks[f"sessionm_{system}"]["state"]
         error = checks[f"sessionm_{system}"]["last_error"]

@@ -342,7 +342,7 @@ def _postgres() -> ModuleType:
             raise
         raise SettingsError(
             "BRIDGE_DATABASE_URL: PostgreSQL needs psycopg: "
-            "pip install 'braze-sessionm-bridge[postgres]'"
+            "in the clone of the bridge, pip install '.[postgres]'"
         ) from None
 
 

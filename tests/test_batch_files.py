@@ -79,6 +79,35 @@ def test_only_an_earlier_list_of_refused_rows_is_replaced(
     assert path.read_text().splitlines()[1].startswith("3,")
 
 
+def test_what_would_mend_the_call_is_named_as_the_command_calls_it(command: Command) -> None:
+    plain = ("batch", "submit", command.file)
+    assert "say which tag its customers get by --tag" in command.fails(*plain, "--dry-run")
+    told = command.fails(*plain, "--tag", "t", "--id-column", "Braze ID")
+    assert told.endswith("If it does in this file, say which by --id-kind")
+    command.file.write_text("customer\none\n")
+    told = command.fails(*plain, "--tag", "t")
+    assert told.endswith("Say which one holds the customer by --id-column")
+
+
+def test_a_file_of_counters_is_taken_once_unless_it_is_meant_again(command: Command) -> None:
+    assert command.submit() == ""
+    told = command.submit()
+    assert "has the same rows" in told
+    assert "would count twice: if that is meant, say so by --again" in told
+    assert command.run("batch", "status").stdout.count("segment.csv") == 1
+    assert command.submit("--again") == ""
+    command.file.write_text(SEGMENT + "3,three\n")
+    assert command.submit() == ""
+
+
+def test_a_file_of_expiring_tags_that_comes_again_is_taken_with_a_warning(command: Command) -> None:
+    submit = ("batch", "submit", command.file, "--tag", "t", "--ttl", "30d")
+    first, second, other = (command.run(*submit, *more) for more in ([], [], ["--tag", "u"]))
+    assert [done.returncode for done in (first, second, other)] == [0, 0, 0]
+    assert "has the same rows" in second.stderr
+    assert "has the same rows" not in first.stderr + other.stderr
+
+
 def archive(members: dict[str, str]) -> bytearray:
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as made:

@@ -443,6 +443,71 @@ def test_of_several_ttls_of_a_tag_the_last_is_written_last(
     assert bridge.show(batch)["repeated"] == 1
 
 
+def test_rows_that_sessionm_could_not_do_are_told_apart_from_refused_ones(
+    bridge: Bridge, sandbox: SandboxServer
+) -> None:
+    strangers = "".join(f"stranger-{number},gold,1 day\n" for number in range(3))
+    file = f"user_id,tag,expires\n{ALICE},gold,1 day\n{strangers},gold,1 day\n"
+    batch = bridge.start().submit(file)
+    bridge.ends(batch, "completed")
+    [told] = bridge.client.get("/batches", headers=bearer("admin")).get_json()["batches"]
+    assert (told["rows"], told["done_rows"], told["failed_rows"], told["refused"]) == (4, 1, 3, 1)
+    assert told["reason"] == (
+        "SessionM could not do 3 of 4 rows: it may not know these customers by user_id"
+    )
+    health = bridge.client.get("/health", headers=bearer("admin")).get_json()
+    assert health["status"] == "degraded"
+    assert [batch in reason for reason in health["reasons"]] == [True]
+    answer = bridge.client.post(f"/batches/{batch}/resubmit", headers=bearer("admin"))
+    assert answer.status_code == 409
+    assert "why 3 rows failed only SessionM can say" in answer.get_json()["errors"]["message"]
+    for customer in range(3):
+        sandbox.sandbox.put_customer({"user_id": f"stranger-{customer}"})
+    again = bridge.ends(bridge.submit(file), "completed")
+    assert (again["done_rows"], again["failed_rows"], again["reason"]) == (4, 0, "")
+
+
+def test_a_few_rows_that_failed_need_no_person(bridge: Bridge) -> None:
+    batch = bridge.start().submit(f"user_id\n{ALICE}\n{BOB}\nstranger\n", tag="t", ttl="1d")
+    told = bridge.ends(batch, "completed")
+    assert (told["done_rows"], told["reason"]) == (2, "SessionM could not do 1 of 3 rows")
+    health = bridge.client.get("/health", headers=bearer("admin")).get_json()
+    assert health["status"] == "ok"
+
+
+def test_the_same_counters_are_taken_once_unless_they_are_meant_again(bridge: Bridge) -> None:
+    batch = bridge.submit(FILE, split="2")
+    refused = bridge.post(FILE, split="2")
+    told = refused.get_json()["errors"]
+    assert (refused.status_code, told["code"]) == (409, "same_rows")
+    assert batch in told["message"]
+    assert told["message"].endswith("say so by the parameter again.")
+    assert len(bridge.batches.jobs.find()) == 1
+    bridge.submit(FILE, split="2", again="true")
+    assert len(bridge.batches.jobs.find()) == 2
+
+
+def test_counters_that_were_not_counted_are_taken_once_more(
+    bridge: Bridge, sandbox: SandboxServer
+) -> None:
+    file = "user_id\nstranger\n"
+    bridge.batches.discard(bridge.submit(file, tag="seen"))
+    failed = bridge.start().submit(file, tag="seen")
+    assert bridge.ends(failed, "completed")["failed_rows"] == 1
+    sandbox.sandbox.put_customer({"user_id": "stranger"})
+    bridge.ends(bridge.submit(file, tag="seen"), "completed")
+    assert sandbox.sandbox.tags("stranger")["seen"] == 1
+
+
+def test_the_same_expiring_tags_are_taken_with_a_warning(bridge: Bridge) -> None:
+    batch = bridge.submit(EXPIRING)
+    answer = bridge.post(EXPIRING)
+    assert answer.status_code == 202
+    [warning] = answer.get_json()["warnings"]
+    assert f"Batch {batch} of the last 12 hours has the same rows" in warning
+    assert bridge.post(EXPIRING.replace("gold", "silver")).get_json()["warnings"] == []
+
+
 def test_a_multipart_form_is_taken_too(bridge: Bridge) -> None:
     answer = bridge.client.post(
         "/batches",
@@ -519,6 +584,16 @@ def test_without_a_public_url_a_file_is_refused_with_what_to_set(make_app: MakeA
     )
     assert answer.status_code == 409
     assert "BRIDGE_PUBLIC_URL" in answer.get_json()["errors"]["message"]
+    tried = client.post("/batches?tag=t&dry_run=1", data="user_id\nu1\n", headers=bearer("admin"))
+    assert tried.status_code == 200
+    assert "BRIDGE_PUBLIC_URL" in tried.get_json()["warnings"][0]
+
+
+def test_what_would_mend_the_call_is_named_as_http_calls_it(bridge: Bridge) -> None:
+    told = bridge.post("user_id\nu1\n").get_json()["errors"]["message"]
+    assert told.endswith("say which tag its customers get by the parameter tag.")
+    told = bridge.post("customer\nu1\n", tag="t").get_json()["errors"]["message"]
+    assert told.endswith("Say which one holds the customer by the parameter id_column.")
 
 
 def test_a_batch_that_is_discarded_goes_out_no_more(bridge: Bridge, sandbox: SandboxServer) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -417,6 +418,19 @@ def test_a_long_file_passes_through_the_real_server(
         assert re.findall(r"[\w-]{43}", url)[0] not in log
 
 
+def command(service: Service, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """`bridge batch` beside *service*."""
+    return subprocess.run(
+        [sys.executable, "-m", "bridge", "batch", *arguments],
+        env=service._environ,  # noqa: SLF001
+        cwd=service.log.parent,
+        text=True,
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+
+
 def test_the_command_submits_and_waits(
     make_service: MakeService, sandbox: SandboxServer, tmp_path: Path
 ) -> None:
@@ -424,18 +438,9 @@ def test_the_command_submits_and_waits(
     service = reachable(make_service)
     file = tmp_path / "segment.csv"
     file.write_text("Braze ID,user_id\n1,one\n2,\n3,one\n")
-    command = [sys.executable, "-m", "bridge", "batch", "submit", str(file), "--tag", "t"]
 
     def run(*options: str) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
-            [*command, *options],
-            env=service._environ,  # noqa: SLF001
-            cwd=tmp_path,
-            text=True,
-            capture_output=True,
-            timeout=60,
-            check=False,
-        )
+        return command(service, "submit", str(file), "--tag", "t", *options)
 
     tried = run("--ttl", "30d", "--dry-run")
     assert tried.returncode == 0
@@ -443,10 +448,60 @@ def test_the_command_submits_and_waits(
     assert (tmp_path / "segment.csv.refused.csv").read_text().splitlines()[1].startswith("3,")
     done = run("--ttl", "30d", "--wait")
     assert done.returncode == 0, done.stderr
-    assert "1 rows; 1 refused, 1 repeats" in done.stdout
-    assert "Completed: 1 rows" in done.stdout
+    assert "3 rows in the file: 1 to be sent, 1 refused, 1 repeat left out." in done.stdout
+    assert "goes out as 1 job." in done.stdout
+    assert "Completed: 1/1 row done, 1 refused." in done.stdout
     assert sandbox.sandbox.tags("one") == {"t": 0} | sandbox.sandbox.tags("one")
     wrong = run("--ttl", "90m")
     assert wrong.returncode == 1
     assert "whole days" in wrong.stderr
     assert "Traceback" not in wrong.stderr
+
+
+def test_the_command_tells_a_batch_in_which_no_row_worked_from_a_success(
+    make_service: MakeService, tmp_path: Path
+) -> None:
+    service = reachable(make_service)
+    file = tmp_path / "segment.csv"
+    file.write_text("Email,user_id\nanne@acme.com,\nzoe@acme.com,\n,\n")
+    done = command(
+        service,
+        *("submit", str(file), "--tag", "t", "--ttl", "30d", "--wait"),
+        *("--id-column", "Email", "--id-kind", "external_id"),
+    )
+    assert done.returncode == 1
+    assert "Completed: 0/2 rows done, 2 failed, 1 refused." in done.stdout
+    assert "SessionM could not do 2 of 2 rows" in done.stderr
+    assert "it may not know these customers by external_id" in done.stderr
+    [batch] = re.findall(r"`bridge batch status (\w+)`", done.stderr)
+    told = command(service, "status", batch)
+    assert told.returncode == 0
+    assert "0/2 rows done, 2 failed, 1 refused" in told.stdout
+    assert "not_found means" in told.stdout
+    again = command(service, "resubmit", batch)
+    assert again.returncode == 1
+    assert "Every job of this batch is completed; why 2 rows failed" in again.stderr
+    assert service.health()["reasons"] == [
+        f"SessionM could not do 2 of 2 rows of batch {batch}: see `bridge batch status {batch}`."
+    ]
+
+
+def test_a_file_waits_for_the_running_bridge_to_have_a_public_url(
+    make_service: MakeService, sandbox: SandboxServer, tmp_path: Path
+) -> None:
+    sandbox.sandbox.put_customer({"user_id": "one"})
+    service = make_service()
+    file = tmp_path / "segment.csv"
+    file.write_text("user_id\none\n")
+    submit = ("submit", str(file), "--tag", "t", "--ttl", "1d")
+    tried = command(service, *submit, "--dry-run")
+    assert tried.returncode == 0
+    assert "BRIDGE_PUBLIC_URL is not set" in tried.stderr
+    (tmp_path / ".env").write_text(f"BRIDGE_PUBLIC_URL={service.url}\n")
+    assert command(service, *submit).returncode == 0
+    reason = "the running bridge was started without BRIDGE_PUBLIC_URL"
+    eventually(lambda: reason in command(service, "status").stdout, 20)
+    assert service.process
+    service.process.send_signal(signal.SIGHUP)
+    eventually(lambda: "t" in sandbox.sandbox.tags("one"), 10)
+    eventually(lambda: "1/1 row done" in command(service, "status").stdout, 20)

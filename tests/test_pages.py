@@ -13,6 +13,7 @@ from werkzeug.test import TestResponse
 
 from bridge.sessionm.sandbox import SandboxServer
 from tests.conftest import ALICE, KEYS, MakeApp, bearer, eventually, send
+from tests.test_batches import Bridge
 from tests.test_operator import make_dead, state_of
 
 ADMIN = bearer("admin")
@@ -505,6 +506,23 @@ def test_the_dashboard_lists_batch_jobs_where_there_are_any(
     assert "1 batch needs a person" in told
     assert nasty in told
     assert nasty not in client.get("/dashboard", headers=ADMIN).text
+
+
+@pytest.mark.parametrize(("number", "told"), [(1, " 1 event, newest"), (2, " 2 events, newest")])
+def test_one_event_is_not_counted_as_several(client: FlaskClient, number: int, told: str) -> None:
+    for _ in range(number):
+        send(client, braze_campaign_id="c")
+    assert told in get(client, "/events")
+
+
+def test_the_dashboard_tells_failed_rows_from_refused_ones(make_app: MakeApp) -> None:
+    bridge = Bridge(make_app).start()
+    bridge.submit("user_id,x\nstranger-1,\nstranger-2,\n,\n", tag="gold", ttl="1d")
+    eventually(lambda: "! completed" in get(bridge.client, "/dashboard"))
+    told = get(bridge.client, "/dashboard")
+    assert "Rows Done Failed Refused Begun" in told
+    assert "it may not know these customers by user_id 2 0 ✕ 2 1" in told
+    bridge.close()
 
 
 def test_every_word_of_a_stranger_is_escaped(

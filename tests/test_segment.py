@@ -82,6 +82,11 @@ def test_which_column_and_what_it_is_can_be_said() -> None:
     assert ids(read(file, Wanted(tag="t", id_kind="external_id"))) == ["external_id:u1"]
 
 
+def test_a_column_of_brazes_may_hold_the_customer_where_that_is_said() -> None:
+    wanted = Wanted(tag="t", id_column="email", id_kind="external_id")
+    assert ids(read("email,user_id\na@b.c,u1\n", wanted)) == ["external_id:a@b.c"]
+
+
 def test_user_id_wins_and_external_id_fills_in() -> None:
     rows = read("user_id,external_id,tag,expires\nu1,e1,a,\n,e2,a,\n", Wanted())
     assert ids(rows) == ["user_id:u1", "external_id:e2"]
@@ -156,6 +161,13 @@ def test_a_tag_is_a_counter_or_expires_but_not_both() -> None:
         ("User ID,user_id\nu1,u2\n", TAG, '2 columns "User ID"'),
         ("user_id,tag,Tag\nu1,a,b\n", Wanted(), '2 columns "tag"'),
         ("no,no\nu1,u2\n", Wanted(tag="t", id_column="no"), '2 columns "no"'),
+        (
+            "Email,user_id\na@b,u1\n",
+            Wanted(tag="t", id_column="Email"),
+            '"Email" of a Braze export',
+        ),
+        ("Braze ID\n5f1\n", Wanted(tag="t", id_column="Braze ID"), '"Braze ID" of a Braze export'),
+        ("user_id\nu1\n", Wanted(tag="summer,2026"), "holds a comma"),
     ],
 )
 def test_a_file_that_cannot_be_meant_is_refused_with_the_reason(

@@ -15,7 +15,7 @@ import click
 
 from bridge.cli.common import connected, one_line
 from bridge.customer import CustomerKind
-from bridge.fields import MAX_TEXT, FieldError, shown, ttl
+from bridge.fields import MAX_TEXT, FieldError, counted, shown, ttl
 from bridge.health import delivers
 from bridge.intake.segment import (
     FileRefusedError,
@@ -30,10 +30,12 @@ from bridge.intake.segment import (
 from bridge.outbox.batch import (
     MOST_SPLIT,
     REFUSED_HEADER,
+    SAME_ROWS_HOURS,
     SPLIT,
     NothingUsableError,
     PublicUrlError,
     Tally,
+    nothing_failed,
     refused_lines,
     sift,
 )
@@ -42,6 +44,11 @@ from bridge.parts import Parts
 
 WATCH = 0.5
 OVER = {"completed", "released", "failed", "discarded"}
+FAILED_ROWS = (
+    "  SessionM does not tell which rows failed: ask it by the number of the job. If most did,\n"
+    "  look one of the customers up at /connected-content/tags: not_found means that SessionM\n"
+    "  does not know it by that id, and --id-column and --id-kind choose another."
+)
 _MISTAKES = (FileRefusedError, NothingUsableError, PublicUrlError, DiscardedError)
 
 Read = Callable[[int], bytes]
@@ -89,6 +96,11 @@ def batch() -> None:
     metavar="PATH",
     help="Where refused rows are listed; FILE.refused.csv if left out.",
 )
+@click.option(
+    "--again",
+    is_flag=True,
+    help=f"Count the same rows once more within {SAME_ROWS_HOURS} hours.",
+)
 @click.option("--dry-run", is_flag=True, help="Only count, and show the first rows.")
 @click.option("--wait", is_flag=True, help="Until SessionM has done it, with a progress bar.")
 def submit(
@@ -100,6 +112,7 @@ def submit(
     id_kind: CustomerKind | None,
     split: int,
     refused: Path | None,
+    again: bool,
     dry_run: bool,
     wait: bool,
 ) -> None:
@@ -128,16 +141,19 @@ def submit(
                     name=shown(file.name, MAX_TEXT),
                     key_name="cli",
                     split=split,
+                    again=again,
                     on_refused=refusals.add,
                 )
         _tell(tally, listed)
+        for warning in [*tally.warnings, *(parts.batches.not_ready() if dry_run else ())]:
+            click.echo(warning, err=True)
         if tag and lasting is None:
             click.echo(f"Without --ttl {tag} is a counter: each customer's goes up by one.")
         if dry_run:
             tally.check()
             _show_rows(segment, tally, split)
             return
-        click.echo(f"Batch {tally.batch_id}: {tally.jobs} job(s) wait to be submitted.")
+        click.echo(f"Batch {tally.batch_id} goes out as {counted(tally.jobs, 'job')}.")
         if not delivers(parts):
             click.echo(
                 "No process delivers now: it goes out when `bridge serve` or `bridge deliver` "
@@ -168,13 +184,16 @@ def status(batch_id: str | None, *, as_json: bool, wait: bool, limit: int) -> No
     click.echo(_line(found))
     for job in found["jobs"]:
         click.echo(
-            f"  job {job['id']}  {job['state']:10}  {job['rows']} rows"
+            f"  job {job['id']}  {job['state']:10}  {counted(job['rows'], 'row')}"
             + (f", {job['failed_rows']} failed" if job["failed_rows"] else "")
             + (f"  SessionM's {job['sessionm_id']}" if job["sessionm_id"] else "")
             + (f"  {job['reason']}" if job["reason"] else "")
         )
     if found["refused"] + found["repeated"]:
-        click.echo(f"  {found['refused']} rows were refused, {found['repeated']} were repeats.")
+        left_out = f"{counted(found['refused'], 'row')} refused, {_repeats(found['repeated'])}"
+        click.echo(f"  Left out of the file: {left_out}.")
+    if found["failed_rows"]:
+        click.echo(FAILED_ROWS)
 
 
 @batch.command()
@@ -182,11 +201,11 @@ def status(batch_id: str | None, *, as_json: bool, wait: bool, limit: int) -> No
 def resubmit(batch_id: str) -> None:
     """Submit the failed jobs of a batch once more. Their counters may count twice."""
     with one_line(), connected() as parts:
-        _known(parts, batch_id)
+        batch = _known(parts, batch_id)
         found = parts.batches.resubmit(batch_id)
     if not found:
-        raise click.ClickException("no job of this batch has failed: nothing was submitted")
-    click.echo(f"{found} job(s) wait to be submitted again.")
+        raise click.ClickException(nothing_failed(batch).rstrip("."))
+    click.echo(f"To be submitted again: {counted(found, 'job')}.")
 
 
 @batch.command()
@@ -198,7 +217,7 @@ def discard(batch_id: str) -> None:
         found = parts.batches.discard(batch_id)
     if not found:
         raise click.ClickException("every job of this batch is over: nothing was discarded")
-    click.echo(f"{found} job(s) discarded.")
+    click.echo(f"Discarded: {counted(found, 'job')}.")
 
 
 @contextmanager
@@ -207,7 +226,10 @@ def file_mistakes(file: Path) -> Iterator[None]:
     try:
         yield
     except _MISTAKES as mistake:
-        raise click.ClickException(str(mistake).rstrip(".")) from None
+        told = str(mistake).rstrip(".")
+        if isinstance(mistake, FileRefusedError) and mistake.option:
+            told += f" by --{mistake.option.replace('_', '-')}"
+        raise click.ClickException(told) from None
     except OSError as error:
         reason = error.strerror or str(error)
         named = click.format_filename(file)
@@ -335,13 +357,18 @@ def _count(segment: Segment, refusals: _RefusedFile) -> Tally:
 
 
 def _tell(tally: Tally, listed: Path) -> None:
-    click.echo(f"{tally.rows} rows; {tally.refused} refused, {tally.repeated} repeats left out.")
+    lines = counted(tally.rows + tally.refused + tally.repeated, "row")
+    click.echo(
+        f"{lines} in the file: {tally.rows} to be sent, {tally.refused} refused, "
+        f"{_repeats(tally.repeated)} left out."
+    )
     if tally.refused or tally.repeated:
-        click.echo(f"Refused rows are listed in {click.format_filename(listed)}", err=True)
+        click.echo(f"Rows left out are listed in {click.format_filename(listed)}", err=True)
 
 
 def _show_rows(segment: Segment, tally: Tally, split: int) -> None:
-    click.echo(f"SessionM would get {-(-tally.rows // split)} job(s); the first rows:\n")
+    jobs = counted(-(-tally.rows // split), "job")
+    click.echo(f"SessionM would get {jobs}; the first rows:\n")
     click.echo(sessionm_header(segment.kinds), nl=False)
     click.echo(sessionm_rows(segment.kinds, tally.first_rows), nl=False)
 
@@ -365,7 +392,11 @@ def _follow(parts: Parts, batch_id: str, *, quiet: bool = False) -> None:
         raise click.ClickException(
             f"the batch is {found['state']}: {found['reason'] or 'see `bridge batch status`'}"
         )
-    click.echo(f"Completed: {found['completed_rows']} rows, {found['failed_rows']} failed.")
+    click.echo(f"Completed: {_done(found)}.")
+    if found["failed_rows"]:
+        raise click.ClickException(
+            f"{found['reason']}; `bridge batch status {batch_id}` says what to look at"
+        )
 
 
 def _known(parts: Parts, batch_id: str) -> dict[str, Any]:
@@ -385,11 +416,24 @@ def _list(found: list[dict[str, Any]], *, as_json: bool) -> None:
         click.echo("There is no batch yet: bridge batch submit FILE.csv")
 
 
+def _done(one: dict[str, Any]) -> str:
+    """How many rows worked, and how many SessionM or the bridge did not take."""
+    return (
+        f"{one['done_rows']}/{counted(one['rows'], 'row')} done"
+        + (f", {one['failed_rows']} failed" if one["failed_rows"] else "")
+        + (f", {one['refused']} refused" if one["refused"] else "")
+    )
+
+
+def _repeats(number: int) -> str:
+    return counted(number, "repeat")
+
+
 def _line(one: dict[str, Any]) -> str:
-    share = one["completed_rows"] / one["rows"] if one["rows"] else 0
+    share = one["done_rows"] / one["rows"] if one["rows"] else 0
     done = round(20 * share)
     return (
         f"{one['id']}  {one['created_at']}  {one['state']:9}  [{'#' * done}{'-' * (20 - done)}]  "
-        f"{one['completed_rows']}/{one['rows']} rows  {one['source']}  {one['name']}"
+        f"{_done(one)}  {one['source']}  {one['name']}"
         + (f"  {one['reason']}" if one["reason"] else "")
     )

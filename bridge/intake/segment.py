@@ -33,6 +33,19 @@ _ID_COLUMNS: dict[str, CustomerKind] = {
     "externalid": "external_id",
     "externaluserid": "external_id",
 }
+# Columns of Braze's, written likewise, that hold none of SessionM's identifiers.
+_NO_ID_COLUMNS = {
+    "brazeid",
+    "appboyid",
+    "useraliases",
+    "email",
+    "emailaddress",
+    "phone",
+    "phonenumber",
+    "firstname",
+    "lastname",
+    "randombucket",
+}
 _EXPIRES = re.compile(r"([0-9]{1,6})\s*(day|days|week|weeks|hour|hours)", re.IGNORECASE)
 _UNIT = {"d": DAY, "w": 7 * DAY, "h": 3600}
 # How bytes that are no UTF-8 are read; see `lines_of`.
@@ -42,7 +55,16 @@ _PLAIN = re.compile(r"[A-Za-z0-9_@+-][A-Za-z0-9._@+:-]{0,254}")
 
 
 class FileRefusedError(Exception):
-    """A file of which nothing can be used; ``str()`` is one sentence."""
+    """A file of which nothing can be used; ``str()`` is one sentence.
+
+    Attributes:
+        option: which option would mend it, such as ``id_column``; "" if none does. The sentence
+            may go on with "by" and that option, as it is called where the file was given.
+    """
+
+    def __init__(self, problem: str, option: str = "") -> None:
+        super().__init__(problem)
+        self.option = option
 
 
 @dataclass(frozen=True)
@@ -177,18 +199,27 @@ def open_segment(lines: Iterable[str], wanted: Wanted, rules: Rules) -> Segment:
     if not kinds:
         raise FileRefusedError(
             f"The file has no column user_id or external_id; its columns are: {named}. "
-            "Say which one holds the customer."
+            "Say which one holds the customer.",
+            "id_column",
         )
     if wanted.customers_only:
         columns.pop("tag", None)
     elif wanted.tag and "tag" in columns:
         raise FileRefusedError("The file has a column tag of its own: leave the tag out.")
     elif not wanted.tag and "tag" not in columns:
-        raise FileRefusedError("The file has no column tag: say which tag its customers get.")
+        raise FileRefusedError(
+            "The file has no column tag: say which tag its customers get.", "tag"
+        )
     elif wanted.tag and "expires" in columns:
         raise FileRefusedError(
             "The file has a column expires, which goes with a column tag: say each row's tag in "
             "one, or leave expires out and give a TTL with the tag."
+        )
+    if "," in wanted.tag:
+        # In a webhook a comma separates tags.
+        raise FileRefusedError(
+            f'The tag "{shown(wanted.tag)}" holds a comma: give one tag, and submit the file once '
+            "for each."
         )
     if wanted.ttl is not None and not wanted.tag:
         raise FileRefusedError("A TTL goes with a tag; this file has a column expires for it.")
@@ -442,6 +473,12 @@ def _columns(header: list[str], wanted: Wanted) -> dict[str, int]:
                 f'The file has no column "{shown(wanted.id_column)}"; its columns are: {named}.'
             )
         place = _place(wanted.id_column, header, header)
+        if wanted.id_kind is None and plain[place] in _NO_ID_COLUMNS:
+            raise FileRefusedError(
+                f'The column "{shown(wanted.id_column)}" of a Braze export holds neither the '
+                "user_id nor the external_id of SessionM. If it does in this file, say which.",
+                "id_kind",
+            )
         kind = wanted.id_kind or _ID_COLUMNS.get(plain[place], "user_id")
         return {**found, kind: place}
     ids: dict[str, int] = {}

@@ -13,6 +13,7 @@ import sqlalchemy as sa
 
 from bridge.customer import Customer, CustomerKind
 from bridge.database import Database
+from bridge.fields import counted
 from bridge.intake.segment import DAY, Row, sessionm_header, sessionm_rows
 from bridge.outbox.jobs import (
     JOBS,
@@ -320,7 +321,8 @@ class Backlog:
             return
         self._jobs.seal(job_id, counts=False)
         self._jobs.release(batch_id, now, rows=rows)
-        log.info("a batch of the backlog, %s rows", rows, extra={"action": "batch_gathered"})
+        told = counted(rows, "row")
+        log.info("a batch of the backlog, %s", told, extra={"action": "batch_gathered"})
 
 
 class _Open:

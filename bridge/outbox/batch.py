@@ -20,8 +20,9 @@ from functools import partial
 from typing import Any
 
 from bridge.customer import Customer, CustomerKind
-from bridge.fields import MAX_TEXT, shown
+from bridge.fields import MAX_TEXT, counted, shown
 from bridge.intake.segment import (
+    FileRefusedError,
     Refused,
     Row,
     Segment,
@@ -33,6 +34,7 @@ from bridge.locks import LostLockError
 from bridge.outbox.backlog import Backlog, Held
 from bridge.outbox.jobs import (
     ANEW,
+    BatchState,
     DiscardedError,
     Job,
     Jobs,
@@ -61,6 +63,9 @@ MOST_UNDER_WAY = 4
 # A round of looking at jobs begins no more after so long: others may have become more urgent.
 ROUND = 5.0
 SETTLE_WRITES = 500
+# A file that comes again within so many hours is taken for a mistake if its tags count. Less than
+# a day: the same file may be meant once a day.
+SAME_ROWS_HOURS = 12
 # With so many questions in a row that SessionM was away for, a notification counts for the answer.
 MOST_SILENCES = 3
 
@@ -110,19 +115,41 @@ class PublicUrlError(Exception):
         )
 
 
+class SameRowsError(FileRefusedError):
+    """A file of counters that was submitted not long ago; ``str()`` is as of the others."""
+
+    def __init__(self, batch_id: str) -> None:
+        super().__init__(
+            f"{_same_rows(batch_id)} Its counters would count twice: if that is meant, say so.",
+            "again",
+        )
+
+
+def _same_rows(batch_id: str) -> str:
+    return f"Batch {batch_id} of the last {SAME_ROWS_HOURS} hours has the same rows."
+
+
 class NothingUsableError(Exception):
     """A file without a single usable row; ``str()`` is one sentence."""
 
 
 @dataclass
 class Tally:
-    """What became of a file's lines."""
+    """What became of a file's lines.
+
+    Attributes:
+        rows: what SessionM gets; the lines that it does not get are *refused* or *repeated*.
+        counts: whether some of them are counters.
+        warnings: sentences about what may not be meant.
+    """
 
     rows: int = 0
     refused: int = 0
     repeated: int = 0
     jobs: int = 0
     batch_id: str = ""
+    counts: bool = False
+    warnings: list[str] = field(default_factory=list)
     first_rows: list[Row] = field(default_factory=list)
     first_refused: list[Refused] = field(default_factory=list)
 
@@ -148,6 +175,7 @@ def sift(segment: Segment, tally: Tally) -> Iterator[Row | Refused]:
                 line.days, line.customer.key, line.tag
             ):
                 tally.rows += 1
+                tally.counts = tally.counts or line.days is None
                 if len(tally.first_rows) < SHOWN:
                     tally.first_rows.append(line)
                 found = line
@@ -157,6 +185,21 @@ def sift(segment: Segment, tally: Tally) -> Iterator[Row | Refused]:
             if isinstance(found, Refused) and len(tally.first_refused) < SHOWN:
                 tally.first_refused.append(found)
             yield found
+
+
+def nothing_failed(found: Mapping[str, Any]) -> str:
+    """Why no job of a batch, as `Jobs.one` gives it, can be submitted again, and what to do."""
+    if found["source"] == Source.DROPIN:
+        return "The job of this batch is a client's, which alone can submit it again."
+    if found["state"] != BatchState.COMPLETED:
+        return f"No job of this batch has failed: it is {found['state']}."
+    if not found["failed_rows"]:
+        return "Every job of this batch is completed, and all of its rows are done."
+    return (
+        f"Every job of this batch is completed; why {counted(found['failed_rows'], 'row')} failed "
+        "only SessionM can say, by the number of the job. Mend the file, and submit it as a new "
+        "one; of counters only the rows that failed, since the others would count twice."
+    )
 
 
 def refused_lines(refused: Iterable[Refused]) -> str:
@@ -218,6 +261,10 @@ class Batches:
             raise PublicUrlError
         return self._public_url
 
+    def not_ready(self) -> list[str]:
+        """Sentences about what is missing for a file to be submitted."""
+        return [] if self._public_url else [f"{PublicUrlError()}."]
+
     # taking a file in
 
     def take_in(
@@ -227,16 +274,19 @@ class Batches:
         name: str,
         key_name: str = "",
         split: int = SPLIT,
+        again: bool = False,
         on_refused: Callable[[list[Refused]], None] = lambda _refused: None,
     ) -> Tally:
         """Store the rows of *segment* and let them go out; SessionM gets them *split* a job.
 
-        Nothing goes out if this raises, or if the process dies in it.
+        *again* lets them count once more what they counted not long ago. Nothing goes out if this
+        raises, or if the process dies in it.
 
         Raises:
             PublicUrlError: SessionM could not fetch the file.
             NothingUsableError: it has no usable row.
             FileRefusedError: it cannot be read to its end.
+            SameRowsError: the same rows were submitted not long ago, and count.
             DiscardedError: somebody has discarded it meanwhile.
             StoreUnavailableError: it is not stored.
         """
@@ -250,6 +300,8 @@ class Batches:
                 writer.add(line)
             writer.close()
             tally.check()
+            if not again:
+                self._doubt(tally)
             self.jobs.release(
                 tally.batch_id,
                 time.time(),
@@ -263,12 +315,20 @@ class Batches:
             self.jobs.drop(tally.batch_id)
             raise
         log.info(
-            "a batch of %s rows in %s jobs",
-            tally.rows,
-            tally.jobs,
+            "a batch of %s in %s",
+            counted(tally.rows, "row"),
+            counted(tally.jobs, "job"),
             extra={"action": "batch_accepted", "batch": tally.batch_id},
         )
         return tally
+
+    def _doubt(self, tally: Tally) -> None:
+        """Warn of rows that were submitted not long ago; raise `SameRowsError` if they count."""
+        since = time.time() - SAME_ROWS_HOURS * 3600
+        if same := self.jobs.same_rows(tally.batch_id, since):
+            if tally.counts:
+                raise SameRowsError(same)
+            tally.warnings.append(f"{_same_rows(same)} To write expiring tags twice does no harm.")
 
     def follow(self, order: Mapping[str, Any], answer: Mapping[str, Any], key_name: str) -> str:
         """Follow a job that a client submitted through us; its batch's id."""
@@ -349,7 +409,9 @@ class Batches:
     def _submit(self, job: Job) -> None:
         base = self._public_url
         if base is None:
-            self._put_off(job, self.patience.retry, str(PublicUrlError()))
+            # It stays due: a bridge that is started with the URL submits it at once.
+            if job.reason != _NO_URL:
+                self._put_off(job, 0.0, _NO_URL)
             return
         file, notify = secrets.token_urlsafe(32), secrets.token_urlsafe(32)
         now = time.time()
@@ -576,6 +638,10 @@ class Batches:
 
 
 _UNANSWERED_TRIES = 5
+_NO_URL = (
+    "the running bridge was started without BRIDGE_PUBLIC_URL: set it where that one runs, and "
+    "restart it, or send `bridge serve` a HUP"
+)
 _NEVER_FETCHED = "SessionM never fetched its file: can it reach BRIDGE_PUBLIC_URL?"
 # Answers that say nothing about a job, and will not say more.
 _NOT_TOLD = {Meaning.REFUSED, Meaning.UNKNOWN_CUSTOMER, Meaning.GARBLED}

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from bridge.customer import Customer
 from bridge.database import Database
-from bridge.fields import iso
+from bridge.fields import counted, iso
 from bridge.intake.segment import without
 from bridge.outbox.schema import batch_blocks, batch_jobs, batch_refused, batches
 from bridge.outbox.store import new_event_id
@@ -480,6 +480,50 @@ class Jobs:
         """How many batches need a person; those of others' jobs are theirs."""
         return self._count(sa.and_(batches.c.state == BatchState.FAILED.value, _OURS))
 
+    def mostly_failed(self, since: float) -> list[dict[str, Any]]:
+        """Batches of files that ended since then, and of whose rows SessionM could not do most.
+
+        Each as ``{"id", "rows", "failed_rows"}``, the latest first.
+        """
+        rows, failed = sa.func.sum(batch_jobs.c.rows), sa.func.sum(batch_jobs.c.failed_rows)
+        chosen = (
+            sa.select(batches.c.id, rows.label("rows"), failed.label("failed_rows"))
+            .join(batch_jobs)
+            .where(batches.c.state == BatchState.COMPLETED.value, batches.c.done_at > since)
+            .where(batch_jobs.c.state == JobState.COMPLETED.value)
+            .group_by(batches.c.id)
+            .having(2 * failed > rows)
+            .order_by(batches.c.id.desc())
+        )
+        with self._database.read() as connection:
+            return [dict(row) for row in connection.execute(chosen).mappings()]
+
+    def same_rows(self, batch_id: str, since: float) -> str:
+        """The latest batch since then whose files are the same as those of *batch_id*; or "".
+
+        One of which SessionM did nothing does not count: it is discarded, or all rows failed. One
+        that was split since is not recognised.
+        """
+        size, md5 = batch_jobs.c.size, batch_jobs.c.md5
+        marks = (sa.func.count(), sa.func.sum(size), sa.func.min(md5), sa.func.max(md5))
+        others = (
+            sa.select(batches.c.id)
+            .join(batch_jobs)
+            .where(batches.c.source == Source.FILE.value, batches.c.created_at > since)
+            .where(batches.c.state.not_in((BatchState.OPEN.value, BatchState.DISCARDED.value)))
+            .where(batches.c.id != batch_id)
+            .group_by(batches.c.id)
+            .order_by(batches.c.id.desc())
+            .limit(1)
+        )
+        with self._database.read() as connection:
+            mine = connection.execute(
+                sa.select(*marks).where(batch_jobs.c.batch_id == batch_id)
+            ).one()
+            same = [mark == own for mark, own in zip(marks, mine, strict=True)]
+            worked = sa.func.sum(batch_jobs.c.failed_rows) < sa.func.sum(batch_jobs.c.rows)
+            return connection.execute(others.having(*same, worked)).scalar() or ""
+
     def running(self) -> int:
         """How many batches are not over."""
         return self._count(batches.c.state.in_((BatchState.QUEUED.value, BatchState.RUNNING.value)))
@@ -796,18 +840,23 @@ def _jobs_of(connection: sa.Connection, batch_id: str) -> list[Job]:
 
 
 def _batch_as_json(row: sa.RowMapping, jobs: list[Job]) -> dict[str, Any]:
-    done = sum(job.rows for job in jobs if job.state is JobState.COMPLETED)
+    # What the files hold: repeats are left out of them, and erased customers leave them.
+    rows = sum(job.rows for job in jobs if job.state is not JobState.SPLIT)
+    completed = sum(job.rows for job in jobs if job.state is JobState.COMPLETED)
+    failed = sum(job.failed_rows for job in jobs)
     reasons = [job.reason for job in jobs if job.reason and job.state is not JobState.COMPLETED]
+    if failed and not reasons:
+        reasons = [_why_rows_failed(failed, rows, row["header"])]
     return {
         "id": row["id"],
         "source": row["source"],
         "state": row["state"],
         "name": row["name"],
         "key": row["key_name"],
-        # What the files hold: repeats are left out of them, and erased customers leave them.
-        "rows": sum(job.rows for job in jobs if job.state is not JobState.SPLIT),
-        "completed_rows": done,
-        "failed_rows": sum(job.failed_rows for job in jobs),
+        "rows": rows,
+        "completed_rows": completed,
+        "done_rows": completed - failed,
+        "failed_rows": failed,
         "refused": row["refused"],
         "repeated": row["repeated"],
         "job_count": len(jobs),
@@ -815,6 +864,14 @@ def _batch_as_json(row: sa.RowMapping, jobs: list[Job]) -> dict[str, Any]:
         "done_at": iso(row["done_at"]) if row["done_at"] else "",
         "reason": reasons[-1] if reasons else "",
     }
+
+
+def _why_rows_failed(failed: int, rows: int, header: str) -> str:
+    told = f"SessionM could not do {failed} of {counted(rows, 'row')}"
+    if 2 * failed <= rows:
+        return told
+    kinds = [name for name in header.strip().split(",") if name not in {"tag", "expires"}]
+    return f"{told}: it may not know these customers by {' or '.join(kinds)}"
 
 
 def _job_as_json(job: Job) -> dict[str, Any]:

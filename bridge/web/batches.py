@@ -15,7 +15,9 @@ from bridge.outbox.batch import (
     SPLIT,
     NothingUsableError,
     PublicUrlError,
+    SameRowsError,
     Tally,
+    nothing_failed,
     sift,
 )
 from bridge.outbox.jobs import PAGE, DiscardedError
@@ -30,7 +32,7 @@ bp = Blueprint("batches", __name__)
 # Some fifty million customers; more come in several files.
 MAX_FILE = 2 * 1024**3
 UNREPLACED = {"job_status", "JOB_ID"}
-_OPTIONS = ("tag", "ttl", "id_column", "id_kind", "split", "name", "dry_run")
+_OPTIONS = ("tag", "ttl", "id_column", "id_kind", "split", "name", "again", "dry_run")
 
 
 @bp.post("/batches")
@@ -47,21 +49,29 @@ def submit() -> tuple[Response, int]:
     split = _split(options.get("split"))
     try:
         segment = open_segment(lines_of(read), _wanted(options), parts.rules)
-        if _flag(options.get("dry_run")):
+        if _flag(options, "dry_run"):
             tally = Tally()
             for _ in sift(segment, tally):
                 pass
             tally.jobs = -(-tally.rows // split)
+            tally.warnings = parts.batches.not_ready()
             return jsonify(_told(tally, "counted")), 200
         tally = parts.batches.take_in(
-            segment, name=options.get("name") or "upload", key_name=g.key_name, split=split
+            segment,
+            name=options.get("name") or "upload",
+            key_name=g.key_name,
+            split=split,
+            again=_flag(options, "again"),
         )
+    except SameRowsError as refusal:
+        raise RefusedError(409, "same_rows", _with_option(refusal)) from None
     except FileRefusedError as refusal:
-        raise RefusedError(422, "invalid_file", str(refusal)) from None
+        raise RefusedError(422, "invalid_file", _with_option(refusal)) from None
     except NothingUsableError as refusal:
         raise RefusedError(422, "nothing_to_tag", str(refusal)) from None
     except PublicUrlError as refusal:
-        raise RefusedError(409, "no_public_url", f"{refusal}.") from None
+        told = f"{refusal}. Set it, and restart the bridge, or send it a HUP."
+        raise RefusedError(409, "no_public_url", told) from None
     except DiscardedError as refusal:
         raise RefusedError(409, "discarded", str(refusal)) from None
     return jsonify(_told(tally, "accepted")), 202
@@ -100,11 +110,13 @@ def refused(batch_id: str) -> Response:
 @scope("admin")
 def resubmit(batch_id: str) -> Response:
     """Submit the failed jobs of a batch once more."""
-    found = parts_of(current_app).batches.resubmit(batch_id)
-    if found is None:
+    batches = parts_of(current_app).batches
+    batch = batches.jobs.one(batch_id)
+    if batch is None:
         return _unknown()
+    found = batches.resubmit(batch_id)
     if not found:
-        return error(409, "nothing_failed", "No job of this batch has failed.")
+        return error(409, "nothing_failed", nothing_failed(batch))
     return jsonify(status="ok", resubmitted=found)
 
 
@@ -238,10 +250,17 @@ def _split(value: str | None) -> int:
     return int(value)
 
 
-def _flag(value: str | None) -> bool:
-    if value not in {None, "0", "1", "true", "false"}:
-        raise FieldError("dry_run", "must be true or false")
+def _flag(options: Mapping[str, str], name: str) -> bool:
+    value = options.get(name, "false")
+    if value not in {"0", "1", "true", "false"}:
+        raise FieldError(name, "must be true or false")
     return value in {"1", "true"}
+
+
+def _with_option(refusal: FileRefusedError) -> str:
+    """The sentence of *refusal*, with the parameter that would mend it."""
+    told = str(refusal)
+    return f"{told.rstrip('.')} by the parameter {refusal.option}." if refusal.option else told
 
 
 def _told(tally: Tally, status: str) -> dict[str, Any]:
@@ -252,6 +271,7 @@ def _told(tally: Tally, status: str) -> dict[str, Any]:
         "refused": tally.refused,
         "repeated": tally.repeated,
         "jobs": tally.jobs,
+        "warnings": tally.warnings,
         "first_rows": [
             {row.customer.kind: row.customer.id, "tag": row.tag, "expires": expires(row.days)}
             for row in tally.first_rows

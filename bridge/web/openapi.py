@@ -75,6 +75,11 @@ _FILE_OPTIONS: Fields = {
     "id_kind": {"type": "string", "enum": ["user_id", "external_id"]},
     "split": {"type": "integer", "minimum": 1, "maximum": MOST_SPLIT, "default": SPLIT},
     "name": _TEXT,
+    "again": {
+        "type": "boolean",
+        "default": False,
+        "description": "count once more the rows of a file that was submitted not long ago",
+    },
     "dry_run": {"type": "boolean", "default": False},
 }
 _NOTIFIED: Fields = {name: {"type": "string"} for name in ("token", "id", "status", "request_id")}

@@ -214,7 +214,11 @@ class FirstRow(_Shape):
 
 
 class FileTaken(_Shape):
-    """What became of the lines of a file; *counted* is a dry run, of which nothing is kept."""
+    """What became of the lines of a file; *counted* is a dry run, of which nothing is kept.
+
+    SessionM gets *rows* of them; *refused* and *repeated* are left out. *warnings* are sentences
+    about what may not be meant.
+    """
 
     status: Literal["accepted", "counted"]
     id: str
@@ -222,12 +226,17 @@ class FileTaken(_Shape):
     refused: int
     repeated: int
     jobs: int
+    warnings: list[str]
     first_rows: list[FirstRow]
     first_refused: list[RefusedLine]
 
 
 class Batch(_Shape):
-    """A file, or a part of the backlog, on its way through SessionM's batch jobs."""
+    """A file, or a part of the backlog, on its way through SessionM's batch jobs.
+
+    Of its *rows* those in *completed_rows* are of jobs that SessionM has completed: it did
+    *done_rows*, and could not do *failed_rows*. *refused* and *repeated* it never got.
+    """
 
     id: str
     source: Source
@@ -236,6 +245,7 @@ class Batch(_Shape):
     key: str
     rows: int
     completed_rows: int
+    done_rows: int
     failed_rows: int
     refused: int
     repeated: int
