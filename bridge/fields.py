@@ -4,7 +4,6 @@ Pure. Braze fills templates by text substitution, so a value may arrive blank, p
 (no-break) spaces, as a number, or with the Liquid still in it.
 """
 
-import random
 import re
 from datetime import UTC, datetime
 from typing import NoReturn
@@ -180,12 +179,6 @@ def instant(value: object) -> float | None:
         return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
     except (ValueError, OverflowError):
         return None
-
-
-def chance_hex(digits: int) -> str:
-    """So many hex digits that nobody else has by chance; they are no secret."""
-    # Not os.urandom: it lets other threads go first, three times for each webhook.
-    return f"{random.getrandbits(4 * digits):0{digits}x}"
 
 
 def deeper_than(value: object, levels: int) -> bool:

@@ -7,12 +7,13 @@ fetch, never a wrong answer.
 
 import mmap
 import os
-import random
 import struct
 from collections.abc import Callable, Collection
 from hashlib import blake2b
 from pathlib import Path
 from typing import Protocol
+
+from bridge import chance
 
 # Of the map. While 500 writes a second were delivered, one lookup in a hundred was fetched anew for
 # nothing with 2**16 words.
@@ -93,7 +94,7 @@ class SharedStamps:
     def change(self, kind: str, customer: str) -> int:
         # Chance rather than counting up: two processes may change it at once.
         at = _WORD.size * place(kind, customer, WORDS)
-        word = random.getrandbits(64)
+        word = chance.bits(64)
         _WORD.pack_into(self._map, at, word)
         return word >> 1
 

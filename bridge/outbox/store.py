@@ -10,8 +10,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from bridge import chance
 from bridge.database import Database, insert, insert_many
-from bridge.fields import chance_hex
 from bridge.intake.rules import TagWrite
 from bridge.locks import LostLockError
 from bridge.outbox.schema import (
@@ -332,7 +332,7 @@ def _repeats(connection: sa.Connection, new: Sequence[NewEvent]) -> dict[str, st
 
 def new_event_id(now: float) -> str:
     """32 hex digits that sort by time: milliseconds, then chance."""
-    return f"{id_prefix(now)}{chance_hex(20)}"
+    return f"{id_prefix(now)}{chance.digits(20)}"
 
 
 def id_prefix(at: float) -> str:

@@ -12,7 +12,7 @@ from typing import Literal, TypeVar
 
 from flask import Flask, Response, current_app, g, request
 
-from bridge.fields import chance_hex
+from bridge import chance
 from bridge.parts import parts_of
 from bridge.settings import Key, Network, Settings
 from bridge.web.errors import error
@@ -95,7 +95,7 @@ def _credential(authorization: str) -> tuple[bytes, str | None]:
 
 def request_id(given: str) -> str:
     """The name of a request: the *given* one if it is sane, else a new one."""
-    return given if _REQUEST_ID.fullmatch(given) else chance_hex(32)
+    return given if _REQUEST_ID.fullmatch(given) else chance.digits(32)
 
 
 def install(app: Flask, keyring: Keyring) -> None:
