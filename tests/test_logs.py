@@ -105,6 +105,8 @@ def test_at_info_only_refused_requests_have_one(service: Service) -> None:
     work(service)
     eventually(lambda: requests_of(service))
     assert [status for _path, status in requests_of(service)] == [401]
+    (refused,) = lines(service, action="request")
+    assert 0 < refused["milliseconds"] < 5000
 
 
 def test_on_request_the_log_is_text(make_service: MakeService) -> None:
