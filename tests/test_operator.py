@@ -112,6 +112,74 @@ def test_a_rejected_event_is_taken_in_once_a_rule_is_mended(
     assert "summer_promo" in sandbox.sandbox.tags(ALICE)
 
 
+def refuse(client: FlaskClient, **fields: Any) -> str:
+    """Send a webhook that must be refused; its event's id."""
+    answer = client.post("/webhooks/braze", json=fields, headers=bearer("webhook"))
+    assert answer.status_code == 422, answer.get_json()
+    found: str = listed(client, state="rejected")[0]["id"]
+    return found
+
+
+def test_a_refused_event_is_found_by_what_could_be_read_of_it(client: FlaskClient) -> None:
+    placeholder = "{{${user_id}}}"
+    first = refuse(client, user_id=ALICE, braze_campaign_id="summer", ttl="soon")
+    second = refuse(client, user_id=placeholder, canvas_id="welcome", campaign_id="summer")
+    third = refuse(
+        client, user_id=placeholder, external_id="loyal-1", braze_campaign_id=placeholder
+    )
+    client.post("/webhooks/braze", data='{"user_id": "u1", ', headers=bearer("webhook"))
+
+    def found(**filters: str) -> list[str]:
+        return [event["id"] for event in listed(client, state="rejected", **filters)]
+
+    assert found(campaign="summer") == [second, first]
+    assert found(campaign="welcome") == [second]
+    assert found(customer=ALICE) == [first]
+    assert found(customer="loyal-1") == [third]
+    assert found(customer="u1") == []
+    # Nothing was accepted of any of them.
+    parts = parts_of(client.application)
+    assert parts.events.campaigns() == []
+    assert client.delete(f"/api/events/{first}", headers=ADMIN).status_code == 200
+    assert parts.events.campaigns() == []
+
+
+def test_refused_events_of_a_campaign_are_taken_in_from_the_shell(
+    make_app: MakeApp, shell: "Shell", tmp_path: Path
+) -> None:
+    rules = tmp_path / "rules.toml"
+    rules.write_text('[defaults]\nunknown = "reject"\n')
+    strict = make_app(BRIDGE_RULES=str(rules)).test_client()
+    events = [refuse(strict, user_id=ALICE, braze_campaign_id="summer") for _ in range(2)]
+    refuse(strict, user_id=ALICE, braze_campaign_id="winter")
+    rules.write_text('[campaigns.summer]\ntags = ["summer_promo"]\n')
+    told = shell("queue", "replay", "--state", "rejected", "--campaign", "summer")
+    assert told == "2 of 2 replayed.\n"
+    assert {state_of(strict, event) for event in events} == {"queued"}
+    [summer] = parts_of(strict.application).events.campaigns()
+    assert (summer.id, summer.accepted, summer.pending) == ("summer", 2, 2)
+
+
+def test_a_refused_call_to_sessionms_own_path_is_read_again_as_such(
+    make_app: MakeApp, tmp_path: Path
+) -> None:
+    rules = tmp_path / "rules.toml"
+    rules.write_text('[campaigns.a]\ncounters = ["promo"]\n')
+    strict = make_app(BRIDGE_RULES=str(rules)).test_client()
+    # What such a call says beside its tags counts for nothing, now and later.
+    body = {"user_id": ALICE, "braze_campaign_id": "summer", "tags": ["promo"], "ttl": 60}
+    path = f"/priv/v1/apps/bridge/users/{ALICE}/tags"
+    assert strict.post(path, json=body, headers=bearer("webhook")).status_code == 422
+    [event] = listed(strict, state="rejected", customer=ALICE)
+    assert event["campaign_id"] == ""
+    rules.write_text("")
+    client = make_app(BRIDGE_RULES=str(rules)).test_client()
+    assert post(client, f"/events/{event['id']}/replay").status_code == 200
+    story = client.get(f"/api/events/{event['id']}", headers=ADMIN).get_json()["event"]
+    assert story["customer"] == {"user_id": ALICE}
+    assert [write["tags"] for write in story["writes"]] == [["promo"]]
+
+
 def test_events_are_found_by_each_filter(client: FlaskClient) -> None:
     first = send(client, braze_campaign_id="summer")
     second = send(client, user_id="u2", braze_canvas_id="welcome")

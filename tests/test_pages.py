@@ -257,6 +257,8 @@ def test_a_refused_webhook_says_why_on_its_page(client: FlaskClient) -> None:
     assert "still holds a placeholder" in get(client, "/events?state=rejected")
     told = get(client, f"/events/{event['id']}")
     assert "Why it was refused user_id still holds a placeholder" in told
+    for word in ("Campaign summer", "Customer none that can be read", "Rules that would apply"):
+        assert word in told
     again = post(client, f"/events/{event['id']}/replay")
     assert again.status_code == 409
     assert "still holds a placeholder" in words(again)

@@ -136,14 +136,15 @@ class Operator:
         """Forget *customer* in the outbox.
 
         An event that came with both identifiers goes whichever is given, and tells the other one.
-        A rejected event may name no customer, so it goes if the id stands anywhere in its body.
+        One that is rejected, or whose customer cannot be read, goes if the id stands anywhere in
+        its body.
         """
         chosen, others = [], {}
         for event in self._events.mentioning(customer):
             named = named_customers(event.body, event.content_type)
             if customer in named:
                 others.update(dict.fromkeys(one for one in named if one != customer))
-            elif event.state is not State.REJECTED and event.customer != customer.key:
+            elif event.state is not State.REJECTED and event.customer not in {None, customer.key}:
                 # The same text, as a tag or as part of somebody else's id.
                 continue
             chosen.append(event.id)

@@ -36,7 +36,10 @@ MOST_OF_MANY = 2000
 
 @dataclass(frozen=True)
 class NewEvent:
-    """An event to be stored, with its writes; a rejected one has a *reason* and none."""
+    """An event to be stored, with its writes; a rejected one has a *reason* and none.
+
+    *in_body*: the body names the customer, not the path.
+    """
 
     id: str
     received_at: float
@@ -45,6 +48,7 @@ class NewEvent:
     key_name: str
     request_id: str
     customer: str | None = None
+    in_body: bool = True
     campaign_id: str | None = None
     canvas_id: str | None = None
     test: bool = False
@@ -408,6 +412,7 @@ def _event_row(event: NewEvent) -> dict[str, Any]:
         "received_at": event.received_at,
         "state": event.state.value,
         "customer": event.customer,
+        "in_body": event.in_body,
         "campaign_id": event.campaign_id,
         "canvas_id": event.canvas_id,
         "test": event.test,
