@@ -5,14 +5,12 @@ from typing import Any
 
 from bridge.database import StoreUnavailableError
 from bridge.fields import iso
-from bridge.outbox.delivery import HEARTBEAT, HEARTBEAT_FACT
+from bridge.outbox.delivery import HEARTBEAT_FACT, SILENCE
 from bridge.outbox.store import Backlog
 from bridge.parts import Parts
 from bridge.telemetry import BRAZE_CONTENT_SHARE, BRAZE_LIMIT, Minute, Telemetry, together
 from bridge.version import VERSION
 
-# Without a heartbeat for so long the loop is held to be dead.
-SILENCE = 5 * HEARTBEAT
 LATE = 300.0
 DAY = 86400.0
 # Latencies and ratios are those of the last so many minutes.

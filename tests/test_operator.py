@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -243,6 +244,22 @@ def test_a_pause_by_hand_survives_a_restart(make_app: MakeApp, sandbox: SandboxS
     assert sandbox.sandbox.counts()["tags_write"] == 0
     assert post(client, "/delivery/resume").status_code == 200
     eventually(lambda: state_of(client, event) == "delivered")
+
+
+def test_once_a_pause_is_answered_no_write_goes_out(
+    make_app: MakeApp, sandbox: SandboxServer
+) -> None:
+    client = make_app(deliver=True, BRIDGE_SESSIONM_RPS="20").test_client()
+    for number in range(100):
+        send(client, user_id=f"u{number}", braze_campaign_id="summer")
+    sent = sandbox.sandbox.counts
+    eventually(lambda: sent()["tags_write"] > 0)
+    assert post(client, "/delivery/pause").get_json()["state"] == "paused"
+    # Those under way end.
+    time.sleep(0.1)
+    before = sent()["tags_write"]
+    time.sleep(2.5)
+    assert sent()["tags_write"] == before < 100
 
 
 def test_forgetting_a_lookup_asks_sessionm_again(

@@ -135,8 +135,12 @@ def discard(event_ids: tuple[str, ...], *, dry_run: bool, everything: bool, **gi
 def pause() -> None:
     """Let no write go out until `bridge queue resume`."""
     with one_line(), connected() as parts:
-        parts.operator.pause()
-    click.echo("Paused. Webhooks are accepted and wait.")
+        heard = parts.operator.pause()
+    click.echo(
+        "Paused. Webhooks are accepted and wait."
+        if heard
+        else "Ordered, but the deliverer has not heard of it yet: until then writes may go out."
+    )
 
 
 @queue.command()
