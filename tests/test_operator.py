@@ -324,6 +324,41 @@ def test_the_queue_is_put_in_order_from_the_shell(
     assert json.loads(shell("queue", "status", "--json"))["dead"] == 0
 
 
+def test_the_shell_tells_since_when_what_waits(
+    make_app: MakeApp, sandbox: SandboxServer, shell: Shell
+) -> None:
+    told = "0 writes wait; 0 are dead.\nDelivery has stopped: no process runs the delivery loop.\n"
+    assert shell("queue", "status") == told
+    client = make_app(deliver=True).test_client()
+    event = send(client, user_id="not-there-yet", braze_campaign_id="summer")
+
+    def tried() -> bool:
+        story = client.get(f"/api/events/{event}", headers=ADMIN).get_json()["event"]
+        return bool(story["writes"][0]["tries"])
+
+    eventually(tried)
+    told = "1 write waits for customers to be created, the oldest since 20"
+    assert shell("queue", "status").startswith(told)
+    asked = json.loads(shell("queue", "status", "--json"))
+    assert (asked["waits_for_customers"], asked["oldest"][:2]) == (True, "20")
+    delivery = client.get("/health", headers=ADMIN).get_json()["checks"]["delivery"]
+    assert (delivery["waits_for_customers"], delivery["oldest_seconds"]) == (True, 0)
+    sandbox.sandbox.set_faults({"status": 503, "match": "POST"})
+    send(client, braze_campaign_id="summer")
+    assert shell("queue", "status").startswith("2 writes wait, the oldest since 20")
+
+
+def test_the_shell_tells_why_delivery_is_paused(
+    make_app: MakeApp, sandbox: SandboxServer, shell: Shell
+) -> None:
+    client = make_app(deliver=True).test_client()
+    sandbox.sandbox.set_faults({"status": 401, "code": "invalid_api_key"})
+    send(client, braze_campaign_id="summer")
+    told = "Delivery is paused: SessionM refuses our credentials"
+    eventually(lambda: told in shell("queue", "status"))
+    assert json.loads(shell("queue", "status", "--json"))["state"] == "paused"
+
+
 def test_delivery_is_paused_and_resumed_from_the_shell(make_app: MakeApp, shell: Shell) -> None:
     client = make_app(deliver=True).test_client()
     shell("queue", "pause")

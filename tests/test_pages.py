@@ -1,7 +1,9 @@
 """The pages without a browser: headers, doors, forms, and what stands on them."""
 
 import base64
+import os
 import re
+import socket
 from collections.abc import Callable
 from html import unescape
 from pathlib import Path
@@ -175,6 +177,18 @@ def test_the_dashboard_still_shows_itself_without_a_store(
         assert gone.status_code == 503
         assert gone.mimetype == "text/html"
         assert "Braze sends them again" in words(gone)
+
+
+def test_the_dashboard_tells_who_delivers_and_that_customers_are_waited_for(
+    make_app: MakeApp,
+) -> None:
+    client = make_app(deliver=True).test_client()
+    send(client, user_id="not-there-yet", braze_campaign_id="summer")
+    told = eventually(
+        lambda: page if "waits for its customers" in (page := get(client, "/dashboard")) else ""
+    )
+    assert "the oldest for –" in told
+    assert f"process {os.getpid()} on {socket.gethostname()}" in told
 
 
 def test_delivery_is_paused_and_resumed_after_a_question(make_app: MakeApp) -> None:

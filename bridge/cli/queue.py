@@ -10,6 +10,7 @@ import click
 from bridge.cli.common import connected, one_line
 from bridge.customer import Customer
 from bridge.fields import FieldError, iso
+from bridge.health import delivery_reasons, delivery_state
 from bridge.outbox.events import PAGE
 from bridge.outbox.operator import Done
 from bridge.outbox.schema import State
@@ -39,23 +40,34 @@ def queue() -> None:
 @queue.command()
 @click.option("--json", "as_json", is_flag=True)
 def status(*, as_json: bool) -> None:
-    """Tell how much waits, since when, and what is dead."""
+    """Tell how much waits, since when, what is dead, and what holds delivery up."""
     with one_line(), connected() as parts:
         backlog = parts.store.backlog()
+        delivery = delivery_state(parts, backlog, time.time())
         paused = parts.operator.is_paused
+    oldest_at = backlog.oldest_at or backlog.unknown_at
     told = {
         "queued": backlog.queued,
-        "oldest": iso(backlog.oldest_at) if backlog.oldest_at else "",
+        "oldest": iso(oldest_at) if oldest_at else "",
+        "waits_for_customers": backlog.waits_for_customers,
         "dead": backlog.dead,
         "paused_by_hand": paused,
+        "state": delivery["state"],
+        "reason": delivery["reason"],
     }
     if as_json:
         click.echo(json.dumps(told))
         return
-    since = f", the oldest since {told['oldest']}" if backlog.oldest_at else ""
-    click.echo(f"{backlog.queued} writes wait{since}; {backlog.dead} are dead.")
+    waits = "1 write waits" if backlog.queued == 1 else f"{backlog.queued} writes wait"
+    whom = " for customers to be created" if backlog.waits_for_customers else ""
+    since = f", the oldest since {told['oldest']}" if oldest_at else ""
+    dead = "1 is dead" if backlog.dead == 1 else f"{backlog.dead} are dead"
+    click.echo(f"{waits}{whom}{since}; {dead}.")
     if paused:
         click.echo("Delivery is paused by hand: bridge queue resume")
+    if delivery["state"] == "stopped" or not paused:
+        for reason in delivery_reasons(delivery):
+            click.echo(reason)
 
 
 @queue.command("list")

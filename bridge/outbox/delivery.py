@@ -9,6 +9,7 @@ lost the lock, the store refuses.
 import logging
 import os
 import random
+import socket
 import threading
 import time
 import uuid
@@ -481,6 +482,7 @@ class Delivery:
             HEARTBEAT_FACT,
             {
                 "at": now,
+                "host": socket.gethostname(),
                 "pid": os.getpid(),
                 "mode": self._gate.mode.value,
                 "reason": self._gate.told(now),
