@@ -177,6 +177,11 @@ def instant(value: object) -> float | None:
         return None
 
 
+def counted(number: int, word: str) -> str:
+    """So many of what *word* says: ``1 write``, ``2 writes``."""
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"
+
+
 def chance_hex(digits: int) -> str:
     """So many hex digits that nobody else has by chance; they are no secret."""
     # Not os.urandom: it lets other threads go first, three times for each webhook.

@@ -116,7 +116,7 @@ def test_a_second_time_takes_what_has_changed_since(
     eventually(lambda: old.states()[late] == "delivered")
     told = stories(old.app)
     parts_of(old.app).close()
-    assert move(database, new_home, tmp_path).startswith("1 events copied, 3 brought up to date")
+    assert move(database, new_home, tmp_path).startswith("1 event copied, 3 brought up to date")
     there = make_app(deliver=True, BRIDGE_DATABASE_URL=new_home)
     assert stories(there) == told
     assert not parts_of(there).operator.is_paused
@@ -143,7 +143,9 @@ def test_an_event_that_came_to_both_is_kept_once(
         app = make_app(BRIDGE_DATABASE_URL=url)
         send(app.test_client(), braze_campaign_id="c", dispatch_id="d1")
         parts_of(app).close()
-    assert "0 events copied, 0 brought up to date, 1 were" in move(database, new_home, tmp_path)
+    assert "0 events copied, 0 brought up to date, 1 was there" in move(
+        database, new_home, tmp_path
+    )
     assert rows(new_home, "SELECT count(*) FROM writes") == [(1,)]
 
 
@@ -196,13 +198,13 @@ def test_a_file_that_waits_is_not_left_behind_without_a_word(
     )
     assert accepted.status_code == 202
     refused = move(database, new_home, tmp_path, 1)
-    assert "1 batches are not over" in refused
+    assert "not over cannot be moved (1)" in refused
     assert "bridge batch status" in refused
     assert len(refused.splitlines()) == 1
     assert rows(new_home, "SELECT count(*) FROM events") == [(0,)]
-    assert "1 events copied" in move(database, new_home, tmp_path, 0, "--without-batches")
+    assert "1 event copied" in move(database, new_home, tmp_path, 0, "--without-batches")
     parts_of(app).batches.discard(accepted.get_json()["id"])
-    assert "1 were there already" in move(database, new_home, tmp_path)
+    assert "1 was there already" in move(database, new_home, tmp_path)
 
 
 def test_what_waited_for_a_job_of_the_backlog_is_delivered_by_a_bridge_that_runs_already(

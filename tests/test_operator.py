@@ -274,7 +274,9 @@ def test_forgetting_a_lookup_asks_sessionm_again(
 
 
 def test_the_admin_api_needs_an_admin_key(client: FlaskClient) -> None:
-    assert client.get("/api/events").status_code == 401
+    refused = client.get("/api/events")
+    assert refused.status_code == 401
+    assert "an admin key's secret" in refused.get_json()["errors"]["message"]
     assert client.get("/api/events", headers=bearer("webhook")).status_code == 403
 
 

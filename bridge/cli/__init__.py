@@ -22,6 +22,7 @@ from bridge.cli.preview import preview
 from bridge.cli.queue import erase, queue
 from bridge.cli.warm import warm
 from bridge.database import StoreUnavailableError
+from bridge.fields import counted
 from bridge.parts import build
 from bridge.settings import Settings, unknown_names
 from bridge.version import VERSION
@@ -69,7 +70,11 @@ def serve(bind: str, workers: int, threads: int) -> None:
             extra={"action": "no_public_url"},
         )
     log.info(
-        "bridge %s on http://%s, %s workers", VERSION, bind, workers, extra={"action": "serving"}
+        "bridge %s on http://%s, %s",
+        VERSION,
+        bind,
+        counted(workers, "worker"),
+        extra={"action": "serving"},
     )
     Server(settings, bind=bind, workers=workers, threads=threads).run()
 

@@ -10,6 +10,7 @@ import click
 
 from bridge.cli.common import one_line
 from bridge.database import Database, StoreUnavailableError, sqlite_path
+from bridge.fields import counted
 from bridge.outbox.move import Move
 from bridge.parts import open_outbox
 
@@ -65,9 +66,9 @@ def move(source: str, target: str, *, without_batches: bool) -> None:
 def _check_batches(moving: Move) -> None:
     if left := moving.left_behind():
         raise click.ClickException(
-            f"{left} batches are not over, and cannot be moved: let the bridge on --from end them, "
-            "or discard them (`bridge batch status`, `bridge batch discard ID`), or leave them "
-            "behind with --without-batches"
+            f"batches that are not over cannot be moved ({left}): let the bridge on --from end "
+            "them, or discard them (`bridge batch status`, `bridge batch discard ID`), or leave "
+            "them behind with --without-batches"
         )
 
 
@@ -75,8 +76,8 @@ def _move(moving: Move) -> None:
     with click.progressbar(length=moving.length(), label="Moving", file=sys.stderr) as bar:
         moved = moving.run(bar.update)
     click.echo(
-        f"{moved.copied} events copied, {moved.renewed} brought up to date, "
-        f"{moved.known} were there already."
+        f"{counted(moved.copied, 'event')} copied, {moved.renewed} brought up to date, "
+        f"{moved.known} {'was' if moved.known == 1 else 'were'} there already."
     )
 
 

@@ -9,7 +9,7 @@ import click
 
 from bridge.cli.common import connected, one_line
 from bridge.customer import Customer
-from bridge.fields import FieldError, iso
+from bridge.fields import FieldError, counted, iso
 from bridge.health import delivery_reasons, delivery_state
 from bridge.outbox.events import PAGE
 from bridge.outbox.operator import Done
@@ -58,7 +58,7 @@ def status(*, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(told))
         return
-    waits = "1 write waits" if backlog.queued == 1 else f"{backlog.queued} writes wait"
+    waits = f"{counted(backlog.queued, 'write')} wait{'s' if backlog.queued == 1 else ''}"
     whom = " for customers to be created" if backlog.waits_for_customers else ""
     since = f", the oldest since {told['oldest']}" if oldest_at else ""
     dead = "1 is dead" if backlog.dead == 1 else f"{backlog.dead} are dead"
@@ -178,7 +178,7 @@ def erase(user_id: str | None, external_id: str | None) -> None:
             Customer("user_id", user_id) if user_id else Customer("external_id", external_id or "")
         )
     both = " The other identifier was known, and is erased too." if len(told.names) > 1 else ""
-    click.echo(f"Erased: {told.events} events, and what was cached.{both}")
+    click.echo(f"Erased: {counted(told.events, 'event')}, and what was cached.{both}")
 
 
 def _filter(given: dict[str, Any]) -> Filter:

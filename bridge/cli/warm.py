@@ -21,6 +21,7 @@ import click
 from bridge.cli.batch import file_mistakes, id_options, opened_csv
 from bridge.cli.common import connected, one_line
 from bridge.customer import Customer, CustomerKind
+from bridge.fields import counted
 from bridge.intake.segment import Refused, Wanted, lines_of, open_segment
 from bridge.locks import WARMER
 from bridge.lookups.customer import Answer, Lookups
@@ -149,8 +150,8 @@ def warm(
         options = {"kinds": lookups, "culture": culture, "id": [id_column, id_kind]}
         note = _Note(file, options, restart=restart)
         click.echo(
-            f"{customers} customers, {' and '.join(lookups)}: at {limit:g} calls a second "
-            f"{_length(calls / limit)} if nothing is cached yet."
+            f"{counted(customers, 'customer')}, {' and '.join(lookups)}: at {limit:g} calls "
+            f"a second {_length(calls / limit)} if nothing is cached yet."
         )
         _warn(parts, lookups, calls / limit, note.state)
         with _alone(parts):
@@ -342,4 +343,6 @@ def _tell(state: _State) -> None:
         f"SessionM, {state.failed} failed; {_length(time.time() - state.began_at)}."
     )
     if state.failed:
-        raise click.ClickException(f"{state.failed} customers could not be fetched: run it again")
+        raise click.ClickException(
+            f"{counted(state.failed, 'customer')} could not be fetched: run it again"
+        )

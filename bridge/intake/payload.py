@@ -7,7 +7,7 @@ blank strings, numbers as text. What stands inside a string is never touched.
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl
@@ -325,14 +325,15 @@ def _event(fields: Mapping[str, Any]) -> Event:
         tags=_tags(fields.get("tags")),
         ttl=ttl(fields.get("ttl"), "ttl"),
         dispatch_id=text(fields.get("dispatch_id"), "dispatch_id"),
-        ignored=tuple(shown(name) for name in fields if name not in FIELDS)[:5],
+        ignored=_ignored(fields),
         customer=_customer(fields),
     )
     if not (event.campaign_id or event.canvas_id or event.tags):
         raise RefusedError(
             422,
             "nothing_to_tag",
-            "Nothing to tag: give tags, or a braze_campaign_id or braze_canvas_id.",
+            "Nothing to tag: give tags, or a braze_campaign_id or braze_canvas_id."
+            + _without_meaning(event.ignored),
         )
     return event
 
@@ -346,7 +347,7 @@ def _customer(fields: Mapping[str, Any]) -> Customer:
         422,
         "no_customer",
         "No customer: user_id (SessionM's) or external_id is missing or blank. In a test send, "
-        "choose a user to test with.",
+        "choose a user to test with." + _without_meaning(_ignored(fields)),
     )
 
 
@@ -362,6 +363,20 @@ def _readable(fields: Mapping[str, Any], *names: str) -> str | None:
         return _one_of(fields, *names)
     except FieldError:
         return None
+
+
+def _ignored(fields: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(shown(name) for name in fields if name not in FIELDS)[:5]
+
+
+def _without_meaning(ignored: Sequence[str]) -> str:
+    return f" {told_ignored(ignored)}" if ignored else ""
+
+
+def told_ignored(ignored: Iterable[str]) -> str:
+    """A sentence about the names in `Event.ignored`."""
+    names = ", ".join(f'"{name}"' for name in ignored)
+    return f"Ignored, since the webhook knows no such field: {names}."
 
 
 def _one_of(fields: Mapping[str, Any], *names: str) -> str | None:

@@ -16,6 +16,7 @@ from bridge.intake.payload import (
     read_event,
     read_named,
     read_tag_event,
+    told_ignored,
 )
 from bridge.intake.rules import Rules, TagWrite
 from bridge.outbox.commit import Committer, Outcome, Waiting
@@ -258,6 +259,5 @@ def _warnings(new: NewEvent) -> tuple[str, ...]:
             "Counters came without a dispatch_id: if Braze retries this call, they count twice."
         )
     if new.ignored:
-        names = ", ".join(f'"{name}"' for name in new.ignored)
-        found.append(f"Ignored, since the webhook knows no such field: {names}.")
+        found.append(told_ignored(new.ignored))
     return tuple(found)
