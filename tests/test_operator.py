@@ -11,6 +11,7 @@ import pytest
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
+from bridge.intake.payload import UNSENT
 from bridge.outbox.schema import State
 from bridge.parts import parts_of
 from bridge.sessionm.sandbox import SandboxServer
@@ -287,7 +288,8 @@ class Shell:
         self._environ = environment(sandbox.url, folder, BRIDGE_DATABASE_URL=database)
         self._folder = folder
 
-    def __call__(self, *arguments: str, status: int = 0) -> str:
+    def __call__(self, *arguments: str, status: int = 0, told: bool = False) -> str:
+        """What it writes; where it fails, or is *told*, on stderr."""
         ended = subprocess.run(
             [sys.executable, "-m", "bridge", *arguments],
             env={"PATH": "", **self._environ},
@@ -299,7 +301,7 @@ class Shell:
         )
         assert ended.returncode == status, ended.stdout + ended.stderr
         assert "Traceback" not in ended.stderr
-        return ended.stdout if status == 0 else ended.stderr
+        return ended.stderr if status or told else ended.stdout
 
 
 @pytest.fixture
@@ -324,6 +326,17 @@ def test_the_queue_is_put_in_order_from_the_shell(
     assert "no such event" in shell("queue", "replay", "nonsense", status=1)
     assert shell("queue", "discard", "--state", "dead") == "1 of 1 discarded.\n"
     assert json.loads(shell("queue", "status", "--json"))["dead"] == 0
+
+
+def test_a_list_from_the_shell_marks_test_sends_and_says_when_it_is_empty(
+    client: FlaskClient, shell: Shell
+) -> None:
+    send(client, braze_campaign_id="summer", dispatch_id=UNSENT)
+    send(client, braze_campaign_id="winter", dispatch_id="d1")
+    real, test = shell("queue", "list").splitlines()
+    assert (real.split()[-1], test.split()[-2:]) == ("winter", ["summer", "test"])
+    assert shell("queue", "list", "--state", "dead", told=True) == "No event matches.\n"
+    assert shell("queue", "list", "--state", "dead", "--json") == "[]\n"
 
 
 def test_the_shell_tells_since_when_what_waits(

@@ -86,8 +86,13 @@ def list_events(*, limit: int, before: str, as_json: bool, **given: Any) -> None
         about = event["campaign_id"] or event["canvas_id"] or "-"
         click.echo(
             f"{event['id']}  {event['received_at']}  {event['state']:9}  {customer}  {about}"
+            + ("  test" if event["test"] else "")
             + (f"  {event['reason']}" if event["reason"] else "")
         )
+    if not (found.events or found.next):
+        click.echo("No event matches.", err=True)
+    elif not found.events:
+        click.echo("No event matches among those looked at so far.", err=True)
     if found.next:
         click.echo(f"More: --before {found.next}", err=True)
 
