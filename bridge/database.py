@@ -236,7 +236,8 @@ class Database(ABC):
         except SQLAlchemyError as error:
             # What stood there may have been replaced: look again at the next transaction.
             self._migrated = False
-            raise StoreUnavailableError(f"the database answers: {self._failed(error)}") from error
+            told = f"the database cannot be used: {self._failed(error)}"
+            raise StoreUnavailableError(told) from error
 
 
 class SQLite(Database):

@@ -5,14 +5,12 @@ from typing import Any
 
 from bridge.database import StoreUnavailableError
 from bridge.fields import counted, iso
-from bridge.outbox.delivery import HEARTBEAT, HEARTBEAT_FACT
+from bridge.outbox.delivery import HEARTBEAT_FACT, SILENCE
 from bridge.outbox.store import Backlog
 from bridge.parts import Parts
 from bridge.telemetry import BRAZE_CONTENT_SHARE, BRAZE_LIMIT, Minute, Telemetry, together
 from bridge.version import VERSION
 
-# Without a heartbeat for so long the loop is held to be dead.
-SILENCE = 5 * HEARTBEAT
 LATE = 300.0
 DAY = 86400.0
 # How long it is told that SessionM could not do most rows of a file. It passes by itself: nothing
@@ -30,7 +28,7 @@ def report(parts: Parts) -> dict[str, Any]:
     checks: dict[str, Any] = {"store": {"state": "ok"}}
     try:
         parts.probe.check()
-        checks["delivery"] = _delivery(parts, now)
+        checks["delivery"] = delivery_state(parts, parts.store.backlog(), now)
         checks["delivery"]["batches"] = _batches(parts, now)
         checks["store"]["events"] = parts.events.counts()
     except StoreUnavailableError as error:
@@ -57,20 +55,22 @@ def delivers(parts: Parts) -> bool:
     return bool(time.time() - beat.get("at", 0) < SILENCE)
 
 
-def _delivery(parts: Parts, now: float) -> dict[str, Any]:
+def delivery_state(parts: Parts, backlog: Backlog, now: float) -> dict[str, Any]:
+    """How delivery stands: the check ``delivery`` of ``/health``, but for its batches."""
     beat = parts.store.fact(HEARTBEAT_FACT) or {}
     by_hand = parts.operator.is_paused
-    backlog: Backlog = parts.store.backlog()
     alive = now - beat.get("at", 0) < SILENCE
     mode = "paused" if by_hand else beat.get("mode", "running")
     return {
         # "down" is SessionM's state, told below; the loop itself runs and probes.
         "state": "stopped" if not alive else "paused" if mode == "paused" else "running",
         "reason": "paused by hand" if by_hand else beat.get("reason", ""),
+        "host": beat.get("host", ""),
         "pid": beat.get("pid", 0),
         "heartbeat_seconds": round(max(0.0, now - beat["at"]), 1) if beat else -1,
         "queued": backlog.queued,
         "oldest_seconds": round(backlog.waits(now)),
+        "waits_for_customers": backlog.waits_for_customers,
         "dead": backlog.dead,
     }
 
@@ -91,10 +91,12 @@ def _last_known(day: list[Minute]) -> dict[str, Any]:
     return {
         "state": "stopped",
         "reason": "",
+        "host": "",
         "pid": 0,
         "heartbeat_seconds": -1,
         "queued": round(last.gauge("queued") or 0),
         "oldest_seconds": round(last.gauge("oldest_seconds") or 0),
+        "waits_for_customers": False,
         "dead": round(last.gauge("dead_writes") or 0),
     }
 
@@ -150,19 +152,23 @@ def _braze_budget(telemetry: Telemetry) -> dict[str, Any]:
     }
 
 
+def delivery_reasons(delivery: dict[str, Any]) -> list[str]:
+    """Why not everything goes out, in sentences, by what `delivery_state` says."""
+    if delivery["state"] == "stopped":
+        return ["Delivery has stopped: no process runs the delivery loop."]
+    if delivery["state"] == "paused":
+        return [f"Delivery is paused: {delivery['reason']}."]
+    return [f"Delivery is held up: {delivery['reason']}."] if delivery["reason"] else []
+
+
 def _reasons(checks: dict[str, Any]) -> list[str]:
     delivery, budget = checks["delivery"], checks["braze_budget"]
     half = budget["limit"] / 2
     flagged = delivery.get("batches", {}).get("flagged", 0)
+    store_is_up = checks["store"]["state"] == "ok"
     told = {
-        f"Events cannot be stored: {checks['store'].get('error')}.": checks["store"]["state"]
-        != "ok",
-        f"Delivery is paused: {delivery.get('reason')}.": delivery["state"] == "paused",
-        f"Delivery is held up: {delivery.get('reason')}.": bool(delivery.get("reason"))
-        and delivery["state"] == "running",
-        "Delivery has stopped: no process runs the delivery loop.": (
-            delivery["state"] == "stopped" and checks["store"]["state"] == "ok"
-        ),
+        f"Events cannot be stored: {checks['store'].get('error')}.": not store_is_up,
+        **dict.fromkeys(delivery_reasons(delivery), store_is_up),
         f"The oldest write waits for {delivery['oldest_seconds']} seconds.": (
             delivery["oldest_seconds"] > LATE
         ),

@@ -54,6 +54,11 @@ def install(settings: Settings) -> None:
     ours.propagate = False
 
 
+def adopt(theirs: logging.Logger) -> None:
+    """Let what others log be written as ours is, once ours is set up."""
+    theirs.handlers = logging.getLogger("bridge").handlers
+
+
 class _Formatter(logging.Formatter):
     def __init__(self, key: bytes, secrets: Iterable[str], *, as_json: bool) -> None:
         super().__init__()

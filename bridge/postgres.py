@@ -460,7 +460,7 @@ class Postgres(Database):
             connection = connect(self._conninfo, self._patience, idle_session_timeout="0")
         except psycopg.Error as error:
             told = first_line(error, self._secrets)
-            raise StoreUnavailableError(f"the database answers: {told}") from error
+            raise StoreUnavailableError(f"the database cannot be used: {told}") from error
         try:
             asked = connection.execute("SELECT pg_try_advisory_lock(%s)", [_NUMBERED + number])
             yield bool((asked.fetchone() or [False])[0])
@@ -549,7 +549,7 @@ class Postgres(Database):
         if time_left() <= 0:
             raise TooLateError("no time is left to ask the database")
         if _now() < self._away.until:
-            raise StillAwayError(f"the database answers: {self._away.cause}")
+            raise StillAwayError(f"the database cannot be used: {self._away.cause}")
 
     def _connect(self) -> _Connection:
         if not self._hasty:

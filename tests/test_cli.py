@@ -108,6 +108,16 @@ def test_check_is_content_when_all_is_well(tmp_path: Path, sandbox: SandboxServe
     }
 
 
+def test_check_does_not_blame_the_settings_for_a_sessionm_that_is_down(
+    tmp_path: Path, sandbox: SandboxServer
+) -> None:
+    sandbox.sandbox.set_faults({"status": 503})
+    ended = bridge(tmp_path, "check", **environment(sandbox.url, tmp_path))
+    assert ended.returncode == 1
+    assert ended.stdout.count("-> SessionM is down or overloaded") == 2
+    assert "check SESSIONM" not in ended.stdout
+
+
 @pytest.mark.parametrize(
     ("wrong", "name", "remedy"),
     [

@@ -84,6 +84,22 @@ def test_a_customer_erased_is_in_no_file_under_either_identifier(
     assert service.lookup("tags", user_id=OTHER).json()["status"] == "ok"
 
 
+def test_a_refused_event_goes_also_after_it_was_discarded(
+    make_service: MakeService, sandbox: SandboxServer, tmp_path: Path
+) -> None:
+    service = make_service()
+    assert webhook(service, json.dumps({"user_id": USER, "ttl": -1})) == 422
+    assert webhook(service, json.dumps({"user_id": OTHER, "tags": [USER], "ttl": -1})) == 422
+    assert webhook(service, f'{{"user_id": "{USER}", '.encode()) == 400
+    headers = bearer("admin")
+    url = f"{service.url}/api/events"
+    for event in requests.get(url, headers=headers, timeout=10).json()["events"]:
+        requests.delete(f"{url}/{event['id']}", headers=headers, timeout=10)
+    assert "Erased: 2 events" in erase(sandbox.url, tmp_path, "--user-id", USER)
+    [left] = requests.get(url, headers=headers, timeout=10).json()["events"]
+    assert left["customer"] == {"user_id": OTHER}
+
+
 def test_an_event_with_both_identifiers_tells_that_they_are_one(
     make_service: MakeService, sandbox: SandboxServer, tmp_path: Path
 ) -> None:

@@ -1,6 +1,8 @@
 """What the service writes about each event and each request."""
 
 import json
+import os
+import signal
 from typing import Any
 
 import requests
@@ -105,6 +107,16 @@ def test_at_info_only_refused_requests_have_one(service: Service) -> None:
     work(service)
     eventually(lambda: requests_of(service))
     assert [status for _path, status in requests_of(service)] == [401]
+    (refused,) = lines(service, action="request")
+    assert 0 < refused["milliseconds"] < 5000
+
+
+def test_what_gunicorn_says_is_json_too(service: Service) -> None:
+    victim = service.workers()[0]
+    os.kill(victim, signal.SIGKILL)
+    eventually(lambda: "SIGKILL" in service.log.read_text())
+    (told,) = [line for line in lines(service) if "SIGKILL" in line["message"]]
+    assert (told["level"], str(victim) in told["message"]) == ("error", True)
 
 
 def test_on_request_the_log_is_text(make_service: MakeService) -> None:

@@ -83,7 +83,23 @@ def test_metrics_tell_what_has_happened(client: FlaskClient) -> None:
     assert value(samples, "bridge_store_up") == 1
     assert value(samples, "bridge_sessionm_state", system="core", state="up") == 1
     assert value(samples, "bridge_lookup_seconds_count") == 4
-    assert value(samples, "bridge_webhook_seconds_count") == 4
+    # Whoever is refused for the key is no webhook.
+    assert value(samples, "bridge_webhook_seconds_count") == 3
+
+
+def test_whoever_is_not_let_in_spoils_no_latency(client: FlaskClient) -> None:
+    send(client, braze_campaign_id="summer")
+    sent = {"user_id": ALICE, "braze_campaign_id": "summer"}
+    other_site = {**bearer("webhook"), "Sec-Fetch-Site": "cross-site"}
+    for headers, status in (({}, 401), (bearer("content"), 403), (other_site, 403)):
+        answer = client.post("/webhooks/braze", json=sent, headers=headers)
+        assert answer.status_code == status
+    samples = scrape(client)
+    assert value(samples, "bridge_webhook_seconds_count") == 1
+    assert value(samples, "bridge_webhook_seconds_sum") < 5
+    assert value(samples, "bridge_auth_failures_total") == 3
+    webhooks = client.get("/health", headers=bearer("admin")).get_json()["checks"]["webhooks"]
+    assert 0 < webhooks["p99_ms"] < 5000
 
 
 def test_buckets_are_cumulative(client: FlaskClient) -> None:

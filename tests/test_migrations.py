@@ -11,10 +11,11 @@ import sqlalchemy as sa
 
 from bridge.database import Database, NewerSchemaError
 from bridge.outbox import schema
-from bridge.outbox.schema import events
+from bridge.outbox.schema import State, events
+from bridge.outbox.search import Filter
 from bridge.parts import open_outbox, parts_of
 from bridge.sessionm.sandbox import SandboxServer
-from tests.conftest import MakeApp, environment, rows, send
+from tests.conftest import ALICE, MakeApp, bearer, environment, rows, send
 
 pytestmark = pytest.mark.parametrize("database", ["sqlite", "postgresql"], indirect=True)
 
@@ -123,6 +124,26 @@ def test_an_older_batch_table_takes_writes_beyond_32_bits(
         job = connection.execute(sa.select(schema.batch_jobs.c.id)).scalar_one()
         connection.execute(schema.batch_writes.insert().values(write_seq=2**31, job_id=job))
     assert rows(database, "SELECT write_seq FROM batch_writes") == [(2**31,)]
+
+
+def test_a_refused_call_of_before_keeps_the_customer_of_its_path(
+    make_app: MakeApp, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    rules = tmp_path / "rules.toml"
+    rules.write_text('[campaigns.a]\ncounters = ["promo"]\n')
+    monkeypatch.setattr(schema, "MIGRATIONS", schema.MIGRATIONS[:4])
+    old = make_app(BRIDGE_RULES=str(rules))
+    path, body = f"/priv/v1/apps/bridge/users/{ALICE}/tags", {"tags": ["promo"], "ttl": 60}
+    refused = old.test_client().post(path, json=body, headers=bearer("webhook"))
+    assert refused.status_code == 422
+    with parts_of(old).store.database.write() as connection:
+        connection.exec_driver_sql("ALTER TABLE events DROP COLUMN in_body")
+    monkeypatch.undo()
+    new = parts_of(make_app())
+    [event] = new.events.find(Filter()).events
+    assert new.operator.replay(Filter(state=State.REJECTED)).changed == 1
+    [write] = (new.events.story(event["id"]) or {})["writes"]
+    assert (event["customer"], write["tags"]) == ({"user_id": ALICE}, ["promo"])
 
 
 def test_a_migration_that_fails_leaves_the_schema_as_it_was(

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
+from bridge.intake.payload import UNSENT
 from bridge.outbox.schema import State
 from bridge.parts import parts_of
 from bridge.sessionm.sandbox import SandboxServer
@@ -112,6 +114,74 @@ def test_a_rejected_event_is_taken_in_once_a_rule_is_mended(
     assert "summer_promo" in sandbox.sandbox.tags(ALICE)
 
 
+def refuse(client: FlaskClient, **fields: Any) -> str:
+    """Send a webhook that must be refused; its event's id."""
+    answer = client.post("/webhooks/braze", json=fields, headers=bearer("webhook"))
+    assert answer.status_code == 422, answer.get_json()
+    found: str = listed(client, state="rejected")[0]["id"]
+    return found
+
+
+def test_a_refused_event_is_found_by_what_could_be_read_of_it(client: FlaskClient) -> None:
+    placeholder = "{{${user_id}}}"
+    first = refuse(client, user_id=ALICE, braze_campaign_id="summer", ttl="soon")
+    second = refuse(client, user_id=placeholder, canvas_id="welcome", campaign_id="summer")
+    third = refuse(
+        client, user_id=placeholder, external_id="loyal-1", braze_campaign_id=placeholder
+    )
+    client.post("/webhooks/braze", data='{"user_id": "u1", ', headers=bearer("webhook"))
+
+    def found(**filters: str) -> list[str]:
+        return [event["id"] for event in listed(client, state="rejected", **filters)]
+
+    assert found(campaign="summer") == [second, first]
+    assert found(campaign="welcome") == [second]
+    assert found(customer=ALICE) == [first]
+    assert found(customer="loyal-1") == [third]
+    assert found(customer="u1") == []
+    # Nothing was accepted of any of them.
+    parts = parts_of(client.application)
+    assert parts.events.campaigns() == []
+    assert client.delete(f"/api/events/{first}", headers=ADMIN).status_code == 200
+    assert parts.events.campaigns() == []
+
+
+def test_refused_events_of_a_campaign_are_taken_in_from_the_shell(
+    make_app: MakeApp, shell: "Shell", tmp_path: Path
+) -> None:
+    rules = tmp_path / "rules.toml"
+    rules.write_text('[defaults]\nunknown = "reject"\n')
+    strict = make_app(BRIDGE_RULES=str(rules)).test_client()
+    events = [refuse(strict, user_id=ALICE, braze_campaign_id="summer") for _ in range(2)]
+    refuse(strict, user_id=ALICE, braze_campaign_id="winter")
+    rules.write_text('[campaigns.summer]\ntags = ["summer_promo"]\n')
+    told = shell("queue", "replay", "--state", "rejected", "--campaign", "summer")
+    assert told == "2 of 2 replayed.\n"
+    assert {state_of(strict, event) for event in events} == {"queued"}
+    [summer] = parts_of(strict.application).events.campaigns()
+    assert (summer.id, summer.accepted, summer.pending) == ("summer", 2, 2)
+
+
+def test_a_refused_call_to_sessionms_own_path_is_read_again_as_such(
+    make_app: MakeApp, tmp_path: Path
+) -> None:
+    rules = tmp_path / "rules.toml"
+    rules.write_text('[campaigns.a]\ncounters = ["promo"]\n')
+    strict = make_app(BRIDGE_RULES=str(rules)).test_client()
+    # What such a call says beside its tags counts for nothing, now and later.
+    body = {"user_id": ALICE, "braze_campaign_id": "summer", "tags": ["promo"], "ttl": 60}
+    path = f"/priv/v1/apps/bridge/users/{ALICE}/tags"
+    assert strict.post(path, json=body, headers=bearer("webhook")).status_code == 422
+    [event] = listed(strict, state="rejected", customer=ALICE)
+    assert event["campaign_id"] == ""
+    rules.write_text("")
+    client = make_app(BRIDGE_RULES=str(rules)).test_client()
+    assert post(client, f"/events/{event['id']}/replay").status_code == 200
+    story = client.get(f"/api/events/{event['id']}", headers=ADMIN).get_json()["event"]
+    assert story["customer"] == {"user_id": ALICE}
+    assert [write["tags"] for write in story["writes"]] == [["promo"]]
+
+
 def test_events_are_found_by_each_filter(client: FlaskClient) -> None:
     first = send(client, braze_campaign_id="summer")
     second = send(client, user_id="u2", braze_canvas_id="welcome")
@@ -177,6 +247,22 @@ def test_a_pause_by_hand_survives_a_restart(make_app: MakeApp, sandbox: SandboxS
     eventually(lambda: state_of(client, event) == "delivered")
 
 
+def test_once_a_pause_is_answered_no_write_goes_out(
+    make_app: MakeApp, sandbox: SandboxServer
+) -> None:
+    client = make_app(deliver=True, BRIDGE_SESSIONM_RPS="20").test_client()
+    for number in range(100):
+        send(client, user_id=f"u{number}", braze_campaign_id="summer")
+    sent = sandbox.sandbox.counts
+    eventually(lambda: sent()["tags_write"] > 0)
+    assert post(client, "/delivery/pause").get_json()["state"] == "paused"
+    # Those under way end.
+    time.sleep(0.1)
+    before = sent()["tags_write"]
+    time.sleep(2.5)
+    assert sent()["tags_write"] == before < 100
+
+
 def test_forgetting_a_lookup_asks_sessionm_again(
     client: FlaskClient, sandbox: SandboxServer
 ) -> None:
@@ -189,7 +275,9 @@ def test_forgetting_a_lookup_asks_sessionm_again(
 
 
 def test_the_admin_api_needs_an_admin_key(client: FlaskClient) -> None:
-    assert client.get("/api/events").status_code == 401
+    refused = client.get("/api/events")
+    assert refused.status_code == 401
+    assert "an admin key's secret" in refused.get_json()["errors"]["message"]
     assert client.get("/api/events", headers=bearer("webhook")).status_code == 403
 
 
@@ -200,7 +288,8 @@ class Shell:
         self._environ = environment(sandbox.url, folder, BRIDGE_DATABASE_URL=database)
         self._folder = folder
 
-    def __call__(self, *arguments: str, status: int = 0) -> str:
+    def __call__(self, *arguments: str, status: int = 0, told: bool = False) -> str:
+        """What it writes; where it fails, or is *told*, on stderr."""
         ended = subprocess.run(
             [sys.executable, "-m", "bridge", *arguments],
             env={"PATH": "", **self._environ},
@@ -212,7 +301,7 @@ class Shell:
         )
         assert ended.returncode == status, ended.stdout + ended.stderr
         assert "Traceback" not in ended.stderr
-        return ended.stdout if status == 0 else ended.stderr
+        return ended.stderr if status or told else ended.stdout
 
 
 @pytest.fixture
@@ -237,6 +326,52 @@ def test_the_queue_is_put_in_order_from_the_shell(
     assert "no such event" in shell("queue", "replay", "nonsense", status=1)
     assert shell("queue", "discard", "--state", "dead") == "1 of 1 discarded.\n"
     assert json.loads(shell("queue", "status", "--json"))["dead"] == 0
+
+
+def test_a_list_from_the_shell_marks_test_sends_and_says_when_it_is_empty(
+    client: FlaskClient, shell: Shell
+) -> None:
+    send(client, braze_campaign_id="summer", dispatch_id=UNSENT)
+    send(client, braze_campaign_id="winter", dispatch_id="d1")
+    real, test = shell("queue", "list").splitlines()
+    assert (real.split()[-1], test.split()[-2:]) == ("winter", ["summer", "test"])
+    assert shell("queue", "list", "--state", "dead", told=True) == "No event matches.\n"
+    assert shell("queue", "list", "--state", "dead", "--json") == "[]\n"
+
+
+def test_the_shell_tells_since_when_what_waits(
+    make_app: MakeApp, sandbox: SandboxServer, shell: Shell
+) -> None:
+    told = "0 writes wait; 0 are dead.\nDelivery has stopped: no process runs the delivery loop.\n"
+    assert shell("queue", "status") == told
+    client = make_app(deliver=True).test_client()
+    event = send(client, user_id="not-there-yet", braze_campaign_id="summer")
+
+    def tried() -> bool:
+        story = client.get(f"/api/events/{event}", headers=ADMIN).get_json()["event"]
+        return bool(story["writes"][0]["tries"])
+
+    eventually(tried)
+    told = "1 write waits for customers to be created, the oldest since 20"
+    assert shell("queue", "status").startswith(told)
+    asked = json.loads(shell("queue", "status", "--json"))
+    assert (asked["waits_for_customers"], asked["oldest"][:2]) == (True, "20")
+    delivery = client.get("/health", headers=ADMIN).get_json()["checks"]["delivery"]
+    assert (delivery["waits_for_customers"], delivery["oldest_seconds"]) == (True, 0)
+    sandbox.sandbox.set_faults({"status": 503, "match": "POST"})
+    send(client, braze_campaign_id="summer")
+    assert shell("queue", "status").startswith("2 writes wait, the oldest since 20")
+
+
+def test_the_shell_tells_why_delivery_is_paused(
+    make_app: MakeApp, sandbox: SandboxServer, shell: Shell
+) -> None:
+    client = make_app(deliver=True).test_client()
+    sandbox.sandbox.set_faults({"status": 401, "code": "invalid_api_key"})
+    send(client, braze_campaign_id="summer")
+    told = "Delivery is paused: SessionM refuses our credentials"
+    eventually(lambda: told in shell("queue", "status"))
+    assert json.loads(shell("queue", "status", "--json"))["state"] == "paused"
 
 
 def test_delivery_is_paused_and_resumed_from_the_shell(make_app: MakeApp, shell: Shell) -> None:

@@ -1,7 +1,9 @@
 """The pages without a browser: headers, doors, forms, and what stands on them."""
 
 import base64
+import os
 import re
+import socket
 from collections.abc import Callable
 from html import unescape
 from pathlib import Path
@@ -178,6 +180,18 @@ def test_the_dashboard_still_shows_itself_without_a_store(
         assert "Braze sends them again" in words(gone)
 
 
+def test_the_dashboard_tells_who_delivers_and_that_customers_are_waited_for(
+    make_app: MakeApp,
+) -> None:
+    client = make_app(deliver=True).test_client()
+    send(client, user_id="not-there-yet", braze_campaign_id="summer")
+    told = eventually(
+        lambda: page if "waits for its customers" in (page := get(client, "/dashboard")) else ""
+    )
+    assert "the oldest for –" in told
+    assert f"process {os.getpid()} on {socket.gethostname()}" in told
+
+
 def test_delivery_is_paused_and_resumed_after_a_question(make_app: MakeApp) -> None:
     client = make_app(deliver=True).test_client()
     assert "Pause delivery?" in get(client, "/delivery/pause")
@@ -258,6 +272,8 @@ def test_a_refused_webhook_says_why_on_its_page(client: FlaskClient) -> None:
     assert "still holds a placeholder" in get(client, "/events?state=rejected")
     told = get(client, f"/events/{event['id']}")
     assert "Why it was refused user_id still holds a placeholder" in told
+    for word in ("Campaign summer", "Customer none that can be read", "Rules that would apply"):
+        assert word in told
     again = post(client, f"/events/{event['id']}/replay")
     assert again.status_code == 409
     assert "still holds a placeholder" in words(again)

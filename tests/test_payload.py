@@ -145,6 +145,12 @@ REFUSED: dict[str, tuple[str | bytes | dict[str, Any], int, str]] = {
     "no customer": ({"campaign_id": "c"}, 422, "user_id"),
     "blank customer": ({**U, "user_id": " \u00a0"}, 422, "user_id"),
     "no ID and no tags": ({"user_id": "u"}, 422, "braze_campaign_id"),
+    "nothing but a field that is none": (
+        {"user_id": "42", "tag": "x"},
+        422,
+        'no such field: "tag"',
+    ),
+    "a customer under another name": ({"userid": "42"}, 422, 'no such field: "userid"'),
     "blank ID and no tags": ({**U, "campaign_id": "", "tags": []}, 422, "Nothing to tag"),
     "TTL of 5,000 digits": ('{"user_id":"u","tags":["a"],"ttl":' + "9" * 5000 + "}", 422, "ttl"),
     "two campaigns": ({**U, "braze_campaign_id": "d"}, 422, "braze_campaign_id and campaign_id"),

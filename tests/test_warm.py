@@ -76,6 +76,14 @@ def test_offers_are_warmed_too_and_what_is_fresh_is_not_fetched_again(warm: Warm
     assert warm.sandbox.sandbox.counts()["offers"] == 2
 
 
+def test_each_option_adds_its_lookups(warm: Warm) -> None:
+    warm.segment("c1", "c2")
+    assert "tags and offers" in warm.run("--tags", "--offers")[1]
+    counts = warm.sandbox.sandbox.counts()
+    assert (counts["tags_read"], counts["offers"]) == (2, 2)
+    assert "2 customers, offers:" in warm.run("--offers", "--restart")[1]
+
+
 def test_the_rate_is_kept(warm: Warm) -> None:
     warm.segment(*(f"c{number}" for number in range(20)))
     warm.run("--tags", "--rps", "10")

@@ -156,6 +156,11 @@ def _ask(name: str, call: Callable[[], object], url: str, credentials: str) -> F
     except SessionMError as error:
         if error.meaning is Meaning.UNKNOWN_CUSTOMER:
             return Finding(name, True, "reachable, credentials accepted")
+        if error.meaning is Meaning.BUSY:
+            busy = (
+                "SessionM is down or overloaded: nothing to mend here; wait, tell them if it lasts"
+            )
+            return Finding(name, False, str(error), busy)
         remedy = credentials if error.meaning is Meaning.CREDENTIALS else url
         return Finding(name, False, str(error), f"check {remedy}")
     return Finding(name, True, "reachable, credentials accepted")

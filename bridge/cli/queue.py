@@ -9,7 +9,8 @@ import click
 
 from bridge.cli.common import connected, one_line
 from bridge.customer import Customer
-from bridge.fields import FieldError, iso
+from bridge.fields import FieldError, counted, iso
+from bridge.health import delivery_reasons, delivery_state
 from bridge.outbox.events import PAGE
 from bridge.outbox.operator import Done
 from bridge.outbox.schema import State
@@ -39,23 +40,34 @@ def queue() -> None:
 @queue.command()
 @click.option("--json", "as_json", is_flag=True)
 def status(*, as_json: bool) -> None:
-    """Tell how much waits, since when, and what is dead."""
+    """Tell how much waits, since when, what is dead, and what holds delivery up."""
     with one_line(), connected() as parts:
         backlog = parts.store.backlog()
+        delivery = delivery_state(parts, backlog, time.time())
         paused = parts.operator.is_paused
+    oldest_at = backlog.oldest_at or backlog.unknown_at
     told = {
         "queued": backlog.queued,
-        "oldest": iso(backlog.oldest_at) if backlog.oldest_at else "",
+        "oldest": iso(oldest_at) if oldest_at else "",
+        "waits_for_customers": backlog.waits_for_customers,
         "dead": backlog.dead,
         "paused_by_hand": paused,
+        "state": delivery["state"],
+        "reason": delivery["reason"],
     }
     if as_json:
         click.echo(json.dumps(told))
         return
-    since = f", the oldest since {told['oldest']}" if backlog.oldest_at else ""
-    click.echo(f"{backlog.queued} writes wait{since}; {backlog.dead} are dead.")
+    waits = f"{counted(backlog.queued, 'write')} wait{'s' if backlog.queued == 1 else ''}"
+    whom = " for customers to be created" if backlog.waits_for_customers else ""
+    since = f", the oldest since {told['oldest']}" if oldest_at else ""
+    dead = "1 is dead" if backlog.dead == 1 else f"{backlog.dead} are dead"
+    click.echo(f"{waits}{whom}{since}; {dead}.")
     if paused:
         click.echo("Delivery is paused by hand: bridge queue resume")
+    if delivery["state"] == "stopped" or not paused:
+        for reason in delivery_reasons(delivery):
+            click.echo(reason)
 
 
 @queue.command("list")
@@ -74,8 +86,13 @@ def list_events(*, limit: int, before: str, as_json: bool, **given: Any) -> None
         about = event["campaign_id"] or event["canvas_id"] or "-"
         click.echo(
             f"{event['id']}  {event['received_at']}  {event['state']:9}  {customer}  {about}"
+            + ("  test" if event["test"] else "")
             + (f"  {event['reason']}" if event["reason"] else "")
         )
+    if not (found.events or found.next):
+        click.echo("No event matches.", err=True)
+    elif not found.events:
+        click.echo("No event matches among those looked at so far.", err=True)
     if found.next:
         click.echo(f"More: --before {found.next}", err=True)
 
@@ -135,8 +152,12 @@ def discard(event_ids: tuple[str, ...], *, dry_run: bool, everything: bool, **gi
 def pause() -> None:
     """Let no write go out until `bridge queue resume`."""
     with one_line(), connected() as parts:
-        parts.operator.pause()
-    click.echo("Paused. Webhooks are accepted and wait.")
+        heard = parts.operator.pause()
+    click.echo(
+        "Paused. Webhooks are accepted and wait."
+        if heard
+        else "Ordered, but the deliverer has not heard of it yet: until then writes may go out."
+    )
 
 
 @queue.command()
@@ -162,7 +183,7 @@ def erase(user_id: str | None, external_id: str | None) -> None:
             Customer("user_id", user_id) if user_id else Customer("external_id", external_id or "")
         )
     both = " The other identifier was known, and is erased too." if len(told.names) > 1 else ""
-    click.echo(f"Erased: {told.events} events, and what was cached.{both}")
+    click.echo(f"Erased: {counted(told.events, 'event')}, and what was cached.{both}")
 
 
 def _filter(given: dict[str, Any]) -> Filter:

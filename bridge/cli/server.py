@@ -5,8 +5,10 @@ import socket
 from typing import Any
 
 from gunicorn.app.base import BaseApplication
+from gunicorn.config import Config
+from gunicorn.glogging import Logger
 
-from bridge import create_app
+from bridge import create_app, logs
 from bridge.intake.rules import RulesError, read_rules
 from bridge.settings import Settings, SettingsError, load
 from bridge.web.asgi import Asgi
@@ -15,6 +17,14 @@ log = logging.getLogger(__name__)
 
 # gunicorn ends a worker that takes longer than this to finish what it has begun.
 GRACE = 30
+
+
+class _Log(Logger):
+    """gunicorn's log, in our format."""
+
+    def setup(self, cfg: Config) -> None:
+        super().setup(cfg)
+        logs.adopt(self.error_log)
 
 
 class Server(BaseApplication):
@@ -42,6 +52,7 @@ class Server(BaseApplication):
             "limit_request_line": 8190,
             # Its warnings repeat request lines, and with them customers' identifiers.
             "loglevel": "error",
+            "logger_class": _Log,
             "on_reload": self._read_again,
         }
         super().__init__()

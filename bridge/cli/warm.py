@@ -21,6 +21,7 @@ import click
 from bridge.cli.batch import file_mistakes, id_options, opened_csv
 from bridge.cli.common import connected, one_line
 from bridge.customer import Customer, CustomerKind
+from bridge.fields import counted
 from bridge.intake.segment import Refused, Wanted, lines_of, open_segment
 from bridge.locks import WARMER
 from bridge.lookups.customer import Answer, Lookups
@@ -110,8 +111,8 @@ class _State:
 
 @click.command()
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--tags", "kinds", flag_value="tags", help="Tags only.")
-@click.option("--offers", "kinds", flag_value="offers", help="Offers only.")
+@click.option("--tags", is_flag=True, help="Tags; both if neither is given.")
+@click.option("--offers", is_flag=True, help="Offers; both if neither is given.")
 @click.option("--culture", default=Query.culture, show_default=True, help="Of the offers.")
 @click.option(
     "--rps",
@@ -123,7 +124,8 @@ class _State:
 def warm(
     file: Path,
     *,
-    kinds: str | None,
+    tags: bool,
+    offers: bool,
     culture: str,
     rps: float | None,
     id_column: str,
@@ -137,7 +139,7 @@ def warm(
     """
     wanted = Wanted(id_column=id_column, id_kind=id_kind, customers_only=True)
     with one_line(), file_mistakes(file), connected() as parts:
-        lookups = _lookups(parts, kinds)
+        lookups = _lookups(tags=tags, offers=offers, offers_on=parts.settings.offers_on)
         limit = min(rps or parts.settings.bridge_sessionm_rps, parts.settings.bridge_sessionm_rps)
         customers = calls = 0
         for _line, customer in _customers(file, wanted, parts):
@@ -148,8 +150,8 @@ def warm(
         options = {"kinds": lookups, "culture": culture, "id": [id_column, id_kind]}
         note = _Note(file, options, restart=restart)
         click.echo(
-            f"{customers} customers, {' and '.join(lookups)}: at {limit:g} calls a second "
-            f"{_length(calls / limit)} if nothing is cached yet."
+            f"{counted(customers, 'customer')}, {' and '.join(lookups)}: at {limit:g} calls "
+            f"a second {_length(calls / limit)} if nothing is cached yet."
         )
         _warn(parts, lookups, calls / limit, note.state)
         with _alone(parts):
@@ -161,12 +163,11 @@ def warm(
     _tell(note.state)
 
 
-def _lookups(parts: Parts, kinds: str | None) -> list[str]:
-    if kinds == "offers" and not parts.settings.offers_on:
+def _lookups(*, tags: bool, offers: bool, offers_on: bool) -> list[str]:
+    if offers and not offers_on:
         raise click.ClickException("offers are switched off: SESSIONM_CONNECT_URL is not set")
-    if kinds:
-        return [kinds]
-    return ["tags", "offers"] if parts.settings.offers_on else ["tags"]
+    wanted = {"tags": tags or not offers, "offers": offers or (offers_on and not tags)}
+    return [lookup for lookup, is_wanted in wanted.items() if is_wanted]
 
 
 def _customers(file: Path, wanted: Wanted, parts: Parts) -> Iterator[tuple[int, Customer]]:
@@ -342,4 +343,6 @@ def _tell(state: _State) -> None:
         f"SessionM, {state.failed} failed; {_length(time.time() - state.began_at)}."
     )
     if state.failed:
-        raise click.ClickException(f"{state.failed} customers could not be fetched: run it again")
+        raise click.ClickException(
+            f"{counted(state.failed, 'customer')} could not be fetched: run it again"
+        )

@@ -7,7 +7,7 @@ blank strings, numbers as text. What stands inside a string is never touched.
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl
@@ -57,6 +57,14 @@ FIELDS: dict[str, dict[str, Any]] = {
 # Of these a call to SessionM's own path may bring.
 TAG_FIELDS = {name: FIELDS[name] for name in ("tags", "ttl", "dispatch_id")}
 
+_CAMPAIGN = ("braze_campaign_id", "campaign_id")
+_CANVAS = ("braze_canvas_id", "canvas_id")
+# By what a customer may be named, what counts first.
+_CUSTOMER: dict[CustomerKind, tuple[str, ...]] = {
+    "user_id": ("user_id",),
+    "external_id": ("external_id", "external_user_id"),
+}
+
 # Braze's placeholder in test sends of a campaign that was never sent (Braze documentation,
 # "dispatch_id").
 UNSENT = "dispatch_id_for_unsent_campaign"
@@ -90,6 +98,15 @@ class Event:
             return None
         parts = [*token, self.customer.key, self.campaign_id, self.canvas_id, sorted(self.tags)]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Named:
+    """Whom and what a webhook names, as far as it can be read."""
+
+    customer: Customer | None = None
+    campaign_id: str | None = None
+    canvas_id: str | None = None
 
 
 class RefusedError(Exception):
@@ -128,20 +145,26 @@ def read_tag_event(body: bytes, content_type: str, kind: CustomerKind, path_id: 
         raise RefusedError(422, "invalid_field", f"{error}.") from None
 
 
+def read_named(body: bytes, content_type: str) -> Named:
+    """What can be read of a *body* that is refused: each identifier that is valid by itself."""
+    try:
+        fields = read_fields(body, content_type)
+    except RefusedError:
+        return Named()
+    customers = _customers(fields)
+    return Named(
+        customer=customers[0] if customers else None,
+        campaign_id=_readable(fields, *_CAMPAIGN),
+        canvas_id=_readable(fields, *_CANVAS),
+    )
+
+
 def named_customers(body: bytes, content_type: str) -> tuple[Customer, ...]:
     """Every customer that a webhook's *body* names, the one that does not count included."""
     try:
-        fields = read_fields(body, content_type)
-        user_id = _one_of(fields, "user_id")
-        external_id = _one_of(fields, "external_id", "external_user_id")
-    except (RefusedError, FieldError):
+        return _customers(read_fields(body, content_type))
+    except RefusedError:
         return ()
-    found = []
-    if user_id:
-        found.append(Customer("user_id", user_id))
-    if external_id:
-        found.append(Customer("external_id", external_id))
-    return tuple(found)
 
 
 def as_sent(value: Any) -> Any:
@@ -297,36 +320,63 @@ def _form_fields(content: str) -> dict[str, Any]:
 def _event(fields: Mapping[str, Any]) -> Event:
     # The customer last: a placeholder left standing elsewhere is the more telling mistake.
     event = Event(
-        campaign_id=_one_of(fields, "braze_campaign_id", "campaign_id"),
-        canvas_id=_one_of(fields, "braze_canvas_id", "canvas_id"),
+        campaign_id=_one_of(fields, *_CAMPAIGN),
+        canvas_id=_one_of(fields, *_CANVAS),
         tags=_tags(fields.get("tags")),
         ttl=ttl(fields.get("ttl"), "ttl"),
         dispatch_id=text(fields.get("dispatch_id"), "dispatch_id"),
-        ignored=tuple(shown(name) for name in fields if name not in FIELDS)[:5],
+        ignored=_ignored(fields),
         customer=_customer(fields),
     )
     if not (event.campaign_id or event.canvas_id or event.tags):
         raise RefusedError(
             422,
             "nothing_to_tag",
-            "Nothing to tag: give tags, or a braze_campaign_id or braze_canvas_id.",
+            "Nothing to tag: give tags, or a braze_campaign_id or braze_canvas_id."
+            + _without_meaning(event.ignored),
         )
     return event
 
 
 def _customer(fields: Mapping[str, Any]) -> Customer:
-    user_id = _one_of(fields, "user_id")
-    external_id = _one_of(fields, "external_id", "external_user_id")
-    if user_id:
-        return Customer("user_id", user_id)
-    if external_id:
-        return Customer("external_id", external_id)
+    given = {kind: _one_of(fields, *names) for kind, names in _CUSTOMER.items()}
+    for kind, name in given.items():
+        if name:
+            return Customer(kind, name)
     raise RefusedError(
         422,
         "no_customer",
         "No customer: user_id (SessionM's) or external_id is missing or blank. In a test send, "
-        "choose a user to test with.",
+        "choose a user to test with." + _without_meaning(_ignored(fields)),
     )
+
+
+def _customers(fields: Mapping[str, Any]) -> tuple[Customer, ...]:
+    """The customers that can be read, the one that counts first."""
+    given = {kind: _readable(fields, *names) for kind, names in _CUSTOMER.items()}
+    return tuple(Customer(kind, name) for kind, name in given.items() if name)
+
+
+def _readable(fields: Mapping[str, Any], *names: str) -> str | None:
+    """As `_one_of`; ``None`` also where it cannot be used."""
+    try:
+        return _one_of(fields, *names)
+    except FieldError:
+        return None
+
+
+def _ignored(fields: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(shown(name) for name in fields if name not in FIELDS)[:5]
+
+
+def _without_meaning(ignored: Sequence[str]) -> str:
+    return f" {told_ignored(ignored)}" if ignored else ""
+
+
+def told_ignored(ignored: Iterable[str]) -> str:
+    """A sentence about the names in `Event.ignored`."""
+    names = ", ".join(f'"{name}"' for name in ignored)
+    return f"Ignored, since the webhook knows no such field: {names}."
 
 
 def _one_of(fields: Mapping[str, Any], *names: str) -> str | None:

@@ -8,7 +8,16 @@ from dataclasses import dataclass
 from bridge.customer import Customer
 from bridge.database import StoreUnavailableError
 from bridge.fields import MAX_TEXT, FieldError, shown, text
-from bridge.intake.payload import MAX_BODY, Event, RefusedError, read_event, read_tag_event
+from bridge.intake.payload import (
+    MAX_BODY,
+    Event,
+    Named,
+    RefusedError,
+    read_event,
+    read_named,
+    read_tag_event,
+    told_ignored,
+)
 from bridge.intake.rules import Rules, TagWrite
 from bridge.outbox.commit import Committer, Outcome, Waiting
 from bridge.outbox.events import Stored
@@ -47,6 +56,12 @@ class Arrival:
             return read_event(self.body, self.content_type)
         customer = self.path_customer
         return read_tag_event(self.body, self.content_type, customer.kind, customer.id)
+
+    def read_named(self) -> Named:
+        """What can be read of one that is refused."""
+        if self.path_customer is None:
+            return read_named(self.body, self.content_type)
+        return Named(self.path_customer)
 
 
 @dataclass(frozen=True)
@@ -144,12 +159,12 @@ class Acceptor:
         Raises:
             RefusedError: it still cannot be understood.
         """
-        customer = Customer.from_key(stored.customer) if stored.customer else None
+        in_path = None if stored.in_body else stored.customer
         arrival = Arrival(
             stored.body,
             stored.content_type,
             idempotency_key=stored.idempotency_key,
-            path_customer=customer,
+            path_customer=Customer.from_key(in_path) if in_path else None,
         )
         return self._understand(arrival, stored.id, self._now())
 
@@ -163,6 +178,7 @@ class Acceptor:
             key_name=arrival.key_name,
             request_id=arrival.request_id,
             customer=event.customer.key,
+            in_body=arrival.path_customer is None,
             campaign_id=event.campaign_id,
             canvas_id=event.canvas_id,
             test=event.is_test,
@@ -176,6 +192,7 @@ class Acceptor:
         self, arrival: Arrival, name: str, now: float, refusal: RefusedError
     ) -> None:
         too_large = len(arrival.body) > MAX_BODY
+        named = arrival.read_named()
         rejected = NewEvent(
             id=name,
             received_at=now,
@@ -183,7 +200,10 @@ class Acceptor:
             content_type=arrival.content_type,
             key_name=arrival.key_name,
             request_id=arrival.request_id,
-            customer=arrival.path_customer.key if arrival.path_customer else None,
+            customer=named.customer.key if named.customer else None,
+            in_body=arrival.path_customer is None,
+            campaign_id=named.campaign_id,
+            canvas_id=named.canvas_id,
             state=State.REJECTED,
             reason=str(refusal),
             # What no database stores was refused above, and is not needed again.
@@ -239,6 +259,5 @@ def _warnings(new: NewEvent) -> tuple[str, ...]:
             "Counters came without a dispatch_id: if Braze retries this call, they count twice."
         )
     if new.ignored:
-        names = ", ".join(f'"{name}"' for name in new.ignored)
-        found.append(f"Ignored, since the webhook knows no such field: {names}.")
+        found.append(told_ignored(new.ignored))
     return tuple(found)

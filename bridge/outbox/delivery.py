@@ -9,6 +9,7 @@ lost the lock, the store refuses.
 import logging
 import os
 import random
+import socket
 import threading
 import time
 import uuid
@@ -44,6 +45,8 @@ TOGETHER = 0.05
 ABREAST = 16
 LEAST_ABREAST = 4
 HEARTBEAT = 2.0
+# Without a heartbeat for so long the loop is held to be dead.
+SILENCE = 5 * HEARTBEAT
 CALL_TIMEOUT = 10.0
 # Names of shared facts.
 HEARTBEAT_FACT = "delivery"
@@ -137,6 +140,7 @@ class Delivery:
         self._beat_at = 0.0
         self._cleaned_at = 0.0
         self._paused_by_hand = False
+        self._ordered_at = 0.0
         self._resumed_at = 0.0
         self._took_over = False
         self._acquired_at = 0.0
@@ -482,10 +486,12 @@ class Delivery:
             HEARTBEAT_FACT,
             {
                 "at": now,
+                "host": socket.gethostname(),
                 "pid": os.getpid(),
                 "mode": self._gate.mode.value,
                 "reason": self._gate.told(now),
                 "hold_until": self._gate.hold_until,
+                "ordered_at": self._ordered_at,
                 "under_way": len(self._under_way),
             },
         )
@@ -495,10 +501,11 @@ class Delivery:
     def _hear_operator(self) -> None:
         order = self._store.fact(PAUSE_FACT) or {}
         self._paused_by_hand = bool(order.get("paused"))
-        if order.get("at", 0.0) > self._resumed_at and not self._paused_by_hand:
+        self._ordered_at = order.get("at", 0.0)
+        if self._ordered_at > self._resumed_at and not self._paused_by_hand:
             # Whoever resumes wants it to go on now, whatever SessionM asked for.
             self._gate.hold_until = 0.0
-            self._resumed_at = order["at"]
+            self._resumed_at = self._ordered_at
 
     def _clean_up(self) -> None:
         """Once a minute, beside the loop: a year's old events may not hold up a new one."""

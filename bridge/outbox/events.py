@@ -51,13 +51,17 @@ class Page:
 
 @dataclass(frozen=True)
 class Stored:
-    """An event as it came: what is needed to take it in once more."""
+    """An event as it came: what is needed to take it in once more.
+
+    *in_body*: the body names the customer, not the path.
+    """
 
     id: str
     state: State
     body: bytes
     content_type: str
     customer: str | None
+    in_body: bool = True
     idempotency_key: str | None = None
 
 
@@ -297,6 +301,7 @@ _STORED = sa.select(
     events.c.body,
     events.c.content_type,
     events.c.customer,
+    events.c.in_body,
     events.c.idempotency_key,
 )
 

@@ -12,14 +12,18 @@ from bridge.customer import Customer
 from bridge.fields import FieldError
 from bridge.intake.payload import RefusedError, named_customers
 from bridge.outbox.accept import Acceptor
-from bridge.outbox.delivery import PAUSE_FACT
+from bridge.outbox.delivery import HEARTBEAT, HEARTBEAT_FACT, PAUSE_FACT, SILENCE
 from bridge.outbox.events import REPLAYABLE, Events, Stored
 from bridge.outbox.jobs import Jobs
 from bridge.outbox.schema import State
 from bridge.outbox.search import Filter
-from bridge.outbox.store import Store
+from bridge.outbox.store import DELIVERER_FACT, Store
 
 log = logging.getLogger(__name__)
+
+# Seconds that the deliverer has to hear of a pause, and between two looks whether it has.
+HEARS = 2 * HEARTBEAT
+PEEK = 0.05
 
 
 @dataclass(frozen=True)
@@ -117,10 +121,28 @@ class Operator:
         self._tell([event])
         return Done(1, changed, () if changed else (f"it is {event.state}",))
 
-    def pause(self) -> None:
-        """Let no write go out until `resume`, restarts included."""
-        self._store.set_fact(PAUSE_FACT, {"paused": True, "at": time.time()})
+    def pause(self) -> bool:
+        """Let no write go out until `resume`, restarts included.
+
+        Returns:
+            Whether the deliverer has heard of it, or there is none: no call begins any more. It
+            has `HEARS` seconds for that.
+        """
+        ordered_at = time.time()
+        self._store.set_fact(PAUSE_FACT, {"paused": True, "at": ordered_at})
         log.warning("delivery paused by hand", extra={"action": "paused"})
+        until = time.monotonic() + HEARS
+        while self._delivers_unaware_of(ordered_at):
+            if time.monotonic() > until:
+                return False
+            time.sleep(PEEK)
+        return True
+
+    def _delivers_unaware_of(self, ordered_at: float) -> bool:
+        beat = self._store.fact(HEARTBEAT_FACT) or {}
+        deliverer = self._store.fact(DELIVERER_FACT) or {"ended": True}
+        alive = not deliverer["ended"] and time.time() - beat.get("at", 0.0) < SILENCE
+        return alive and beat.get("ordered_at", 0.0) < ordered_at
 
     def resume(self) -> None:
         """Let writes go out at once, also where SessionM asked to wait."""
@@ -136,14 +158,15 @@ class Operator:
         """Forget *customer* in the outbox.
 
         An event that came with both identifiers goes whichever is given, and tells the other one.
-        A rejected event may name no customer, so it goes if the id stands anywhere in its body.
+        One that is rejected, or whose customer cannot be read, goes if the id stands anywhere in
+        its body.
         """
         chosen, others = [], {}
         for event in self._events.mentioning(customer):
             named = named_customers(event.body, event.content_type)
             if customer in named:
                 others.update(dict.fromkeys(one for one in named if one != customer))
-            elif event.state is not State.REJECTED and event.customer != customer.key:
+            elif event.state is not State.REJECTED and event.customer not in {None, customer.key}:
                 # The same text, as a tag or as part of somebody else's id.
                 continue
             chosen.append(event.id)

@@ -25,6 +25,10 @@ class State(StrEnum):
 # Ten million customers in a send soon count beyond 32 bits; SQLite's are of any size.
 _Serial = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 
+# Whether the body names the customer, and not the path. Of a rejected event that came before
+# this was told, only the path's is known.
+_IN_BODY = sa.Column("in_body", sa.Boolean, nullable=False, server_default=sa.false())
+
 schema = sa.MetaData()
 events = sa.Table(
     "events",
@@ -44,6 +48,7 @@ events = sa.Table(
     sa.Column("body", sa.LargeBinary, nullable=False),
     sa.Column("reason", sa.Text, nullable=False),
     sa.Column("done_at", sa.Float),
+    _IN_BODY,
 )
 writes = sa.Table(
     "writes",
@@ -229,7 +234,11 @@ def _tallies(connection: sa.Connection) -> None:
 def recount(connection: sa.Connection) -> None:
     """Count everything that is stored, for a database that has no tallies yet."""
     connection.execute(tallies.delete())
-    accepted = events.c.state != State.REJECTED
+    # Without writes: it was rejected, and has been given up since.
+    written = sa.exists().where(writes.c.event_id == events.c.id)
+    accepted = sa.and_(
+        events.c.state != State.REJECTED, sa.or_(events.c.state != State.DISCARDED, written)
+    )
     for kind, column in (("campaign", events.c.campaign_id), ("canvas", events.c.canvas_id)):
         _count(connection, kind, events, [column], sa.and_(column.is_not(None), accepted))
     _count(connection, STORED, events, [])
@@ -273,4 +282,12 @@ def _wide_write_seq(connection: sa.Connection) -> None:
         connection.exec_driver_sql("ALTER TABLE batch_writes ALTER COLUMN write_seq TYPE BIGINT")
 
 
-MIGRATIONS = (_first_schema, _tallies, _batches, _wide_write_seq)
+def _in_body(connection: sa.Connection) -> None:
+    # A new database has it from the first.
+    known = {column["name"] for column in sa.inspect(connection).get_columns(events.name)}
+    if _IN_BODY.name not in known:
+        column = sa.schema.CreateColumn(_IN_BODY).compile(dialect=connection.dialect)
+        connection.exec_driver_sql(f"ALTER TABLE {events.name} ADD COLUMN {column}")
+
+
+MIGRATIONS = (_first_schema, _tallies, _batches, _wide_write_seq, _in_body)

@@ -175,7 +175,9 @@ def _leads(
             tallies.c.kind.in_(CAMPAIGNS), tallies.c.id == wanted.campaign
         )
         ways = [events.c.campaign_id == wanted.campaign, events.c.canvas_id == wanted.campaign]
-        leads["campaign"] = connection.execute(accepted).scalar() or 0, ways
+        # What was refused is in no campaign's tally, and may be of any.
+        refused = known[State.REJECTED] + known[State.DISCARDED]
+        leads["campaign"] = (connection.execute(accepted).scalar() or 0) + refused, ways
     if wanted.customer:
         # Nobody has more than a few.
         leads["customer"] = 0, [events.c.customer == key for key in _keys(wanted.customer)]

@@ -36,7 +36,10 @@ MOST_OF_MANY = 2000
 
 @dataclass(frozen=True)
 class NewEvent:
-    """An event to be stored, with its writes; a rejected one has a *reason* and none."""
+    """An event to be stored, with its writes; a rejected one has a *reason* and none.
+
+    *in_body*: the body names the customer, not the path.
+    """
 
     id: str
     received_at: float
@@ -45,6 +48,7 @@ class NewEvent:
     key_name: str
     request_id: str
     customer: str | None = None
+    in_body: bool = True
     campaign_id: str | None = None
     canvas_id: str | None = None
     test: bool = False
@@ -107,16 +111,23 @@ class Finished:
 class Backlog:
     """The queue at a glance: numbers of writes, and when the oldest waiting was accepted.
 
-    Those that wait for their customer to be created are not late, and so never the oldest.
+    Those that wait for their customer to be created are not late, and so never the oldest;
+    *unknown_at* is when the oldest of them was accepted.
     """
 
     queued: int
     oldest_at: float | None
     dead: int
+    unknown_at: float | None = None
 
     def waits(self, now: float) -> float:
         """For how many seconds the oldest waits."""
         return max(0.0, now - self.oldest_at) if self.oldest_at else 0.0
+
+    @property
+    def waits_for_customers(self) -> bool:
+        """Whether all that waits, waits for its customers to be created."""
+        return self.unknown_at is not None and self.oldest_at is None
 
 
 class Store:
@@ -274,12 +285,14 @@ class Store:
     def backlog(self) -> Backlog:
         """How much waits, since when, and how much is dead."""
         counted = sa.select(tallies.c.queued, tallies.c.dead).where(tallies.c.kind == WRITES)
-        oldest = sa.select(sa.func.min(writes.c.accepted_at)).where(
-            writes.c.state == QUEUED, writes.c.unknown == sa.false()
-        )
+        oldest = sa.select(sa.func.min(writes.c.accepted_at)).where(writes.c.state == QUEUED)
         with self.database.read() as connection:
             queued, dead = connection.execute(counted).first() or (0, 0)
-            return Backlog(queued, connection.execute(oldest).scalar(), dead)
+            oldest_at, unknown_at = (
+                connection.execute(oldest.where(writes.c.unknown == unknown)).scalar()
+                for unknown in (sa.false(), sa.true())
+            )
+        return Backlog(queued, oldest_at, dead, unknown_at)
 
     def fact(self, name: str) -> Any:
         """A small shared value, or ``None``."""
@@ -408,6 +421,7 @@ def _event_row(event: NewEvent) -> dict[str, Any]:
         "received_at": event.received_at,
         "state": event.state.value,
         "customer": event.customer,
+        "in_body": event.in_body,
         "campaign_id": event.campaign_id,
         "canvas_id": event.canvas_id,
         "test": event.test,

@@ -28,11 +28,12 @@ def install(app: Flask, settings: Settings) -> None:
     # Braze follows no redirects: neither a missing nor a doubled slash may cause one.
     app.url_map.strict_slashes = False
     app.url_map.merge_slashes = False
+    # First, so that its clock runs before anything can refuse.
+    figures.install(app)
     auth.install(app, auth.Keyring(settings))
     origin.install(app)
     pages.install(app)
     errors.install(app)
-    figures.install(app)
     body.install(app)
     machines = (webhooks.bp, content.bp, dropin.bp, health.bp, admin.bp, batches.bp, openapi.bp)
     for blueprint in (*machines, pages.bp, dashboard.bp, events.bp, setup.bp):

@@ -67,8 +67,8 @@ def replay_events() -> Response:
 @bp.post("/delivery/pause")
 @scope("admin")
 def pause() -> Response:
-    parts_of(current_app).operator.pause()
-    return jsonify(status="ok", state="paused")
+    heard = parts_of(current_app).operator.pause()
+    return jsonify(status="ok", state="paused" if heard else "pausing")
 
 
 @bp.post("/delivery/resume")

@@ -158,7 +158,8 @@ def _wait(seconds: float) -> None:
 def _what_is_wrong(authorization: str, wanted: Scope) -> str:
     kind, _, value = authorization.partition(" ")
     if not authorization:
-        return f'The header Authorization is missing: send "Bearer " and a {wanted} key\'s secret.'
+        one = "an admin" if wanted == "admin" else f"a {wanted}"
+        return f'The header Authorization is missing: send "Bearer " and {one} key\'s secret.'
     if kind.lower() not in {"bearer", "basic"}:
         return 'The header Authorization must begin with "Bearer " or "Basic ", then the key.'
     if kind.lower() == "bearer" and ":" in value:

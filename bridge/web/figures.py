@@ -16,6 +16,7 @@ log = logging.getLogger(__name__)
 
 # What Braze waits for a lookup.
 IN_TIME = 2.0
+_NOT_LET_IN = {401, 403}
 
 
 class Answered(NamedTuple):
@@ -56,7 +57,7 @@ def install(app: Flask) -> None:
             route=str(request.url_rule or "-"),
             status=response.status_code,
             cache_status=response.headers.get("Cache-Status", ""),
-            seconds=time.monotonic() - g.get("began", 0),
+            seconds=time.monotonic() - g.began,
             request_id=g.get("request_id", ""),
             key_name=g.get("key_name", ""),
             waited=g.get("waited", False),
@@ -78,7 +79,7 @@ def count(parts: Parts, answered: Answered) -> None:
         _count_webhook(parts.telemetry, answered)
     elif answered.kind == "content":
         _count_lookup(parts.telemetry, answered)
-    if answered.status in {401, 403}:
+    if answered.status in _NOT_LET_IN:
         parts.telemetry.count("auth_failures")
     _log(answered)
 
@@ -89,7 +90,9 @@ def _count_webhook(telemetry: Telemetry, answered: Answered) -> None:
         counted.append("webhooks_failed")
     if answered.status in BRAZE_COUNTS:
         counted.append("braze_webhook_failures")
-    if answered.waited:
+    # Refusals for the key are quick, or slowed on purpose, and anybody can cause them: they tell
+    # nothing of how long Braze waits.
+    if answered.waited or answered.status in _NOT_LET_IN:
         telemetry.count(*counted)
     else:
         telemetry.took("webhook", answered.seconds, *counted)

@@ -182,10 +182,10 @@ class Discarded(_Shape):
 
 
 class DeliveryState(_Shape):
-    """Whether delivery runs."""
+    """Whether delivery runs; *pausing*: the deliverer has not heard yet, and may still send."""
 
     status: Literal["ok"]
-    state: Literal["running", "paused"]
+    state: Literal["running", "paused", "pausing"]
 
 
 class Health(_Shape):
