@@ -14,6 +14,7 @@ than it knows, since what else has changed by then it cannot tell.
 import logging
 import math
 import os
+import sqlite3
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -26,7 +27,8 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.dialects import sqlite as sqlite_dialect
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.compiler import compiles
@@ -263,7 +265,7 @@ class SQLite(Database):
         self.name = str(self.path)
         self._durable = durable
         self._file = 0
-        self._wal = f"{self.path}-wal"
+        self._wal = _Log(self.path)
         self.locks = FileLocks(self.path.with_name(self.path.name + ".locks"))
         self.deliverer = FileLock(self.locks)
         sa.event.listen(self._engine, "connect", self._on_connect)
@@ -291,6 +293,7 @@ class SQLite(Database):
             self.path.parent.mkdir(parents=True, exist_ok=True)
         super().migrate()
         self._file = _inode(self.path)
+        self._wal.find()
 
     def scrub(self) -> None:
         """Leave nothing of what was deleted in the files, as far as readers under way allow."""
@@ -307,6 +310,7 @@ class SQLite(Database):
     def close(self) -> None:
         super().close()
         self.locks.close()
+        self._wal.close()
 
     def _reading(self, **_wishes: object) -> AbstractContextManager[sa.Connection]:
         return self._engine.connect()
@@ -315,18 +319,45 @@ class SQLite(Database):
     def _writing(self, **_wishes: object) -> Iterator[sa.Connection]:
         """Writers of all processes stand in line at a file lock.
 
-        In SQLite's own busy handler they would sleep: half a second at the 99th percentile.
+        In SQLite's own busy handler they would sleep: half a second at the 99th percentile. Others
+        write already while a commit is brought to the disk: what they have read of it is on the
+        disk as soon as their own commit is, since the log is synced from its beginning.
         """
         with self._engine.connect() as connection:
-            writing = connection.execution_options(bridge_write=True)
-            with self.locks.writing(), writing.begin():
-                yield writing
-        if self._durable:
-            # Only now, so that others write meanwhile.
-            _sync(self._wal)
+            with self.locks.writing(), _begun(connection):
+                if self._durable:
+                    # Before anything is stored: that it cannot be opened must not show afterwards.
+                    self._wal.open()
+                yield connection
+            if self._durable and not self._wal.sync():
+                self._bring_home(connection)
 
-    def _migrating(self) -> AbstractContextManager[sa.Connection]:
-        return self._writing()
+    @contextmanager
+    def _migrating(self) -> Iterator[sa.Connection]:
+        # The lock first: to open a new file alone changes it.
+        with (
+            self.locks.writing(),
+            self._engine.connect() as connection,
+            _begun(connection),
+        ):
+            yield connection
+        # Whoever finds it missing after a power cut makes it again.
+
+    def _bring_home(self, connection: sa.Connection) -> None:
+        """Write what is in the log to the database's file, and that to the disk.
+
+        Raises:
+            StoreUnavailableError: what was committed may not be on the disk.
+        """
+        driver: Any = connection.connection.driver_connection
+        with self.locks.writing():
+            try:
+                busy, logged, home = _checkpoint(driver)
+            except sqlite3.Error as error:
+                raise StoreUnavailableError(f"the disk fails: {error}") from error
+            if busy or logged != home:
+                raise StoreUnavailableError("the disk fails")
+            self._wal.trust()
 
     def _failed(self, error: SQLAlchemyError) -> str:
         # A connection may have kept what broke (a file since mended): begin afresh.
@@ -416,7 +447,7 @@ class _InsertOfMany:
     """What *statement* says to SQLite when it has many rows."""
 
     def __init__(self, statement: sa.Insert, columns: Sequence[str]) -> None:
-        dialect = sqlite.dialect()
+        dialect = sqlite_dialect.dialect()
         # Not "or abort": SQLite would keep a copy of each page for the case that a row fails, and
         # take twice as long. Here the whole transaction goes then.
         statement = statement.prefix_with("OR FAIL")
@@ -425,6 +456,7 @@ class _InsertOfMany:
         row = f"({', '.join('?' * len(names))})"
         self._before, self._after = str(compiled).split(row)
         self._row = row
+        self._sql: dict[int, str] = {}
         self._values_of = itemgetter(*names)
         # As for what else there is, the driver knows what to do.
         types = [statement.table.c[name].type for name in names]
@@ -435,9 +467,10 @@ class _InsertOfMany:
             and (process := kind.dialect_impl(dialect).bind_processor(dialect))
         }
 
-    @lru_cache(_MOST_ROWS)  # noqa: B019 - they live as long as the process
     def sql(self, rows: int) -> str:
-        return f"{self._before}{', '.join([self._row] * rows)}{self._after}"
+        if rows not in self._sql:
+            self._sql[rows] = f"{self._before}{', '.join([self._row] * rows)}{self._after}"
+        return self._sql[rows]
 
     def values(self, rows: Iterable[Mapping[str, Any]]) -> tuple[Any, ...]:
         return tuple(chain.from_iterable(map(self._in_order, rows)))
@@ -462,12 +495,77 @@ def _on_begin(connection: sa.Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")
 
 
-def _sync(path: str) -> None:
-    fd = os.open(path, os.O_RDWR)
+def _checkpoint(driver: Any) -> tuple[int, int, int]:
+    """Whether others kept some of it away, how much is in the log, and how much of it at home."""
+    statement = "PRAGMA wal_checkpoint(FULL)"
     try:
-        os.fdatasync(fd)
-    finally:
-        os.close(fd)
+        found: tuple[int, int, int] = driver.execute(statement).fetchone()
+    except sqlite3.Error:
+        # SQLite is told of what failed before, too: once.
+        found = driver.execute(statement).fetchone()
+    return found
+
+
+@contextmanager
+def _begun(connection: sa.Connection) -> Iterator[None]:
+    with connection.execution_options(bridge_write=True).begin():
+        yield
+
+
+# macOS has one of them only.
+_sync = getattr(os, "fdatasync", os.fsync)
+
+
+class _Log:
+    """SQLite's log of commits (WAL) of the database at *path*, to be synced.
+
+    It stays open: the kernel tells a failed write once to each who had the file open, and to
+    nobody who opens it later.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._database = path
+        self._guard = threading.Lock()
+        self._fd = -1
+        self._is: tuple[int, int] | None = None
+        # Whether something failed that a later sync would not tell any more.
+        self._doubtful = False
+        self.find()
+
+    def find(self) -> None:
+        """Look where it is: beside the file that a link leads to."""
+        self._path = f"{os.path.realpath(self._database)}-wal"
+
+    def open(self) -> None:
+        """Have it open; for one thread at a time. Raises `OSError`: it cannot be opened."""
+        # A forked process needs its own, to be told of what fails.
+        present = os.getpid(), os.stat(self._path).st_ino  # noqa: PTH116 - for every webhook
+        if present != self._is:
+            fd = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
+            with self._guard:
+                self.close()
+                self._fd, self._is = fd, present
+
+    def sync(self) -> bool:
+        """Bring to the disk what was written; false: it may not be there, nor what was before."""
+        with self._guard:
+            if not self._doubtful:
+                try:
+                    _sync(self._fd)
+                except OSError as error:
+                    log.error("not synced: %s", error, extra={"action": "sync_failed"})
+                    self._doubtful = True
+            return not self._doubtful
+
+    def trust(self) -> None:
+        """Nothing of it is needed any more that may not be on the disk."""
+        with self._guard:
+            self._doubtful = False
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd, self._is = -1, None
 
 
 def _inode(path: Path) -> int:

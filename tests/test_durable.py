@@ -6,8 +6,11 @@ what was never synced.
 
 import os
 import re
+import resource
 import shutil
 import subprocess
+import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,8 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import MakeService, eventually
-from tests.test_arrivals import dial, raw, read
+from tests.conftest import ALICE, MakeService, eventually, rows
+from tests.test_arrivals import dial, known, raw, read
 
 CALLS = "pwrite64,fdatasync,fsync,write,writev,sendto,sendmsg"
 WAL = "/bridge.db-wal>"
@@ -32,13 +35,15 @@ class Call:
 
 
 @contextmanager
-def traced(pids: Sequence[int], file: Path) -> Iterator[None]:
-    """Note the system calls of these processes in *file*."""
+def traced(pids: Sequence[int], file: Path, *more: str) -> Iterator[None]:
+    """Note the system calls of these processes in *file*; *more* is for strace."""
     if shutil.which("strace") is None:
         (pytest.fail if os.environ.get("CI") else pytest.skip)("strace is not installed")
     attached = [argument for pid in pids for argument in ("-p", str(pid))]
     command = ["strace", "-f", "-y", "-s", "9000", "-e", f"trace={CALLS}", "-o", str(file)]
-    with subprocess.Popen([*command, *attached], stderr=subprocess.PIPE, text=True) as strace:
+    with subprocess.Popen(
+        [*command, *more, *attached], stderr=subprocess.PIPE, text=True
+    ) as strace:
         assert strace.stderr
         for line in strace.stderr:
             if "Operation not permitted" in line:
@@ -95,6 +100,62 @@ def test_a_webhook_is_on_disk_before_it_is_answered(
         )
         assert any(written < sync.began <= sync.ended < accepted.began for sync in syncs), name
         assert any(accepted.ended < sync.began <= sync.ended < repeated.began for sync in syncs)
+
+
+def test_a_disk_that_fails_once_stores_a_webhook_once(
+    make_service: MakeService, tmp_path: Path, database: str
+) -> None:
+    service = make_service("--workers", "1", BRIDGE_SESSIONM_RPS="0.01")
+    fails = ("-e", "inject=fdatasync:error=EIO:when=1")
+    with known(service) as connection:
+        with traced(service.workers(), tmp_path / "trace", *fails):
+            connection.sendall(raw("bad-1"))
+            assert read(connection, 1) == [202]
+        connection.sendall(raw("bad-2"))
+        assert read(connection, 1) == [202]
+    assert "Input/output error" in service.log.read_text()
+    stored = rows(database, "SELECT tags FROM writes WHERE tags LIKE '%bad-%' ORDER BY tags")
+    assert stored == [('["bad-1"]',), ('["bad-2"]',)]
+
+
+def test_a_process_without_free_descriptors_stores_a_webhook_once(
+    make_service: MakeService, database: str
+) -> None:
+    service = make_service("--workers", "1", BRIDGE_SESSIONM_RPS="0.01")
+    (worker,) = service.workers()
+    with known(service) as connection:
+        held = {int(file.name) for file in Path(f"/proc/{worker}/fd").iterdir()}
+        free = next(number for number in range(4096) if number not in held)
+        before = resource.prlimit(worker, resource.RLIMIT_NOFILE)
+        resource.prlimit(worker, resource.RLIMIT_NOFILE, (free, before[1]))
+        for number in range(3):
+            connection.sendall(raw(f"few-{number}"))
+        answers = read(connection, 3)
+        resource.prlimit(worker, resource.RLIMIT_NOFILE, before)
+    stored = rows(database, "SELECT count(*) FROM writes WHERE tags LIKE '%few-%'")
+    assert (answers, stored) == ([202] * 3, [(3,)])
+
+
+def test_a_database_behind_a_link_is_as_good_as_any(
+    make_service: MakeService, tmp_path: Path
+) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "bridge.db").symlink_to(tmp_path / "disk" / "data.db")
+    service = make_service("--workers", "1")
+    assert service.webhook(user_id=ALICE, tags="a", ttl="1d").status_code == 202
+    assert rows(f"sqlite:///{tmp_path}/disk/data.db", "SELECT count(*) FROM events") == [(1,)]
+
+
+def test_processes_that_make_a_new_database_at_once_do_not_fail(tmp_path: Path) -> None:
+    script = (
+        "import sys, time; from bridge.parts import open_outbox\n"
+        "for number in range(40):\n"
+        "    time.sleep(max(0, float(sys.argv[1]) + number * 0.1 - time.time()))\n"
+        "    with open_outbox(f'sqlite:///{number}.db').write(): pass"
+    )
+    begin = str(time.time() + 1.5)
+    made = [subprocess.Popen([sys.executable, "-c", script, begin], cwd=tmp_path) for _ in range(3)]
+    assert [process.wait(30) for process in made] == [0, 0, 0]
 
 
 def _answers(made: Sequence[Call]) -> list[Call]:
