@@ -42,7 +42,7 @@ BREATH = 0.005
 TOGETHER = 0.05
 # Calls that begin together end together, and then hold up whatever else this machine does: of all
 # that may be under way so many parts begin at a time.
-ABREAST = 16
+ABREAST = 12
 LEAST_ABREAST = 4
 HEARTBEAT = 2.0
 # Without a heartbeat for so long the loop is held to be dead.
