@@ -226,6 +226,17 @@ def test_a_head_that_is_known_lets_nobody_else_in(make_service: MakeService) -> 
             assert read(connection, 1) == [202]
             connection.sendall(good)
             assert read(connection, 1) == [202]
+    keyless = good.split(b"\r\nAuthorization")[0]
+    with known(service) as connection:
+        # What came first of a head is not the whole of it.
+        connection.sendall(keyless)
+        time.sleep(0.2)
+        connection.sendall(good[len(keyless) :])
+        assert read(connection, 1) == [202]
+        connection.sendall(good)
+        assert read(connection, 1) == [202]
+        connection.sendall(keyless + b"\r\n\r\n" + body)
+        assert 202 not in read(connection, 1)
     for before in (
         b"\r\n\r\n",
         health,

@@ -114,9 +114,9 @@ class Arrivals:
         caller = self._callers.get(_name(address, asked))
         if caller is None or not parts_of(self._app).acceptor.has_room():
             return None
-        head = came.partition(_END)[0]
-        # An empty line may stand before it, and is not the whole of it.
-        if head.startswith(b"POST ") and len(head) <= LONGEST_HEAD:
+        head, end, _ = came.partition(_END)
+        # All of it: an empty line may stand before it, and a part of it may name no key.
+        if end and head.startswith(b"POST ") and len(head) <= LONGEST_HEAD:
             self._heads[address, head] = _Head(caller, asked)
         return Visit(caller, asked, answer)
 

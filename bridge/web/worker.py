@@ -80,9 +80,11 @@ class Protocol(_Connection):  # type: ignore[misc]
             return
         if not self._is_busy and not self._headers_due:
             self._headers_due = time.monotonic() + HEADERS_PATIENCE
-        if self._parser_rests and self._is_recognised(data):
+        # Asked first, since lookups are far more, and cost little more than this would.
+        is_new_post = self._parser_rests and data.startswith(b"POST ")
+        if is_new_post and self._is_recognised(data):
             return
-        self._came = data if self._parser_rests else b""
+        self._came = data if is_new_post else b""
         self._parser_rests = False
         super().data_received(data)
         while self._repeat is not None:
