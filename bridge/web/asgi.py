@@ -177,16 +177,18 @@ async def _body(headers: Headers, receive: Receive) -> "io.BytesIO | _Rest":
     read = bytearray()
     if not any(name in _FRAMING and value != b"0" for name, value in headers):
         return io.BytesIO()
+    loop = asyncio.get_running_loop()
+    until = loop.time() + BODY_PATIENCE
     try:
-        async with asyncio.timeout(BODY_PATIENCE):
+        async with asyncio.timeout_at(until):
             while len(read) < READ_AHEAD:
                 piece, goes_on = await _next(receive)
                 read += piece
                 if not goes_on:
                     return io.BytesIO(read)
+                _check_time(until)
     except (TimeoutError, ConnectionError):
         return _Rest(bytes(read), _cut)
-    loop = asyncio.get_running_loop()
 
     def more() -> tuple[bytes, bool]:
         arriving = asyncio.run_coroutine_threadsafe(_next(receive), loop)
@@ -214,10 +216,17 @@ async def _drain(receive: Receive) -> None:
 
     To close a connection with something unread on it would take the answer away again.
     """
+    until = asyncio.get_running_loop().time() + LINGER
     with contextlib.suppress(TimeoutError, ConnectionError):
-        async with asyncio.timeout(LINGER):
+        async with asyncio.timeout_at(until):
             while (await _next(receive))[1]:
-                pass
+                _check_time(until)
+
+
+def _check_time(until: float) -> None:
+    """Python 3.11 forgets that a time is up if something comes at that very moment."""
+    if asyncio.get_running_loop().time() >= until:
+        raise TimeoutError
 
 
 def _cut() -> NoReturn:
