@@ -51,7 +51,7 @@ import psycopg
 import sqlalchemy as sa
 from psycopg.abc import PQGen
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from sqlalchemy.exc import DisconnectionError, SQLAlchemyError
+from sqlalchemy.exc import DisconnectionError
 
 from bridge.database import (
     Database,
@@ -532,7 +532,7 @@ class Postgres(Database):
             with self._waiting(connection, MIGRATION_PATIENCE):
                 yield connection
 
-    def _failed(self, error: SQLAlchemyError) -> str:
+    def _failed(self, error: Exception) -> str:
         cause = getattr(error, "orig", None) or error
         timed_out = isinstance(cause, psycopg.errors.QueryCanceled)
         gone = getattr(error, "connection_invalidated", False) or isinstance(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Container, Iterable, Iterator,
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
@@ -34,8 +34,7 @@ MOST_OF_ONE = 500
 MOST_OF_MANY = 2000
 
 
-@dataclass(frozen=True)
-class NewEvent:
+class NewEvent(NamedTuple):
     """An event to be stored, with its writes; a rejected one has a *reason* and none.
 
     *in_body*: the body names the customer, not the path.
@@ -449,7 +448,7 @@ def _write_rows(event: NewEvent) -> Iterable[dict[str, Any]]:
         yield {
             "event_id": event.id,
             "customer": event.customer,
-            "tags": list(write.tags),
+            "tags": write.tags,
             "ttl": write.ttl,
             "accepted_at": event.received_at,
             "state": State.QUEUED.value,
