@@ -1,13 +1,11 @@
 """Whom an event or a lookup is about."""
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 CustomerKind = Literal["user_id", "external_id"]
 
 
-@dataclass(frozen=True, slots=True)
-class Customer:
+class Customer(NamedTuple):
     """A SessionM customer by SessionM's own id or by the id of the retailer's system."""
 
     kind: CustomerKind

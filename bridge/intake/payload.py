@@ -8,8 +8,9 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
 from bridge.customer import Customer, CustomerKind
@@ -70,8 +71,7 @@ _CUSTOMER: dict[CustomerKind, tuple[str, ...]] = {
 UNSENT = "dispatch_id_for_unsent_campaign"
 
 
-@dataclass(frozen=True)
-class Event:
+class Event(NamedTuple):
     """What one webhook says; *ignored* are names in it that mean nothing to the bridge."""
 
     customer: Customer
@@ -80,7 +80,7 @@ class Event:
     tags: tuple[str, ...] = ()
     ttl: int | None = None
     dispatch_id: str | None = None
-    ignored: tuple[str, ...] = field(default=(), compare=False)
+    ignored: tuple[str, ...] = ()
 
     @property
     def is_test(self) -> bool:
@@ -195,7 +195,7 @@ def read_fields(body: bytes, content_type: str) -> dict[str, Any]:
         raise RefusedError(
             400, "invalid_encoding", f"The body is not UTF-8 text (byte {error.start})."
         ) from None
-    kind = content_type.partition(";")[0].strip().lower()
+    kind = _media_type(content_type)
     # Raw text that Braze sends, and curl's default type, often hold JSON all the same.
     if kind in _JSON or kind.endswith("+json") or (kind in _SNIFFED and content.startswith("{")):
         return _json_fields(content)
@@ -206,6 +206,11 @@ def read_fields(body: bytes, content_type: str) -> dict[str, Any]:
         "unsupported_type",
         f"The Content-Type {kind or '(none)'} is not understood: send application/json.",
     )
+
+
+@lru_cache
+def _media_type(content_type: str) -> str:
+    return content_type.partition(";")[0].strip().lower()
 
 
 _JSON = {"application/json", "text/json"}
@@ -222,7 +227,8 @@ def _json_fields(content: str) -> dict[str, Any]:
         raise RefusedError(400, "invalid_json", _explain(content, error)) from None
     except ValueError as error:
         raise RefusedError(400, "invalid_json", f"The JSON cannot be used: {error}.") from None
-    if deeper_than(fields, MAX_DEPTH):
+    # With fewer brackets than that it is not; to count them takes less time than to look.
+    if content.count("{") + content.count("[") > MAX_DEPTH and deeper_than(fields, MAX_DEPTH):
         raise RefusedError(400, "invalid_json", "The JSON is nested too deeply.")
     if not isinstance(fields, dict):
         raise RefusedError(
@@ -234,7 +240,9 @@ def _json_fields(content: str) -> dict[str, Any]:
 def _parse(content: str) -> object:
     """Strict JSON first; if that fails, once more without trailing commas."""
     try:
-        return _DECODER.decode(content)
+        value, end = _DECODER.raw_decode(content)
+        # What stands behind it is told by the other.
+        return value if end == len(content) else _DECODER.decode(content)
     except json.JSONDecodeError:
         mended = _SLIPS.sub(_mend, content)
         if mended == content:
@@ -381,8 +389,12 @@ def told_ignored(ignored: Iterable[str]) -> str:
 
 def _one_of(fields: Mapping[str, Any], *names: str) -> str | None:
     """The identifier under any of its *names*, which must not disagree."""
-    given = [(name, value) for name in names if (value := identifier(fields.get(name), name))]
-    if len({value for _, value in given}) > 1:
+    given = [
+        (name, value)
+        for name in names
+        if name in fields and (value := identifier(fields[name], name))
+    ]
+    if len(given) > 1 and len({value for _, value in given}) > 1:
         raise FieldError(" and ".join(name for name, _ in given), "disagree: send one of them")
     return given[0][1] if given else None
 

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from bridge.customer import Customer
 from bridge.database import StoreUnavailableError
@@ -36,8 +36,7 @@ class QueueFullError(StoreUnavailableError):
     """So much waits for SessionM that nothing more is taken in."""
 
 
-@dataclass(frozen=True)
-class Arrival:
+class Arrival(NamedTuple):
     """A webhook as it came: at most `MAX_BODY` + 1 bytes of body, and how it was sent.
 
     On SessionM's own paths the customer stands in the path.
@@ -64,8 +63,7 @@ class Arrival:
         return Named(self.path_customer)
 
 
-@dataclass(frozen=True)
-class Receipt:
+class Receipt(NamedTuple):
     """What is answered. *duplicate*: the same event is already stored under *id*."""
 
     id: str

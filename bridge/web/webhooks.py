@@ -1,10 +1,10 @@
 """`POST /webhooks/braze`: a webhook is stored, then answered."""
 
-import json
 import threading
 import time
 
 from flask import Blueprint, Response, current_app, g, jsonify, request
+from pydantic_core import to_json
 
 from bridge.customer import Customer
 from bridge.fields import FieldError
@@ -43,7 +43,7 @@ def braze() -> Response:
 def told(receipt: Receipt) -> tuple[bytes, int]:
     """The body and the status of the answer to a webhook that nobody waits for."""
     if receipt.duplicate:
-        return _json({"status": "duplicate", "id": receipt.id}), 200
+        return to_json({"status": "duplicate", "id": receipt.id}), 200
     accepted = {
         "status": "accepted",
         "id": receipt.id,
@@ -52,15 +52,7 @@ def told(receipt: Receipt) -> tuple[bytes, int]:
         "warnings": receipt.warnings,
         "test": receipt.test,
     }
-    return _json(accepted), 202
-
-
-# Made once: `json.dumps` would make one for each answer.
-_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
-
-
-def _json(told: dict[str, object]) -> bytes:
-    return _ENCODER.encode(told).encode(errors="replace")
+    return to_json(accepted), 202
 
 
 def arrival(path_customer: Customer | None = None) -> Arrival:

@@ -27,6 +27,8 @@ HEADERS_PATIENCE = 15.0
 READER_PATIENCE = 20.0
 # How often all connections are looked at: cheaper than a timer for each of them.
 ROUND = 1.0
+# So many objects more than before are no sign of garbage.
+UNDER_WAY = 20_000
 
 _REFUSALS = {
     400: ("bad_request", "This is no HTTP request that the bridge understands."),
@@ -320,6 +322,8 @@ class Worker(gasgi.ASGIWorker):
         # What is loaded stays: looking through it for garbage took 100 ms now and then.
         gc.collect()
         gc.freeze()
+        # What is under way at once is far more than the 700 objects after which Python looks.
+        gc.set_threshold(UNDER_WAY, 20)
 
     async def _serve(self) -> None:
         looking = asyncio.create_task(self._look_after())
