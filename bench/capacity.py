@@ -35,7 +35,8 @@ class Fleet:
 
     @property
     def connections(self) -> int:
-        return self.bridges * self.workers * CONNECTIONS
+        # Another process delivers.
+        return self.bridges * (self.workers + 1) * CONNECTIONS
 
     def turn(self, costs: Costs) -> float:
         """Seconds until a worker may commit when all of them have webhooks to store."""

@@ -12,6 +12,7 @@ from flask import Flask
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from bridge import logs, web
+from bridge.bell import Bell
 from bridge.intake.rules import Rules
 from bridge.outbox.delivery import Delivery
 from bridge.parts import Parts, build
@@ -24,7 +25,11 @@ __version__ = VERSION
 
 
 def create_app(
-    settings: Settings | None = None, *, deliver: bool = True, rules: Rules | None = None
+    settings: Settings | None = None,
+    *,
+    deliver: bool = True,
+    rules: Rules | None = None,
+    accepted: Bell | None = None,
 ) -> Flask:
     """The Flask application, with the delivery loop running beside it.
 
@@ -32,6 +37,7 @@ def create_app(
         settings: read from the environment and `.env` when ``None``.
         deliver: whether this process takes part in delivery.
         rules: read from the file that the settings name when ``None``.
+        accepted: a bell of all processes that is to ring when something was accepted.
 
     Raises:
         SettingsError: a setting is wrong.
@@ -41,7 +47,7 @@ def create_app(
     settings = settings or load()
     logs.install(settings)
     app = Flask(__name__, static_folder=None, template_folder=TEMPLATES)
-    parts = build(settings, rules)
+    parts = build(settings, rules, accepted)
     app.extensions["bridge"] = parts
     if not _is_preloading():
         _start(parts, deliver=deliver)
@@ -62,7 +68,8 @@ def _start(parts: Parts, *, deliver: bool) -> None:
     atexit.register(parts.telemetry.close)
     if deliver:
         atexit.register(parts.delivery.stop)
-        _begin_to_end_on_sigterm(parts.delivery)
+    # Who waits for a delivery by another process waits no longer either.
+    _begin_to_end_on_sigterm(parts.delivery)
 
 
 def _is_preloading() -> bool:

@@ -9,6 +9,7 @@ from types import ModuleType
 
 from flask import Flask
 
+from bridge.bell import Bell
 from bridge.customer import Customer
 from bridge.database import (
     Database,
@@ -114,8 +115,13 @@ def parts_of(app: Flask) -> Parts:
     return parts
 
 
-def build(settings: Settings, rules: Rules | None = None) -> Parts:
-    """The parts, connected and at rest; *rules* are read from their file when ``None``.
+def build(settings: Settings, rules: Rules | None = None, accepted: Bell | None = None) -> Parts:
+    """The parts, connected and at rest.
+
+    Args:
+        settings: where everything is.
+        rules: read from their file when ``None``.
+        accepted: a bell of all processes that is to ring when something was accepted.
 
     Raises:
         SettingsError: the database cannot be where it is said to be.
@@ -158,6 +164,7 @@ def build(settings: Settings, rules: Rules | None = None) -> Parts:
         rules.braze_id,
         offers_on=settings.offers_on,
     )
+    bell = accepted or Bell()
     batches = Batches(
         Jobs(shared.outbox),
         Held(shared.outbox),
@@ -166,7 +173,7 @@ def build(settings: Settings, rules: Rules | None = None) -> Parts:
         backlog_threshold=settings.bridge_bulk_threshold,
         outdate=lookups.outdate_tags,
         record=lambda finished: delivery.record(list(finished)),
-        nudge=lambda: delivery.nudge(None),
+        nudge=bell.ring,
     )
     delivery = Delivery(
         store,
@@ -183,17 +190,14 @@ def build(settings: Settings, rules: Rules | None = None) -> Parts:
         count=telemetry.add,
         on_beat=lambda: _sample(store, telemetry),
         batches=batches,
+        accepted=bell,
     )
-
-    def accepted(customer: Customer) -> None:
-        lookups.own_writes_changed(customer.key)
-        delivery.nudge()
-
     acceptor = Acceptor(
         store,
         rules,
         queue_limit=settings.bridge_queue_limit,
-        on_accepted=accepted,
+        on_accepted=lambda customer: lookups.own_writes_changed(customer.key),
+        on_stored=bell.ring,
         count=telemetry.count,
     )
     return Parts(

@@ -129,6 +129,47 @@ def test_a_standby_goes_on_at_once_when_the_deliverer_is_killed(
     assert heartbeat(service) != pid
 
 
+def test_one_worker_delivers_and_listens_nowhere_whatever_gunicorn_is_told(
+    make_service: MakeService, sandbox: SandboxServer
+) -> None:
+    service = make_service("--workers", "2")
+
+    def deliverers() -> list[int]:
+        return [pid for pid in service.workers() if not listens(pid)]
+
+    def is_well(processes: int) -> bool:
+        try:
+            alone = deliverers() == [heartbeat(service)]
+        except OSError:
+            # One of them has just ended.
+            return False
+        return alone and len(service.workers()) == processes
+
+    eventually(lambda: is_well(3))
+    assert service.process
+    before = service.workers()
+    service.process.send_signal(signal.SIGHUP)
+    eventually(lambda: not {*before} & {*service.workers()} and is_well(3), 20)
+    [pid] = deliverers()
+    # One worker less: the oldest, but not the one that delivers.
+    service.process.send_signal(signal.SIGTTOU)
+    eventually(lambda: is_well(2), 20)
+    assert deliverers() == [pid]
+    os.kill(pid, signal.SIGKILL)
+    eventually(lambda: is_well(2), 20)
+    assert deliverers() != [pid]
+    service.webhook(user_id=ALICE, braze_campaign_id="summer")
+    eventually(lambda: "braze_campaign_summer" in sandbox.sandbox.tags(ALICE), 5)
+
+
+def listens(pid: int) -> bool:
+    """Whether one of the process's sockets takes connections."""
+    table = Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]
+    waiting = {row[9] for row in map(str.split, table) if row[3] == "0A"}
+    held = [one.readlink().name for one in Path(f"/proc/{pid}/fd").iterdir()]
+    return any(one.removeprefix("socket:[").rstrip("]") in waiting for one in held)
+
+
 def is_acknowledged(service: Service, event: dict[str, str]) -> bool:
     """A connection that waited for the dead worker is reset; Braze comes again."""
     try:

@@ -1,9 +1,9 @@
 """Delivery.
 
 A backlog goes to a SessionM that takes 100 ms for each tag write, 64 writes under way at once and
-no rate set but what that allows: 640 a second. One process of `bridge serve` delivers, as always.
-Then what that costs lookups: with delivery paused and with delivery running, in turn, once at
-1,000 lookups a second and once as fast as 64 connections can.
+no rate set but what that allows: 640 a second. One process of `bridge serve` delivers, as always,
+beside two workers. Then what that costs lookups: with delivery paused and with delivery running, in
+turn, once at 1,000 lookups a second and once as fast as 64 connections can.
 """
 
 import time

@@ -1,9 +1,10 @@
 """Webhooks accepted.
 
 Each is a distinct event of a distinct customer, over 64 connections that stay open, with a key, two
-worker processes. The bridge checks it against the rules and for duplicates, answers 202 when it
-is on disk (fsync), and delivers meanwhile to a SessionM that takes 100 ms; the table says how
-many writes a second. The others store, and deliver nothing; the last one only delivers.
+worker processes, beside which the bridge has one that delivers. The bridge checks it against the
+rules and for duplicates, answers 202 when it is on disk (fsync), and delivers meanwhile to a
+SessionM that takes 100 ms; the table says how many writes a second. The others store, and deliver
+nothing; the last one only delivers.
 """
 
 import uuid

@@ -43,7 +43,13 @@ def main() -> None:
 
 @main.command()
 @click.option("--bind", default="127.0.0.1:8080", show_default=True, metavar="HOST:PORT")
-@click.option("--workers", default=2, show_default=True, type=click.IntRange(1, 64))
+@click.option(
+    "--workers",
+    default=2,
+    show_default=True,
+    type=click.IntRange(1, 64),
+    help="Processes that serve. If more than one do, another delivers.",
+)
 @click.option(
     "--threads", default=128, show_default=True, type=click.IntRange(1, 512), help="Per worker."
 )

@@ -2,13 +2,16 @@
 
 import logging
 import socket
+import sys
 from typing import Any
 
 from gunicorn.app.base import BaseApplication
+from gunicorn.arbiter import Arbiter
 from gunicorn.config import Config
 from gunicorn.glogging import Logger
 
 from bridge import create_app, logs
+from bridge.bell import Bell
 from bridge.intake.rules import RulesError, read_rules
 from bridge.settings import Settings, SettingsError, load
 from bridge.web.asgi import Asgi
@@ -27,6 +30,40 @@ class _Log(Logger):
         logs.adopt(self.error_log)
 
 
+class _Master(Arbiter):
+    """gunicorn's master, one of whose workers listens nowhere: it delivers.
+
+    Beside a worker that also delivered, lookups waited for the interpreter's lock, and delivery
+    for lookups. One worker alone does both.
+    """
+
+    app: "Server"
+
+    def __init__(self, server: "Server") -> None:
+        self._deliverer = 0
+        super().__init__(server)
+
+    def spawn_worker(self) -> int:
+        separate = self.cfg.workers > 1
+        delivers = separate and self._deliverer not in self.WORKERS
+        self.app.delivers = delivers or not separate
+        # Without it there are no sockets, since the master has none.
+        self.cfg.set("reuse_port", not delivers)
+        pid: int = super().spawn_worker()
+        self.cfg.set("reuse_port", True)
+        if delivers:
+            self._deliverer = pid
+            # Those that are too many end by their age.
+            self.WORKERS[pid].age = sys.maxsize
+        return pid
+
+    def reload(self) -> None:
+        if self._deliverer in self.WORKERS:
+            self.WORKERS[self._deliverer].age = 0
+        self._deliverer = 0
+        super().reload()
+
+
 class Server(BaseApplication):
     """gunicorn with the bridge's options. Each worker builds its own application after the fork.
 
@@ -37,10 +74,13 @@ class Server(BaseApplication):
     def __init__(self, settings: Settings, *, bind: str, workers: int, threads: int) -> None:
         self._settings = settings
         self._threads = threads
+        self._accepted = Bell()
+        # Whether the worker that begins takes part in delivery.
+        self.delivers = True
         self._rules = read_rules(settings.rules_file, settings.bridge_campaign_ttl)
         self._options: dict[str, Any] = {
             "bind": bind,
-            "workers": workers,
+            "workers": workers + 1 if workers > 1 else 1,
             "worker_class": "bridge.web.worker.Worker",
             "graceful_timeout": GRACE,
             # Braze keeps connections open; closing them first would cost it failed calls.
@@ -62,7 +102,16 @@ class Server(BaseApplication):
             self.cfg.set(name, value)
 
     def load(self) -> Any:
-        return Asgi(create_app(self._settings, rules=self._rules), self._threads)
+        app = create_app(
+            self._settings, deliver=self.delivers, rules=self._rules, accepted=self._accepted
+        )
+        return Asgi(app, self._threads)
+
+    def run(self) -> None:
+        try:
+            _Master(self).run()
+        except RuntimeError as error:
+            sys.exit(f"Error: {error}")
 
     def _read_again(self, _arbiter: object) -> None:
         """Take what `.env`, the files of secrets and rules.toml say now, or nothing of it."""

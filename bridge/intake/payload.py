@@ -347,10 +347,14 @@ def _event(fields: Mapping[str, Any]) -> Event:
 
 
 def _customer(fields: Mapping[str, Any]) -> Customer:
-    given = {kind: _one_of(fields, *names) for kind, names in _CUSTOMER.items()}
-    for kind, name in given.items():
-        if name:
-            return Customer(kind, name)
+    # All are read, so that none of them is wrong.
+    given = [
+        Customer(kind, name)
+        for kind, names in _CUSTOMER.items()
+        if (name := _one_of(fields, *names))
+    ]
+    if given:
+        return given[0]
     raise RefusedError(
         422,
         "no_customer",
@@ -389,6 +393,8 @@ def told_ignored(ignored: Iterable[str]) -> str:
 
 def _one_of(fields: Mapping[str, Any], *names: str) -> str | None:
     """The identifier under any of its *names*, which must not disagree."""
+    if fields.keys().isdisjoint(names):
+        return None
     given = [
         (name, value)
         for name in names

@@ -77,7 +77,8 @@ class Receipt(NamedTuple):
 class Acceptor:
     """Accepts webhooks under *rules*.
 
-    *on_accepted* is told the customer of each, *count* the name of what became of each.
+    *on_accepted* is told the customer of each, *on_stored* that some are stored, *count* the name
+    of what became of each.
     """
 
     def __init__(
@@ -87,11 +88,12 @@ class Acceptor:
         *,
         queue_limit: int,
         on_accepted: Callable[[Customer], None] = lambda _customer: None,
+        on_stored: Callable[[], None] = lambda: None,
         count: Callable[[str], None] = lambda _name: None,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
-        self._committer = Committer(store)
+        self._committer = Committer(store, on_stored)
         self._rules = rules
         self._limit = queue_limit
         self._on_accepted = on_accepted

@@ -50,10 +50,14 @@ class Waiting:
 
 
 class Committer:
-    """Stores events durably; `store` returns when they are on disk."""
+    """Stores events durably; `store` returns when they are on disk.
 
-    def __init__(self, store: Store) -> None:
+    *on_stored* is told of each transaction that stored some.
+    """
+
+    def __init__(self, store: Store, on_stored: Callable[[], None] = lambda: None) -> None:
         self._store = store
+        self._on_stored = on_stored
         self._start_lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._waiting: queue.SimpleQueue[list[Waiting]] = queue.SimpleQueue()
@@ -144,6 +148,7 @@ class Committer:
                     self._commit([one])
         else:
             _tell([(one, repeats.get(one.event.id)) for one in batch])
+            self._on_stored()
 
 
 def _tell(ended: Sequence[tuple[Waiting, Outcome]]) -> None:

@@ -1,6 +1,6 @@
 """The delivery loop: waiting writes go to SessionM until it has them, once.
 
-One process delivers at a time, whoever holds the lock; the others stand by. So rate limit,
+One process delivers at a time, whoever holds the lock; others of its kind stand by. So rate limit,
 order per customer, merging and pause live in this loop's memory. The lock is looked at before each
 call, and once more right before its first byte goes out; what a process would record after it has
 lost the lock, the store refuses.
@@ -19,6 +19,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from bridge.bell import Bell, sleep
 from bridge.customer import Customer
 from bridge.database import StoreUnavailableError
 from bridge.locks import LostLockError
@@ -107,6 +108,7 @@ class Delivery:
             ``writes_sent``.
         on_beat: what the deliverer shall do with every heartbeat.
         batches: SessionM's batch jobs, which are driven beside the loop.
+        accepted: rung when something was accepted, here or in another process of this machine.
     """
 
     def __init__(
@@ -121,6 +123,7 @@ class Delivery:
         count: Callable[[str, int], None] = lambda _name, _number: None,
         on_beat: Callable[[], None] = lambda: None,
         batches: Batches | None = None,
+        accepted: Bell | None = None,
     ) -> None:
         self._store = store
         self._lock = store.database.deliverer
@@ -145,7 +148,8 @@ class Delivery:
         self._took_over = False
         self._acquired_at = 0.0
         self._stopping = threading.Event()
-        self._wake = threading.Event()
+        self._accepted = accepted or Bell()
+        self._wake = Bell()
         # Whether a call could start if there were something to send.
         self._listens = False
         self._thread: threading.Thread | None = None
@@ -167,7 +171,7 @@ class Delivery:
     def begin_to_end(self) -> None:
         """Start no more calls. Does not wait, so that a signal handler may call it."""
         self._stopping.set()
-        self._wake.set()
+        self._wake.ring()
         if self._batches:
             self._batches.end()
 
@@ -175,12 +179,6 @@ class Delivery:
     def is_ending(self) -> bool:
         """Whether this process will deliver nothing more."""
         return self._stopping.is_set()
-
-    def nudge(self, _customer: Customer | None = None) -> None:
-        """Something was accepted: look at once."""
-        # Of thousands a second only those are heard that change something.
-        if self._listens and not self._wake.is_set():
-            self._wake.set()
 
     def run(self) -> None:
         """Deliver whenever the lock is ours, until `stop`."""
@@ -218,7 +216,8 @@ class Delivery:
                     self._driver.join()
 
     def _step(self, senders: ThreadPoolExecutor) -> None:
-        self._wake.clear()
+        self._wake.silence()
+        self._accepted.silence()
         self._listens = True
         if not self._took_over:
             self._take_over()
@@ -227,7 +226,9 @@ class Delivery:
         self._clean_up()
         self._drive_batches()
         if not self._launch(senders):
-            self._wake.wait(self._pause())
+            # Of thousands a second only those are heard that change something.
+            bells = [self._wake, self._accepted] if self._listens else [self._wake]
+            sleep(self._pause(), bells)
         self._stopping.wait(BREATH)
 
     def _take_over(self) -> None:
@@ -304,7 +305,7 @@ class Delivery:
         for call, mark in zip(calls, begun, strict=True):
             future = senders.submit(self._send, call, outage=outage)
             self._under_way[call.customer] = _UnderWay(call, mark, future)
-            future.add_done_callback(lambda _future: self._wake.set())
+            future.add_done_callback(lambda _future: self._wake.ring())
 
     def _send(self, call: Call, *, outage: bool) -> _Sent:
         """Carry out *call* (in a thread of the pool) and say what became of it."""

@@ -7,6 +7,7 @@ asked, and gunicorn's own refusals in the shape of all others.
 
 import asyncio
 import gc
+import os
 import signal
 import time
 from collections.abc import Iterable
@@ -328,9 +329,18 @@ class Worker(gasgi.ASGIWorker):
     async def _serve(self) -> None:
         looking = asyncio.create_task(self._look_after())
         try:
-            await super()._serve()  # type: ignore[misc]
+            if self.sockets:
+                await super()._serve()  # type: ignore[misc]
+            else:
+                await self._live()
         finally:
             looking.cancel()
+
+    async def _live(self) -> None:
+        """What delivers has no socket, and shows gunicorn only that it lives."""
+        while self.alive and self.ppid == os.getppid():
+            self.notify()
+            await asyncio.sleep(ROUND)
 
     async def _look_after(self) -> None:
         while True:
