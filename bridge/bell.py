@@ -14,7 +14,8 @@ class Bell:
         self._hears, self._rings = ends = os.pipe()
         for end in ends:
             os.set_blocking(end, False)
-        weakref.finalize(self, _close, *ends)
+        # Not when the process ends: some thread may ring until then.
+        weakref.finalize(self, _close, *ends).atexit = False
 
     def ring(self) -> None:
         """Wake who sleeps, or who next would."""

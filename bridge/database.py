@@ -312,8 +312,9 @@ class SQLite(Database):
             raise StoreUnavailableError("the database's disk is full")
 
     def close(self) -> None:
-        with self.locks.writing():
-            self._drop_writer()
+        if self._writer is not None:
+            with self.locks.writing():
+                self._drop_writer()
         super().close()
         self.locks.close()
         self._wal.close()
