@@ -11,4 +11,4 @@ def bits(number: int) -> int:
 
 def digits(number: int) -> str:
     """So many hex digits."""
-    return f"{random.getrandbits(4 * number):0{number}x}"
+    return f"{bits(4 * number):0{number}x}"

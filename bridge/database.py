@@ -469,6 +469,8 @@ def insert_many(
 ) -> int:
     """Insert *rows*, at least one, which all name the same columns, two at least.
 
+    What they hold for columns of JSON is hashable: tuples, not lists.
+
     Returns:
         How many were inserted; the others were in conflict.
     """
