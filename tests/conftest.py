@@ -67,6 +67,16 @@ def send(client: FlaskClient, **fields: Any) -> str:
     return event_id
 
 
+def accept_again(client: FlaskClient, **fields: Any) -> str:
+    """Send a webhook, ALICE's unless it says otherwise, that came before; that event's id."""
+    answer = client.post(
+        "/webhooks/braze", json={"user_id": ALICE, **fields}, headers=bearer("webhook")
+    )
+    assert (answer.status_code, answer.get_json()["status"]) == (200, "duplicate")
+    event_id: str = answer.get_json()["id"]
+    return event_id
+
+
 def environment(sandbox_url: str, folder: Path, **more: str) -> dict[str, str]:
     """Settings for a bridge in *folder* that talks to the sandbox."""
     return {

@@ -22,6 +22,7 @@ from flask import Flask
 from bridge.customer import Customer
 from bridge.lookups.customer import tags_key
 from bridge.lookups.fleet import CHANNEL, WORDS, FleetStamps
+from bridge.outbox.schema import MIGRATIONS
 from bridge.parts import Parts, parts_of
 from bridge.sessionm.sandbox import SandboxServer
 from tests.conftest import (
@@ -29,6 +30,7 @@ from tests.conftest import (
     MakeApp,
     MakeService,
     Service,
+    accept_again,
     bearer,
     environment,
     eventually,
@@ -318,6 +320,31 @@ def test_an_older_version_beside_it_serves_nothing_from_before_everybody_was_out
     while time.monotonic() < until:
         assert tags_at(older) == ["since"]
         time.sleep(0.05)
+
+
+def test_an_older_version_beside_it_counts_nothing_twice(
+    make_app: MakeApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("bridge.outbox.schema.MIGRATIONS", MIGRATIONS[:5])
+        patch.setattr("bridge.intake.payload.DEDUPE_DIGITS", 64)
+        older = make_app().test_client()
+        known = send(older, braze_campaign_id="c1", dispatch_id="before")
+    newer = make_app().test_client()
+    by_newer = {"braze_campaign_id": "c1", "dispatch_id": "by the newer"}
+    by_older = {"braze_campaign_id": "c1", "dispatch_id": "by the older"}
+    send(newer, **by_newer)
+    with monkeypatch.context() as patch:
+        patch.setattr("bridge.intake.payload.DEDUPE_DIGITS", 64)
+        stored = send(older, **by_older)
+        for again in (by_newer, by_older, {"braze_campaign_id": "c1", "dispatch_id": "before"}):
+            # It cannot tell which one it was: Braze tries again, elsewhere in the end.
+            refused = older.post(
+                "/webhooks/braze", json={"user_id": ALICE, **again}, headers=bearer("webhook")
+            )
+            assert refused.status_code == 503
+    assert accept_again(newer, **by_older) == stored
+    assert accept_again(newer, braze_campaign_id="c1", dispatch_id="before") == known
 
 
 def test_a_machine_that_hears_nothing_asks_sessionm_until_it_hears_again(

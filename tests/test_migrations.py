@@ -15,7 +15,7 @@ from bridge.outbox.schema import State, events
 from bridge.outbox.search import Filter
 from bridge.parts import open_outbox, parts_of
 from bridge.sessionm.sandbox import SandboxServer
-from tests.conftest import ALICE, MakeApp, bearer, environment, rows, send
+from tests.conftest import ALICE, MakeApp, accept_again, bearer, environment, rows, send
 
 pytestmark = pytest.mark.parametrize("database", ["sqlite", "postgresql"], indirect=True)
 
@@ -144,6 +144,19 @@ def test_a_refused_call_of_before_keeps_the_customer_of_its_path(
     assert new.operator.replay(Filter(state=State.REJECTED)).changed == 1
     [write] = (new.events.story(event["id"]) or {})["writes"]
     assert (event["customer"], write["tags"]) == ({"user_id": ALICE}, ["promo"])
+
+
+def test_events_of_before_are_still_known_when_they_come_again(
+    make_app: MakeApp, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(schema, "MIGRATIONS", schema.MIGRATIONS[:5])
+        patch.setattr("bridge.intake.payload.DEDUPE_DIGITS", 64)
+        old = make_app().test_client()
+        first = send(old, braze_campaign_id="c1", dispatch_id="d1")
+    new = make_app().test_client()
+    assert accept_again(new, braze_campaign_id="c1", dispatch_id="d1") == first
+    assert len(rows(database, "SELECT id FROM events")) == 1
 
 
 def test_a_migration_that_fails_leaves_the_schema_as_it_was(

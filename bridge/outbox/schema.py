@@ -10,6 +10,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from bridge.intake.payload import DEDUPE_DIGITS
+
 
 class State(StrEnum):
     """Where an event or a write stands. Only events are rejected."""
@@ -40,6 +42,7 @@ events = sa.Table(
     sa.Column("campaign_id", sa.Text),
     sa.Column("canvas_id", sa.Text),
     sa.Column("test", sa.Boolean, nullable=False),
+    # As wide as it was before it became shorter.
     sa.Column("dedupe", sa.String(64), unique=True),
     sa.Column("key_name", sa.Text, nullable=False),
     sa.Column("request_id", sa.Text, nullable=False),
@@ -200,8 +203,11 @@ dead = writes.c.state == DEAD
 sa.Index("writes_dead", writes.c.seq, sqlite_where=dead, postgresql_where=dead)
 sa.Index("writes_event", writes.c.event_id)
 sa.Index("events_customer", events.c.customer, events.c.id)
-sa.Index("events_campaign", events.c.campaign_id, events.c.id)
-sa.Index("events_canvas", events.c.canvas_id, events.c.id)
+# Most events have one of the two.
+_OF_CAMPAIGNS = [
+    sa.Index(f"events_{kind}", column, events.c.id, sqlite_where=column.is_not(None))
+    for kind, column in (("campaign", events.c.campaign_id), ("canvas", events.c.canvas_id))
+]
 sa.Index("events_state", events.c.state, events.c.id)
 # What is delivered has no reason: words in reasons are sought among the others only.
 HAS_REASON: sa.ColumnElement[bool] = events.c.reason != sa.literal_column("''")
@@ -290,4 +296,40 @@ def _in_body(connection: sa.Connection) -> None:
         connection.exec_driver_sql(f"ALTER TABLE {events.name} ADD COLUMN {column}")
 
 
-MIGRATIONS = (_first_schema, _tallies, _batches, _wide_write_seq, _in_body)
+def _short_dedupe(connection: sa.Connection) -> None:
+    short = sa.func.substr(events.c.dedupe, 1, DEDUPE_DIGITS)
+    long = sa.func.length(events.c.dedupe) > DEDUPE_DIGITS
+    if connection.dialect.name == "postgresql":
+        # Older processes go on writing long ones beside this one, and must count nothing twice.
+        for statement in _SHORTEN:
+            connection.exec_driver_sql(statement)
+    connection.execute(events.update().where(long).values(dedupe=short))
+
+
+# At the commit, since an older process asks for what it has just written.
+_SHORTEN = (
+    f"""CREATE FUNCTION bridge_shorten_dedupe() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+    UPDATE events SET dedupe = substr(NEW.dedupe, 1, {DEDUPE_DIGITS}) WHERE id = NEW.id;
+    RETURN NULL; END $$""",  # noqa: S608 - our own number
+    f"""CREATE CONSTRAINT TRIGGER bridge_shorten_dedupe AFTER INSERT OR UPDATE OF dedupe ON events
+    DEFERRABLE INITIALLY DEFERRED FOR EACH ROW WHEN (length(NEW.dedupe) > {DEDUPE_DIGITS})
+    EXECUTE FUNCTION bridge_shorten_dedupe()""",
+)
+
+
+def _partial_indexes(connection: sa.Connection) -> None:
+    if connection.dialect.name == "sqlite":
+        for index in _OF_CAMPAIGNS:
+            index.drop(connection, checkfirst=True)
+            index.create(connection)
+
+
+MIGRATIONS = (
+    _first_schema,
+    _tallies,
+    _batches,
+    _wide_write_seq,
+    _in_body,
+    _short_dedupe,
+    _partial_indexes,
+)
