@@ -37,9 +37,10 @@ log = logging.getLogger(__name__)
 
 POLL = 0.2
 STANDBY_POLL = 0.5
-# Between two looks at the queue and at what has ended: each costs some milliseconds.
+# Between two looks at what has ended, and what may begin.
 BREATH = 0.005
-# What ends meanwhile is recorded in one transaction, since most of its cost is by the transaction.
+# What ends meanwhile is recorded in one transaction, since most of its cost is by the transaction;
+# and what begins meanwhile has been read by one question.
 TOGETHER = 0.05
 # Calls that begin together end together, and then hold up whatever else this machine does: of all
 # that may be under way so many parts begin at a time.
@@ -73,6 +74,13 @@ class _Sent:
     finished: Finished | None
     error: SessionMError | None = None
     answer: Mapping[str, Any] | None = None
+
+
+class _Planned(NamedTuple):
+    """A customer who is due, with what waits; *begun* is what was told of the write to come."""
+
+    queue: Sequence[QueuedWrite]
+    begun: Any
 
 
 class _UnderWay(NamedTuple):
@@ -139,6 +147,9 @@ class Delivery:
         self._gate = Gate(limits.concurrency)
         self._tokens = _Bucket(limits.rps)
         self._under_way: dict[str, _UnderWay] = {}
+        # Who is next, as it was a moment ago.
+        self._planned: dict[str, _Planned] = {}
+        self._planned_at = 0.0
         self._recorded_at = 0.0
         self._beat_at = 0.0
         self._cleaned_at = 0.0
@@ -200,6 +211,7 @@ class Delivery:
     def _deliver(self) -> None:
         log.info("delivering", extra={"action": "delivery_started", "pid": os.getpid()})
         self._took_over = False
+        self._planned.clear()
         self._acquired_at = time.monotonic()
         with ThreadPoolExecutor(self._limits.concurrency, "sender") as senders:
             try:
@@ -248,33 +260,45 @@ class Delivery:
         """Start as many calls as the gate, the rate and the queue allow."""
         now = time.time()
         room = self._room(now)
-        calls: list[Call] = []
         if self._batches and room > 0 and self._gate.mode is Mode.RUNNING:
-            self._batches.backlog.gather(now, self._under_way)
+            self._batches.backlog.gather(now, self._under_way.keys() | self._planned.keys())
         if room <= 0 or not self._tokens.whole():
             # Nothing could go out: to look at the queue as often as webhooks come costs much.
             self._listens = False
             return 0
+        if not self._planned or time.monotonic() > self._planned_at + TOGETHER:
+            self._plan(now)
+        calls: list[tuple[Call, Any]] = []
         expired: list[Finished] = []
-        due = self._store.due(now, room * 4, self._under_way)
-        queues = self._store.waiting_of(due[: min(room, 1 + self._tokens.whole())]) if due else {}
-        for customer in due:
-            queue = queues[customer] if customer in queues else self._store.waiting(customer)
-            step = next_step(queue, now) if queue else None
+        while self._planned and len(calls) < room:
+            customer, (queue, begun) = next(iter(self._planned.items()))
+            step = next_step(queue, now)
             if isinstance(step, Wait):
                 self._put_off(customer, step.until)
             elif isinstance(step, Expire):
                 expired.append(_expired(step.writes, now))
-            elif step is not None and self._leaves_in_bulk(step, now):
-                continue
-            elif step is not None:
+            elif not self._leaves_in_bulk(step, now):
                 # A counter is read first, and takes its token when it is sent.
-                if len(calls) == room or not (step.counts or self._tokens.take()):
+                if not (step.counts or self._tokens.take()):
                     break
-                calls.append(step)
+                calls.append((step, begun))
+            del self._planned[customer]
         self._start(senders, calls)
         self.record(expired)
         return len(calls) + len(expired)
+
+    def _plan(self, now: float) -> None:
+        """Read who is due, as many as may begin before this is out of date."""
+        most = min(self._limits.concurrency // 2, int(self._limits.rps * TOGETHER)) + 1
+        self._planned_at = time.monotonic()
+        due = self._store.due(now, 2 * most, self._under_way)[:most]
+        queues = self._store.waiting_of(due) if due else {}
+        waiting = [customer for customer in due if queues[customer]]
+        begun = self._begin_writes([Customer.from_key(customer) for customer in waiting])
+        self._planned = {
+            customer: _Planned(queues[customer], mark)
+            for customer, mark in zip(waiting, begun, strict=True)
+        }
 
     def _room(self, now: float) -> int:
         """How many calls may start: what has ended takes no room, even if it is not recorded yet.
@@ -297,14 +321,11 @@ class Delivery:
     def _leaves_in_bulk(self, call: Call, now: float) -> bool:
         return self._batches is not None and self._batches.backlog.takes(call.writes, now)
 
-    def _start(self, senders: ThreadPoolExecutor, calls: list[Call]) -> None:
-        if not calls:
-            return
+    def _start(self, senders: ThreadPoolExecutor, calls: Sequence[tuple[Call, Any]]) -> None:
         outage = self._gate.mode is Mode.DOWN
-        begun = self._begin_writes([Customer.from_key(call.customer) for call in calls])
-        for call, mark in zip(calls, begun, strict=True):
+        for call, begun in calls:
             future = senders.submit(self._send, call, outage=outage)
-            self._under_way[call.customer] = _UnderWay(call, mark, future)
+            self._under_way[call.customer] = _UnderWay(call, begun, future)
             future.add_done_callback(lambda _future: self._wake.ring())
 
     def _send(self, call: Call, *, outage: bool) -> _Sent:

@@ -8,12 +8,12 @@ import base64
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 from urllib.parse import quote
 
 import requests
 import urllib3
-from requests.structures import CaseInsensitiveDict
 from requests.utils import default_headers, get_environ_proxies, should_bypass_proxies
 
 from bridge.customer import Customer
@@ -168,22 +168,37 @@ def encode_path(segments: Sequence[str]) -> str:
 class _Endpoint:
     """One of SessionM's hosts: base URL, credentials, connections.
 
-    Calls go to the adapter of `requests` without a session: nothing is wanted of what that adds
-    (cookies, redirects, settings merged anew for each call), and it takes half of a call's time.
+    Calls go to the pool of connections that `requests` makes for it, settings of the environment
+    included. What `requests` does for each call is not wanted: cookies, redirects, settings merged
+    anew; it takes longer than all the rest.
     """
 
     def __init__(self, name: str, base_url: str, basic: str, connections: int) -> None:
         self.name = name
-        # As the libraries write it: a host in small letters, for one.
-        self._base = (requests.Request("GET", base_url).prepare().url or "").rstrip("/")
-        self._headers = CaseInsensitiveDict(default_headers())
-        self._headers["Authorization"] = f"Basic {basic}"
-        self._headers["Accept"] = self._headers["Content-Type"] = "application/json"
+        self._base = requests.Request("GET", base_url).prepare()
+        self._headers = {
+            **default_headers(),
+            "Authorization": f"Basic {basic}",
+            "Accept": "application/json",
+            "Content-Type": "application/json",
+        }
         self._proxies = (
             {} if should_bypass_proxies(base_url, None) else get_environ_proxies(base_url)
         )
-        self._verify = _ca_bundle()
         self._adapter = GuardedAdapter(pool_connections=1, pool_maxsize=connections)
+        # The path before all others; for some proxies the host too.
+        self._root = self._adapter.request_url(self._base, self._proxies).rstrip("/")
+
+    @cached_property
+    def _pool(self) -> urllib3.HTTPConnectionPool:
+        verify = _ca_bundle()
+        # Not all of it is in its published types.
+        adapter: Any = self._adapter
+        pool: urllib3.HTTPConnectionPool = adapter.get_connection_with_tls_context(
+            self._base, verify, proxies=self._proxies
+        )
+        adapter.cert_verify(pool, self._base.url, verify, None)
+        return pool
 
     def close(self) -> None:
         self._adapter.close()
@@ -200,74 +215,52 @@ class _Endpoint:
         if encoded.count("/") != len(path):
             # Should encoding ever fail, the address is not the one that was meant.
             raise SessionMError(Meaning.REFUSED, "the identifier would lead to another address")
-        request = self._prepared(method, self._base + encoded, body)
+        content = None if body is None else json.dumps(body).encode()
+        guard = Guard(timeout, may_send)
         try:
             with (
-                Guard(timeout, may_send),
-                self._adapter.send(
-                    request,
-                    stream=True,
-                    timeout=(min(CONNECT_TIMEOUT, timeout), timeout),
-                    verify=self._verify,
-                    proxies=self._proxies,
+                guard,
+                self._pool.urlopen(
+                    method,
+                    self._root + encoded,
+                    content,
+                    self._headers,
+                    retries=self._adapter.max_retries,
+                    redirect=False,
+                    timeout=urllib3.Timeout(connect=min(CONNECT_TIMEOUT, timeout), read=timeout),
+                    preload_content=False,
+                    decode_content=False,
                 ) as response,
             ):
                 answer = _read(response, MAX_ANSWER[self.name])
-                return read_answer(response.status_code, response.headers, answer, time.time())
+                return read_answer(response.status, response.headers, answer, time.time())
         except (SessionMError, NotSentError):
             raise
-        except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-            raise _failure(error) from error
+        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
+            raise _failure(error, sent=guard.sent) from error
         except Exception as error:
             # Whatever an answer can make the libraries raise is no fault of ours.
             told = f"the answer cannot be read: {type(error).__name__}"
             raise SessionMError(Meaning.GARBLED, told) from error
 
-    def _prepared(
-        self, method: str, url: str, body: Mapping[str, Any] | None
-    ) -> requests.PreparedRequest:
-        prepared = requests.PreparedRequest()
-        prepared.method, prepared.url = method, url
-        prepared.headers = self._headers.copy()
-        if body is not None:
-            prepared.body = json.dumps(body).encode()
-            prepared.headers["Content-Length"] = str(len(prepared.body))
-        return prepared
 
-
-def _read(response: requests.Response, most: int) -> bytes:
+def _read(response: urllib3.BaseHTTPResponse, most: int) -> bytes:
     """The whole body, but no more than *most* bytes of it."""
     read = bytearray()
-    while chunk := response.raw.read1(65536, decode_content=True):
+    while chunk := response.read1(65536, decode_content=True):
         read += chunk
         if len(read) > most:
-            raise SessionMError(
-                Meaning.GARBLED, "the answer is too large", status=response.status_code
-            )
+            raise SessionMError(Meaning.GARBLED, "the answer is too large", status=response.status)
     return bytes(read)
 
 
-def _failure(error: Exception) -> SessionMError:
-    """A failure without an answer. Requests' own text may hold the URL, and so the api key."""
-    unsent = (
-        requests.exceptions.ConnectTimeout,
-        requests.exceptions.SSLError,
-        requests.exceptions.ProxyError,
-        requests.exceptions.InvalidURL,
-    )
-    if isinstance(error, unsent) or _refused(error):
+def _failure(error: Exception, *, sent: bool) -> SessionMError:
+    """A failure without an answer. The libraries' text may hold the URL, and so the api key."""
+    if not sent:
         return SessionMError(Meaning.UNREACHABLE, f"no connection: {_root_cause(error)}")
-    if isinstance(error, requests.exceptions.Timeout | urllib3.exceptions.TimeoutError):
+    if isinstance(error, urllib3.exceptions.TimeoutError):
         return SessionMError(Meaning.UNANSWERED, "no answer in time")
     return SessionMError(Meaning.UNANSWERED, f"the connection broke: {_root_cause(error)}")
-
-
-def _refused(error: BaseException) -> bool:
-    """Whether the connection was never made (refused, no such host)."""
-    return any(type(cause).__name__ in _NOT_CONNECTED for cause in _causes(error))
-
-
-_NOT_CONNECTED = {"NewConnectionError", "NameResolutionError", "ConnectTimeoutError"}
 
 
 def _causes(error: BaseException) -> list[BaseException]:

@@ -36,6 +36,7 @@ class Guard:
     def __init__(self, seconds: float, may_send: Callable[[], bool] = lambda: True) -> None:
         self.until = time.monotonic() + seconds
         self.may_send = may_send
+        self.sent = False
         self._lock = threading.Lock()
         self._socket: socket.socket | None = None
         self._over = False
@@ -114,16 +115,34 @@ def _note_socket(connection: HTTPConnection) -> None:
 
 def _check_send() -> None:
     guard: Guard | None = getattr(_local, "guard", None)
-    if guard is not None and not guard.may_send():
-        raise NotSentError
+    if guard is not None:
+        if not guard.may_send():
+            raise NotSentError
+        guard.sent = True
 
 
 class _GuardedHTTP(HTTPConnection):
-    def send(self, data: Any) -> None:
+    _held: list[Any] | None = None
+
+    def request(self, *arguments: Any, **options: Any) -> None:
+        """Send head and body by one system call: a server would be woken for each."""
+        self._held = []
+        try:
+            super().request(*arguments, **options)
+            whole = b"".join(self._held)
+        finally:
+            self._held = None
         if self.sock is None:
+            # By a proxy this sends something too, which is none of the request.
             self.connect()
         _check_send()
-        super().send(data)
+        self.send(whole)
+
+    def send(self, data: Any) -> None:
+        if self._held is None:
+            super().send(data)
+        else:
+            self._held.append(data)
 
     def getresponse(self) -> Any:
         _note_socket(self)
