@@ -1,6 +1,7 @@
 """The way to SessionM: nobody is led elsewhere, no stranger answers, no answer is too much."""
 
 import gzip
+import os
 import resource
 import socket
 import ssl
@@ -161,6 +162,23 @@ def test_a_certificate_for_another_name_is_none(
     ):
         sessionm(f"https://127.0.0.1:{made.port}").read_tags(Customer("user_id", "alice"), 5)
     assert made.asked == []
+
+
+def test_an_answer_that_tls_cannot_read_may_have_worked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forge(connection: socket.socket) -> None:
+        # A record that nobody has encrypted, beneath the connection's own.
+        os.write(connection.fileno(), b"\x17\x03\x03\x00\x20" + bytes(32))
+
+    context, bundle = tls(name="127.0.0.1", folder=tmp_path)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(bundle))
+    alice = Customer("user_id", "alice")
+    with peer(forge, context) as made, pytest.raises(SessionMError) as broken:
+        sessionm(f"https://127.0.0.1:{made.port}").write_tags(alice, ["visits"], None, 5)
+    # A counter that were sent again as if nothing had been sent would count twice.
+    assert (len(made.asked), broken.value.meaning) == (1, Meaning.UNANSWERED)
+    assert broken.value.may_have_worked
 
 
 def endless(start: bytes, more: bytes) -> Answer:
