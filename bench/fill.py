@@ -9,6 +9,7 @@ from pathlib import Path
 from bench.services import environment
 from bridge.customer import Customer
 from bridge.database import SQLite, sqlite_path
+from bridge.intake.payload import DEDUPE_DIGITS
 from bridge.intake.rules import TagWrite
 from bridge.lookups.cache import lookups
 from bridge.lookups.customer import tags_key
@@ -100,6 +101,6 @@ def event(number: int) -> NewEvent:
         request_id=f"fill-{number}",
         customer=key,
         campaign_id="0d2f6f5e-summer",
-        dedupe=f"fill-{number}".rjust(64, "0"),
+        dedupe=f"fill-{number}".rjust(DEDUPE_DIGITS, "0"),
         writes=(TagWrite(("braze_campaign_0d2f6f5e-summer",), TTL),),
     )

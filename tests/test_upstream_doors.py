@@ -164,6 +164,17 @@ def test_a_certificate_for_another_name_is_none(
     assert made.asked == []
 
 
+def test_a_proxy_of_the_environment_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("no_proxy", "NO_PROXY", "HTTP_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with peer(fine) as proxy:
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.port}")
+        client = sessionm("http://sessionm.example/base")
+        assert client.read_tags(Customer("user_id", "alice"), 5)["tags"] == {"vip": 1}
+    path = "http://sessionm.example/base/priv/v1/apps/the%20key/users/alice/tags"
+    assert proxy.asked == [f"GET {path} HTTP/1.1"]
+
+
 def test_an_answer_that_tls_cannot_read_may_have_worked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

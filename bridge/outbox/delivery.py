@@ -42,6 +42,8 @@ BREATH = 0.005
 # What ends meanwhile is recorded in one transaction, since most of its cost is by the transaction;
 # and what begins meanwhile has been read by one question.
 TOGETHER = 0.05
+# So many are looked at in any case: some of them may have to wait.
+LEAST_PLANNED = 16
 # Calls that begin together end together, and then hold up whatever else this machine does: of all
 # that may be under way so many parts begin at a time.
 ABREAST = 12
@@ -270,11 +272,12 @@ class Delivery:
             self._plan(now)
         calls: list[tuple[Call, Any]] = []
         expired: list[Finished] = []
+        put_off = 0
         while self._planned and len(calls) < room:
             customer, (queue, begun) = next(iter(self._planned.items()))
             step = next_step(queue, now)
             if isinstance(step, Wait):
-                self._put_off(customer, step.until)
+                put_off += self._put_off(customer, step.until)
             elif isinstance(step, Expire):
                 expired.append(_expired(step.writes, now))
             elif not self._leaves_in_bulk(step, now):
@@ -285,14 +288,18 @@ class Delivery:
             del self._planned[customer]
         self._start(senders, calls)
         self.record(expired)
-        return len(calls) + len(expired)
+        return len(calls) + len(expired) + put_off
 
     def _plan(self, now: float) -> None:
         """Read who is due, as many as may begin before this is out of date."""
-        most = min(self._limits.concurrency // 2, int(self._limits.rps * TOGETHER)) + 1
+        self._planned = {}
         self._planned_at = time.monotonic()
+        soon = min(self._limits.concurrency // 2, int(self._limits.rps * TOGETHER))
+        most = max(LEAST_PLANNED, soon)
         due = self._store.due(now, 2 * most, self._under_way)[:most]
-        queues = self._store.waiting_of(due) if due else {}
+        if not due:
+            return
+        queues = self._store.waiting_of(due)
         waiting = [customer for customer in due if queues[customer]]
         begun = self._begin_writes([Customer.from_key(customer) for customer in waiting])
         self._planned = {
@@ -312,11 +319,13 @@ class Delivery:
         room = self._gate.room(now, len(going) if is_open else len(self._under_way))
         return min(room, max(LEAST_ABREAST, self._limits.concurrency // ABREAST))
 
-    def _put_off(self, customer: str, until: float) -> None:
+    def _put_off(self, customer: str, until: float) -> bool:
+        """Let *customer* wait; whether that changes the queue for certain."""
         if self._batches and until >= HELD:
             self._batches.backlog.hold(customer)
-        else:
-            self._store.postpone(customer, until)
+            return False
+        self._store.postpone(customer, until)
+        return True
 
     def _leaves_in_bulk(self, call: Call, now: float) -> bool:
         return self._batches is not None and self._batches.backlog.takes(call.writes, now)

@@ -308,7 +308,8 @@ def _short_dedupe(connection: sa.Connection) -> None:
 
 # At the commit, since an older process asks for what it has just written.
 _SHORTEN = (
-    f"""CREATE FUNCTION bridge_shorten_dedupe() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+    f"""CREATE OR REPLACE FUNCTION bridge_shorten_dedupe() RETURNS trigger
+    LANGUAGE plpgsql AS $$ BEGIN
     UPDATE events SET dedupe = substr(NEW.dedupe, 1, {DEDUPE_DIGITS}) WHERE id = NEW.id;
     RETURN NULL; END $$""",  # noqa: S608 - our own number
     f"""CREATE CONSTRAINT TRIGGER bridge_shorten_dedupe AFTER INSERT OR UPDATE OF dedupe ON events

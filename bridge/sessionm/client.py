@@ -201,6 +201,8 @@ class _Endpoint:
         return pool
 
     def close(self) -> None:
+        # What is open is closed when nobody holds the pool any more.
+        self.__dict__.pop("_pool", None)
         self._adapter.close()
 
     def ask(
@@ -227,6 +229,8 @@ class _Endpoint:
                     self._headers,
                     retries=self._adapter.max_retries,
                     redirect=False,
+                    # By a proxy that forwards, the pool's host is the proxy.
+                    assert_same_host=False,
                     timeout=urllib3.Timeout(connect=min(CONNECT_TIMEOUT, timeout), read=timeout),
                     preload_content=False,
                     decode_content=False,
