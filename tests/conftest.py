@@ -18,6 +18,7 @@ import requests
 import sqlalchemy
 from flask import Flask, Response, request
 from flask.testing import FlaskClient
+from werkzeug.test import TestResponse
 
 from bridge import create_app
 from bridge.parts import Parts, parts_of
@@ -57,22 +58,18 @@ def eventually(look: Callable[[], T], seconds: float = 10.0) -> T:
     return found
 
 
-def send(client: FlaskClient, **fields: Any) -> str:
-    """Send a webhook, ALICE's unless it says otherwise, that must be accepted; its event's id."""
-    answer = client.post(
+def post(client: FlaskClient, **fields: Any) -> TestResponse:
+    """Send a webhook, ALICE's unless it says otherwise."""
+    return client.post(
         "/webhooks/braze", json={"user_id": ALICE, **fields}, headers=bearer("webhook")
     )
-    assert answer.status_code == 202, answer.get_json()
-    event_id: str = answer.get_json()["id"]
-    return event_id
 
 
-def accept_again(client: FlaskClient, **fields: Any) -> str:
-    """Send a webhook, ALICE's unless it says otherwise, that came before; that event's id."""
-    answer = client.post(
-        "/webhooks/braze", json={"user_id": ALICE, **fields}, headers=bearer("webhook")
-    )
-    assert (answer.status_code, answer.get_json()["status"]) == (200, "duplicate")
+def send(client: FlaskClient, *, again: bool = False, **fields: Any) -> str:
+    """As `post` what must be accepted, or be known *again*; its event's id."""
+    answer = post(client, **fields)
+    expected = (200, "duplicate") if again else (202, "accepted")
+    assert (answer.status_code, answer.get_json()["status"]) == expected, answer.get_json()
     event_id: str = answer.get_json()["id"]
     return event_id
 

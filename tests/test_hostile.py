@@ -257,6 +257,23 @@ def test_expired_writes_do_not_hold_up_live_ones(make_app: MakeApp, sandbox: San
     assert time.monotonic() - began < 8
 
 
+def test_customers_who_must_wait_do_not_hold_up_others(
+    make_app: MakeApp, sandbox: SandboxServer
+) -> None:
+    still = make_app()
+    for name in ("unknown", "again"):
+        for number in range(200):
+            send(still.test_client(), user_id=f"u{number}", braze_campaign_id=name)
+        if name == "unknown":
+            for number in range(200):
+                parts_of(still).store.postpone(f"user_id:u{number}", time.time() + 3600)
+    app = make_app(deliver=True, BRIDGE_SESSIONM_RPS="10")
+    began = time.monotonic()
+    ends_as(parts_of(app), send(app.test_client(), braze_campaign_id="c"), State.DELIVERED)
+    assert time.monotonic() - began < 8
+    assert len(sandbox.sandbox.calls(method="POST", match="/tags$")) == 1
+
+
 def test_rules_with_a_mistake_leave_the_old_ones_in_force_at_a_reload(
     make_service: MakeService, tmp_path: Path
 ) -> None:

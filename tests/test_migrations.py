@@ -15,7 +15,7 @@ from bridge.outbox.schema import State, events
 from bridge.outbox.search import Filter
 from bridge.parts import open_outbox, parts_of
 from bridge.sessionm.sandbox import SandboxServer
-from tests.conftest import ALICE, MakeApp, accept_again, bearer, environment, rows, send
+from tests.conftest import ALICE, MakeApp, bearer, environment, rows, send
 
 pytestmark = pytest.mark.parametrize("database", ["sqlite", "postgresql"], indirect=True)
 
@@ -155,7 +155,7 @@ def test_events_of_before_are_still_known_when_they_come_again(
         old = make_app().test_client()
         first = send(old, braze_campaign_id="c1", dispatch_id="d1")
     new = make_app().test_client()
-    assert accept_again(new, braze_campaign_id="c1", dispatch_id="d1") == first
+    assert send(new, again=True, braze_campaign_id="c1", dispatch_id="d1") == first
     assert len(rows(database, "SELECT id FROM events")) == 1
 
 

@@ -30,7 +30,8 @@ class Guard:
     """Ends the call of the current thread after *seconds*; a context manager.
 
     Right before anything of it is sent, *may_send* is asked: between the decision to make a call
-    and its first byte a process can be frozen for any length of time.
+    and its first byte a process can be frozen for any length of time. *sent* tells whether any of
+    it may have left.
     """
 
     def __init__(self, seconds: float, may_send: Callable[[], bool] = lambda: True) -> None:
