@@ -4,13 +4,16 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from urllib.parse import quote_plus
 
 import requests
 
+from bridge.customer import Customer
+from bridge.parts import parts_of
 from bridge.sessionm.sandbox import SandboxServer
-from tests.conftest import MakeService, Service, bearer, environment, eventually
+from tests.conftest import MakeApp, MakeService, Service, bearer, environment, eventually
 
 USER, LOYAL = "zoë/31@example.com", "loyal-zoë-31"
 OTHER = "somebody-else@example.com"
@@ -110,3 +113,22 @@ def test_an_event_with_both_identifiers_tells_that_they_are_one(
     assert "Erased: 2 events" in erase(sandbox.url, tmp_path, "--external-id", "e-771")
     listed = requests.get(f"{service.url}/api/events", headers=bearer("admin"), timeout=10).json()
     assert [event["customer"] for event in listed["events"]] == [{"user_id": "u-7710"}]
+
+
+def test_what_is_fetched_while_its_customer_is_erased_is_not_kept(
+    make_app: MakeApp, sandbox: SandboxServer
+) -> None:
+    app = make_app(BRIDGE_TAGS_MAX_AGE="0")
+    client, cache = app.test_client(), parts_of(app).cache
+    sandbox.sandbox.set_faults({"latency_ms": 20})
+    customers = [Customer("user_id", f"erased-{number}") for number in range(50)]
+    for number, customer in enumerate(customers):
+        sandbox.sandbox.put_customer({"user_id": customer.id})
+        for _ in range(2):
+            url = f"/connected-content/tags?user_id={customer.id}"
+            assert client.get(url, headers=bearer("content")).get_json()["status"] == "ok"
+        # The second look has begun a refresh, which ends about now.
+        time.sleep(0.018 + number * 0.0002)
+        cache.erase(customer)
+    time.sleep(0.2)
+    assert cache.noted(["tags"], customers) == {}

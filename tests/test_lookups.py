@@ -132,6 +132,38 @@ def test_after_a_delivered_write_no_worker_serves_the_older_tags(
     assert older == []
 
 
+def test_an_accepted_tag_is_pending_until_it_is_there(
+    make_service: MakeService, sandbox: SandboxServer, database: str
+) -> None:
+    """Also for a lookup that is in flight while it is delivered."""
+    # In a fleet the other processes hear of it some milliseconds later.
+    heard_within = 1.0 if database.startswith("postgresql:") else 0.0
+    sandbox.sandbox.set_faults({"latency_ms": [0, 20]})
+    service = make_service("--workers", "2")
+    stop = threading.Event()
+    accepted: list[tuple[str, float]] = []
+    lost: list[tuple[str, dict[str, Any]]] = []
+
+    def look() -> None:
+        while not stop.is_set():
+            known = [tag for tag, at in accepted if at + heard_within <= time.monotonic()]
+            answer = service.lookup("tags", user_id=ALICE).json()
+            there = {*answer["names"], *answer["pending"]}
+            lost.extend((tag, answer) for tag in known if tag not in there)
+
+    lookers = [threading.Thread(target=look) for _ in range(6)]
+    for looker in lookers:
+        looker.start()
+    for number in range(60):
+        assert service.webhook(user_id=ALICE, braze_campaign_id=f"c{number}").status_code == 202
+        accepted.append((f"braze_campaign_c{number}", time.monotonic()))
+        time.sleep(0.05)
+    stop.set()
+    for looker in lookers:
+        looker.join()
+    assert lost == []
+
+
 def test_a_write_under_one_identifier_is_seen_under_the_other_once_they_are_known_as_one(
     make_service: MakeService,
 ) -> None:

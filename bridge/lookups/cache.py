@@ -5,6 +5,7 @@ one stamp and ends under another is not used either: that closes the race betwee
 flight and a tag write that goes through meanwhile.
 """
 
+import concurrent.futures
 import json
 import logging
 import threading
@@ -59,6 +60,8 @@ BATCH = 1000
 SEARCH_PATIENCE = 60.0
 # Whoever asked for a flight that began so late has had to do without.
 STALE_FLIGHT = 2.0
+# Seconds: enough for another thread to begin or to end what somebody waits for.
+HEAD_START = 0.002
 MEMORY_BYTES = 256 * 1024 * 1024
 # Measured: what an entry takes beside its body, its key and places in two dictionaries included.
 _OVERHEAD = 560
@@ -92,6 +95,10 @@ class Use(Enum):
     WHILE_REFRESHING = "while refreshing"
     IF_ERROR = "if error"
     NOTHING = "nothing"
+
+
+# With which SessionM is waited for.
+_WAITING = {Use.IF_ERROR, Use.NOTHING}
 
 
 @dataclass(frozen=True)
@@ -145,6 +152,47 @@ class UnavailableError(Exception):
 Fetch = Callable[[float], Mapping[str, Any]]
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A question that was put to the cache.
+
+    Attributes:
+        entry: what was cached of it.
+        use: what that is good for.
+        flight: the fetch that is under way; ``None`` if none is needed, or none would help.
+    """
+
+    key: Key
+    fetch: Fetch
+    ages: Ages
+    entry: Entry | None
+    use: Use
+    flight: Future[Entry] | None
+
+    def get_going(self) -> None:
+        """Let the fetch send its request before this thread does other things meanwhile.
+
+        One interpreter for all threads: else they would come first.
+        """
+        if self.flight is not None and self.use in _WAITING:
+            concurrent.futures.wait([self.flight], HEAD_START)
+
+    def result(self, until: float) -> tuple[Entry, str]:
+        """What was found, and how, at the latest when ``time.monotonic()`` is *until*.
+
+        Raises:
+            SessionMError: SessionM failed, or is known to be away.
+            TimeoutError: it is late.
+        """
+        if self.entry and self.use is Use.FRESH:
+            return self.entry, "hit"
+        if self.entry and self.use is Use.WHILE_REFRESHING:
+            return self.entry, "stale"
+        if self.flight is None:
+            raise SessionMError(Meaning.UNREACHABLE, "it has not answered for a while")
+        return self.flight.result(max(0.0, until - time.monotonic())), "miss"
+
+
 class Cache:
     """Answers of SessionM, for all processes that share a database.
 
@@ -178,50 +226,50 @@ class Cache:
         self._connect = ThreadPoolExecutor(FETCHERS, "fetcher-connect")
 
     def get(self, key: Key, fetch: Fetch, ages: Ages, until: float) -> Served:
-        """The answer for *key*, at the latest when ``time.monotonic()`` is *until*.
+        """`ask` and its `answer` in one."""
+        return self.answer(self.ask(key, fetch, ages), until)
 
-        The table may hold it up for longer, unless the caller is `in_time` as well.
+    def ask(self, key: Key, fetch: Fetch, ages: Ages) -> "Asked":
+        """Look for the answer to *key*, and let a fetch for it begin if one is needed.
+
+        The table may hold it up for longer than a lookup has, unless the caller is `in_time`.
 
         Args:
             key: what is asked.
             fetch: asks SessionM, with a time-out in seconds.
             ages: how long an answer is good for what.
-            until: the deadline.
+        """
+        entry = self._known(key, ages)
+        use = ages.use(entry, time.time())
+        flight = None if use is Use.FRESH else self._join(key, fetch, ages)
+        return Asked(key, fetch, ages, entry, use, flight)
+
+    def answer(self, asked: "Asked", until: float) -> Served:
+        """The answer to what was *asked*, at the latest when ``time.monotonic()`` is *until*.
+
+        It is the customer's as they are now: what has changed them since `ask` is in it.
 
         Raises:
             UnavailableError: SessionM failed or is late, and nothing usable is cached.
         """
         while True:
-            entry = self._known(key, ages)
-            use = ages.use(entry, time.time())
-            if entry and use is Use.FRESH:
-                return Served(entry, "hit", ages.fresh_for(entry))
-            flight = self._join(key, fetch, ages)
-            if entry and use is Use.WHILE_REFRESHING:
-                return Served(entry, "stale", ages.fresh_for(entry))
-            if flight is None:
-                return self._instead(key, ages, entry, _AWAY)
             try:
-                fetched = flight.result(max(0.0, until - time.monotonic()))
+                entry, how = asked.result(until)
             except (SessionMError, TimeoutError) as error:
-                return self._instead(key, ages, entry, error)
+                return self._instead(asked, error)
             except Exception as error:
                 log.exception("lookup failed", extra={"action": "lookup_failed"})
-                return self._instead(key, ages, entry, error)
-            stamp = self._stamps.get(key.kind, key.customer)
+                return self._instead(asked, error)
+            stamp = self.stamp(asked.key)
             # Where nothing is heard of changes, what SessionM says now is the best there is.
-            if fetched.stamp == stamp or stamp < 0:
-                return Served(fetched, "miss", ages.fresh_for(fetched))
-            # The customer changed while we asked: what came may be from before. Ask again.
+            if entry.stamp == stamp or (stamp < 0 and how == "miss"):
+                return Served(entry, how, asked.ages.fresh_for(entry))
+            # The customer changed since: what came may be from before. Ask again.
+            asked = self.ask(asked.key, asked.fetch, asked.ages)
 
     def start(self) -> None:
         """Begin to hear what other processes change."""
         self._stamps.start()
-
-    def prepare(self, key: Key, fetch: Fetch, ages: Ages) -> None:
-        """Let a fetch for *key* begin if one is needed; `get` will find or join it."""
-        if ages.use(self._known(key, ages), time.time()) is not Use.FRESH:
-            self._join(key, fetch, ages)
 
     def stamp(self, key: Key) -> int:
         """What changes whenever what is cached under *key* gets outdated."""
@@ -302,6 +350,8 @@ class Cache:
     def close(self) -> None:
         for fetchers in (self._core, self._connect):
             fetchers.shutdown(cancel_futures=True)
+        for flight in self._flights.values():
+            flight.cancel()
         self._database.close()
         self._stamps.close()
 
@@ -343,30 +393,40 @@ class Cache:
         return Entry(*row) if row else None
 
     def _keep(self, answers: Mapping[Key, Entry]) -> None:
-        if not answers:
-            return
+        self._remember(answers)
+        self._store(answers)
+
+    def _remember(self, answers: Mapping[Key, Entry]) -> None:
         with self._memory_lock:
             for key, entry in answers.items():
                 self._memory[key] = entry
-        # In one order in all processes, so that no two wait for each other.
-        rows = [
-            {
-                **key._asdict(),
-                "found": entry.found,
-                "body": entry.body,
-                "fetched_at": entry.fetched_at,
-                "stamp": entry.stamp,
-            }
-            for key, entry in sorted(answers.items())
-        ]
+
+    def _store(self, answers: Mapping[Key, Entry]) -> None:
+        if not answers:
+            return
         try:
             with self._database.write() as connection:
-                connection.execute(_KEEP, rows)
+                # Looked at when it is our turn to write: who erases a customer first changes the
+                # stamp, and then deletes what was stored before.
+                rows = [
+                    {
+                        **key._asdict(),
+                        "found": entry.found,
+                        "body": entry.body,
+                        "fetched_at": entry.fetched_at,
+                        "stamp": entry.stamp,
+                    }
+                    # In one order in all processes, so that no two wait for each other.
+                    for key, entry in sorted(answers.items())
+                    if entry.stamp < 0 or entry.stamp == self._stamps.last(key.kind, key.customer)
+                ]
+                if rows:
+                    connection.execute(_KEEP, rows)
         except StoreUnavailableError as error:
             extra = {"action": "cache_unwritable"}
             log.log(error.level, "cache not written: %s", error, extra=extra)
 
-    def _join(self, key: Key, fetch: Fetch, ages: Ages) -> "Future[Entry] | None":
+    def _join(self, key: Key, fetch: Fetch, ages: Ages) -> Future[Entry] | None:
         """The fetch for *key* that is under way in this process, or a new one.
 
         ``None`` if SessionM is known to be away: nobody waits to find that out again.
@@ -377,21 +437,56 @@ class Cache:
             if not self._may_ask(key.kind):
                 return None
             fetchers = self._connect if key.kind == "offers" else self._core
-            flight = fetchers.submit(self._fly, key, fetch, ages, time.monotonic())
+            flight = Future()
+            flying = fetchers.submit(self._fly, flight, key, fetch, ages, time.monotonic())
             self._flights[key] = flight
-        # Outside of the lock: if it has landed already, this is called at once, and takes it.
-        flight.add_done_callback(lambda _done: self._landed(key))
+        flying.add_done_callback(_report)
         return flight
 
-    def _landed(self, key: Key) -> None:
-        with self._flights_lock:
-            self._flights.pop(key, None)
+    def _fly(
+        self, flight: Future[Entry], key: Key, fetch: Fetch, ages: Ages, asked_at: float
+    ) -> None:
+        """Fetch, or wait for the process that does; if it dies the next one may.
 
-    def _fly(self, key: Key, fetch: Fetch, ages: Ages, asked_at: float) -> Entry:
-        """Fetch, or wait for the process that does; if it dies the next one may."""
+        Who waits for *flight* has the answer before the table has it.
+        """
+        number = lock_number(hashed(*key))
+        leased = False
+        try:
+            leased = self._lease(number, asked_at)
+            entry = self._known(key, ages) if leased else None
+            fetched = entry is None or ages.use(entry, time.time()) is not Use.FRESH
+            if entry is None or fetched:
+                entry = self._fetch(key, fetch)
+            # What is from before a change is of no use to anybody else.
+            kept = {key: entry} if fetched and entry.stamp == self.stamp(key) else {}
+            self._remember(kept)
+        except BaseException as error:  # noqa: BLE001 - it goes to who waits
+            self._land(key)
+            flight.set_exception(error)
+        else:
+            # Whoever comes after it has landed finds the answer in memory.
+            self._land(key)
+            flight.set_result(entry)
+            # One interpreter for all threads: the answer first.
+            time.sleep(HEAD_START)
+            self._store(kept)
+        finally:
+            if leased:
+                self._release(number)
+
+    def _land(self, key: Key) -> None:
+        with self._flights_lock:
+            del self._flights[key]
+
+    def _lease(self, number: int, asked_at: float) -> bool:
+        """Whether *number* is ours; if not, each process is for itself until the database is back.
+
+        Raises:
+            SessionMError: it was *asked* for too long ago, or another process has it for too long.
+        """
         if time.monotonic() - asked_at > STALE_FLIGHT:
             raise SessionMError(Meaning.UNANSWERED, "too many lookups wait for SessionM")
-        number = lock_number(hashed(*key))
         until = time.monotonic() + FETCH_TIMEOUT
         try:
             while not self._leases.try_acquire(number):
@@ -399,15 +494,8 @@ class Cache:
                     raise SessionMError(Meaning.UNANSWERED, "no answer in time")
                 time.sleep(self._leases.peek)
         except StoreUnavailableError:
-            # Each process for itself, until the database is back.
-            return self._fetch(key, fetch)
-        try:
-            entry = self._known(key, ages)
-            if entry and ages.use(entry, time.time()) is Use.FRESH:
-                return entry
-            return self._fetch(key, fetch)
-        finally:
-            self._release(number)
+            return False
+        return True
 
     def _release(self, number: int) -> None:
         try:
@@ -418,27 +506,25 @@ class Cache:
             log.log(error.level, "lease not given back: %s", error, extra=extra)
 
     def _fetch(self, key: Key, fetch: Fetch) -> Entry:
-        stamp = self._stamps.get(key.kind, key.customer)
+        stamp = self.stamp(key)
         asked_at = time.time()
         try:
-            entry = Entry(True, _encode(fetch(FETCH_TIMEOUT)), asked_at, stamp)
+            return Entry(True, _encode(fetch(FETCH_TIMEOUT)), asked_at, stamp)
         except SessionMError as error:
-            if error.meaning is not Meaning.UNKNOWN_CUSTOMER:
-                log.warning(
-                    "lookup failed: %s",
-                    error,
-                    extra={"action": "lookup_failed", "kind": key.kind, "customer": key.customer},
-                )
-                raise
-            entry = Entry(False, b"{}", asked_at, stamp)
-        if stamp == self._stamps.get(key.kind, key.customer):
-            self._keep({key: entry})
-        return entry
+            if error.meaning is Meaning.UNKNOWN_CUSTOMER:
+                return Entry(False, b"{}", asked_at, stamp)
+            log.warning(
+                "lookup failed: %s",
+                error,
+                extra={"action": "lookup_failed", "kind": key.kind, "customer": key.customer},
+            )
+            raise
 
-    def _instead(self, key: Key, ages: Ages, known: Entry | None, error: Exception) -> Served:
-        """What can be served although SessionM failed; *known* is what was cached before."""
+    def _instead(self, asked: Asked, error: Exception) -> Served:
+        """What can be served although SessionM failed."""
         reason = str(error) or "SessionM did not answer in time"
-        entry = self._known(key, ages) or self._last_resort(key, known)
+        key, ages = asked.key, asked.ages
+        entry = self._known(key, ages) or self._last_resort(key, asked.entry)
         if entry and ages.use(entry, time.time()) is not Use.NOTHING:
             return Served(entry, "stale", ages.fresh_for(entry))
         raise UnavailableError(reason) from error
@@ -466,7 +552,6 @@ def _keeping() -> sa.Insert:
 
 
 _KEEP = _keeping()
-_AWAY = SessionMError(Meaning.UNREACHABLE, "it has not answered for a while")
 
 
 class _Memory(LRUCache[Key, Entry]):
@@ -486,3 +571,9 @@ class _Memory(LRUCache[Key, Entry]):
 
 def _encode(document: Mapping[str, Any]) -> bytes:
     return json.dumps(document, separators=(",", ":")).encode()
+
+
+def _report(flown: Future[None]) -> None:
+    """Nobody waits for the end of a flight: tell what nobody expects there."""
+    if not flown.cancelled() and (error := flown.exception()):
+        log.error("lookup not kept", exc_info=error, extra={"action": "lookup_failed"})

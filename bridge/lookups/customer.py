@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from bridge.customer import Customer, CustomerKind
 from bridge.database import StoreUnavailableError, in_time
 from bridge.fields import FieldError, identifier
-from bridge.lookups.cache import Ages, Cache, Fetch, Key, Served, UnavailableError
+from bridge.lookups.cache import Ages, Asked, Cache, Fetch, Key, Served, UnavailableError
 from bridge.lookups.query import Query
 from bridge.lookups.shape import (
     BrazeId,
@@ -146,8 +146,10 @@ class Lookups:
 
     def tags(self, query: Query) -> Answer:
         with self._in_time() as until:
+            asked = self._cache.ask(*self._tags_question(query.customer))
+            asked.get_going()
             own, held = self._own(query.customer)
-            got = self._tags(query.customer, until)
+            got = self._got(asked, until)
         now = time.time()
         answer = tags_answer(query.customer, got.part, own, self._braze_id, now)
         return _answer(answer, [got], min(own.expires.values(), default=math.inf), held)
@@ -161,11 +163,12 @@ class Lookups:
 
     def customer(self, query: Query) -> Answer:
         with self._in_time() as until:
-            own, held = self._own(query.customer)
             # Both are under way at once: the tags' fetch goes on while the offers are awaited.
-            self._cache.prepare(*self._tags_question(query.customer))
+            asked = self._cache.ask(*self._tags_question(query.customer))
+            asked.get_going()
+            own, held = self._own(query.customer)
             offers, user_id = self._offers(query, until)
-            tags = self._tags(query.customer, until)
+            tags = self._got(asked, until)
         now = time.time()
         answer = customer_answer(query, user_id, tags.part, offers.part, own, self._braze_id, now)
         changes_at = min([offers_change_at(offers.part, now), *own.expires.values()])
@@ -195,7 +198,7 @@ class Lookups:
     def raw_repeat(self, customer: Customer, served: Served) -> Repeatable | None:
         """Whether and how long `raw_tags` that were *served* may be given again."""
         key = tags_key(customer)
-        return _repeatable([self._got(key, served)], math.inf)
+        return _repeatable([self._part(key, served)], math.inf)
 
     def begin_writes(self, customers: Sequence[Customer]) -> list[TagWrite]:
         """Tag writes for *customers* begin; `end_writes` wants them back."""
@@ -284,8 +287,8 @@ class Lookups:
     def _own(self, customer: Customer) -> tuple[OwnWrites, _Held]:
         """Our own writes, and their stamp.
 
-        To be read before SessionM's tags: then a write that is delivered meanwhile is seen in the
-        one or in the other.
+        To be read before the answer with SessionM's tags is taken: then a write that is delivered
+        meanwhile is seen in the one or in the other.
         """
         read = self._own_stamps.reader("own", customer.key)
         stamp = read()
@@ -306,9 +309,6 @@ class Lookups:
             return self._sessionm.read_tags(customer, timeout)
 
         return tags_key(customer), fetch, self._ages(self._freshness.tags)
-
-    def _tags(self, customer: Customer, until: float) -> _Got:
-        return self._get(*self._tags_question(customer), until)
 
     def _offers(self, query: Query, until: float) -> tuple[_Got, str]:
         """The wallet, and the customer's user id, which the Offers API asks for."""
@@ -331,7 +331,8 @@ class Lookups:
         }
         key = Key("offers", Customer("user_id", user_id).key, query.culture)
         fetch = _fetch_offers(self._sessionm, body)
-        got = self._get(key, fetch, self._ages(self._freshness.offers), until)
+        asked = self._cache.ask(key, fetch, self._ages(self._freshness.offers))
+        got = self._got(asked, until)
         return replace(got, held=held + got.held), user_id
 
     def _profile(self, customer: Customer, until: float) -> _Got:
@@ -342,16 +343,17 @@ class Lookups:
             self._cache.keep(back, {"other": customer.id})
             return {"other": user_id}
 
-        return self._get(Key("profile", customer.key), fetch, self._ages(PROFILE_MAX_AGE), until)
+        ages = self._ages(PROFILE_MAX_AGE)
+        return self._got(self._cache.ask(Key("profile", customer.key), fetch, ages), until)
 
-    def _get(self, key: Key, fetch: Fetch, ages: Ages, until: float) -> _Got:
+    def _got(self, asked: Asked, until: float) -> _Got:
         try:
-            served = self._cache.get(key, fetch, ages, until)
+            served = self._cache.answer(asked, until)
         except UnavailableError as error:
             return _Got(Part("unavailable", reason=f"SessionM is unavailable: {error}"), "", 0)
-        return self._got(key, served)
+        return self._part(asked.key, served)
 
-    def _got(self, key: Key, served: Served) -> _Got:
+    def _part(self, key: Key, served: Served) -> _Got:
         entry = served.entry
         return _Got(
             Part(

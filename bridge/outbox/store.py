@@ -275,11 +275,8 @@ class Store:
 
     def expiries_of(self, customer: str, now: float) -> dict[str, float]:
         """When the tags that the bridge wrote for *customer* expire: tag -> time."""
-        chosen = sa.select(expiries.c.tag, expiries.c.expires_at).where(
-            expiries.c.customer == customer, expiries.c.expires_at > now
-        )
         with self.database.read() as connection:
-            return dict(connection.execute(chosen).all())
+            return dict(connection.execute(_EXPIRIES_OF, {"whose": customer, "now": now}).all())
 
     def backlog(self) -> Backlog:
         """How much waits, since when, and how much is dead."""
@@ -552,6 +549,11 @@ def _record(connection: sa.Connection, result: Finished) -> Sequence[int]:
     if result.state is State.DELIVERED:
         _remember_expiries(connection, result.writes)
     return kept
+
+
+_EXPIRIES_OF = sa.select(expiries.c.tag, expiries.c.expires_at).where(
+    expiries.c.customer == sa.bindparam("whose"), expiries.c.expires_at > sa.bindparam("now")
+)
 
 
 def _remember_expiries(connection: sa.Connection, delivered: Iterable[QueuedWrite]) -> None:
