@@ -1,6 +1,7 @@
 """The service under gunicorn, as `bridge serve` runs it."""
 
 import logging
+import os
 import socket
 import sys
 from typing import Any
@@ -20,6 +21,8 @@ log = logging.getLogger(__name__)
 
 # gunicorn ends a worker that takes longer than this to finish what it has begun.
 GRACE = 30
+# Of the process that delivers.
+NICE = 10
 
 
 class _Log(Logger):
@@ -102,6 +105,9 @@ class Server(BaseApplication):
             self.cfg.set(name, value)
 
     def load(self) -> Any:
+        if self.delivers and self.cfg.workers > 1:
+            # Where the processors do not suffice for all, a message waits for its lookup.
+            os.nice(NICE)
         app = create_app(
             self._settings, deliver=self.delivers, rules=self._rules, accepted=self._accepted
         )
