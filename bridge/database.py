@@ -18,24 +18,17 @@ import sqlite3
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from functools import lru_cache
-from itertools import chain
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql
-from sqlalchemy.dialects import sqlite as sqlite_dialect
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.sql.compiler import SQLCompiler
-from sqlalchemy.sql.functions import GenericFunction
 
 from bridge.locks import DelivererLock, FileLock, FileLocks
+from bridge.statements import driver_of
 
 log = logging.getLogger(__name__)
 
@@ -45,9 +38,6 @@ BUSY_TIMEOUT = 2.0
 LEAST_SPACE = 256 * 1024
 
 Migration = Callable[[sa.Connection], None]
-
-# Its ON CONFLICT is SQLite's as well, whose compiler takes it as it is.
-insert = postgresql.insert
 
 
 class StoreUnavailableError(Exception):
@@ -303,7 +293,7 @@ class SQLite(Database):
     def scrub(self) -> None:
         """Leave nothing of what was deleted in the files, as far as readers under way allow."""
         with self._one_error(), self.locks.writing(), self._engine.connect() as connection:
-            _driver(connection).execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            driver_of(connection).execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def check_space(self) -> None:
         with self._one_error():
@@ -349,7 +339,7 @@ class SQLite(Database):
         with self.locks.writing():
             try:
                 connection = self._connect_writer()
-                driver = _driver(connection)
+                driver = driver_of(connection)
                 # It takes its lock at once, so that it cannot fail half way for want of it.
                 driver.execute("BEGIN IMMEDIATE")
                 yield connection
@@ -391,7 +381,7 @@ class SQLite(Database):
         """
         with self.locks.writing(), self._engine.connect() as connection:
             try:
-                busy, logged, home = _checkpoint(_driver(connection))
+                busy, logged, home = _checkpoint(driver_of(connection))
             except sqlite3.Error as error:
                 raise StoreUnavailableError(f"the disk fails: {error}") from error
             if busy or logged != home:
@@ -441,108 +431,10 @@ def sqlite_path(url: str) -> Path:
     return Path(database)
 
 
-class Holds(GenericFunction[bool]):
-    """Whether bytes hold other bytes: ``Holds(column, bytes)``."""
-
-    inherit_cache = True
-    name = "bridge_holds"
-    type = sa.Boolean()
-
-
-@compiles(Holds)
-def _holds(element: Holds, compiler: SQLCompiler, **options: Any) -> str:
-    return f"instr({compiler.process(element.clauses, **options)}) > 0"
-
-
-@compiles(Holds, "postgresql")
-def _holds_postgresql(element: Holds, compiler: SQLCompiler, **options: Any) -> str:
-    whole, part = (compiler.process(clause, **options) for clause in element.clauses)
-    return f"position({part} in {whole}) > 0"
-
-
-# SQLite takes 32,766 values in a statement; and each number of rows is a statement of its own.
-_MOST_ROWS = 64
-
-
-def insert_many(
-    connection: sa.Connection, statement: sa.Insert, rows: Sequence[Mapping[str, Any]]
-) -> int:
-    """Insert *rows*, at least one, which all name the same columns, two at least.
-
-    What they hold for columns of JSON is hashable: tuples, not lists.
-
-    Returns:
-        How many were inserted; the others were in conflict.
-    """
-    if connection.dialect.name != "sqlite":
-        return connection.execute(statement, rows).rowcount
-    # One statement for many rows: between any two of them another thread may keep this one
-    # waiting, and with it every other writer.
-    insert = _insert_of_many(statement, tuple(rows[0]))
-    driver = _driver(connection)
-    done = 0
-    for first in range(0, len(rows), _MOST_ROWS):
-        some = rows[first : first + _MOST_ROWS]
-        done += driver.execute(insert.sql(len(some)), insert.values(some)).rowcount
-    return done
-
-
-class _InsertOfMany:
-    """What *statement* says to SQLite when it has many rows."""
-
-    def __init__(self, statement: sa.Insert, columns: Sequence[str]) -> None:
-        dialect = sqlite_dialect.dialect()
-        # Not "or abort": SQLite would keep a copy of each page for the case that a row fails, and
-        # take twice as long. Here the whole transaction goes then.
-        statement = statement.prefix_with("OR FAIL")
-        compiled = statement.compile(dialect=dialect, column_keys=columns)
-        names = compiled.positiontup or ()
-        row = f"({', '.join('?' * len(names))})"
-        self._before, self._after = str(compiled).split(row)
-        self._row = row
-        self._sql: dict[int, str] = {}
-        self._values_of = itemgetter(*names)
-        # As for what else there is, the driver knows what to do. Most rows say the same.
-        types = [statement.table.c[name].type for name in names]
-        self._json = {
-            place: lru_cache(process)
-            for place, kind in enumerate(types)
-            if isinstance(kind, sa.JSON)
-            and (process := kind.dialect_impl(dialect).bind_processor(dialect))
-        }
-
-    def sql(self, rows: int) -> str:
-        if rows not in self._sql:
-            self._sql[rows] = f"{self._before}{', '.join([self._row] * rows)}{self._after}"
-        return self._sql[rows]
-
-    def values(self, rows: Iterable[Mapping[str, Any]]) -> tuple[Any, ...]:
-        return tuple(chain.from_iterable(map(self._in_order, rows)))
-
-    def _in_order(self, row: Mapping[str, Any]) -> Sequence[Any]:
-        values: Sequence[Any] = self._values_of(row)
-        if self._json:
-            values = list(values)
-            for place, process in self._json.items():
-                values[place] = process(values[place])
-        return values
-
-
-@lru_cache
-def _insert_of_many(statement: sa.Insert, columns: tuple[str, ...]) -> _InsertOfMany:
-    return _InsertOfMany(statement, columns)
-
-
 def _on_begin(connection: sa.Connection) -> None:
     # A writer has begun before: SQLAlchemy takes longer for that than intake has.
     if not connection.get_execution_options().get("bridge_write", False):
-        _driver(connection).execute("BEGIN")
-
-
-def _driver(connection: sa.Connection) -> sqlite3.Connection:
-    """SQLite's own: what intake does for every webhook goes by it, a third of a commit faster."""
-    driver: Any = connection.connection.driver_connection
-    return driver  # type: ignore[no-any-return]
+        driver_of(connection).execute("BEGIN")
 
 
 def _checkpoint(driver: sqlite3.Connection) -> tuple[int, int, int]:

@@ -26,9 +26,10 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from bridge.database import Database, NewerSchemaError, StoreUnavailableError, insert
+from bridge.database import Database, NewerSchemaError, StoreUnavailableError
 from bridge.sessionm.answers import Meaning
 from bridge.sessionm.client import Call
+from bridge.statements import insert
 
 log = logging.getLogger(__name__)
 

@@ -82,7 +82,7 @@ def test_sql_stands_in_the_stores_alone() -> None:
     }
     names = ("schema", "store", "events", "search", "tallies", "move", "jobs", "backlog")
     stores = {*(f"outbox/{name}.py" for name in names), "lookups/cache.py", "lookups/fleet.py"}
-    assert with_sql == {"database.py", "postgres.py", "telemetry.py", *stores}
+    assert with_sql == {"database.py", "postgres.py", "statements.py", "telemetry.py", *stores}
 
 
 def test_the_edge_holds_no_rule_of_the_trade() -> None:

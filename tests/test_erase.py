@@ -122,6 +122,7 @@ def test_what_is_fetched_while_its_customer_is_erased_is_not_kept(
     client, cache = app.test_client(), parts_of(app).cache
     sandbox.sandbox.set_faults({"latency_ms": 20})
     customers = [Customer("user_id", f"erased-{number}") for number in range(50)]
+    erased_at = {}
     for number, customer in enumerate(customers):
         sandbox.sandbox.put_customer({"user_id": customer.id})
         for _ in range(2):
@@ -129,6 +130,9 @@ def test_what_is_fetched_while_its_customer_is_erased_is_not_kept(
             assert client.get(url, headers=bearer("content")).get_json()["status"] == "ok"
         # The second look has begun a refresh, which ends about now.
         time.sleep(0.018 + number * 0.0002)
+        erased_at[customer.key] = time.time()
         cache.erase(customer)
     time.sleep(0.2)
-    assert cache.noted(["tags"], customers) == {}
+    kept = cache.noted(["tags"], customers)
+    # On a busy machine a refresh may begin only afterwards.
+    assert not {key for key, entry in kept.items() if entry.fetched_at < erased_at[key]}

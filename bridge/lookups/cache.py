@@ -20,10 +20,11 @@ import sqlalchemy as sa
 from cachetools import LRUCache
 
 from bridge.customer import Customer
-from bridge.database import Database, Holds, StoreUnavailableError, insert
+from bridge.database import Database, StoreUnavailableError
 from bridge.locks import Flights, lock_number
 from bridge.lookups.stamps import Stamps, hashed
 from bridge.sessionm.answers import Meaning, SessionMError
+from bridge.statements import Holds, Prepared, insert, insert_many
 
 log = logging.getLogger(__name__)
 
@@ -285,9 +286,10 @@ class Cache:
         Raises:
             StoreUnavailableError: the table cannot be read.
         """
-        chosen = {"kinds": list(kinds), "customers": [customer.key for customer in customers]}
+        keys = [customer.key for customer in customers]
         with self._database.read() as connection:
-            return {row[0]: Entry(*row[1:]) for row in connection.execute(_NOTED, chosen)}
+            found = _NOTED.rows(connection, kinds=list(kinds), customers=keys)
+        return {customer: Entry(*rest) for customer, *rest in found}
 
     def last_known(self, key: Key) -> Entry | None:
         """What was last heard, however old; SessionM is not asked."""
@@ -384,13 +386,12 @@ class Cache:
     def _stored(self, key: Key, later_than: float) -> Entry | None:
         try:
             with self._database.read() as connection:
-                chosen = {**key._asdict(), "later_than": later_than}
-                row = connection.execute(_STORED, chosen).first()
+                found = _STORED.rows(connection, **key._asdict(), later_than=later_than)
         except StoreUnavailableError as error:
             # Lookups go on from memory and from SessionM without the table.
             log.log(error.level, "cache not read: %s", error, extra={"action": "cache_unreadable"})
             return None
-        return Entry(*row) if row else None
+        return Entry(*found[0]) if found else None
 
     def _keep(self, answers: Mapping[Key, Entry]) -> None:
         self._remember(answers)
@@ -421,7 +422,7 @@ class Cache:
                     if entry.stamp < 0 or entry.stamp == self._stamps.last(key.kind, key.customer)
                 ]
                 if rows:
-                    connection.execute(_KEEP, rows)
+                    insert_many(connection, _KEEP, rows)
         except StoreUnavailableError as error:
             extra = {"action": "cache_unwritable"}
             log.log(error.level, "cache not written: %s", error, extra=extra)
@@ -532,15 +533,19 @@ class Cache:
 
 # Made once: to put them together takes longer than to carry them out.
 _ENTRY = [lookups.c[name] for name in Entry.__slots__]
-_STORED = sa.select(*_ENTRY).where(
-    lookups.c.kind == sa.bindparam("kind"),
-    lookups.c.customer == sa.bindparam("customer"),
-    lookups.c.variant == sa.bindparam("variant"),
-    lookups.c.fetched_at > sa.bindparam("later_than"),
+_STORED = Prepared(
+    sa.select(*_ENTRY).where(
+        lookups.c.kind == sa.bindparam("kind"),
+        lookups.c.customer == sa.bindparam("customer"),
+        lookups.c.variant == sa.bindparam("variant"),
+        lookups.c.fetched_at > sa.bindparam("later_than"),
+    )
 )
-_NOTED = sa.select(lookups.c.customer, *_ENTRY).where(
-    lookups.c.kind.in_(sa.bindparam("kinds", expanding=True)),
-    lookups.c.customer.in_(sa.bindparam("customers", expanding=True)),
+_NOTED = Prepared(
+    sa.select(lookups.c.customer, *_ENTRY).where(
+        lookups.c.kind.in_(sa.bindparam("kinds", expanding=True)),
+        lookups.c.customer.in_(sa.bindparam("customers", expanding=True)),
+    )
 )
 
 

@@ -10,7 +10,7 @@ from urllib.parse import quote, quote_plus
 import sqlalchemy as sa
 
 from bridge.customer import Customer
-from bridge.database import Database, Holds
+from bridge.database import Database
 from bridge.fields import iso
 from bridge.outbox.schema import State, attempts, events, expiries, tallies, writes
 from bridge.outbox.search import Filter, Search
@@ -23,6 +23,7 @@ from bridge.outbox.tallies import (
     figures_of,
     stored,
 )
+from bridge.statements import Holds
 
 PAGE = 50
 MOST_A_PAGE = 500

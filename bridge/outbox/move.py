@@ -15,12 +15,13 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from bridge.database import Database, insert
+from bridge.database import Database
 from bridge.outbox.delivery import HEARTBEAT_FACT, PAUSE_FACT
 from bridge.outbox.jobs import BatchState, Source
 from bridge.outbox.schema import HELD, State, attempts, batches, events, expiries, facts, writes
 from bridge.outbox.store import settle
 from bridge.outbox.tallies import Counted, Tally
+from bridge.statements import insert
 
 BATCH = 500
 _OPEN = {State.QUEUED.value, State.DEAD.value}

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 
 from bridge import chance
-from bridge.database import Database, insert, insert_many
+from bridge.database import Database
 from bridge.intake.rules import TagWrite
 from bridge.locks import LostLockError
 from bridge.outbox.schema import (
@@ -25,7 +25,8 @@ from bridge.outbox.schema import (
     tallies,
     writes,
 )
-from bridge.outbox.tallies import Tally, about_to_change
+from bridge.outbox.tallies import COUNTED, Tally, counted
+from bridge.statements import Prepared, insert, insert_many
 
 # Name of the shared fact that tells who delivers.
 DELIVERER_FACT = "deliverer"
@@ -160,32 +161,31 @@ class Store:
         """
         if not limit:
             return []
-        chosen = {"now": now, "busy": list(busy), "most": limit}
         with self.database.read() as connection:
-            return list(dict.fromkeys(connection.execute(_DUE, chosen).scalars()))
+            found = _DUE.column(connection, now=now, busy=list(busy), most=limit)
+        return list(dict.fromkeys(found))
 
     def waiting(self, customer: str) -> list[QueuedWrite]:
         """The oldest writes of *customer* that are accepted and not delivered, in order."""
-        chosen = {"customers": [customer], "most": MOST_OF_ONE}
         with self.database.read() as connection:
-            return [_queued_write(row) for row in connection.execute(_WAITING_OF, chosen)]
+            rows = _WAITING_OF.rows(connection, customers=[customer], most=MOST_OF_ONE)
+        return [_queued_write(*row) for row in rows]
 
     def waiting_of(self, customers: Sequence[str]) -> dict[str, list[QueuedWrite]]:
         """What `waiting` gives, for each of *customers*."""
-        chosen = {"customers": customers, "most": MOST_OF_MANY}
         found: dict[str, list[QueuedWrite]] = {customer: [] for customer in customers}
         with self.database.read() as connection:
-            rows = connection.execute(_WAITING_OF, chosen).all()
+            rows = _WAITING_OF.rows(connection, customers=customers, most=MOST_OF_MANY)
         if len(rows) == MOST_OF_MANY:
             return {customer: self.waiting(customer) for customer in customers}
-        for row in rows:
-            found[row.customer].append(_queued_write(row))
+        for write in (_queued_write(*row) for row in rows):
+            found[write.customer].append(write)
         return found
 
     def still_there(self, seqs: Sequence[int]) -> set[int]:
         """Which of these writes are stored; they go when their customer is erased."""
         with self.database.read() as connection:
-            return set(connection.execute(_STILL_THERE, {"seqs": seqs}).scalars())
+            return set(_STILL_THERE.column(connection, seqs=seqs))
 
     def counted_since(self, customer: str, then: float) -> list[str]:
         """The counters of *customer* that were delivered after *then*, one entry for each time."""
@@ -276,7 +276,7 @@ class Store:
     def expiries_of(self, customer: str, now: float) -> dict[str, float]:
         """When the tags that the bridge wrote for *customer* expire: tag -> time."""
         with self.database.read() as connection:
-            return dict(connection.execute(_EXPIRIES_OF, {"whose": customer, "now": now}).all())
+            return dict(_EXPIRIES_OF.rows(connection, whose=customer, now=now))
 
     def backlog(self) -> Backlog:
         """How much waits, since when, and how much is dead."""
@@ -327,15 +327,17 @@ def _add(connection: sa.Connection, new: Sequence[NewEvent]) -> dict[str, str]:
 _ADD_EVENT = insert(events).on_conflict_do_nothing(index_elements=["dedupe"])
 _ADD_WRITE = writes.insert()
 _ADD_ATTEMPT = attempts.insert()
-_SAME = sa.select(events.c.dedupe, events.c.id).where(
-    events.c.dedupe.in_(sa.bindparam("keys", expanding=True))
+_SAME = Prepared(
+    sa.select(events.c.dedupe, events.c.id).where(
+        events.c.dedupe.in_(sa.bindparam("keys", expanding=True))
+    )
 )
 
 
 def _repeats(connection: sa.Connection, new: Sequence[NewEvent]) -> dict[str, str]:
     """Those of *new*, just added, that are stored under another id: their id -> that one."""
     keys = [event.dedupe for event in new if event.dedupe]
-    stored = dict(connection.execute(_SAME, {"keys": keys}).all())
+    stored = dict(_SAME.rows(connection, keys=keys))
     return {e.id: stored[e.dedupe] for e in new if e.dedupe and stored[e.dedupe] != e.id}
 
 
@@ -361,9 +363,7 @@ QUEUED_WRITES = sa.select(
     writes.c.attempts,
     writes.c.intent,
 )
-# Statements of the delivery loop are made once: to put them together takes longer than to carry
-# them out.
-_WAITING_OF = (
+_WAITING_OF = Prepared(
     QUEUED_WRITES.where(
         writes.c.state == QUEUED,
         writes.c.customer.in_(sa.bindparam("customers", expanding=True)),
@@ -371,7 +371,7 @@ _WAITING_OF = (
     .order_by(writes.c.seq)
     .limit(sa.bindparam("most"))
 )
-_DUE = (
+_DUE = Prepared(
     sa.select(writes.c.customer)
     .where(
         writes.c.state == QUEUED,
@@ -382,25 +382,28 @@ _DUE = (
     .limit(sa.bindparam("most"))
 )
 _SEQS = writes.c.seq.in_(sa.bindparam("seqs", expanding=True))
-_STILL_THERE = sa.select(writes.c.seq).where(_SEQS)
-_STATES = sa.select(writes.c.seq, writes.c.state).where(_SEQS).order_by(writes.c.seq)
-_STATES = _STATES.with_for_update()
+_STILL_THERE = Prepared(sa.select(writes.c.seq).where(_SEQS))
+_STATES = Prepared(
+    sa.select(writes.c.seq, writes.c.state).where(_SEQS).order_by(writes.c.seq).with_for_update()
+)
 
 
-def _queued_write(row: sa.Row[*tuple[Any, ...]]) -> QueuedWrite:
-    seq, event_id, customer, tags, *rest = row
+def _queued_write(
+    seq: int, event_id: str, customer: str, tags: list[str], *rest: Any
+) -> QueuedWrite:
     return QueuedWrite(seq, event_id, customer, tuple(tags), *rest)
 
 
-_DELIVERER = sa.select(facts.c.value).where(facts.c.name == DELIVERER_FACT)
-_DELIVERER = _DELIVERER.with_for_update(read=True)
+_DELIVERER = Prepared(
+    sa.select(facts.c.value).where(facts.c.name == DELIVERER_FACT).with_for_update(read=True)
+)
 
 
 def _fence(connection: sa.Connection, deliverer: str) -> None:
     """See that *deliverer* is the one that delivers, until the transaction ends."""
     # The row is held, so that nobody takes over in between.
-    present = connection.execute(_DELIVERER).scalar() or {}
-    if present.get("name") != deliverer:
+    present = _DELIVERER.column(connection)
+    if not present or present[0]["name"] != deliverer:
         raise LostLockError("another process delivers by now")
 
 
@@ -468,7 +471,7 @@ def _postpone(connection: sa.Connection, customer: str, until: float) -> None:
 
 def _states(connection: sa.Connection, seqs: Sequence[int]) -> dict[int, State]:
     """The states of writes, which nobody else changes before the transaction ends."""
-    return {seq: State(state) for seq, state in connection.execute(_STATES, {"seqs": seqs})}
+    return {seq: State(state) for seq, state in _STATES.rows(connection, seqs=seqs)}
 
 
 def _is_plain(result: Finished) -> bool:
@@ -487,13 +490,13 @@ def _record_delivered(
     ended = [(w, result) for result in results for w in result.writes if w.seq in there]
     if not ended:
         return []
-    connection.execute(_DELIVERED, [{"key": write.seq, "at": result.at} for write, result in ended])
+    _DELIVERED.many(connection, [{"key": write.seq, "at": result.at} for write, result in ended])
     insert_many(connection, _ADD_ATTEMPT, [_attempt(w.seq, result) for w, result in ended])
     _remember_expiries(connection, [write for write, _ in ended])
     return [write.seq for write, _ in ended]
 
 
-_DELIVERED = (
+_DELIVERED = Prepared(
     writes.update()
     .where(writes.c.seq == sa.bindparam("key"))
     .values(
@@ -551,8 +554,10 @@ def _record(connection: sa.Connection, result: Finished) -> Sequence[int]:
     return kept
 
 
-_EXPIRIES_OF = sa.select(expiries.c.tag, expiries.c.expires_at).where(
-    expiries.c.customer == sa.bindparam("whose"), expiries.c.expires_at > sa.bindparam("now")
+_EXPIRIES_OF = Prepared(
+    sa.select(expiries.c.tag, expiries.c.expires_at).where(
+        expiries.c.customer == sa.bindparam("whose"), expiries.c.expires_at > sa.bindparam("now")
+    )
 )
 
 
@@ -579,10 +584,10 @@ _REMEMBER = _remembering()
 
 def settle(connection: sa.Connection, event_ids: Collection[str], tally: Tally) -> Counter[State]:
     """Give events the state that follows from their writes'; returns how many took which."""
-    before = {event.id: event for event in about_to_change(connection, events.c.id.in_(event_ids))}
+    ids = list(event_ids)
+    before = {event.id: event for event in counted(_EVENTS.rows(connection, event_ids=ids))}
     by_event: dict[str, dict[str, tuple[str, float | None]]] = {}
-    chosen = {"event_ids": list(event_ids)}
-    for event_id, state, reason, done_at in connection.execute(_WRITES_OF, chosen):
+    for event_id, state, reason, done_at in _WRITES_OF.rows(connection, event_ids=ids):
         by_event.setdefault(event_id, {})[state] = (reason, done_at)
     rows = []
     changed: Counter[State] = Counter()
@@ -595,14 +600,19 @@ def settle(connection: sa.Connection, event_ids: Collection[str], tally: Tally) 
             tally.event(event, event.state, state)
             changed[state] += 1
     if rows:
-        connection.execute(_SETTLED, rows)
+        _SETTLED.many(connection, rows)
     return changed
 
 
-_WRITES_OF = sa.select(writes.c.event_id, writes.c.state, writes.c.reason, writes.c.done_at).where(
-    writes.c.event_id.in_(sa.bindparam("event_ids", expanding=True))
+_EVENTS = Prepared(
+    COUNTED.where(events.c.id.in_(sa.bindparam("event_ids", expanding=True))).with_for_update()
 )
-_SETTLED = (
+_WRITES_OF = Prepared(
+    sa.select(writes.c.event_id, writes.c.state, writes.c.reason, writes.c.done_at).where(
+        writes.c.event_id.in_(sa.bindparam("event_ids", expanding=True))
+    )
+)
+_SETTLED = Prepared(
     events.update()
     .where(events.c.id == sa.bindparam("key"))
     .values({name: sa.bindparam(name) for name in ("state", "reason", "done_at")})

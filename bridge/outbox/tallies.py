@@ -10,13 +10,14 @@ before it has ended counts as discarded. The row of the stored events tells what
 """
 
 from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import sqlalchemy as sa
 
-from bridge.database import insert, insert_many
 from bridge.outbox.schema import NUMBERS, STORED, WRITES, State, events, tallies
+from bridge.statements import insert, insert_many
 
 CAMPAIGNS = ("campaign", "canvas")
 _ENDED = (State.DELIVERED, State.EXPIRED, State.DISCARDED)
@@ -65,11 +66,20 @@ def about_to_change(
     connection: sa.Connection, *conditions: sa.ColumnElement[bool], limit: int | None = None
 ) -> list[Counted]:
     """The events of which all *conditions* hold; nobody else changes them before the end."""
-    chosen = (
-        sa.select(*(events.c[name] for name in Counted._fields)).where(*conditions).limit(limit)
-    )
-    rows = connection.execute(chosen.with_for_update())
-    return [Counted(*row)._replace(state=State(row.state)) for row in rows]
+    chosen = COUNTED.where(*conditions).limit(limit)
+    return counted(connection.execute(chosen.with_for_update()).all())
+
+
+# What a `Counted` is made of.
+COUNTED = sa.select(*(events.c[name] for name in Counted._fields))
+
+
+def counted(rows: Iterable[Sequence[Any]]) -> list[Counted]:
+    """What `COUNTED` has found."""
+    return [Counted(*row)._replace(state=State(row[_STATE])) for row in rows]
+
+
+_STATE = Counted._fields.index("state")
 
 
 class Tally:
