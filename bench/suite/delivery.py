@@ -2,8 +2,12 @@
 
 A backlog goes to a SessionM that takes 100 ms for each tag write, 64 writes under way at once and
 no rate set but what that allows: 640 a second. One process of `bridge serve` delivers, as always,
-beside two workers. Then what that costs lookups: with delivery paused and with delivery running, in
-turn, once at 1,000 lookups a second and once as fast as 64 connections can.
+beside two workers. Then what that costs cached lookups: with delivery paused and with delivery
+running, in turn, at 1,000 lookups a second, for which all of 64 connections ask together sixteen
+times a second, and as fast as 64 connections can. The 99th percentile of a run is that of its worst
+moments, so each round has several pairs of runs and shows their median. SessionM runs elsewhere in
+truth: here its stand-in has a lower priority than the bridge's workers, as the process that
+delivers has always.
 """
 
 import time
@@ -41,11 +45,13 @@ GOAL = 0.8
 P99_GOAL = 1.5
 # Milliseconds that each connection rests, for about 1,000 lookups a second.
 PACES = {"1,000 a second": CONNECTIONS, "as fast as it goes": 0}
+# Of runs without and with delivery, at each pace, in a round.
+PAIRS = 3
 
 
 @dataclass
 class _Figures:
-    """Of each round: writes a second alone, and for each pace writes and lookups.
+    """Of each round: writes a second alone. Of each pair of runs: writes and lookups at each pace.
 
     *cpu* is milliseconds of processor time of the bridge for each write of those alone.
     """
@@ -65,7 +71,8 @@ def run(plan: Plan) -> list[Table | str]:
             misbehave(sessionm, latency_ms=LATENCY_MS)
             with opened(folder, sessionm.url) as parts:
                 # All that can go out while this round lasts, customers who are not looked up.
-                add_events(parts, 1_000_000, 1_000_000 + IDEAL * (8 * plan.seconds + 15))
+                seconds = (len(PACES) * PAIRS + 1) * (plan.seconds + 2)
+                add_events(parts, 1_000_000, 1_000_000 + IDEAL * seconds)
             _round(plan, folder, sessionm, figures)
         click.echo(f"  {figures.alone[-1]:,.0f} writes a second", err=True)
     cpu = f"{median(figures.cpu):.2f} ms of processor time for each write."
@@ -79,6 +86,8 @@ def _round(plan: Plan, folder: Path, sessionm: Process, figures: _Figures) -> No
         sessionm.url,
         BRIDGE_SESSIONM_RPS=10 * IDEAL,
         BRIDGE_DELIVERY_CONCURRENCY=CONCURRENCY,
+        # What is warm stays warm while a round lasts.
+        BRIDGE_TAGS_MAX_AGE=3600,
     ) as process:
         warm(process, plan.warm_requests)
         for name, pace in PACES.items():
@@ -86,18 +95,19 @@ def _round(plan: Plan, folder: Path, sessionm: Process, figures: _Figures) -> No
             def look(pace: int = pace) -> Load:
                 return lookups(process.url, KEYS["content"], plan.seconds, pace=pace)
 
-            figures.paused[name].append(look())
-            _resume(folder, sessionm)
-            rate, load = _during(sessionm, look)
-            figures.writes[name].append(rate)
-            figures.running[name].append(load)
-            if name == next(reversed(PACES)):
-                before = process.cpu_seconds()
-                rate, _ = _during(sessionm, lambda: time.sleep(plan.seconds))
-                figures.alone.append(rate)
-                used = process.cpu_seconds() - before
-                figures.cpu.append(used * 1000 / max(1.0, rate * plan.seconds))
-            _pause(folder, sessionm)
+            for _ in range(PAIRS):
+                figures.paused[name].append(look())
+                _resume(folder, sessionm)
+                rate, load = _during(sessionm, look)
+                figures.writes[name].append(rate)
+                figures.running[name].append(load)
+                _pause(folder, sessionm)
+        _resume(folder, sessionm)
+        before = process.cpu_seconds()
+        rate, _ = _during(sessionm, lambda: time.sleep(plan.seconds))
+        figures.alone.append(rate)
+        used = process.cpu_seconds() - before
+        figures.cpu.append(used * 1000 / max(1.0, rate * plan.seconds))
 
 
 def _during(sessionm: Process, work: Callable[[], T]) -> tuple[float, T]:
@@ -133,10 +143,14 @@ def _writes(figures: _Figures) -> Table:
             number(median(rates)),
             spread(rates),
             f"**{median(of_ideal):.2f}**",
-            each(of_ideal),
+            each(of_ideal if rates is figures.alone else _of_rounds(of_ideal)),
             f"{GOAL:g}: {reached}" if rates is figures.alone else "",
         )
     return table
+
+
+def _of_rounds(pairs: list[float]) -> list[float]:
+    return [median(pairs[at : at + PAIRS]) for at in range(0, len(pairs), PAIRS)]
 
 
 def _named(rates: dict[str, list[float]]) -> dict[str, list[float]]:
@@ -158,7 +172,7 @@ def _lookups(figures: _Figures) -> Table:
                 f"{median(load.p50 for load in loads):.1f}",
                 f"{median(load.p99 for load in loads):.1f}",
                 f"**{median(ratios):.2f}**" if beside else "",
-                each(ratios) if beside else "",
+                each(_of_rounds(ratios)) if beside else "",
                 f"{P99_GOAL:g}: {reached}" if beside else "",
             )
     return table
