@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
@@ -352,8 +353,6 @@ class Cache:
     def close(self) -> None:
         for fetchers in (self._core, self._connect):
             fetchers.shutdown(cancel_futures=True)
-        for flight in self._flights.values():
-            flight.cancel()
         self._database.close()
         self._stamps.close()
 
@@ -407,8 +406,8 @@ class Cache:
             return
         try:
             with self._database.write() as connection:
-                # Looked at when it is our turn to write: who erases a customer first changes the
-                # stamp, and then deletes what was stored before.
+                # On one machine it is our turn to write by now: who erases a customer first changes
+                # the stamp, and when it is their turn deletes what was stored before.
                 rows = [
                     {
                         **key._asdict(),
@@ -441,7 +440,7 @@ class Cache:
             flight = Future()
             flying = fetchers.submit(self._fly, flight, key, fetch, ages, time.monotonic())
             self._flights[key] = flight
-        flying.add_done_callback(_report)
+        flying.add_done_callback(partial(_end, flight))
         return flight
 
     def _fly(
@@ -453,32 +452,34 @@ class Cache:
         """
         number = lock_number(hashed(*key))
         leased = False
+        kept: dict[Key, Entry] = {}
         try:
             leased = self._lease(number, asked_at)
             entry = self._known(key, ages) if leased else None
-            fetched = entry is None or ages.use(entry, time.time()) is not Use.FRESH
-            if entry is None or fetched:
+            if entry is None or ages.use(entry, time.time()) is not Use.FRESH:
                 entry = self._fetch(key, fetch)
-            # What is from before a change is of no use to anybody else.
-            kept = {key: entry} if fetched and entry.stamp == self.stamp(key) else {}
-            self._remember(kept)
+                # What is from before a change is of no use to anybody else.
+                kept = {key: entry} if entry.stamp == self.stamp(key) else {}
+                self._remember(kept)
         except BaseException as error:  # noqa: BLE001 - it goes to who waits
-            self._land(key)
-            flight.set_exception(error)
+            land = partial(flight.set_exception, error)
         else:
-            # Whoever comes after it has landed finds the answer in memory.
-            self._land(key)
-            flight.set_result(entry)
+            land = partial(flight.set_result, entry)
+        if leased and not kept:
+            # Who waits may have to ask again at once.
+            self._release(number)
+        # Whoever comes after it has landed finds the answer in memory.
+        with self._flights_lock:
+            self._flights.pop(key, None)
+        land()
+        if kept:
             # One interpreter for all threads: the answer first.
             time.sleep(HEAD_START)
-            self._store(kept)
-        finally:
-            if leased:
-                self._release(number)
-
-    def _land(self, key: Key) -> None:
-        with self._flights_lock:
-            del self._flights[key]
+            try:
+                self._store(kept)
+            finally:
+                if leased:
+                    self._release(number)
 
     def _lease(self, number: int, asked_at: float) -> bool:
         """Whether *number* is ours; if not, each process is for itself until the database is back.
@@ -578,7 +579,9 @@ def _encode(document: Mapping[str, Any]) -> bytes:
     return json.dumps(document, separators=(",", ":")).encode()
 
 
-def _report(flown: Future[None]) -> None:
-    """Nobody waits for the end of a flight: tell what nobody expects there."""
-    if not flown.cancelled() and (error := flown.exception()):
+def _end(flight: Future[Entry], flown: Future[None]) -> None:
+    """Nobody waits for the end of a fetch: tell what nobody expects there."""
+    if flown.cancelled():
+        flight.cancel()
+    elif error := flown.exception():
         log.error("lookup not kept", exc_info=error, extra={"action": "lookup_failed"})

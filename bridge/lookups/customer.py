@@ -165,9 +165,8 @@ class Lookups:
         with self._in_time() as until:
             # Both are under way at once: the tags' fetch goes on while the offers are awaited.
             asked = self._cache.ask(*self._tags_question(query.customer))
-            asked.get_going()
-            own, held = self._own(query.customer)
             offers, user_id = self._offers(query, until)
+            own, held = self._own(query.customer)
             tags = self._got(asked, until)
         now = time.time()
         answer = customer_answer(query, user_id, tags.part, offers.part, own, self._braze_id, now)

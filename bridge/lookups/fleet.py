@@ -304,6 +304,10 @@ class FleetFlights:
         return mine
 
     def release(self, number: int) -> None:
-        theirs = flights.c.holder == self._holders.pop(number)
+        holder = self._holders.pop(number, None)
+        if holder is None:
+            # It ran out while another thread held it anew, who has given it back.
+            return
+        theirs = flights.c.holder == holder
         with self._database.autocommit() as connection:
             connection.execute(flights.delete().where(flights.c.number == number, theirs))

@@ -5,6 +5,7 @@ what `bridge.lookups.fleet` keeps. Customers share words by hash: a collision co
 fetch, never a wrong answer.
 """
 
+import fcntl
 import mmap
 import os
 import struct
@@ -62,20 +63,20 @@ class SharedStamps:
     """
 
     def __init__(self, path: Path) -> None:
-        if not path.exists() or path.stat().st_size != _SIZE:
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            # Of several processes that start at once the first makes it.
+            fcntl.flock(folder, fcntl.LOCK_EX)
             # Another version's would be read at the wrong places.
-            path.unlink(missing_ok=True)
-            # Whole or not at all, and the first of several processes wins.
-            draft = path.with_name(f"{path.name}.{os.getpid()}")
-            draft.write_bytes(os.urandom(_SIZE))
-            try:
-                os.link(draft, path)
-            except FileExistsError:
-                pass
-            finally:
-                draft.unlink()
-        with path.open("r+b") as file:
-            self._map = mmap.mmap(file.fileno(), _SIZE)
+            if not path.exists() or path.stat().st_size != _SIZE:
+                # Whole or not at all.
+                draft = path.with_name(f"{path.name}.{os.getpid()}")
+                draft.write_bytes(os.urandom(_SIZE))
+                draft.replace(path)
+            with path.open("r+b") as file:
+                self._map = mmap.mmap(file.fileno(), _SIZE)
+        finally:
+            os.close(folder)
 
     def start(self) -> None:
         """Changes are seen as they are made."""

@@ -67,6 +67,10 @@ class Asgi:
         else:
             await send({"type": "websocket.close"})
 
+    def end(self) -> None:
+        """Let the deliveries that are under way finish; none begins any more."""
+        parts_of(self._app).delivery.stop()
+
     async def _live(self, receive: Receive, send: Send) -> None:
         """Begin and end with the server (ASGI lifespan protocol)."""
         while (await receive())["type"] != "lifespan.shutdown":

@@ -18,6 +18,7 @@ from gunicorn.asgi.protocol import ASGIProtocol
 from gunicorn.workers import gasgi
 
 from bridge.web.arrivals import Arrivals, Visit
+from bridge.web.asgi import Asgi
 from bridge.web.auth import request_id
 from bridge.web.errors import error_body
 from bridge.web.fastlane import FastLane
@@ -325,6 +326,14 @@ class Worker(gasgi.ASGIWorker):
         gc.freeze()
         # What is under way at once is far more than the 700 objects after which Python looks.
         gc.set_threshold(UNDER_WAY, 20)
+
+    def run(self) -> None:
+        try:
+            super().run()
+        finally:
+            # While Python still lets it send what it is about to send.
+            if isinstance(self.asgi, Asgi):
+                self.asgi.end()
 
     async def _serve(self) -> None:
         looking = asyncio.create_task(self._look_after())
