@@ -237,7 +237,7 @@ class Lookups:
         left = iter(customers or ())
         some = list(itertools.islice(left, MANY))
         if customers is None or len(some) == MANY:
-            # So many share their stamps with nearly everybody.
+            # In a fleet so many share their stamps with every second customer.
             self._cache.outdate_all()
             return
         for at in range(0, len(some), 500):
