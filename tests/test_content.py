@@ -9,7 +9,7 @@ from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from bridge.sessionm.sandbox import SandboxServer
-from tests.conftest import ALICE, SEED_CUSTOMER, MakeApp, bearer, eventually
+from tests.conftest import ALICE, SEED_CUSTOMER, MakeApp, bearer, eventually, post
 
 BOB = "b4e2d3c5-1c6f-4d70-9b82-a3c4d5e6f702"
 EMPTY = "c5d3e4b6-2d70-4e81-8c93-b4d5e6f70803"
@@ -258,3 +258,13 @@ def test_what_was_fetched_survives_a_restart(make_app: MakeApp, sandbox: Sandbox
     answer = get(make_app().test_client(), "offers", user_id=ALICE)
     assert told(answer)["status"] == "ok"
     assert answer.headers["Cache-Status"].startswith("bridge; hit")
+
+
+def test_what_is_pending_is_told_though_the_wallet_is_late(
+    client: FlaskClient, sandbox: SandboxServer
+) -> None:
+    assert post(client, braze_campaign_id="c1").status_code == 202
+    sandbox.sandbox.set_faults({"hang": 5, "match": "offers"})
+    answer = told(get(client, "customer", user_id=ALICE))
+    assert answer["parts"]["offers"] == "unavailable"
+    assert answer["pending"] == ["braze_campaign_c1"]

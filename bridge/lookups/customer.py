@@ -165,8 +165,9 @@ class Lookups:
         with self._in_time() as until:
             # Both are under way at once: the tags' fetch goes on while the offers are awaited.
             asked = self._cache.ask(*self._tags_question(query.customer))
-            offers, user_id = self._offers(query, until)
+            # Before anything is waited for: there would be no time left for it.
             own, held = self._own(query.customer)
+            offers, user_id = self._offers(query, until)
             tags = self._got(asked, until)
         now = time.time()
         answer = customer_answer(query, user_id, tags.part, offers.part, own, self._braze_id, now)

@@ -71,8 +71,12 @@ class SharedStamps:
             if not path.exists() or path.stat().st_size != _SIZE:
                 # Whole or not at all.
                 draft = path.with_name(f"{path.name}.{os.getpid()}")
-                draft.write_bytes(os.urandom(_SIZE))
-                draft.replace(path)
+                try:
+                    draft.write_bytes(os.urandom(_SIZE))
+                    draft.replace(path)
+                finally:
+                    # On a full disk its beginning would stay.
+                    draft.unlink(missing_ok=True)
             with path.open("r+b") as file:
                 self._map = mmap.mmap(file.fileno(), _SIZE)
         finally:
