@@ -65,7 +65,9 @@ class Process:
                 env=self._environment,
                 stdout=log,
                 stderr=log,
-                start_new_session=True,
+                # No session: Linux shares the processors among sessions first, and a priority
+                # counts only within one.
+                process_group=0,
             )
         try:
             while not self._answers():

@@ -21,8 +21,9 @@ log = logging.getLogger(__name__)
 
 # gunicorn ends a worker that takes longer than this to finish what it has begun.
 GRACE = 30
-# Of the process that delivers.
-NICE = 10
+# Of the process that delivers. With 10, lookups as fast as two processors answer them had a 99th
+# percentile half as high again beside it; intake has the same with both.
+NICE = 15
 
 
 class _Log(Logger):
