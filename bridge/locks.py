@@ -56,8 +56,8 @@ class Flights(Protocol):
     def try_acquire(self, number: int) -> bool:
         """Take it if nobody, here or elsewhere, has it; nobody waits."""
 
-    def release(self, number: int) -> None:
-        """Give it back."""
+    def release(self, *numbers: int) -> None:
+        """Give them back."""
 
 
 class FileLocks:
@@ -87,10 +87,11 @@ class FileLocks:
             self._held.add(number)
             return True
 
-    def release(self, number: int) -> None:
+    def release(self, *numbers: int) -> None:
         with self._guard:
-            self._held.discard(number)
-            fcntl.lockf(self._open(), fcntl.LOCK_UN, 1, number)
+            for number in numbers:
+                self._held.discard(number)
+                fcntl.lockf(self._open(), fcntl.LOCK_UN, 1, number)
 
     @contextmanager
     def writing(self) -> Iterator[None]:

@@ -62,8 +62,11 @@ BATCH = 1000
 SEARCH_PATIENCE = 60.0
 # Whoever asked for a flight that began so late has had to do without.
 STALE_FLIGHT = 2.0
-# Seconds: enough for another thread to begin or to end what somebody waits for.
+# Seconds: enough for another thread to begin what somebody waits for.
 HEAD_START = 0.002
+# One interpreter for all threads: answers come first, and those that come meanwhile are stored in
+# one transaction. As fast as 64 connections ask, an eighth more cold lookups were answered by it.
+TOGETHER = 0.005
 MEMORY_BYTES = 256 * 1024 * 1024
 # Measured: what an entry takes beside its body, its key and places in two dictionaries included.
 _OVERHEAD = 560
@@ -223,6 +226,9 @@ class Cache:
         self._memory_lock = threading.Lock()
         self._flights: dict[Key, Future[Entry]] = {}
         self._flights_lock = threading.Lock()
+        self._landed: list[_Landed] = []
+        self._landed_lock = threading.Lock()
+        self._keeper = ThreadPoolExecutor(1, "keeper")
         # One pool for each of SessionM's systems: one that hangs must not hold up the other.
         self._core = ThreadPoolExecutor(FETCHERS, "fetcher-core")
         self._connect = ThreadPoolExecutor(FETCHERS, "fetcher-connect")
@@ -353,6 +359,7 @@ class Cache:
     def close(self) -> None:
         for fetchers in (self._core, self._connect):
             fetchers.shutdown(cancel_futures=True)
+        self._keeper.shutdown()
         self._database.close()
         self._stamps.close()
 
@@ -440,7 +447,8 @@ class Cache:
             flight = Future()
             flying = fetchers.submit(self._fly, flight, key, fetch, ages, time.monotonic())
             self._flights[key] = flight
-        flying.add_done_callback(partial(_end, flight))
+        flying.add_done_callback(partial(_cancel, flight))
+        flying.add_done_callback(_log_fault)
         return flight
 
     def _fly(
@@ -452,34 +460,46 @@ class Cache:
         """
         number = lock_number(hashed(*key))
         leased = False
-        kept: dict[Key, Entry] = {}
+        kept: Entry | None = None
         try:
             leased = self._lease(number, asked_at)
             entry = self._known(key, ages) if leased else None
             if entry is None or ages.use(entry, time.time()) is not Use.FRESH:
                 entry = self._fetch(key, fetch)
                 # What is from before a change is of no use to anybody else.
-                kept = {key: entry} if entry.stamp == self.stamp(key) else {}
-                self._remember(kept)
+                if entry.stamp == self.stamp(key):
+                    kept = entry
+                    self._remember({key: kept})
         except BaseException as error:  # noqa: BLE001 - it goes to who waits
             land = partial(flight.set_exception, error)
         else:
             land = partial(flight.set_result, entry)
-        if leased and not kept:
+        if leased and kept is None:
             # Who waits may have to ask again at once.
             self._release(number)
         # Whoever comes after it has landed finds the answer in memory.
         with self._flights_lock:
             self._flights.pop(key, None)
         land()
-        if kept:
-            # One interpreter for all threads: the answer first.
-            time.sleep(HEAD_START)
-            try:
-                self._store(kept)
-            finally:
-                if leased:
-                    self._release(number)
+        if kept is not None:
+            self._store_soon(_Landed(key, kept, number if leased else None))
+
+    def _store_soon(self, landed: "_Landed") -> None:
+        with self._landed_lock:
+            self._landed.append(landed)
+            if len(self._landed) > 1:
+                # Who is about to store the others takes it along.
+                return
+        self._keeper.submit(self._store_landed).add_done_callback(_log_fault)
+
+    def _store_landed(self) -> None:
+        time.sleep(TOGETHER)
+        with self._landed_lock:
+            landed, self._landed = self._landed, []
+        try:
+            self._store({one.key: one.entry for one in landed})
+        finally:
+            self._release(*(one.lease for one in landed if one.lease is not None))
 
     def _lease(self, number: int, asked_at: float) -> bool:
         """Whether *number* is ours; if not, each process is for itself until the database is back.
@@ -499,13 +519,13 @@ class Cache:
             return False
         return True
 
-    def _release(self, number: int) -> None:
+    def _release(self, *numbers: int) -> None:
         try:
-            self._leases.release(number)
+            self._leases.release(*numbers)
         except StoreUnavailableError as error:
             # It runs out by itself.
             extra = {"action": "cache_unwritable"}
-            log.log(error.level, "lease not given back: %s", error, extra=extra)
+            log.log(error.level, "leases not given back: %s", error, extra=extra)
 
     def _fetch(self, key: Key, fetch: Fetch) -> Entry:
         stamp = self.stamp(key)
@@ -579,9 +599,20 @@ def _encode(document: Mapping[str, Any]) -> bytes:
     return json.dumps(document, separators=(",", ":")).encode()
 
 
-def _end(flight: Future[Entry], flown: Future[None]) -> None:
-    """Nobody waits for the end of a fetch: tell what nobody expects there."""
+class _Landed(NamedTuple):
+    """An answer that those who waited have; *lease*: held until the table has it too."""
+
+    key: Key
+    entry: Entry
+    lease: int | None
+
+
+def _cancel(flight: Future[Entry], flown: Future[None]) -> None:
     if flown.cancelled():
         flight.cancel()
-    elif error := flown.exception():
+
+
+def _log_fault(done: Future[None]) -> None:
+    """Nobody waits for it: tell what nobody expects there."""
+    if not done.cancelled() and (error := done.exception()):
         log.error("lookup not kept", exc_info=error, extra={"action": "lookup_failed"})

@@ -303,11 +303,14 @@ class FleetFlights:
             self._holders[number] = holder
         return mine
 
-    def release(self, number: int) -> None:
-        holder = self._holders.pop(number, None)
-        if holder is None:
-            # It ran out while another thread held it anew, who has given it back.
-            return
-        theirs = flights.c.holder == holder
-        with self._database.autocommit() as connection:
-            connection.execute(flights.delete().where(flights.c.number == number, theirs))
+    def release(self, *numbers: int) -> None:
+        # What is not there ran out while another thread held it anew, who has given it back.
+        held = [
+            (number, holder)
+            for number in numbers
+            if (holder := self._holders.pop(number, None)) is not None
+        ]
+        if held:
+            ours = sa.tuple_(flights.c.number, flights.c.holder).in_(held)
+            with self._database.autocommit() as connection:
+                connection.execute(flights.delete().where(ours))
