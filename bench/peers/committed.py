@@ -1,5 +1,6 @@
 """Webhooks into SQLite with Flask: one durable commit for each."""
 
+import fcntl
 import hmac
 import os
 import sqlite3
@@ -27,11 +28,14 @@ def connection() -> sqlite3.Connection:
     return found
 
 
-with connection() as first:
-    first.execute(
-        "CREATE TABLE IF NOT EXISTS events"
-        " (dispatch_id TEXT PRIMARY KEY, user_id TEXT, body BLOB, received_at REAL)"
-    )
+with (DATABASE.parent / "turn").open("w") as turn:
+    # Of workers that start at once: SQLite lets nobody wait for another mode of its journal.
+    fcntl.flock(turn, fcntl.LOCK_EX)
+    with connection() as first:
+        first.execute(
+            "CREATE TABLE IF NOT EXISTS events"
+            " (dispatch_id TEXT PRIMARY KEY, user_id TEXT, body BLOB, received_at REAL)"
+        )
 
 
 @app.post("/webhooks/braze")
