@@ -81,6 +81,18 @@ def test_sigterm_ends_all_of_it_cleanly(service: Service) -> None:
     assert "Traceback" not in service.log.read_text()
 
 
+def test_what_is_fetched_while_it_ends_is_kept(
+    make_service: MakeService, sandbox: SandboxServer
+) -> None:
+    sandbox.sandbox.set_faults({"latency_ms": 1000})
+    service = make_service(BRIDGE_LOOKUP_DEADLINE="0.2")
+    assert service.lookup("tags", user_id=ALICE).json()["status"] == "unavailable"
+    assert service.stop() == 0
+    assert "Traceback" not in service.log.read_text()
+    service.start()
+    assert service.lookup("tags", user_id=ALICE).headers["Cache-Status"].startswith("bridge; hit")
+
+
 def test_probes_and_health_tell_how_it_is(service: Service) -> None:
     assert requests.get(f"{service.url}/healthz", timeout=5).json() == {"status": "ok"}
     assert requests.get(f"{service.url}/readyz", timeout=5).status_code == 200

@@ -490,7 +490,11 @@ class Cache:
             if len(self._landed) > 1:
                 # Who is about to store the others takes it along.
                 return
-        self._keeper.submit(self._store_landed).add_done_callback(_log_fault)
+        try:
+            self._keeper.submit(self._store_landed).add_done_callback(_log_fault)
+        except RuntimeError:
+            # Python ends, and begins nothing more in threads.
+            self._store_landed()
 
     def _store_landed(self) -> None:
         time.sleep(TOGETHER)
