@@ -1,6 +1,8 @@
 """SessionM's own paths on the bridge."""
 
 import re
+import secrets
+import time
 from typing import Any
 
 import pytest
@@ -85,6 +87,21 @@ def test_a_wallet_comes_as_sessionm_sends_it_and_is_cached(
         answer = client.post(path, json=body, headers=bearer("content")).get_json()
     assert answer["payload"]["available_points"] == 100
     assert answer["payload"]["user_offers"][0]["offer_type"] == "manual_fulfillment"
+    assert sandbox.sandbox.counts()["offers"] == 1
+
+
+@pytest.mark.parametrize("database", ["sqlite", "postgresql"], indirect=True)
+def test_a_wallet_that_was_asked_for_at_length_is_there_for_other_processes(
+    make_app: MakeApp, sandbox: SandboxServer
+) -> None:
+    first, second = (make_app().test_client() for _ in range(2))
+    # More than PostgreSQL takes into an index.
+    body = {"user_id": SEED_CUSTOMER, "note": secrets.token_hex(20_000)}
+    path = "/offers/api/2.0/offers/get_user_offers"
+    assert first.post(path, json=body, headers=bearer("content")).status_code == 200
+    # Answers come before they are stored.
+    time.sleep(0.2)
+    assert second.post(path, json=body, headers=bearer("content")).status_code == 200
     assert sandbox.sandbox.counts()["offers"] == 1
 
 

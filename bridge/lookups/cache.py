@@ -10,11 +10,12 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
+from itertools import chain
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
@@ -67,6 +68,10 @@ HEAD_START = 0.002
 # One interpreter for all threads: answers come first, and those that come meanwhile are stored in
 # one transaction. As fast as 64 connections ask, an eighth more cold lookups were answered by it.
 TOGETHER = 0.005
+# In one transaction: a fleet's database has half a second for it.
+AT_ONCE = 32
+# Where the table is held up, so many wait for it.
+MOST_LANDED = 1000
 MEMORY_BYTES = 256 * 1024 * 1024
 # Measured: what an entry takes beside its body, its key and places in two dictionaries included.
 _OVERHEAD = 560
@@ -352,9 +357,12 @@ class Cache:
     def forget_before(self, then: float) -> int:
         """Drop a batch of what was fetched before *then*; returns how much it was."""
         name = (lookups.c.kind, lookups.c.customer, lookups.c.variant)
-        old = sa.select(*name).where(lookups.c.fetched_at < then).limit(BATCH)
+        is_old = lookups.c.fetched_at < then
+        # What is being renewed at this moment is left alone, and waits for nobody here.
+        old = sa.select(*name).where(is_old).limit(BATCH).with_for_update(skip_locked=True)
+        drop = lookups.delete().where(is_old, sa.tuple_(*name).in_(old))
         with self._database.write(patience=SEARCH_PATIENCE) as connection:
-            return connection.execute(lookups.delete().where(sa.tuple_(*name).in_(old))).rowcount
+            return connection.execute(drop).rowcount
 
     def close(self) -> None:
         for fetchers in (self._core, self._connect):
@@ -482,28 +490,32 @@ class Cache:
             self._flights.pop(key, None)
         land()
         if kept is not None:
-            self._store_soon(_Landed(key, kept, number if leased else None))
+            self._store_soon(_Landed(key, kept, [number] if leased else []))
 
     def _store_soon(self, landed: "_Landed") -> None:
         with self._landed_lock:
-            self._landed.append(landed)
-            if len(self._landed) > 1:
-                # Who is about to store the others takes it along.
-                return
-        try:
-            self._keeper.submit(self._store_landed).add_done_callback(_log_fault)
-        except RuntimeError:
-            # Python ends, and begins nothing more in threads.
-            self._store_landed()
+            waiting = len(self._landed)
+            if waiting < MOST_LANDED:
+                self._landed.append(landed)
+        if waiting == MOST_LANDED:
+            # The table takes nothing at present; memory has it.
+            self._release(*landed.lease)
+        elif waiting % AT_ONCE == 0:
+            # The others are taken along.
+            try:
+                self._keeper.submit(self._store_landed).add_done_callback(_log_fault)
+            except RuntimeError:
+                # Python ends, and begins nothing more in threads.
+                self._store_landed()
 
     def _store_landed(self) -> None:
         time.sleep(TOGETHER)
         with self._landed_lock:
-            landed, self._landed = self._landed, []
+            some, self._landed = self._landed[:AT_ONCE], self._landed[AT_ONCE:]
         try:
-            self._store({one.key: one.entry for one in landed})
+            self._store({one.key: one.entry for one in some})
         finally:
-            self._release(*(one.lease for one in landed if one.lease is not None))
+            self._release(*chain.from_iterable(one.lease for one in some))
 
     def _lease(self, number: int, asked_at: float) -> bool:
         """Whether *number* is ours; if not, each process is for itself until the database is back.
@@ -604,11 +616,11 @@ def _encode(document: Mapping[str, Any]) -> bytes:
 
 
 class _Landed(NamedTuple):
-    """An answer that those who waited have; *lease*: held until the table has it too."""
+    """An answer that those who waited have; a *lease*, if any, is held until the table has it."""
 
     key: Key
     entry: Entry
-    lease: int | None
+    lease: Sequence[int]
 
 
 def _cancel(flight: Future[Entry], flown: Future[None]) -> None:

@@ -277,7 +277,8 @@ class Lookups:
 
     def raw_offers(self, body: Mapping[str, Any]) -> Served:
         """SessionM's own answer to *body* of get_user_offers, cached; raises as `Cache.get`."""
-        variant = json.dumps(body, sort_keys=True)
+        # A body may be longer than what a database takes as a name.
+        variant = blake2b(json.dumps(body, sort_keys=True).encode(), digest_size=16).hexdigest()
         customer = Customer("user_id", str(body["user_id"]))
         key = Key("offers", customer.key, variant)
         fetch = _fetch_offers(self._sessionm, body)
