@@ -21,9 +21,9 @@ log = logging.getLogger(__name__)
 
 # gunicorn ends a worker that takes longer than this to finish what it has begun.
 GRACE = 30
-# Of the process that delivers. With 10, lookups as fast as two processors answer them had a 99th
-# percentile half as high again beside it; intake has the same with both.
-NICE = 15
+# Of the process that delivers. Not more: it holds the turn to write now and then, and with 15, where
+# other programs keep the processors busy, intake waited for it for seconds.
+NICE = 10
 
 
 class _Log(Logger):
