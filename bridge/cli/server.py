@@ -21,8 +21,8 @@ log = logging.getLogger(__name__)
 
 # gunicorn ends a worker that takes longer than this to finish what it has begun.
 GRACE = 30
-# Of the process that delivers. Not more: it holds the turn to write now and then, and with 15, where
-# other programs keep the processors busy, intake waited for it for seconds.
+# Of the process that delivers. Not more: it holds the turn to write now and then, and with 15,
+# where other programs keep the processors busy, intake waited for it for seconds.
 NICE = 10
 
 
