@@ -46,7 +46,7 @@ P99_GOAL = 1.5
 # Milliseconds that each connection rests, for about 1,000 lookups a second.
 PACES = {"1,000 a second": CONNECTIONS, "as fast as it goes": 0}
 # Of runs without and with delivery, at each pace, in a round.
-PAIRS = 3
+PAIRS = 5
 
 
 @dataclass
