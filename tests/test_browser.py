@@ -125,6 +125,8 @@ def test_the_dashboard_renews_itself_and_disturbs_nobody(
     service: Service, open_page: OpenPage
 ) -> None:
     service.webhook(user_id=ALICE, braze_campaign_id="spring")
+    # Another verdict is another section.
+    eventually(lambda: "Healthy" in requests_dashboard(service))
     page = open_page("about:blank", viewport={"width": 900, "height": 500})
     page.clock.install()
     page.goto(f"{service.url}/dashboard")

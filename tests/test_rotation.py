@@ -22,6 +22,10 @@ SECRETS = (
 )
 
 
+# Seconds between two webhooks: faster, on a busy machine, there would be a queue to work off.
+REST = 0.05
+
+
 class Braze(threading.Thread):
     """Sends webhooks one after the other, and like Braze tries again what is not acknowledged."""
 
@@ -34,7 +38,7 @@ class Braze(threading.Thread):
         self._service = service
 
     def run(self) -> None:
-        while not self.ending.is_set():
+        while not self.ending.wait(REST):
             self._send(f"dispatch-{self.accepted}")
             self.accepted += 1
 
