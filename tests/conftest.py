@@ -256,7 +256,7 @@ class Service:
                 requests.get(f"{self.url}/readyz", timeout=2).ok
                 and listeners(self.port) >= self._workers
             )
-        except requests.ConnectionError:
+        except (requests.ConnectionError, requests.Timeout):
             return False
 
     def webhook(self, **fields: Any) -> requests.Response:
