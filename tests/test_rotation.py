@@ -22,10 +22,6 @@ SECRETS = (
 )
 
 
-# Seconds between two webhooks: faster, on a busy machine, there would be a queue to work off.
-REST = 0.05
-
-
 class Braze(threading.Thread):
     """Sends webhooks one after the other, and like Braze tries again what is not acknowledged."""
 
@@ -38,7 +34,7 @@ class Braze(threading.Thread):
         self._service = service
 
     def run(self) -> None:
-        while not self.ending.wait(REST):
+        while not self.ending.is_set():
             self._send(f"dispatch-{self.accepted}")
             self.accepted += 1
 
@@ -132,7 +128,8 @@ def test_each_secret_is_rotated_under_load(
         braze.ending.set()
         braze.join(60)
     assert set(braze.statuses) <= {200, 202}
-    eventually(lambda: sandbox.sandbox.tags(ALICE).get("counted") == braze.accepted, 60)
+    # Counters of one customer go out one by one: on a busy machine late, but each of them.
+    eventually(lambda: sandbox.sandbox.tags(ALICE).get("counted") == braze.accepted, 180)
     assert braze.accepted > 50
     headers = {"Authorization": "Bearer content-new"}
     offers = f"{service.url}/connected-content/offers?user_id={ALICE}"
