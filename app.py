@@ -1,15 +1,15 @@
-"""The application for gunicorn: `gunicorn app:app` under any of its workers.
+"""The application for gunicorn: `gunicorn app:app` under any of its WSGI workers.
 
-`gunicorn -k bridge.web.worker.Worker app:asgi` is the same on an event loop, as `bridge serve`
-runs it.
+`gunicorn -k uvicorn_worker.UvicornWorker app:asgi` serves the same on an event loop.
 """
 
 import sys
 
-from bridge import create_app
-from bridge.database import NewerSchemaError
+from bridge.application import create_app
 from bridge.intake.rules import RulesError
+from bridge.ops import files
 from bridge.settings import SettingsError
+from bridge.storage.database import NewerSchemaError
 from bridge.web.asgi import Asgi
 
 # gunicorn takes this exit status as "the application cannot be loaded" and stops, where any
@@ -21,4 +21,5 @@ try:
 except (SettingsError, RulesError, NewerSchemaError) as error:
     sys.stderr.write(f"bridge: {error}\n")
     sys.exit(CANNOT_LOAD)
+files.raise_limit()
 asgi = Asgi(app)

@@ -1,1 +1,1 @@
-"""Benchmarks: the bridge beside what a user would pick instead. `python -m bench --help`."""
+"""Benchmarks: the bridge compared with what a user could run instead. `python -m bench --help`."""

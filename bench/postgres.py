@@ -14,7 +14,7 @@ SERVER = os.environ.get(
 
 
 def missing() -> str:
-    """Why there is no server; "" if there is one."""
+    """Return why there is no server; "" if there is one."""
     try:
         psycopg.connect(SERVER, connect_timeout=5).close()
     except psycopg.OperationalError:
@@ -24,7 +24,7 @@ def missing() -> str:
 
 @contextmanager
 def fresh_database() -> Iterator[str]:
-    """The URL of an empty database, dropped afterwards."""
+    """Create an empty database, yield its URL, and drop it."""
     name = f"bridge_bench_{secrets.token_hex(6)}"
     with psycopg.connect(SERVER, autocommit=True) as administrator:
         administrator.execute(f"CREATE DATABASE {name} TEMPLATE template0".encode())
@@ -32,16 +32,3 @@ def fresh_database() -> Iterator[str]:
             yield urlsplit(SERVER)._replace(path=f"/{name}").geturl()
         finally:
             administrator.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
-
-
-def size(url: str) -> int:
-    """Bytes on disk, its log apart."""
-    with psycopg.connect(url) as connection:
-        row = connection.execute("SELECT pg_database_size(current_database())").fetchone()
-    return int(row[0]) if row else 0
-
-
-def most_connections() -> int:
-    with psycopg.connect(SERVER) as connection:
-        row = connection.execute("SHOW max_connections").fetchone()
-    return int(row[0]) if row else 0

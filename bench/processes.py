@@ -1,4 +1,4 @@
-"""Services as processes of their own, and what the kernel tells of them."""
+"""Services as separate processes, and what the kernel reports about them."""
 
 import contextlib
 import http.client
@@ -12,25 +12,27 @@ from pathlib import Path
 from typing import Self
 
 HOST = "127.0.0.1"
-PATIENCE = 60.0
+# Seconds.
+START_TIMEOUT = 60.0
+STOP_TIMEOUT = 15.0
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class StartError(Exception):
-    """A service did not start; the message holds the end of its log."""
+    """A service did not start. The message contains the end of the log."""
 
 
 class Process:
-    """A service in a process group of its own, from `start` to the end of the ``with`` block.
+    """A service in its own process group, running inside the ``with`` block.
 
     Args:
-        command: what to run; *port* stands in it already.
-        port: where it will listen.
-        folder: where it runs and logs.
-        environment: what it shall know beside this process's environment.
-        path: what is asked to find out whether it serves.
-        ready: the status that says so; any below 500 if it is 0.
-        listeners: how many sockets listen when all of its workers serve.
+        command: the command, including *port*.
+        port: the port that the service listens on.
+        folder: working directory and place of the log.
+        environment: added to the environment of this process.
+        path: path of the request that shows whether the service is ready.
+        ready: status of a ready service; 0 is any status below 500.
+        listeners: number of listening sockets once all workers are ready.
     """
 
     def __init__(
@@ -56,7 +58,13 @@ class Process:
         self.started_in = 0.0
 
     def __enter__(self) -> Self:
-        """Start, and wait until all workers serve; `started_in`: seconds to the first answer."""
+        """Start, and wait until all workers are ready.
+
+        Sets `started_in`, the seconds to the first answer.
+
+        Raises:
+            StartError: the process has ended, or is not ready in time.
+        """
         began = time.monotonic()
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(  # noqa: S603 - our own commands
@@ -65,8 +73,7 @@ class Process:
                 env=self._environment,
                 stdout=log,
                 stderr=log,
-                # No session: Linux shares the processors among sessions first, and a priority
-                # counts only within one.
+                # No new session: with autogroups, Linux compares nice values only within a session.
                 process_group=0,
             )
         try:
@@ -85,21 +92,21 @@ class Process:
     def __exit__(self, *_: object) -> None:
         self._process.terminate()
         try:
-            self._process.wait(15)
+            self._process.wait(STOP_TIMEOUT)
         except subprocess.TimeoutExpired:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
 
     def cpu_seconds(self) -> float:
-        """Processor time used so far, children included."""
+        """Return the processor time used so far, including child processes."""
         return sum(_cpu_ticks(pid) for pid in self._tree()) / _TICKS
 
     def memory(self) -> float:
-        """MB held now (PSS: pages that processes share count once), children included."""
+        """Return the memory in MB, including child processes; shared pages count once (PSS)."""
         return sum(_pss(pid) for pid in self._tree()) / 1024
 
     def limit(self, group: "Quota") -> None:
-        """Let all its processes share the processor time of *group*."""
+        """Move all processes of the service into *group*."""
         for pid in self._tree():
             group.add(pid)
 
@@ -122,16 +129,13 @@ class Process:
         return status == self._ready if self._ready else status < 500
 
     def _expect_alive(self, began: float) -> None:
-        if self._process.poll() is not None or time.monotonic() - began > PATIENCE:
+        if self._process.poll() is not None or time.monotonic() - began > START_TIMEOUT:
             tail = self._log.read_text(errors="replace")[-500:].strip()
-            raise StartError(f"{' '.join(self._command[:4])} … does not serve: {tail}")
+            raise StartError(f"{' '.join(self._command[:4])} … did not start: {tail}")
 
 
 class Quota:
-    """So much processor time for some processes: *share* of one core. A context manager.
-
-    It is a control group of the kernel, of the first or the second version.
-    """
+    """A control group (version 1 or 2) whose processes together get *share* of one core."""
 
     PERIOD = 20_000
     ROOT = Path("/sys/fs/cgroup")
@@ -144,7 +148,11 @@ class Quota:
         self._share = share
 
     def __enter__(self) -> Self:
-        """Make the group; raises OSError where that is not allowed."""
+        """Create the group.
+
+        Raises:
+            OSError: this is not allowed here.
+        """
         self._folder.mkdir()
         quota = int(self._share * self.PERIOD)
         if self._is_first:
@@ -155,7 +163,7 @@ class Quota:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Its processes must have ended."""
+        """Remove the group; all of its processes must have ended."""
         self._folder.rmdir()
 
     def add(self, pid: int) -> None:
@@ -163,7 +171,7 @@ class Quota:
 
     @classmethod
     def missing(cls) -> str:
-        """Why there are none here; "" if there are."""
+        """Return why control groups cannot be used here; "" if they can."""
         try:
             with cls(0.5):
                 return ""
@@ -172,9 +180,9 @@ class Quota:
 
 
 def cpu_of(name: str) -> float:
-    """Processor time in seconds that all processes of that *name* have used so far.
+    """Return the processor time in seconds that all processes called *name* have used so far.
 
-    Those that have ended are counted with their parents, if these have that name.
+    Ended processes count if their parent has the same name.
     """
     ticks = 0
     for folder in Path("/proc").glob("[0-9]*"):
@@ -192,13 +200,13 @@ def free_port() -> int:
 
 
 def listeners(port: int) -> int:
-    """How many sockets listen on *port*, as the kernel tells."""
+    """Return the number of sockets that listen on *port*."""
     rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     return sum(row[1].endswith(f":{port:04X}") and row[3] == "0A" for row in rows)
 
 
 class Steal:
-    """How much of the processors the hypervisor has taken away since this was made."""
+    """CPU steal: processor time taken by the hypervisor since this object was created."""
 
     def __init__(self) -> None:
         self._before = _stat()
@@ -215,7 +223,7 @@ def _stat() -> list[int]:
 
 
 def _cpu_ticks(pid: int, *, ended: bool = False) -> int:
-    """Of a process, and of its children that have *ended* if so wished."""
+    """Return the ticks of a process, and with *ended* of the children that have ended."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return sum(map(int, fields[11 : 15 if ended else 13]))
 
@@ -228,7 +236,7 @@ def _pss(pid: int) -> int:
 
 
 def _clean_environment() -> dict[str, str]:
-    """This process's environment without any settings of a real bridge."""
+    """Return the environment of this process without settings of a bridge."""
     return {
         name: value
         for name, value in os.environ.items()

@@ -1,13 +1,13 @@
-"""What is shown: tables in Markdown, and the page that holds them."""
+"""Tables in Markdown, and the page that holds them."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 
 @dataclass
 class Table:
-    """Rows of text under *columns*; the first column is to the left, the others to the right."""
+    """Rows of text under *columns*; the first column is left-aligned, the others right-aligned."""
 
     columns: Sequence[str]
     rows: list[tuple[str, ...]] = field(default_factory=list)
@@ -30,7 +30,7 @@ def _pad(cell: str, at: int, widths: Sequence[int]) -> str:
 
 
 def number(value: float) -> str:
-    """Three digits that count: 12,345 and 0.123."""
+    """Format with three significant digits, or as a whole number: 12,345 and 0.12."""
     if abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
@@ -40,20 +40,24 @@ def spread(values: Sequence[float]) -> str:
     return f"{number(min(values))} to {number(max(values))}"
 
 
-def each(values: Iterable[float]) -> str:
-    return " ".join(f"{value:.2f}" for value in values)
+def goal(ratio: float, least: float | None = None, *, most: float | None = None) -> str:
+    """Format a ratio, and whether it is at least *least* or at most *most*."""
+    shown = f"**{ratio:.{2 if ratio >= 0.1 else 3}f}**"
+    if least is not None:
+        return f"{shown}, goal {least:g}: {verdict(met=ratio >= least)}"
+    if most is not None:
+        return f"{shown}, goal {most:g}: {verdict(met=ratio <= most)}"
+    return shown
 
 
 def verdict(*, met: bool) -> str:
-    """What the table says of a goal."""
     return "met" if met else "missed"
 
 
-def put(page: str, name: str, text: str) -> str:
-    """*page* with *text* as the part *name*, between markers; at the end if it is not there yet."""
-    begin, end = f"<!-- bench: {name} -->", f"<!-- end: {name} -->"
-    part = f"{begin}\n{text.strip()}\n{end}"
-    if begin not in page:
-        return f"{page.rstrip()}\n\n{part}\n"
-    old = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
-    return old.sub(lambda _: part, page)
+def replace_section(page: str, section: str) -> str:
+    """Replace the section of *page* with the same heading; without one, append *section*."""
+    heading = section.partition("\n")[0]
+    old = re.compile(rf"^{re.escape(heading)}\n.*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)
+    new = f"{section.strip()}\n\n"
+    page = old.sub(lambda _: new, page) if old.search(page) else f"{page.rstrip()}\n\n{new}"
+    return f"{page.strip()}\n"

@@ -1,7 +1,7 @@
-"""Rounds: everybody once, then everybody once more, so that a noisy machine is unfair to all."""
+"""Comparisons in rounds: each round runs every service once, so that noise affects all alike."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,16 +9,31 @@ from statistics import median
 
 import click
 
-from bench.processes import Process, Steal
-from bench.report import Table, each, number, spread, verdict
+from bench.processes import Process
+from bench.report import Table, goal, number, spread
 from bench.wrk import Load
+
+COLUMNS = (
+    "",
+    "per second",
+    "min to max",
+    "bridge / peer",
+    "p50 ms",
+    "p99 ms",
+    "CPU s per million",
+)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is measured: rounds, seconds of a run, and requests before it.
+    """How much to measure.
 
-    *folder* is empty and on a real disk.
+    Attributes:
+        rounds: runs of each service.
+        seconds: duration of a run.
+        warm_requests: requests before a run.
+        quick: only check that everything works, with small databases.
+        folder: an empty folder on a real disk.
     """
 
     rounds: int
@@ -27,144 +42,98 @@ class Plan:
     quick: bool
     folder: Path
 
-    def room(self, *names: object) -> Path:
-        """A fresh folder."""
-        room = self.folder / re.sub(r"\W+", "-", "-".join(map(str, names)))
-        room.mkdir(parents=True)
-        return room
+    def new_folder(self, *names: object) -> Path:
+        """Create a folder with these *names* joined."""
+        folder = self.folder / re.sub(r"\W+", "-", "-".join(map(str, names)))
+        folder.mkdir(parents=True)
+        return folder
 
 
 @dataclass(frozen=True)
-class Contender:
-    """Somebody who takes part.
+class Service:
+    """The bridge, or a peer: a service that the bridge is compared with.
 
     Attributes:
-        name: as the table shows it.
-        start: the service, given a fresh folder.
-        missing: why it cannot run here, if so.
-        goal: how many times its rate the bridge's ought to be at least.
-        asks_for_key: whether it refuses a wrong key.
+        name: as shown in the table.
+        start: starts the service in an empty folder.
+        missing: why the service cannot run here; "" if it can.
+        goal: smallest accepted ratio of the bridge's rate to the rate of this service.
+        checks_key: whether the service refuses a wrong key.
     """
 
     name: str
     start: Callable[[Path], AbstractContextManager[Process]]
     missing: str = ""
     goal: float | None = None
-    asks_for_key: bool = True
+    checks_key: bool = True
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run: the load, processor time (µs an answer), memory (MB), what was stolen (%)."""
+    """One run of a service: load and processor time, in µs per answer."""
 
     load: Load
     cpu: float
-    memory: float
-    steal: float
 
 
 def measure(process: Process, load: Callable[[], Load]) -> Run:
-    """Put *load* on *process* and see what it costs."""
-    steal, before = Steal(), process.cpu_seconds()
+    """Run *load* against *process*."""
+    before = process.cpu_seconds()
     done = load()
-    cpu = (process.cpu_seconds() - before) * 1e6 / max(1, done.requests)
-    return Run(done, cpu, process.memory(), steal.percent())
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """The runs of each contender by name, a run a round; the first contender is the bridge."""
-
-    contenders: Sequence[Contender]
-    runs: Mapping[str, Sequence[Run]]
-
-    def p99(self, name: str) -> float:
-        """Its median in milliseconds; infinite for who is missing."""
-        runs = self.runs.get(name, ())
-        return median(run.load.p99 for run in runs) if runs else float("inf")
-
-    def table(self) -> Table:
-        table = Table(_COLUMNS)
-        ours = next(iter(self.runs.values()))
-        for one in self.contenders:
-            if runs := self.runs.get(one.name):
-                table.add(one.name, *_cells(one, runs, None if runs is ours else ours))
-        return table
-
-    def remarks(self) -> list[str]:
-        """Who is left out, who failed, how much the machine was disturbed."""
-        missing = [one for one in self.contenders if one.missing]
-        found = [f"Left out: {one.name} ({one.missing})." for one in missing]
-        for name, runs in self.runs.items():
-            refused = sum(run.load.refused for run in runs)
-            broken = sum(run.load.broken for run in runs)
-            if refused or broken:
-                found.append(f"{name}: {refused:,} refused and {broken:,} broken requests.")
-        most = max(run.steal for runs in self.runs.values() for run in runs)
-        found.append(f"In single runs the hypervisor took up to {most:.0f} % of the processors.")
-        return found
+    return Run(done, (process.cpu_seconds() - before) * 1e6 / max(1, done.requests))
 
 
 def compare(
-    plan: Plan, contenders: Sequence[Contender], run: Callable[[Contender, Process, int], Run]
-) -> Comparison:
-    """Let each contender have its turn in each round; the first one is the bridge.
+    plan: Plan, services: Sequence[Service], run: Callable[[Service, Process], Run]
+) -> list[Table | str]:
+    """Compare the first of *services*, the bridge, with the others.
 
     Args:
-        plan: how many rounds.
-        contenders: who takes part.
-        run: one contender's turn, given its service and the round.
+        plan: the number of rounds.
+        services: the bridge and its peers; those that are missing are skipped.
+        run: measures one started service.
+
+    Returns:
+        The table, and a remark for each missing service and each with failed requests.
     """
-    present = [one for one in contenders if not one.missing]
-    runs: dict[str, list[Run]] = {one.name: [] for one in present}
-    for turn in range(plan.rounds):
-        for one in present:
-            with one.start(plan.room(one.name, turn)) as process:
-                runs[one.name].append(run(one, process, turn))
-            told = runs[one.name][-1].load
-            click.echo(f"  {one.name}: {told.rate:,.0f} a second, p99 {told.p99:.1f} ms", err=True)
-    return Comparison(contenders, runs)
+    runs: dict[str, list[Run]] = {one.name: [] for one in services if not one.missing}
+    for round_number in range(plan.rounds):
+        for one in services:
+            if one.missing:
+                continue
+            with one.start(plan.new_folder(one.name, round_number)) as process:
+                done = run(one, process)
+            runs[one.name].append(done)
+            click.echo(
+                f"  {one.name}: {done.load.rate:,.0f} per second, p99 {done.load.p99:.1f} ms",
+                err=True,
+            )
+    table = Table(COLUMNS)
+    bridge = runs[services[0].name]
+    for one in services:
+        if one.name in runs:
+            table.add(one.name, *_cells(one, runs[one.name], bridge))
+    return [table, *_remarks(services, runs)]
 
 
-_COLUMNS = (
-    "",
-    "a second",
-    "least to most",
-    "bridge / it",
-    "each round",
-    "goal",
-    "p50 ms",
-    "p99 ms",
-    "CPU s a million",
-    "CPU, it / bridge",
-    "MB",
-)
-
-
-def _cells(one: Contender, runs: Sequence[Run], ours: Sequence[Run] | None) -> list[str]:
-    """Its row after the name; *ours* are the bridge's runs, ``None`` for the bridge itself."""
+def _cells(one: Service, runs: Sequence[Run], bridge: Sequence[Run]) -> list[str]:
     rates = [run.load.rate for run in runs]
-    faster, cheaper = _ratios(runs, ours or runs)
+    ratio = median(ours.load.rate / run.load.rate for ours, run in zip(bridge, runs, strict=True))
     return [
         number(median(rates)),
         spread(rates),
-        f"**{median(faster):.2f}**" if ours else "",
-        each(faster) if ours else "",
-        "" if one.goal is None else _goal(one.goal, median(faster)),
+        "" if runs is bridge else goal(ratio, one.goal),
         f"{median(run.load.p50 for run in runs):.1f}",
         f"{median(run.load.p99 for run in runs):.1f}",
         number(median(run.cpu for run in runs)),
-        f"{median(cheaper):.2f}" if ours else "",
-        number(median(run.memory for run in runs)),
     ]
 
 
-def _ratios(runs: Sequence[Run], ours: Sequence[Run]) -> tuple[list[float], list[float]]:
-    """Of each round: how much faster the bridge is, and how much less processor it takes."""
-    pairs = list(zip(ours, runs, strict=True))
-    faster = [our.load.rate / its.load.rate for our, its in pairs]
-    return faster, [its.cpu / our.cpu for our, its in pairs]
-
-
-def _goal(goal: float, reached: float) -> str:
-    return f"{goal:g}: {verdict(met=reached >= goal)}"
+def _remarks(services: Sequence[Service], runs: dict[str, list[Run]]) -> list[str]:
+    remarks = [f"Not measured: {one.name} ({one.missing})." for one in services if one.missing]
+    for name, done in runs.items():
+        refused = sum(run.load.refused for run in done)
+        broken = sum(run.load.broken for run in done)
+        if refused or broken:
+            remarks.append(f"{name}: {refused:,} refused and {broken:,} broken requests.")
+    return remarks

@@ -9,35 +9,24 @@ from pathlib import Path
 from typing import Any
 
 from bench.processes import HOST, Process, free_port
-from bridge.sessionm.sandbox import Credentials
+from bridge.sandbox import Credentials
 
 KEYS = {scope: f"the-{scope}-secret" for scope in ("webhook", "content", "admin")}
 WORKERS = 2
+# SessionM runs elsewhere in production: here it gets the processor time that the bridge leaves.
 NICE = ("nice", "-n", "10")
-# Whoever is asked for is a customer, with two tags.
+# Every identifier is a customer with two tags.
 SEED = {"any_customer": True, "new_customer": {"tags": {"vip": {"ttl": 2592000}, "newsletter": 3}}}
 
 
 def sandbox(folder: Path) -> Process:
-    """`bridge sandbox`.
-
-    SessionM runs elsewhere: where the processors do not suffice, it gives way to what is measured.
-    """
+    """`bridge sandbox`, the stand-in for SessionM."""
     seed = folder / "seed.json"
     seed.write_text(json.dumps(SEED))
     port = free_port()
+    command = [*NICE, sys.executable, "-m", "bridge", "sandbox"]
     return Process(
-        [
-            *NICE,
-            sys.executable,
-            "-m",
-            "bridge",
-            "sandbox",
-            "--port",
-            f"{port}",
-            "--seed",
-            f"{seed}",
-        ],
+        [*command, "--port", f"{port}", "--seed", f"{seed}"],
         port=port,
         folder=folder,
         path="/sandbox/calls?limit=0",
@@ -45,31 +34,21 @@ def sandbox(folder: Path) -> Process:
 
 
 def bridge(folder: Path, sessionm: str, *, workers: int = WORKERS, **settings: object) -> Process:
-    """`bridge serve` on the database in *folder*, before the SessionM at that URL."""
+    """`bridge serve` with its database in *folder*; *sessionm* is SessionM's base URL."""
     port = free_port()
+    command = [sys.executable, "-m", "bridge", "serve"]
     return Process(
-        [
-            sys.executable,
-            "-m",
-            "bridge",
-            "serve",
-            "--bind",
-            f"{HOST}:{port}",
-            "--workers",
-            str(workers),
-        ],
+        [*command, "--bind", f"{HOST}:{port}", "--workers", f"{workers}"],
         port=port,
         folder=folder,
-        environment=environment(
-            folder, sessionm, BRIDGE_PUBLIC_URL=f"http://{HOST}:{port}", **settings
-        ),
+        environment=environment(folder, sessionm, **settings),
         ready=200,
         listeners=workers,
     )
 
 
 def environment(folder: Path, sessionm: str, **settings: object) -> dict[str, str]:
-    """What the bridge is told; *settings* are named as in the README."""
+    """The environment of the bridge; *settings* are named as in docs/settings.md."""
     return {
         **Credentials().environment(sessionm),
         **{f"BRIDGE_{scope.upper()}_KEYS": f"bench:{key}" for scope, key in KEYS.items()},
@@ -80,7 +59,7 @@ def environment(folder: Path, sessionm: str, **settings: object) -> dict[str, st
 
 
 def pause_delivery(folder: Path, sessionm: str) -> None:
-    """`bridge queue pause`; the loop hears of it within two seconds."""
+    """`bridge queue pause`; it takes effect within two seconds."""
     _queue("pause", folder, sessionm)
 
 
@@ -89,9 +68,9 @@ def resume_delivery(folder: Path, sessionm: str) -> None:
     _queue("resume", folder, sessionm)
 
 
-def _queue(order: str, folder: Path, sessionm: str) -> None:
+def _queue(command: str, folder: Path, sessionm: str) -> None:
     subprocess.run(  # noqa: S603 - our own command
-        [sys.executable, "-m", "bridge", "queue", order],
+        [sys.executable, "-m", "bridge", "queue", command],
         cwd=folder,
         env={**os.environ, **environment(folder, sessionm)},
         stdout=subprocess.DEVNULL,
@@ -99,44 +78,36 @@ def _queue(order: str, folder: Path, sessionm: str) -> None:
     )
 
 
-def misbehave(sessionm: Process, **fault: Any) -> None:
-    """Set the sandbox's fault, such as ``latency_ms=100``."""
-    ask(sessionm, "POST", "/sandbox/faults", body=json.dumps(fault))
+def set_fault(sessionm: Process, **fault: Any) -> None:
+    """Set a fault of the sandbox, for example ``latency_ms=100``."""
+    request(sessionm, "POST", "/sandbox/faults", body=json.dumps(fault))
 
 
 def written(sessionm: Process) -> int:
-    """How many tag writes the sandbox has been sent."""
-    counts = json.loads(ask(sessionm, "GET", "/sandbox/calls?limit=0"))["counts"]
+    """Return the number of tag writes that the sandbox has received."""
+    counts = json.loads(request(sessionm, "GET", "/sandbox/calls?limit=0"))["counts"]
     return int(counts.get("tags_write", 0))
 
 
-def called(sessionm: Process) -> int:
-    """How many calls of any kind the sandbox has been sent."""
-    counts = json.loads(ask(sessionm, "GET", "/sandbox/calls?limit=0"))["counts"]
-    return sum(map(int, counts.values()))
+def request(process: Process, method: str, path: str, key: str = "", body: str = "") -> bytes:
+    """Send a request and return the body of the answer.
 
-
-def waiting(process: Process) -> int:
-    """How many writes wait for SessionM, by `/health`."""
-    health = json.loads(ask(process, "GET", "/health", KEYS["admin"]))
-    return int(health["checks"]["delivery"]["queued"])
-
-
-def ask(process: Process, method: str, path: str, key: str = "", body: str = "") -> bytes:
-    """The answer's body; anything but 2xx is a `UnexpectedAnswerError`."""
-    status, read = _exchange(process, method, path, key, body)
-    if status // 100 != 2:
-        raise UnexpectedAnswerError(f"{method} {path}: {status} {read[:200]!r}")
+    Raises:
+        UnexpectedAnswerError: the status is not 2xx.
+    """
+    code, read = _exchange(process, method, path, key, body)
+    if code // 100 != 2:
+        raise UnexpectedAnswerError(f"{method} {path}: {code} {read[:200]!r}")
     return read
 
 
 def status(process: Process, method: str, path: str, key: str = "", body: str = "") -> int:
-    """The answer's status."""
+    """Send a request and return the status of the answer."""
     return _exchange(process, method, path, key, body)[0]
 
 
 class UnexpectedAnswerError(Exception):
-    """A service answered otherwise than it ought to."""
+    """The status of an answer is not 2xx."""
 
 
 def _exchange(process: Process, method: str, path: str, key: str, body: str) -> tuple[int, bytes]:

@@ -1,4 +1,4 @@
-"""Load, made by wrk: many connections that stay open, each asking again once it is answered."""
+"""Load from wrk: 64 connections that stay open, each with one request at a time."""
 
 import json
 import shutil
@@ -12,9 +12,9 @@ CONNECTIONS = 64
 
 @dataclass(frozen=True)
 class Load:
-    """What a run of wrk saw: answers a second, latency in milliseconds, failures.
+    """The result of a run of wrk; latencies are in milliseconds.
 
-    *refused* answers had a status above 399; *broken* ones never came.
+    *refused* counts answers with a status above 399, *broken* requests without an answer.
     """
 
     requests: int
@@ -36,34 +36,37 @@ class LoadError(Exception):
 def lookups(
     url: str, key: str, seconds: int, *, customers: int = 1000, first: int = 0, pace: int = 0
 ) -> Load:
-    """Look up the tags of so many customers in turn.
+    """Look up the tags of customers in turn.
 
     Args:
         url: the service.
-        key: a secret of scope content.
-        seconds: how long.
-        customers: how many.
-        first: the number of the first.
-        pace: milliseconds that each connection rests after an answer.
+        key: a secret with the scope content.
+        seconds: duration.
+        customers: number of customers; after the last one, the first one follows.
+        first: number of the customer to begin with.
+        pace: pause of each connection before a request, in milliseconds.
+
+    Raises:
+        LoadError: wrk is missing or has failed.
     """
     return _run(url, "lookups.lua", seconds, key, customers, first, pace)
 
 
 def webhooks(url: str, key: str, seconds: int, *, run: str, first: int = 0, pace: int = 0) -> Load:
-    """Send webhooks, each a distinct event as long as *run* and *first* are."""
+    """Send webhooks. Each is a different event if the runs differ in *run* or *first*.
+
+    Raises:
+        LoadError: wrk is missing or has failed.
+    """
     return _run(url, "webhooks.lua", seconds, key, run, first, pace)
-
-
-def repeated(url: str, path: str, seconds: int) -> Load:
-    """Get the same path again and again."""
-    return _run(url, "path.lua", seconds, path)
 
 
 def _run(url: str, script: str, seconds: int, *arguments: object) -> Load:
     wrk = shutil.which("wrk")
     if wrk is None:
         raise LoadError("wrk is not installed: run bench/setup")
-    # One thread of wrk makes 40,000 requests a second; a second one would only take processor.
+    # One thread of wrk sends over 40,000 requests a second; a second thread would take processor
+    # time from the service.
     command = [wrk, "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "--timeout", "10s", "-s", script]
     ended = subprocess.run(  # noqa: S603 - our own scripts
         [*command, url, "--", *map(str, arguments)],
@@ -78,10 +81,10 @@ def _run(url: str, script: str, seconds: int, *arguments: object) -> Load:
 
 
 def read(output: str) -> Load:
-    """The last line of wrk's *output*, which `report.lua` has written.
+    """Read the last line of wrk's *output*, written by `report.lua`.
 
     Raises:
-        LoadError: it is not there.
+        LoadError: there is no such line.
     """
     line = output.rstrip().rpartition("\n")[2]
     if not line.startswith("{"):

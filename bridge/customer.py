@@ -1,27 +1,42 @@
-"""Whom an event or a lookup is about."""
+"""The customer of an event or a lookup."""
 
 from typing import Literal, NamedTuple
 
 CustomerKind = Literal["user_id", "external_id"]
+CUSTOMER_KINDS: tuple[CustomerKind, ...] = ("user_id", "external_id")
+# The customer of the sandbox in examples.
+DEMO_USER_ID = "a3f1c2d4-0b5e-4c6f-8a71-92b3c4d5e601"
 
 
 class Customer(NamedTuple):
-    """A SessionM customer by SessionM's own id or by the id of the retailer's system."""
+    """A SessionM customer, by the ID in SessionM or the ID in the retailer's system."""
 
     kind: CustomerKind
     id: str
 
     @property
     def key(self) -> str:
-        """The customer as one text, ``user_id:…`` or ``external_id:…``, for columns."""
+        """The customer as text, ``user_id:…`` or ``external_id:…``, for columns and logs."""
         return f"{self.kind}:{self.id}"
 
     @property
     def ids(self) -> dict[str, str]:
-        """The customer as JSON shows it: ``{"user_id": "…"}``."""
+        """The customer as JSON: ``{"user_id": "…"}``."""
         return {self.kind: self.id}
+
+    @classmethod
+    def of_sessionm(cls, key: str | None) -> "Customer | None":
+        """Return the customer of a *key*; ``None`` if it is empty or an identifier of Braze."""
+        kind, _, customer_id = (key or "").partition(":")
+        return cls.from_key(key or "") if kind in CUSTOMER_KINDS and customer_id else None
 
     @classmethod
     def from_key(cls, key: str) -> "Customer":
         kind, _, customer_id = key.partition(":")
         return cls("user_id" if kind == "user_id" else "external_id", customer_id)
+
+
+def ids_of_key(key: str | None) -> dict[str, str]:
+    """Return a key as JSON, also that of an identifier of Braze: ``{"email": "…"}``."""
+    kind, _, value = (key or "").partition(":")
+    return {kind: value} if value else {}

@@ -1,36 +1,47 @@
-"""The send planner: how fast Braze may send, and what becomes of it. Pure arithmetic.
+"""The send planner: the fastest safe delivery speed of a campaign, and its effects. Pure.
 
-Braze makes two to three Connected Content calls per recipient, does not limit their rate, and
-does not spread a send evenly (Braze documentation); its one control is a campaign's delivery
-speed in messages a minute.
+Braze makes two to three Connected Content calls per recipient, does not limit their rate, and does
+not spread a send evenly (Braze documentation). Its only control is a campaign's delivery speed in
+messages a minute.
 """
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-# Braze's own, in a moving minute; half of it is where the bridge becomes degraded.
+# Failed calls in a moving minute at which Braze marks a host as unhealthy (Braze documentation). At
+# half of it the bridge's health is degraded.
 FAILURE_BUDGET = 3000
-# The backlog may hold so much that the last write waits this long before health says so.
+# Calls an hour to Braze's trigger endpoints, for the whole workspace (Braze documentation, "API
+# rate limits"). A call may carry up to 50 waiting recipients.
+TRIGGERS_AN_HOUR = 250_000
+# Seconds for a lookup that is answered from the cache.
+CACHED = 0.002
+# Seconds that the last write may wait before health is degraded.
 LATE = 300.0
-# Of what is possible, so much is planned with where Braze's unevenness hits SessionM or us.
+# Share of the capacity to plan with, since Braze does not send evenly.
 HEADROOM = 0.8
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of message: what one recipient costs.
+    """A kind of message, and its calls per recipient.
 
     Attributes:
+        label: for people.
         writes: whether its webhook writes tags.
         core: calls to SessionM Core for a lookup that is not cached.
-        connect: likewise to Connect.
+        connect: calls to SessionM Connect for a lookup that is not cached.
+        triggered: whether SessionM triggers it, by a call of the bridge to Braze.
+        serial: whether Braze makes its calls for one customer after the other.
     """
 
     label: str
     writes: bool = False
     core: int = 0
     connect: int = 0
+    triggered: bool = False
+    serial: bool = False
 
     @property
     def looks_up(self) -> bool:
@@ -42,22 +53,24 @@ KINDS = {
     "tags": Kind("Message with one lookup: tags", core=1),
     "offers": Kind("Message with one lookup: offers", connect=1),
     "customer": Kind("Message with one lookup: tags and offers", core=1, connect=1),
+    "triggered": Kind("Message that SessionM triggers, with offers", connect=1, triggered=True),
+    "context": Kind("Canvas Context step with offers", connect=1, serial=True),
     "offers_webhook": Kind("Message with offers, and a webhook after it", writes=True, connect=1),
 }
 
 
 @dataclass(frozen=True)
-class Send:
-    """What is to be sent.
+class PlannedSend:
+    """A planned send.
 
     Attributes:
-        recipients: how many.
-        kind: what each costs.
+        recipients: number of recipients.
+        kind: kind of message.
         calls: Connected Content calls that Braze makes per recipient.
-        counters: whether the webhook counts tags, too, which takes a call of its own.
-        retries: share of calls that Braze makes again.
-        warm: share of recipients whose lookup is cached already.
-        speed: messages a minute that somebody has in mind; 0 for none.
+        counters: whether the webhook also writes counters, which takes a second call.
+        retries: share of calls that Braze repeats, 0 to 1.
+        warm: share of recipients whose lookup is cached already, 0 to 1.
+        speed: a desired speed in messages a minute; 0 for none.
     """
 
     recipients: int
@@ -99,15 +112,17 @@ class Send:
 
 
 @dataclass(frozen=True)
-class Pace:
-    """What this bridge and SessionM take, a second.
+class SendPace:
+    """The capacity of this bridge and of SessionM.
 
     Attributes:
-        core: calls to SessionM Core.
-        connect: calls to SessionM Connect.
-        requests: calls by Braze that the bridge answers.
+        core: calls a second to SessionM Core.
+        connect: calls a second to SessionM Connect.
+        requests: calls a second by Braze that the bridge can answer.
         queue_limit: waiting writes at which webhooks are refused.
-        bulk_threshold: waiting writes above which tags leave as batch jobs; 0: never.
+        bulk_threshold: waiting writes above which tags are delivered by batch jobs; 0: never.
+        triggers: calls a second of the bridge to Braze.
+        cold: seconds that SessionM takes for a lookup.
     """
 
     core: float
@@ -115,11 +130,13 @@ class Pace:
     requests: float
     queue_limit: int
     bulk_threshold: int = 0
+    triggers: float = 20.0
+    cold: float = 0.15
 
 
 @dataclass(frozen=True)
 class Bound:
-    """One limit of the speed, in messages a minute, and the sum that led to it."""
+    """A limit of the speed, in messages a minute, and its calculation as text."""
 
     name: str
     sum: str
@@ -128,10 +145,14 @@ class Bound:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What becomes of a send at *speed* messages a minute.
+    """The effects of a send at *speed* messages a minute.
 
-    Times are seconds. *backlog* is the most writes that wait at once, *written* when the last
-    of them is in SessionM, counted from the start of the send.
+    Attributes:
+        seconds: duration of the send.
+        backlog: the largest number of waiting writes.
+        written: seconds from the start of the send until the last write is in SessionM.
+        core_rate, connect_rate: calls a second.
+        failures_a_minute: failed calls by Braze.
     """
 
     speed: int
@@ -145,7 +166,14 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Plan:
-    """*bounds* has the tightest first; *advised* is at the speed to set, *wished* at one's own."""
+    """The result for a send.
+
+    Attributes:
+        bounds: limits of the speed, the lowest first.
+        advised: the effects at the advised speed.
+        wished: the effects at the desired speed, if any.
+        warnings: sentences about the desired speed, or about the advised one.
+    """
 
     bounds: tuple[Bound, ...]
     advised: Outcome
@@ -153,15 +181,15 @@ class Plan:
     warnings: tuple[str, ...]
 
 
-def plan(send: Send, pace: Pace) -> Plan:
-    """The plan for *send*."""
+def plan(send: PlannedSend, pace: SendPace) -> Plan:
+    """Calculate the plan for *send*."""
     bounds = tuple(sorted(_bounds(send, pace), key=lambda bound: bound.speed))
     advised = _outcome(send, pace, _round_down(bounds[0].speed))
     wished = _outcome(send, pace, send.speed) if send.speed else None
     return Plan(bounds, advised, wished, tuple(_warnings(send, pace, wished or advised)))
 
 
-def _bounds(send: Send, pace: Pace) -> Iterator[Bound]:
+def _bounds(send: PlannedSend, pace: SendPace) -> Iterator[Bound]:
     planned = f"{HEADROOM * 100:.0f} % of "
     yield Bound(
         "this bridge",
@@ -178,19 +206,37 @@ def _bounds(send: Send, pace: Pace) -> Iterator[Bound]:
                 f"{planned}{_n(rate)} calls/s × 60 ÷ {_n(cost)} calls per recipient",
                 HEADROOM * rate * 60 / cost,
             )
+    if send.kind.triggered:
+        yield Bound(
+            "Braze's hourly limit",
+            f"{planned}{TRIGGERS_AN_HOUR:,} calls an hour ÷ 60, one for each recipient at worst",
+            HEADROOM * TRIGGERS_AN_HOUR / 60,
+        )
+        yield Bound(
+            "BRAZE_RPS",
+            f"{_n(pace.triggers)} calls/s × 60, one for each recipient at worst",
+            pace.triggers * 60,
+        )
+    if send.kind.serial:
+        each = send.warm * CACHED + (1 - send.warm) * pace.cold
+        yield Bound(
+            "one customer after the other",
+            f"60 s ÷ {_n(each * 1000)} ms for each customer",
+            60 / each,
+        )
     if send.retries:
         failing = send.requests * send.retries / (1 + send.retries)
         yield Bound(
-            "Braze's patience",
+            "Braze's failure limit",
             f"half of {FAILURE_BUDGET:,} failures a minute ÷ {_n(failing)} per recipient",
             FAILURE_BUDGET / 2 / failing,
         )
 
 
-def _outcome(send: Send, pace: Pace, speed: int) -> Outcome:
+def _outcome(send: PlannedSend, pace: SendPace, speed: int) -> Outcome:
     seconds = send.recipients / speed * 60
     reads = speed / 60 * (send.core - send.writes)
-    # Lookups go first; what Core has left is for writes.
+    # Lookups have priority; writes get the rest of Core's capacity.
     left = max(pace.core - reads, 0.1)
     coming = speed / 60 * send.writes
     backlog = max(0.0, coming - left) * seconds
@@ -205,13 +251,13 @@ def _outcome(send: Send, pace: Pace, speed: int) -> Outcome:
     )
 
 
-def _warnings(send: Send, pace: Pace, outcome: Outcome) -> Iterator[str]:
+def _warnings(send: PlannedSend, pace: SendPace, outcome: Outcome) -> Iterator[str]:
     cold_core = outcome.core_rate - outcome.speed / 60 * send.writes
     if outcome.backlog and send.writes:
         yield (
             f"Tags come faster than SessionM takes them: {outcome.speed / 60 * send.writes:,.0f} "
             f"writes a second against {pace.core:,.0f}. Nothing is lost, but up to "
-            f"{outcome.backlog:,} writes wait."
+            f"{outcome.backlog:,} writes will wait."
         )
         if not send.counters:
             yield from _in_bulk(pace, outcome)
@@ -222,8 +268,8 @@ def _warnings(send: Send, pace: Pace, outcome: Outcome) -> Iterator[str]:
         )
     if outcome.backlog > pace.queue_limit:
         yield (
-            f"The backlog would pass BRIDGE_QUEUE_LIMIT ({pace.queue_limit:,}): webhooks would be "
-            "answered 503, which Braze retries for half an hour only."
+            f"The backlog would pass this bridge's limit ({pace.queue_limit:,} writes): webhooks "
+            "would be answered 503, which Braze retries for half an hour only."
         )
     for name, rate, most in (
         ("Core", cold_core, pace.core),
@@ -235,6 +281,11 @@ def _warnings(send: Send, pace: Pace, outcome: Outcome) -> Iterator[str]:
                 f"{most:,.0f}: some recipients would get a message without their data. Send "
                 "more slowly, or fetch them before the send: bridge warm."
             )
+    if send.kind.serial and send.warm < 1:
+        yield (
+            "A Context step calls for one customer after the other, and a customer leaves the "
+            "Canvas if the call fails: run bridge warm before the send, and use on_error=empty."
+        )
     if send.counters and send.kind.writes:
         yield (
             "Counters need a dispatch_id in the webhook: without one, a retry by Braze counts "
@@ -247,22 +298,21 @@ def _warnings(send: Send, pace: Pace, outcome: Outcome) -> Iterator[str]:
         )
 
 
-def _in_bulk(pace: Pace, outcome: Outcome) -> Iterator[str]:
+def _in_bulk(pace: SendPace, outcome: Outcome) -> Iterator[str]:
     if not pace.bulk_threshold:
         yield (
-            "With BRIDGE_BULK_THRESHOLD set, tags with a TTL of whole days that wait would leave "
-            "as batch jobs, a handful of calls for all of them."
+            "With bulk delivery switched on, a backlog of tags with a TTL of whole days would "
+            "be delivered by batch jobs, with a handful of calls."
         )
     elif outcome.backlog > pace.bulk_threshold:
         yield (
-            f"More than {pace.bulk_threshold:,} waiting tags with a TTL of whole days leave as "
-            "batch jobs (BRIDGE_BULK_THRESHOLD): they will be in SessionM sooner than the table "
-            "says."
+            f"More than {pace.bulk_threshold:,} waiting tags with a TTL of whole days are "
+            "delivered by batch jobs: they will be in SessionM sooner than the table says."
         )
 
 
 def _round_down(speed: float) -> int:
-    """*speed* to two digits, so that it can be typed and remembered."""
+    """Round *speed* down to two significant digits."""
     whole = max(1, int(speed))
     step = int(10 ** max(0, len(str(whole)) - 2))
     return whole // step * step

@@ -1,42 +1,48 @@
-"""Real parts for the tests: a sandbox over HTTP, a SQLite file, gunicorn where it matters."""
+"""What all tests share: constants, helpers, and real parts. Each room has more of its own."""
 
-import json
 import os
-import re
-import subprocess
-import sys
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
 import hypothesis
-import jsonschema_rs
 import pytest
 import requests
 import sqlalchemy
-from flask import Flask, Response, request
+from flask import Flask
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
-from bridge import create_app
-from bridge.parts import Parts, parts_of
-from bridge.sessionm.sandbox import Credentials, Sandbox, SandboxServer, serve
+from bridge.sandbox import Credentials, Sandbox, SandboxServer, serve
 from bridge.settings import load
-from bridge.web.openapi import ROUTES, describe
+from bridge.shared import open_shared
+from tests.commands import Command
 from tests.postgres import free_port as free_port  # noqa: PLC0414 - for the tests as well
 from tests.postgres import fresh_database
 
-# A loaded machine is slow, not wrong.
-hypothesis.settings.register_profile("bridge", deadline=None)
+# No deadline: a busy machine is slow, not wrong. `--hypothesis-profile=long` tries more.
+hypothesis.settings.register_profile("bridge", deadline=None, max_examples=50)
+hypothesis.settings.register_profile("long", deadline=None, max_examples=2000)
 hypothesis.settings.load_profile("bridge")
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Two for each processor, since most tests wait for other processes; none for single files."""
+    folders = any(Path(argument).is_dir() for argument in config.args)
+    return 2 * (os.cpu_count() or 1) if folders else 0
+
 
 ALICE = "a3f1c2d4-0b5e-4c6f-8a71-92b3c4d5e601"
 SEED_CUSTOMER = "00000000-0000-0000-0000-000000000000"
 KEYS = {
     "webhook": "the-webhook-secret",
     "content": "the-content-secret",
+    "viewer": "the-viewer-secret",
+    "trigger": "the-trigger-secret",
     "admin": "the-admin-secret",
 }
 
@@ -49,8 +55,13 @@ def bearer(scope: str) -> dict[str, str]:
 T = TypeVar("T")
 
 
-def eventually(look: Callable[[], T], seconds: float = 10.0) -> T:
-    """The first truthy value of *look*; fails the test if there is none in time."""
+def eventually(look: Callable[[], T], seconds: float = 60.0) -> T:
+    """Return the first truthy value of *look*; fail the test if there is none in time.
+
+    Args:
+        look: asked 50 times a second.
+        seconds: by default more than a busy machine takes; fewer where being prompt is the promise.
+    """
     until = time.monotonic() + seconds
     while not (found := look()):
         assert time.monotonic() < until, f"did not happen within {seconds} s"
@@ -93,13 +104,18 @@ def sandbox() -> Iterator[SandboxServer]:
 
 # What these promise, they promise over every database.
 OVER_BOTH = {
+    "test_alerts",
     "test_batches",
     "test_bulk",
+    "test_clock",
     "test_content",
     "test_delivery",
+    "test_export",
+    "test_incidents",
     "test_lookups",
     "test_operator",
     "test_retention",
+    "test_triggers",
     "test_warm",
     "test_webhooks",
 }
@@ -111,14 +127,53 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("database", ["sqlite", "postgresql"], indirect=True)
 
 
+@pytest.fixture(scope="session")
+def migrated_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a bridge's files as its first start makes them; to be copied."""
+    folder = tmp_path_factory.mktemp("migrated")
+    _migrate(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def migrated_database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The name of a PostgreSQL database as a bridge's first start makes it; a template."""
+    folder = tmp_path_factory.mktemp("template")
+    with fresh_database() as url:
+        more = {"BRIDGE_DATABASE_URL": url}
+        open_shared(
+            load(environment("http://127.0.0.1:9", folder, **more), folder / "none")
+        ).close()
+        yield url.rpartition("/")[2]
+
+
+def _migrate(folder: Path, **more: str) -> None:
+    nowhere = environment("http://127.0.0.1:9", folder, **more)
+    open_shared(load(nowhere, folder / "none")).close()
+
+
 @pytest.fixture
 def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """The URL of a database of the test's own: a SQLite file, unless the test asks for another."""
     if getattr(request, "param", "sqlite") == "sqlite":
         yield f"sqlite:///{tmp_path}/bridge.db"
     else:
-        with fresh_database() as url:
+        with fresh_database(template=request.getfixturevalue("migrated_database")) as url:
             yield url
+
+
+Provide = Callable[[str], None]
+
+
+@pytest.fixture
+def provide(migrated_files: Path, tmp_path: Path) -> Provide:
+    """Puts migrated files where the test's bridge will look for them, unless there are some."""
+
+    def copy(url: str) -> None:
+        if url == f"sqlite:///{tmp_path}/bridge.db" and not list(tmp_path.glob("bridge.db*")):
+            shutil.copytree(migrated_files, tmp_path, dirs_exist_ok=True)
+
+    return copy
 
 
 def rows(database: str, query: str) -> list[tuple[Any, ...]]:
@@ -134,70 +189,6 @@ def rows(database: str, query: str) -> list[tuple[Any, ...]]:
 MakeApp = Callable[..., Flask]
 
 
-@pytest.fixture
-def make_app(sandbox: SandboxServer, tmp_path: Path, database: str) -> Iterator[MakeApp]:
-    """Makes applications on one database; without ``deliver=True`` nothing is delivered."""
-    made: list[Parts] = []
-
-    def make(*, deliver: bool = False, **more: str) -> Flask:
-        more = {"BRIDGE_DATABASE_URL": database, **more}
-        settings = load(environment(sandbox.url, tmp_path, **more), tmp_path / "none")
-        app = create_app(settings, deliver=deliver)
-        made.append(parts_of(app))
-        hold_to_openapi(app, strays)
-        return app
-
-    strays: list[str] = []
-    yield make
-    assert not strays
-    for parts in made:
-        parts.close()
-
-
-def hold_to_openapi(app: Flask, strays: list[str]) -> None:
-    """Note in *strays* every answer of *app* that `/openapi.json` does not describe."""
-    with app.app_context():
-        document = describe(app)
-    components = {"components": document["components"]}
-
-    def check(response: Response) -> Response:
-        rule = request.url_rule
-        if rule is None or rule.endpoint not in ROUTES or request.method in {"HEAD", "OPTIONS"}:
-            return response
-        path = re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule)
-        told = document["paths"][path][request.method.lower()]["responses"]
-        described = told.get(str(response.status_code))
-        where = f"{request.method} {path} {response.status_code}"
-        if described is None:
-            strays.append(where)
-            return response
-        strays.extend(
-            f"{where} has no {name}"
-            for name, header in described["headers"].items()
-            if header["required"] and name not in response.headers
-        )
-        if response.is_json and "content" in described:
-            schema = described["content"]["application/json"]["schema"]
-            found = jsonschema_rs.Draft202012Validator({**components, **schema})
-            strays.extend(
-                f"{where}: {error}" for error in found.iter_errors(json.loads(response.get_data()))
-            )
-        return response
-
-    # The last to look at an answer.
-    app.after_request_funcs.setdefault(None, []).insert(0, check)
-
-
-@pytest.fixture
-def app(make_app: MakeApp) -> Flask:
-    return make_app()
-
-
-@pytest.fixture
-def client(app: Flask) -> FlaskClient:
-    return app.test_client()
-
-
 class Service:
     """A real bridge in processes of its own."""
 
@@ -205,23 +196,23 @@ class Service:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = folder / f"service-{self.port}.log"
-        self._environ = {**_clean_environment(), **environ}
-        self._folder = folder
+        self.environ = {**_clean_environment(), **environ}
+        self.folder = folder
         self._arguments = arguments
         given = dict(pairwise(arguments))
         self._workers = int(given.get("--workers", 2))
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: Command | None = None
 
     def start(self, *, wait: bool = True) -> "Service":
         bind = f"127.0.0.1:{self.port}"
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "bridge", "serve", "--bind", bind, *self._arguments],
-                env=self._environ,
-                cwd=self._folder,
-                stderr=log,
+        with self.log.open("ab") as log, Path(os.devnull).open("rb") as nothing:
+            self.process = Command(
+                *("serve", "--bind", bind, *self._arguments),
+                env=self.environ,
+                cwd=self.folder,
+                stdin=nothing,
                 stdout=log,
-                start_new_session=True,
+                stderr=log,
             )
         if wait:
             eventually(self._is_ready, 20)
@@ -235,17 +226,24 @@ class Service:
 
     def workers(self) -> list[int]:
         """The process ids of gunicorn's workers."""
+        return [pid for pid in self.children() if listens(pid)]
+
+    def deliverers(self) -> list[int]:
+        """The process ids of the children that listen nowhere."""
+        return [pid for pid in self.children() if not listens(pid)]
+
+    def children(self) -> list[int]:
+        """The process ids of all children of gunicorn's master."""
         assert self.process
-        master = self.process.pid
-        return [
-            int(pid) for pid in Path(f"/proc/{master}/task/{master}/children").read_text().split()
-        ]
+        return children_of(self.process.pid)
 
     def kill(self) -> None:
         """Kill -9 of the master and all workers at once."""
         assert self.process
         os.killpg(self.process.pid, 9)
         self.process.wait()
+        # A worker may end a moment after the master.
+        eventually(lambda: not listeners(self.port))
 
     def _is_ready(self) -> bool:
         assert self.process
@@ -282,13 +280,21 @@ MakeService = Callable[..., Service]
 
 
 @pytest.fixture
-def make_service(sandbox: SandboxServer, tmp_path: Path, database: str) -> Iterator[MakeService]:
-    """Makes services with real gunicorn; several share one database."""
+def make_service(
+    sandbox: SandboxServer, tmp_path: Path, database: str, provide: Provide
+) -> Iterator[MakeService]:
+    """Makes services with real gunicorn; several share one database.
+
+    One that is *public* can be reached by SessionM.
+    """
     made: list[Service] = []
 
-    def make(*arguments: str, wait: bool = True, **more: str) -> Service:
+    def make(*arguments: str, wait: bool = True, public: bool = False, **more: str) -> Service:
         more = {"BRIDGE_DATABASE_URL": database, **more}
+        provide(more["BRIDGE_DATABASE_URL"])
         service = Service(environment(sandbox.url, tmp_path, **more), tmp_path, *arguments)
+        if public:
+            service.environ["BRIDGE_PUBLIC_URL"] = service.url
         made.append(service)
         return service.start(wait=wait)
 
@@ -307,6 +313,28 @@ def listeners(port: int) -> int:
     """How many sockets listen on *port*, as the kernel tells."""
     rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     return sum(row[1].endswith(f":{port:04X}") and row[3] == "0A" for row in rows)
+
+
+def children_of(pid: int) -> list[int]:
+    """The process ids of the children of a process, whichever of its threads made them."""
+    threads = Path(f"/proc/{pid}/task").iterdir()
+    return [int(child) for one in threads for child in (one / "children").read_text().split()]
+
+
+def listens(pid: int) -> bool:
+    """Whether one of the process's sockets takes connections."""
+    try:
+        table = Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]
+        files = list(Path(f"/proc/{pid}/fd").iterdir())
+    except OSError:
+        # It has just ended.
+        return False
+    waiting = {row[9] for row in map(str.split, table) if row[3] == "0A"}
+    for file in files:
+        with suppress(OSError):
+            if file.readlink().name.removeprefix("socket:[").rstrip("]") in waiting:
+                return True
+    return False
 
 
 def _clean_environment() -> dict[str, str]:

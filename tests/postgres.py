@@ -1,6 +1,7 @@
 """Real PostgreSQL for the tests: databases, servers, and a network that fails."""
 
 import os
+import queue
 import secrets
 import shutil
 import socket
@@ -19,30 +20,37 @@ SERVER = os.environ.get("BRIDGE_TEST_POSTGRES_URL", "postgresql://postgres@127.0
 
 
 @contextmanager
-def fresh_database(server: str = SERVER) -> Iterator[str]:
-    """The URL of an empty database on *server*, dropped afterwards.
+def fresh_database(template: str = "template0", encoding: str = "UTF8") -> Iterator[str]:
+    """The URL of a copy of the database *template*, by default an empty one; dropped afterwards.
 
     Without a server a test is skipped on a user's machine; the checks of a change skip nothing.
     """
     name = f"bridge_test_{secrets.token_hex(6)}"
     try:
-        administrator = psycopg.connect(server, autocommit=True, connect_timeout=5)
+        administrator = psycopg.connect(SERVER, autocommit=True, connect_timeout=5)
     except psycopg.OperationalError as error:
         told = f"no PostgreSQL at BRIDGE_TEST_POSTGRES_URL: {error}"
         (pytest.fail if os.environ.get("CI") else pytest.skip)(told)
     with administrator:
-        administrator.execute(f"CREATE DATABASE {name} TEMPLATE template0".encode())
+        chosen = "" if encoding == "UTF8" else f" ENCODING '{encoding}' LOCALE 'C'"
+        administrator.execute(f"CREATE DATABASE {name} TEMPLATE {template}{chosen}".encode())
         try:
-            yield urlsplit(server)._replace(path=f"/{name}").geturl()
+            yield urlsplit(SERVER)._replace(path=f"/{name}").geturl()
         finally:
             administrator.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
 
 
+# Linux gives 32768 and above to outgoing connections, unless it is set to something else.
+PORTS = range(10_000, 32_768)
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A free port that no outgoing connection takes while a test's service is down."""
+    while True:
+        port = secrets.choice(PORTS)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 _AS_POSTGRES = ("setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups")
@@ -102,8 +110,11 @@ class Proxy:
         self.url = parts._replace(netloc=f"postgres@127.0.0.1:{port}").geturl()
         self._passes = threading.Event()
         self._passes.set()
-        # Seconds by which each packet comes later.
+        # Seconds by which each packet comes later: half of a round trip.
         self.delay = 0.0
+        self.round_trips = 0
+        self._near: set[socket.socket] = set()
+        self._last_speaker: dict[socket.socket, socket.socket] = {}
         self._open: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
         threading.Thread(target=self._accept, daemon=True).start()
@@ -135,12 +146,15 @@ class Proxy:
         with suppress(OSError):
             while True:
                 near, _ = self._listener.accept()
+                near.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 self._open.append(near)
+                self._near.add(near)
                 self._passes.wait()
                 if self._listener.fileno() < 0:
                     near.close()
                     return
                 far = socket.create_connection(self._target)
+                far.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 self._open.append(far)
                 for ends in ((near, far), (far, near)):
                     thread = threading.Thread(target=self._pump, args=ends, daemon=True)
@@ -148,11 +162,41 @@ class Proxy:
                     thread.start()
 
     def _pump(self, source: socket.socket, target: socket.socket) -> None:
-        with suppress(OSError):
-            while data := source.recv(65536):
-                self._passes.wait()
-                time.sleep(self.delay)
-                target.sendall(data)
+        arrivals: queue.SimpleQueue[tuple[float, bytes]] = queue.SimpleQueue()
+        late = threading.Thread(target=self._deliver, args=(arrivals, target), daemon=True)
+        late.start()
+        data = b"?"
+        while data:
+            try:
+                data = source.recv(65536)
+            except OSError:
+                data = b""
+            if data:
+                self._note(source, target)
+            # What follows does not wait for what came before: a far way is long, not narrow.
+            arrivals.put((time.monotonic() + self.delay, data))
+        late.join()
         for one in (source, target):
             with suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)
+
+    def _note(self, source: socket.socket, target: socket.socket) -> None:
+        """Count a round trip where a bridge speaks after it has been answered."""
+        if source in self._near:
+            if self._last_speaker.get(source) is not source:
+                self.round_trips += 1
+            self._last_speaker[source] = source
+        else:
+            self._last_speaker[target] = source
+
+    def _deliver(
+        self, arrivals: "queue.SimpleQueue[tuple[float, bytes]]", target: socket.socket
+    ) -> None:
+        with suppress(OSError):
+            while True:
+                due, data = arrivals.get()
+                if not data:
+                    return
+                self._passes.wait()
+                time.sleep(max(0.0, due - time.monotonic()))
+                target.sendall(data)

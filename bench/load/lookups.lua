@@ -1,4 +1,4 @@
--- Lookups of tags, of so many customers in turn. Arguments: key, customers, first, pace.
+-- Lookups of tags, customer after customer. Arguments: key, number of customers, first, pace.
 require "report"
 
 local customers, at, head, tail

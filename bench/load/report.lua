@@ -1,4 +1,4 @@
--- Ends a run with one line of JSON, which bench/load.py reads. Times are in milliseconds.
+-- Ends a run with one line of JSON, which bench/wrk.py reads. Times are in milliseconds.
 function done(summary, latency)
   local errors = summary.errors
   io.write(string.format(
@@ -8,7 +8,7 @@ function done(summary, latency)
     errors.status, errors.connect + errors.read + errors.write + errors.timeout))
 end
 
--- Lets each connection wait so many milliseconds before each request; 0 is as fast as it goes.
+-- Makes each connection pause before each request; 0 means no pause.
 function pace(milliseconds)
   if milliseconds > 0 then
     function delay() return milliseconds end

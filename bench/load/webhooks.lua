@@ -1,4 +1,4 @@
--- Webhooks, each another event of another customer. Arguments: key, name of the run, first, pace.
+-- Webhooks, each a different event of a different customer. Arguments: key, run, first, pace.
 require "report"
 
 local run, at, head

@@ -1,13 +1,12 @@
-"""What a user would pick instead, each as a user would write it, and how it is started.
+"""Peers: what a user could run instead of the bridge, and how each is started.
 
-The services in this folder do as much of the bridge's work as is usual in their kind: they check
-the key, cache or store, and answer. They are told by the environment: ``UPSTREAM`` (SessionM's
-base URL), ``UPSTREAM_AUTH`` (its Authorization), ``UPSTREAM_KEY``, ``SECRET`` (the key to ask
-for), ``DATA`` (a folder on disk), ``PORT``.
+The peers in this folder do what is usual for their kind: they check the key, cache or store, and
+answer. Their environment: ``UPSTREAM`` (SessionM's base URL), ``UPSTREAM_AUTH`` (SessionM's
+``Authorization``), ``UPSTREAM_KEY``, ``SECRET`` (the key that callers need), ``DATA`` (a folder on
+disk), ``PORT``.
 """
 
 import base64
-import importlib.util
 import os
 import shutil
 import sys
@@ -15,7 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from bench.processes import HOST, Process, free_port
-from bridge.sessionm.sandbox import Credentials
+from bridge.sandbox import Credentials
 
 HERE = Path(__file__).parent
 TOOLS = HERE.parent / ".peers"
@@ -26,24 +25,23 @@ SETUP = "not installed: run bench/setup"
 Start = Callable[[Path], Process]
 
 
-def hello(worker: str, body: bytes) -> Start:
-    """The bridge's own gunicorn, answering *body* and doing nothing else."""
+def hello(body: bytes) -> Start:
+    """The bridge's version of gunicorn, which answers *body* without any work."""
 
     def start(folder: Path) -> Process:
         (folder / "body").write_bytes(body)
-        application = "hello:asgi" if worker == "asgi" else "hello:wsgi"
-        threads = 1 if worker == "asgi" else 4
-        return _gunicorn(Path(sys.executable), application, folder, {}, threads, worker)
+        environment = {"BODY": str(folder / "body")}
+        return _gunicorn(Path(sys.executable), "hello:asgi", folder, environment, 1, "asgi")
 
     return start
 
 
 def flask(application: str, sessionm: str, secret: str, *, threads: int) -> Start:
-    """A Flask application of this folder under gunicorn's threads."""
+    """A Flask application of this folder under gunicorn with threads."""
 
     def start(folder: Path) -> Process:
-        told = _environment(folder, sessionm, secret)
-        return _gunicorn(PYTHON, f"{application}:app", folder, told, threads)
+        environment = _environment(folder, sessionm, secret)
+        return _gunicorn(PYTHON, f"{application}:app", folder, environment, threads)
 
     return start
 
@@ -53,30 +51,9 @@ def node(script: str, sessionm: str, secret: str) -> Start:
 
     def start(folder: Path) -> Process:
         port = free_port()
-        told = {**_environment(folder, sessionm, secret), "PORT": str(port)}
+        environment = {**_environment(folder, sessionm, secret), "PORT": str(port)}
         command = [_which("node"), str(HERE / script)]
-        return Process(command, port=port, folder=folder, environment=told)
-
-    return start
-
-
-def node_red(sessionm: str, secret: str) -> Start:
-    """Node-RED with the flow of this folder; it is one process by design."""
-
-    def start(folder: Path) -> Process:
-        port = free_port()
-        shutil.copy(HERE / "node_red_flow.json", folder / "flow.json")
-        shutil.copy(HERE / "node_red_settings.js", folder / "settings.js")
-        command = [_which("node"), str(TOOLS / "node_modules" / "node-red" / "red.js")]
-        return Process(
-            [*command, "--userDir", str(folder), "--port", str(port), "flow.json"],
-            port=port,
-            folder=folder,
-            environment=_environment(folder, sessionm, secret),
-            # It serves before it has its flow, and asks for the key once it has.
-            path="/connected-content/tags",
-            ready=401,
-        )
+        return Process(command, port=port, folder=folder, environment=environment)
 
     return start
 
@@ -86,29 +63,27 @@ def nginx(sessionm: str, secret: str) -> Start:
 
     def start(folder: Path) -> Process:
         port = free_port()
-        config = _filled("nginx.conf", folder, port, sessionm, secret)
+        config = folder / "nginx.conf"
+        host, _, upstream_port = sessionm.removeprefix("http://").partition(":")
+        values = {
+            **_environment(folder, sessionm, secret),
+            "PORT": str(port),
+            "UPSTREAM_HOST": host,
+            "UPSTREAM_PORT": upstream_port,
+        }
+        text = (HERE / config.name).read_text()
+        for name, value in values.items():
+            text = text.replace(f"@{name}@", value)
+        config.write_text(text)
         return Process([_which("nginx"), "-c", str(config)], port=port, folder=folder)
 
     return start
 
 
-def varnish(sessionm: str, secret: str) -> Start:
-    """Varnish with its default threads."""
-
-    def start(folder: Path) -> Process:
-        port = free_port()
-        config = _filled("varnish.vcl", folder, port, sessionm, secret)
-        command = [_which("varnishd"), "-F", "-j", "none", "-n", str(folder / "varnish")]
-        command += ["-a", f"{HOST}:{port}", "-f", str(config), "-s", "malloc,256m"]
-        return Process(command, port=port, folder=folder)
-
-    return start
-
-
 def lacks(*needed: str) -> str:
-    """Why a peer that needs these cannot run here; "" if it can.
+    """Return which of the *needed* packages and commands are missing; "" if none is.
 
-    A name with ``py:`` is a Python package, with ``npm:`` one of Node's, else a command.
+    A name with ``py:`` is a Python package, one with ``npm:`` a Node package, else a command.
     """
     missing = [name for name in needed if not _has(name)]
     return f"{', '.join(name.split(':')[-1] for name in missing)} {SETUP}" if missing else ""
@@ -120,13 +95,11 @@ def _has(name: str) -> bool:
         return any((TOOLS / "venv").glob(f"lib/python*/site-packages/{package}"))
     if kind == "npm":
         return (TOOLS / "node_modules" / package).is_dir() and _has("node")
-    if kind == "ours":
-        return importlib.util.find_spec(package) is not None
     return bool(_which(name))
 
 
 def _which(name: str) -> str:
-    # Debian's servers are outside of an ordinary user's path.
+    # Debian's servers are not in the path of an ordinary user.
     return shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin") or ""
 
 
@@ -134,17 +107,16 @@ def _gunicorn(
     python: Path,
     application: str,
     folder: Path,
-    told: Mapping[str, str],
+    environment: Mapping[str, str],
     threads: int,
     worker: str = "gthread",
 ) -> Process:
     port = free_port()
     command = [str(python), "-m", "gunicorn", "--chdir", str(HERE), "--bind", f"{HOST}:{port}"]
     command += ["--workers", str(WORKERS), "--worker-class", worker, "--threads", str(threads)]
-    # As the bridge does: without the first all connections often land on one worker.
+    # Without --reuse-port most connections often land on one worker.
     command += ["--reuse-port", "--keep-alive", "75", "--no-control-socket"]
     command += ["--log-level", "error", application]
-    environment = {"BODY": str(folder / "body"), **told}
     return Process(command, port=port, folder=folder, environment=environment, listeners=WORKERS)
 
 
@@ -160,16 +132,3 @@ def _environment(folder: Path, sessionm: str, secret: str) -> dict[str, str]:
         "NODE_PATH": str(TOOLS / "node_modules"),
         "NODE_ENV": "production",
     }
-
-
-def _filled(name: str, folder: Path, port: int, sessionm: str, secret: str) -> Path:
-    """The configuration *name* with ``@PORT@`` and the like filled in, in *folder*."""
-    host, _, upstream_port = sessionm.removeprefix("http://").partition(":")
-    told = {**_environment(folder, sessionm, secret), "PORT": str(port)}
-    told |= {"UPSTREAM_HOST": host, "UPSTREAM_PORT": upstream_port}
-    text = (HERE / name).read_text()
-    for key, value in told.items():
-        text = text.replace(f"@{key}@", value)
-    filled = folder / name
-    filled.write_text(text)
-    return filled

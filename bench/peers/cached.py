@@ -1,4 +1,4 @@
-"""Lookups with Flask-Caching, keys checked before each request."""
+"""Lookups with Flask and Flask-Caching."""
 
 import hmac
 import os

@@ -1,4 +1,4 @@
-"""Webhooks into SQLite with Flask: one durable commit for each."""
+"""Webhooks stored in SQLite with Flask: one durable commit per webhook."""
 
 import fcntl
 import hmac
@@ -19,7 +19,7 @@ local = threading.local()
 
 
 def connection() -> sqlite3.Connection:
-    """This thread's own."""
+    """Return the connection of this thread."""
     if not hasattr(local, "connection"):
         local.connection = sqlite3.connect(DATABASE, timeout=30)
         local.connection.execute("PRAGMA journal_mode=WAL")
@@ -28,9 +28,9 @@ def connection() -> sqlite3.Connection:
     return found
 
 
-with (DATABASE.parent / "turn").open("w") as turn:
-    # Of workers that start at once: SQLite lets nobody wait for another mode of its journal.
-    fcntl.flock(turn, fcntl.LOCK_EX)
+with (DATABASE.parent / "lock").open("w") as lock:
+    # Workers start at the same time, and SQLite's busy timeout does not cover journal_mode.
+    fcntl.flock(lock, fcntl.LOCK_EX)
     with connection() as first:
         first.execute(
             "CREATE TABLE IF NOT EXISTS events"

@@ -1,5 +1,5 @@
-// Webhooks with Express into a log, two processes with a file each: what came in while the disk
-// was busy is written together, and answered after one fdatasync.
+// Webhooks stored in log files with Express, two processes with a file each. Webhooks that arrive
+// during an fdatasync are written together and answered after the next one.
 const cluster = require('node:cluster');
 const { timingSafeEqual } = require('node:crypto');
 const fs = require('node:fs/promises');

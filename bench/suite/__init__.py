@@ -1,6 +1,6 @@
-"""The benches: a module each, whose docstring is its heading and explanation on the page.
+"""The benches. The docstring of each module is its heading and description on the page.
 
-To add one, write a module with such a docstring and a ``run``, and name it here.
+To add one, write a module with such a docstring and a ``run``, and add it to ``BENCHES``.
 """
 
 from collections.abc import Mapping
@@ -8,16 +8,16 @@ from typing import Protocol
 
 from bench.report import Table
 from bench.rounds import Plan
-from bench.suite import bulk, cold, delivery, fleet, growth, lookups, start, through_flask, webhooks
+from bench.suite import cold, delivery, fleet, growth, lookups, start, webhooks
 
 
 class Bench(Protocol):
-    """What such a module has."""
+    """The interface of such a module."""
 
     __doc__: str | None
 
     def run(self, plan: Plan, /) -> list[Table | str]:
-        """Measure; tables, and remarks below them."""
+        """Measure; return tables and remarks."""
 
 
 BENCHES: Mapping[str, Bench] = {
@@ -25,8 +25,6 @@ BENCHES: Mapping[str, Bench] = {
     "webhooks": webhooks,
     "delivery": delivery,
     "cold": cold,
-    "through_flask": through_flask,
-    "bulk": bulk,
     "start": start,
     "growth": growth,
     "fleet": fleet,

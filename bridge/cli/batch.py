@@ -1,7 +1,6 @@
-"""`bridge batch`: a file of customers as one of SessionM's batch jobs."""
+"""`bridge batch`: submit a file of customers as SessionM batch jobs."""
 
 import io
-import json
 import lzma
 import time
 import zipfile
@@ -13,41 +12,39 @@ from typing import Any, Self, TypeVar
 
 import click
 
-from bridge.cli.common import connected, one_line
-from bridge.customer import CustomerKind
-from bridge.fields import MAX_TEXT, FieldError, counted, shown, ttl
-from bridge.health import delivers
-from bridge.intake.segment import (
+from bridge.bulk.model import GOING, MOST_ROWS_OF_JOB, ROWS_OF_JOB
+from bridge.bulk.segment import (
     FileRefusedError,
     Refused,
     Segment,
-    Wanted,
+    SegmentOptions,
     lines_of,
     open_segment,
     sessionm_header,
     sessionm_rows,
 )
-from bridge.outbox.batch import (
-    MOST_SPLIT,
-    REFUSED_HEADER,
+from bridge.bulk.store import REFUSED_HEADER, DiscardedError, why_nothing_failed
+from bridge.bulk.upload import (
     SAME_ROWS_HOURS,
-    SPLIT,
     NothingUsableError,
     PublicUrlError,
-    Tally,
-    nothing_failed,
+    Upload,
     refused_lines,
-    sift,
 )
-from bridge.outbox.jobs import DiscardedError
+from bridge.cli.common import connected, one_line
+from bridge.cli.output import Form, dump, forms, local, state, table, zone
+from bridge.customer import CustomerKind
+from bridge.fields import MAX_TEXT, FieldError, counted, shown
+from bridge.fields import ttl as read_ttl
+from bridge.ops.health import delivers
 from bridge.parts import Parts
 
-WATCH = 0.5
-OVER = {"completed", "released", "failed", "discarded"}
+# Seconds between two reads of a batch's progress.
+POLL = 0.5
 FAILED_ROWS = (
-    "  SessionM does not tell which rows failed: ask it by the number of the job. If most did,\n"
-    "  look one of the customers up at /connected-content/tags: not_found means that SessionM\n"
-    "  does not know it by that id, and --id-column and --id-kind choose another."
+    "  SessionM does not report which rows failed: ask SessionM with the number of the job. If\n"
+    "  most rows failed, look up one of the customers at /connected-content/tags: not_found means\n"
+    "  that SessionM does not know this identifier. Choose another by --id-column and --id-kind."
 )
 _MISTAKES = (FileRefusedError, NothingUsableError, PublicUrlError, DiscardedError)
 
@@ -57,15 +54,15 @@ _Path = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 def id_options(command: Command) -> Command:
-    """Give *command* the options that say which column of a file holds the customer."""
+    """Add the options for the column of the customers to *command*."""
     for option in (
         click.option(
             "--id-kind",
             type=click.Choice(["user_id", "external_id"]),
-            help="What it is to SessionM.",
+            help="The kind of SessionM's identifier in that column.",
         ),
         click.option(
-            "--id-column", default="", metavar="NAME", help="Which column holds the customer."
+            "--id-column", default="", metavar="NAME", help="The column of the customers."
         ),
     ):
         command = option(command)
@@ -74,40 +71,43 @@ def id_options(command: Command) -> Command:
 
 @click.group()
 def batch() -> None:
-    """Tag a whole segment by SessionM's batch jobs, rather than one call each."""
+    """Tag a segment with SessionM's batch jobs."""
 
 
 @batch.command()
 @click.argument("file", type=_Path)
-@click.option("--tag", default="", metavar="T", help="For every customer, as in a Braze export.")
-@click.option("--ttl", "lasting", metavar="30d", help="In whole days; without it the tag counts.")
+@click.option("--tag", default="", metavar="T", help="The tag of every row, for a Braze export.")
+@click.option(
+    "--ttl", metavar="30d", help="The tag's lifetime in whole days; by default it is a counter."
+)
 @id_options
 @click.option(
     "--split",
-    default=SPLIT,
+    default=ROWS_OF_JOB,
     show_default=True,
-    type=click.IntRange(1, MOST_SPLIT),
+    type=click.IntRange(1, MOST_ROWS_OF_JOB),
     metavar="ROWS",
-    help="Most rows of one job.",
+    help="Maximum number of rows of one job.",
 )
 @click.option(
     "--refused",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="PATH",
-    help="Where refused rows are listed; FILE.refused.csv if left out.",
+    help="The list of refused rows; by default FILE.refused.csv.",
 )
 @click.option(
     "--again",
     is_flag=True,
-    help=f"Count the same rows once more within {SAME_ROWS_HOURS} hours.",
+    help=f"Submit the same rows again within {SAME_ROWS_HOURS} hours.",
 )
 @click.option("--dry-run", is_flag=True, help="Only count, and show the first rows.")
-@click.option("--wait", is_flag=True, help="Until SessionM has done it, with a progress bar.")
+@click.option("--wait", is_flag=True, help="Wait for SessionM, with a progress bar.")
+@forms
 def submit(
     file: Path,
     *,
     tag: str,
-    lasting: str | None,
+    ttl: str | None,
     id_column: str,
     id_kind: CustomerKind | None,
     split: int,
@@ -115,83 +115,137 @@ def submit(
     again: bool,
     dry_run: bool,
     wait: bool,
+    form: Form,
 ) -> None:
     """Submit FILE, a CSV in UTF-8, or a ZIP archive of one.
 
-    It is a Braze segment export (customers in user_id; say --tag), or SessionM's own format:
-    user_id or external_id, tag, expires. The running bridge, on the same database, serves the
-    file to SessionM at BRIDGE_PUBLIC_URL and sees the jobs through.
+    FILE is a Braze segment export (customers in user_id; give --tag), or has SessionM's columns:
+    user_id or external_id, tag, expires. A running bridge on the same database serves the file to
+    SessionM at BRIDGE_PUBLIC_URL and follows the jobs.
     """
-    listed = refused or file.with_name(file.name + ".refused.csv")
+    refused_path = refused or file.with_name(file.name + ".refused.csv")
+    with one_line():
+        options = SegmentOptions(tag, read_ttl(ttl, "--ttl"), id_column, id_kind)
     with one_line(), file_mistakes(file), connected() as parts:
-        wanted = Wanted(tag, ttl(lasting, "--ttl"), id_column, id_kind)
-        if not dry_run:
-            _ = parts.batches.public_url
         with (
             opened_csv(file) as (read, size),
-            _RefusedFile(listed, file) as refusals,
-            click.progressbar(length=size, label="Reading") as bar,
+            _RefusedFile(refused_path, file) as refusals,
+            click.progressbar(length=size, label="Reading", hidden=bool(form)) as bar,
         ):
-            segment = open_segment(lines_of(_watched(read, bar)), wanted, parts.rules)
+            segment = open_segment(lines_of(_with_progress(read, bar)), options, parts.rules)
             if dry_run:
-                tally = _count(segment, refusals)
+                upload = parts.uploads.count(segment, split, refusals.add)
             else:
-                tally = parts.batches.take_in(
+                upload = parts.uploads.take_in(
                     segment,
                     name=shown(file.name, MAX_TEXT),
                     key_name="cli",
-                    split=split,
+                    rows_of_job=split,
                     again=again,
                     on_refused=refusals.add,
                 )
-        _tell(tally, listed)
-        for warning in [*tally.warnings, *(parts.batches.not_ready() if dry_run else ())]:
-            click.echo(warning, err=True)
-        if tag and lasting is None:
-            click.echo(f"Without --ttl {tag} is a counter: each customer's goes up by one.")
-        if dry_run:
-            tally.check()
-            _show_rows(segment, tally, split)
+        # With --json or --csv, sentences for people go to stderr.
+        _show_counts(upload, refused_path, tag if ttl is None else "", to_stderr=bool(form))
+        if not dry_run:
+            _report_submitted(parts, upload, form, wait=wait)
             return
-        click.echo(f"Batch {tally.batch_id} goes out as {counted(tally.jobs, 'job')}.")
-        if not delivers(parts):
-            click.echo(
-                "No process delivers now: it goes out when `bridge serve` or `bridge deliver` "
-                "runs.",
-                err=True,
-            )
-        if wait:
-            _follow(parts, tally.batch_id)
+        upload.file.check()
+        if form:
+            dump(form, _as_json(upload, "counted"))
+        else:
+            _show_rows(segment, upload)
+
+
+def _report_submitted(parts: Parts, upload: Upload, form: Form, *, wait: bool) -> None:
+    """Print that a batch is submitted; with *wait*, follow it until it ends."""
+    sentence = f"Batch {upload.batch_id} is submitted as {counted(upload.jobs, 'job')}."
+    click.echo(sentence, err=bool(form))
+    if not delivers(parts):
+        click.echo(
+            "No process delivers now: start `bridge serve` or `bridge deliver` to send it.",
+            err=True,
+        )
+    if wait:
+        _wait_for(parts, upload.batch_id, quiet=bool(form))
+    if form and wait:
+        found = _read(parts, upload.batch_id)
+        dump(form, found, _job_rows(found))
+    elif form:
+        dump(form, _as_json(upload, "accepted"))
 
 
 @batch.command()
 @click.argument("batch_id", required=False, metavar="[ID]")
-@click.option("--json", "as_json", is_flag=True)
-@click.option("--wait", is_flag=True, help="Until it is over, with a progress bar.")
-@click.option("--limit", default=20, show_default=True, type=click.IntRange(1, 500))
-def status(batch_id: str | None, *, as_json: bool, wait: bool, limit: int) -> None:
-    """Tell how batches stand: the latest, or one with its jobs."""
+@click.option("--wait", is_flag=True, help="Wait until it ends, with a progress bar.")
+@click.option(
+    "--limit",
+    default=20,
+    show_default=True,
+    type=click.IntRange(1, 500),
+    help="Maximum number of batches in the list.",
+)
+@forms
+def status(batch_id: str | None, *, form: Form, wait: bool, limit: int) -> None:
+    """Show the latest batches, or one batch with its jobs."""
     with one_line(), connected() as parts:
         if batch_id is None:
-            _list(parts.batches.jobs.find(limit), as_json=as_json)
+            _list(parts.batches.find(limit), form)
             return
         if wait:
-            _follow(parts, batch_id, quiet=as_json)
-        found = _known(parts, batch_id)
-    if as_json:
-        click.echo(json.dumps(found, indent=2))
-        return
-    click.echo(_line(found))
-    for job in found["jobs"]:
-        click.echo(
-            f"  job {job['id']}  {job['state']:10}  {counted(job['rows'], 'row')}"
-            + (f", {job['failed_rows']} failed" if job["failed_rows"] else "")
-            + (f"  SessionM's {job['sessionm_id']}" if job["sessionm_id"] else "")
-            + (f"  {job['reason']}" if job["reason"] else "")
-        )
+            _wait_for(parts, batch_id, quiet=bool(form))
+        found = _read(parts, batch_id)
+    if form:
+        dump(form, found, _job_rows(found))
+    else:
+        _show(found)
+
+
+def _as_json(upload: Upload, word: str) -> dict[str, Any]:
+    return {
+        "status": word,
+        "id": upload.batch_id,
+        "rows": upload.file.rows,
+        "refused": upload.file.refused,
+        "repeated": upload.file.repeated,
+        "jobs": upload.jobs,
+        "warnings": list(upload.warnings),
+    }
+
+
+def _job_rows(found: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{"batch": found["id"], **job} for job in found["jobs"]]
+
+
+def _show(found: dict[str, Any]) -> None:
+    """Print one batch with its jobs as text."""
+    for name, value in (
+        ("Batch", found["id"]),
+        ("State", state(found["state"])),
+        ("Reason", found["reason"]),
+        ("Created", f"{local(found['created_at'])} {zone()}"),
+        ("Name", found["name"]),
+        ("Rows", _progress(found)),
+    ):
+        if value:
+            click.echo(f"{name:10}{value}")
     if found["refused"] + found["repeated"]:
         left_out = f"{counted(found['refused'], 'row')} refused, {_repeats(found['repeated'])}"
-        click.echo(f"  Left out of the file: {left_out}.")
+        click.echo(f"Left out  {left_out}")
+    click.echo()
+    table(
+        ("JOB", "STATE", "ROWS", "FAILED", "IN SESSIONM", "REASON"),
+        [
+            (
+                str(job["id"]),
+                job["state"],
+                str(job["rows"]),
+                str(job["failed_rows"]),
+                job["sessionm_id"] or "-",
+                job["reason"],
+            )
+            for job in found["jobs"]
+        ],
+    )
     if found["failed_rows"]:
         click.echo(FAILED_ROWS)
 
@@ -199,37 +253,41 @@ def status(batch_id: str | None, *, as_json: bool, wait: bool, limit: int) -> No
 @batch.command()
 @click.argument("batch_id", metavar="ID")
 def resubmit(batch_id: str) -> None:
-    """Submit the failed jobs of a batch once more. Their counters may count twice."""
+    """Submit the failed jobs of a batch again. Their counters may count twice."""
     with one_line(), connected() as parts:
-        batch = _known(parts, batch_id)
+        batch = _read(parts, batch_id)
         found = parts.batches.resubmit(batch_id)
     if not found:
-        raise click.ClickException(nothing_failed(batch).rstrip("."))
+        raise click.ClickException(why_nothing_failed(batch).rstrip("."))
     click.echo(f"To be submitted again: {counted(found, 'job')}.")
 
 
 @batch.command()
 @click.argument("batch_id", metavar="ID")
 def discard(batch_id: str) -> None:
-    """Give a batch up. What SessionM has in hand already it may still do."""
+    """Discard a batch. SessionM may still finish jobs that it has started."""
     with one_line(), connected() as parts:
-        _known(parts, batch_id)
+        _read(parts, batch_id)
         found = parts.batches.discard(batch_id)
     if not found:
-        raise click.ClickException("every job of this batch is over: nothing was discarded")
+        raise click.ClickException("every job of this batch has ended: nothing was discarded")
     click.echo(f"Discarded: {counted(found, 'job')}.")
 
 
 @contextmanager
 def file_mistakes(file: Path) -> Iterator[None]:
-    """End with one line on stderr for a file that cannot be used."""
+    """Report errors about *file* in one line on stderr.
+
+    Raises:
+        click.ClickException: the file, or its list of refused rows, cannot be used.
+    """
     try:
         yield
     except _MISTAKES as mistake:
-        told = str(mistake).rstrip(".")
+        message = str(mistake).rstrip(".")
         if isinstance(mistake, FileRefusedError) and mistake.option:
-            told += f" by --{mistake.option.replace('_', '-')}"
-        raise click.ClickException(told) from None
+            message += f" by --{mistake.option.replace('_', '-')}"
+        raise click.ClickException(message) from None
     except OSError as error:
         reason = error.strerror or str(error)
         named = click.format_filename(file)
@@ -240,10 +298,14 @@ def file_mistakes(file: Path) -> Iterator[None]:
 
 @contextmanager
 def opened_csv(file: Path) -> Iterator[tuple[Read, int]]:
-    """What reads the CSV, and its size; the one in *file* if that is an archive, as Braze sends it.
+    """Open the CSV *file*, or the one in it if *file* is a ZIP archive, as Braze sends it.
+
+    Yields:
+        A function that reads up to a number of bytes, and the size of the CSV in bytes.
 
     Raises:
-        FileRefusedError: the archive cannot be unpacked, or holds more than one; also when read.
+        FileRefusedError: the archive cannot be unpacked, or does not hold exactly one CSV file. The
+            function that reads raises it too.
     """
     if not zipfile.is_zipfile(file):
         with file.open("rb") as stream:
@@ -268,7 +330,7 @@ def _only_csv(archive: zipfile.ZipFile) -> zipfile.ZipInfo:
     found = [
         info
         for info in archive.infolist()
-        # A Mac puts what it knows of each file beside it, under the file's name.
+        # macOS adds a file of metadata of the same name for each file.
         if info.filename.lower().endswith(".csv") and not info.filename.startswith("__MACOSX/")
     ]
     if len(found) != 1:
@@ -280,12 +342,13 @@ def _only_csv(archive: zipfile.ZipFile) -> zipfile.ZipInfo:
 
 @contextmanager
 def _unpacking() -> Iterator[None]:
-    """Tell in one sentence why an archive cannot be unpacked."""
+    """Turn errors of unpacking into one `FileRefusedError` with a sentence."""
     try:
         yield
     except NotImplementedError:
+        # The error of zipfile for a compression that it does not have.
         raise FileRefusedError(
-            "The archive is packed in a way that is not known here: unpack it first."
+            "The archive uses an unknown compression: unpack it first."
         ) from None
     except RuntimeError:
         raise FileRefusedError("The archive is protected by a password: unpack it first.") from None
@@ -295,33 +358,33 @@ def _unpacking() -> Iterator[None]:
         ) from None
 
 
-def _watched(read: Read, bar: Any) -> Read:
-    def read_on(size: int) -> bytes:
+def _with_progress(read: Read, bar: Any) -> Read:
+    def read_and_update(size: int) -> bytes:
         chunk = read(size)
         bar.update(len(chunk))
         return chunk
 
-    return read_on
+    return read_and_update
 
 
 class _RefusedFile:
-    """The list of refused rows of *source*, made when there is the first."""
+    """The list of refused rows of *source*; the first refused row creates the file."""
 
     def __init__(self, path: Path, source: Path) -> None:
         self._path = path
         self._source = source
         self._file: io.TextIOWrapper | None = None
 
-    def add(self, refused: list[Refused]) -> None:
+    def add(self, refused: Refused) -> None:
         if self._file is None:
             self._file = self._path.open("w", encoding="utf-8", newline="")
             self._file.write(REFUSED_HEADER)
-        self._file.write(refused_lines(refused))
+        self._file.write(refused_lines([refused]))
 
     def __enter__(self) -> Self:
         if self._path.exists():
-            self._refuse_others()
-            # A list of an earlier run would be taken for this one's.
+            self._check_replaceable()
+            # Without this, the list of an earlier run would look like that of this run.
             self._path.unlink()
         return self
 
@@ -329,8 +392,8 @@ class _RefusedFile:
         if self._file is not None:
             self._file.close()
 
-    def _refuse_others(self) -> None:
-        """Let nothing be replaced but such a list."""
+    def _check_replaceable(self) -> None:
+        """Raise a `ClickException` if the present file is not a list of refused rows."""
         named = click.format_filename(self._path)
         if self._path.samefile(self._source):
             raise click.ClickException(
@@ -338,8 +401,8 @@ class _RefusedFile:
             )
         if not (self._path.is_file() and _begins(self._path, REFUSED_HEADER.encode())):
             raise click.ClickException(
-                f"{named} is there and no list of refused rows: move it away, or give --refused "
-                "another path"
+                f"{named} exists and is not a list of refused rows: move it away, or give "
+                "--refused another path"
             )
 
 
@@ -348,76 +411,78 @@ def _begins(path: Path, start: bytes) -> bool:
         return stream.read(len(start)) == start
 
 
-def _count(segment: Segment, refusals: _RefusedFile) -> Tally:
-    tally = Tally()
-    for line in sift(segment, tally):
-        if isinstance(line, Refused):
-            refusals.add([line])
-    return tally
-
-
-def _tell(tally: Tally, listed: Path) -> None:
-    lines = counted(tally.rows + tally.refused + tally.repeated, "row")
+def _show_counts(upload: Upload, refused_path: Path, counter: str, *, to_stderr: bool) -> None:
+    """Print the numbers of rows; *counter* is the tag of the file if it is a counter, or ""."""
+    file = upload.file
+    lines = counted(file.rows + file.refused + file.repeated, "row")
     click.echo(
-        f"{lines} in the file: {tally.rows} to be sent, {tally.refused} refused, "
-        f"{_repeats(tally.repeated)} left out."
+        f"{lines} in the file: {file.rows} to be sent, {file.refused} refused, "
+        f"{_repeats(file.repeated)} left out.",
+        err=to_stderr,
     )
-    if tally.refused or tally.repeated:
-        click.echo(f"Rows left out are listed in {click.format_filename(listed)}", err=True)
+    if file.refused or file.repeated:
+        listed = click.format_filename(refused_path)
+        click.echo(f"Rows left out are listed in {listed}", err=True)
+    for warning in upload.warnings:
+        click.echo(warning, err=True)
+    if counter:
+        click.echo(
+            f"Without --ttl, {counter} is a counter: it increases by 1 for each customer.",
+            err=to_stderr,
+        )
 
 
-def _show_rows(segment: Segment, tally: Tally, split: int) -> None:
-    jobs = counted(-(-tally.rows // split), "job")
-    click.echo(f"SessionM would get {jobs}; the first rows:\n")
+def _show_rows(segment: Segment, upload: Upload) -> None:
+    click.echo(f"SessionM would get {counted(upload.jobs, 'job')}; the first rows:\n")
     click.echo(sessionm_header(segment.kinds), nl=False)
-    click.echo(sessionm_rows(segment.kinds, tally.first_rows), nl=False)
+    click.echo(sessionm_rows(segment.kinds, upload.file.first_rows), nl=False)
 
 
-def _follow(parts: Parts, batch_id: str, *, quiet: bool = False) -> None:
-    """Show how far SessionM is until the batch is over."""
-    found = _known(parts, batch_id)
-    if quiet:
-        while found["state"] not in OVER:
-            time.sleep(WATCH)
-            found = _known(parts, batch_id)
-        return
-    with click.progressbar(length=found["rows"], label="SessionM", width=30) as bar:
-        while True:
+def _wait_for(parts: Parts, batch_id: str, *, quiet: bool = False) -> None:
+    """Show the progress until the batch ends; unless *quiet*, raise if a part failed."""
+    found = _read(parts, batch_id)
+    with click.progressbar(length=found["rows"], label="SessionM", width=30, hidden=quiet) as bar:
+        while found["state"] in GOING:
             bar.update(found["completed_rows"] - bar.pos)
-            if found["state"] in OVER:
-                break
-            time.sleep(WATCH)
-            found = _known(parts, batch_id)
+            time.sleep(POLL)
+            found = _read(parts, batch_id)
+        bar.update(found["completed_rows"] - bar.pos)
+    if quiet:
+        return
     if found["state"] != "completed":
         raise click.ClickException(
             f"the batch is {found['state']}: {found['reason'] or 'see `bridge batch status`'}"
         )
-    click.echo(f"Completed: {_done(found)}.")
+    click.echo(f"Completed: {_progress(found)}.")
     if found["failed_rows"]:
-        raise click.ClickException(
-            f"{found['reason']}; `bridge batch status {batch_id}` says what to look at"
-        )
+        raise click.ClickException(f"{found['reason']}; see `bridge batch status {batch_id}`")
 
 
-def _known(parts: Parts, batch_id: str) -> dict[str, Any]:
-    found = parts.batches.jobs.one(batch_id)
+def _read(parts: Parts, batch_id: str) -> dict[str, Any]:
+    found = parts.batches.one(batch_id)
     if found is None:
         raise click.ClickException(f"there is no batch {batch_id}; see `bridge batch status`")
     return found
 
 
-def _list(found: list[dict[str, Any]], *, as_json: bool) -> None:
-    if as_json:
-        click.echo(json.dumps(found, indent=2))
-        return
-    for one in found:
-        click.echo(_line(one))
-    if not found:
+def _list(found: list[dict[str, Any]], form: Form) -> None:
+    if form:
+        dump(form, found, found)
+    elif found:
+        header = ("ID", f"CREATED ({zone()})", "STATE", "ROWS", "SOURCE", "NAME", "REASON")
+        table(header, [_columns(one) for one in found])
+    else:
         click.echo("There is no batch yet: bridge batch submit FILE.csv")
 
 
-def _done(one: dict[str, Any]) -> str:
-    """How many rows worked, and how many SessionM or the bridge did not take."""
+def _columns(one: dict[str, Any]) -> tuple[str, ...]:
+    created = local(one["created_at"])
+    about = (one["source"], one["name"] or "-", one["reason"])
+    return (one["id"], created, one["state"], _progress(one), *about)
+
+
+def _progress(one: dict[str, Any]) -> str:
+    """Return the numbers of done, failed and refused rows as text."""
     return (
         f"{one['done_rows']}/{counted(one['rows'], 'row')} done"
         + (f", {one['failed_rows']} failed" if one["failed_rows"] else "")
@@ -427,13 +492,3 @@ def _done(one: dict[str, Any]) -> str:
 
 def _repeats(number: int) -> str:
     return counted(number, "repeat")
-
-
-def _line(one: dict[str, Any]) -> str:
-    share = one["done_rows"] / one["rows"] if one["rows"] else 0
-    done = round(20 * share)
-    return (
-        f"{one['id']}  {one['created_at']}  {one['state']:9}  [{'#' * done}{'-' * (20 - done)}]  "
-        f"{_done(one)}  {one['source']}  {one['name']}"
-        + (f"  {one['reason']}" if one["reason"] else "")
-    )

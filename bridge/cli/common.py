@@ -1,4 +1,4 @@
-"""What the commands have in common."""
+"""Functions that several commands use."""
 
 import logging
 from collections.abc import Iterator
@@ -6,18 +6,23 @@ from contextlib import contextmanager
 
 import click
 
-from bridge.database import NewerSchemaError, StoreUnavailableError
+from bridge.application import build
 from bridge.fields import FieldError
 from bridge.intake.rules import RulesError
-from bridge.parts import Parts, build
+from bridge.parts import Parts
 from bridge.settings import Settings, SettingsError, load
+from bridge.storage.database import NewerSchemaError, StoreUnavailableError
 
 USER_MISTAKES = (SettingsError, RulesError, NewerSchemaError, StoreUnavailableError, FieldError)
 
 
 @contextmanager
 def one_line() -> Iterator[None]:
-    """End with one line on stderr, and no traceback, for what a user can mend."""
+    """Report mistakes of the user in one line on stderr, without a traceback.
+
+    Raises:
+        click.ClickException: for each of `USER_MISTAKES`.
+    """
     try:
         yield
     except USER_MISTAKES as error:
@@ -31,8 +36,12 @@ def settings_from_environment() -> Settings:
 
 @contextmanager
 def connected() -> Iterator[Parts]:
-    """The parts of the bridge that the settings describe, without delivery."""
-    # What goes wrong is told by the command.
+    """Build the parts of the bridge by the settings, without delivery; close them at the end.
+
+    Raises:
+        SettingsError, RulesError, NewerSchemaError, StoreUnavailableError: see `build`.
+    """
+    # The command itself reports errors.
     logging.getLogger("bridge").handlers = [logging.NullHandler()]
     parts = build(load())
     try:

@@ -1,97 +1,112 @@
 """`bridge demo`: sandbox, bridge and a little Braze traffic on one machine."""
 
 import os
+import queue
 import secrets
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import click
 import requests
 
-from bridge.sessionm.sandbox import Credentials, Sandbox, serve
+from bridge.fields import counted
+from bridge.liquid.render import render
+from bridge.liquid.snippets import PLACEHOLDER, TEMPLATES
+from bridge.sandbox import Credentials, Sandbox, serve
 
 HOST = "127.0.0.1"
-START_TIMEOUT = 30.0
 CUSTOMER = "a3f1c2d4-0b5e-4c6f-8a71-92b3c4d5e601"
-SCOPES = ("webhook", "content", "admin")
+SCOPES = ("webhook", "content", "trigger", "viewer", "admin")
+# The campaign of Braze that a campaign of SessionM names in its advanced settings.
+AWARD_CAMPAIGN = "0d2f6f5e-5a3b-4c1d-9e8f-7a6b5c4d3e2f"
+AWARD = "Free coffee this weekend"
+# Seconds between two looks at whether something has happened.
+POLL = 0.1
+# Seconds that the bridge has to end: gunicorn gives its workers 30.
+STOP_TIMEOUT = 35.0
 
 
-class PortTakenError(Exception):
-    """Another program listens where the demo would."""
+class DemoError(Exception):
+    """The demo cannot go on; the message says why in one line."""
 
 
 class Demo:
-    """Everything that the demo starts, and ends again."""
+    """Everything that the demo starts, and stops again.
+
+    Requests have no time-out: on a slow machine the demo waits for as long as the bridge runs.
+    """
 
     def __init__(self, port: int) -> None:
-        self._url = f"http://{HOST}:{port}"
         self._port = port
+        self._url = f"http://{HOST}:{port}"
         self._keys = {scope: secrets.token_urlsafe(18) for scope in SCOPES}
-        self._ended = threading.Event()
+        self._rendered: queue.Queue[str] = queue.Queue()
 
     def run(self) -> None:
-        """Run until Ctrl-C.
+        """Run until Ctrl-C or SIGTERM.
 
         Raises:
-            PortTakenError: the port cannot be had.
+            DemoError: the port is taken, or the bridge has ended by itself.
         """
+        click.echo("Starting …")
         _check_free(self._port)
-        for name in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(name, lambda *_: self._ended.set())
+        # A signal that comes while the bridge is being started is obeyed once it can be stopped.
+        early: list[int] = []
+        _on_signals(lambda number, _frame: early.append(number))
         with ExitStack() as stack:
             sandbox = stack.enter_context(serve(Sandbox(), HOST, 0))
+            sandbox.sandbox.braze.on_message = self._render
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="bridge-demo-"))
-            bridge = self._start_bridge(sandbox.url, Path(folder))
-            stack.callback(_stop, bridge)
-            if self._wait_until_ready(bridge):
-                self._explain(sandbox.url)
-                self._show_traffic(sandbox.url)
-                click.echo("\nRunning. Ctrl-C ends it.")
-                while not self._ended.wait(0.5) and bridge.poll() is None:
-                    pass
+            bridge = _Bridge(self._port, self._environment(sandbox.url, folder), Path(folder))
+            stack.callback(bridge.stop)
+            try:
+                _on_signals(_interrupt)
+                if not early:
+                    self._show(sandbox.url, bridge)
+            except KeyboardInterrupt:
+                pass
+            finally:
+                _on_signals(signal.SIG_IGN)
         click.echo("\nEnded; nothing is left running.")
 
-    def _start_bridge(self, sandbox_url: str, folder: Path) -> "subprocess.Popen[bytes]":
-        environment = {
-            **{name: value for name, value in os.environ.items() if not _is_setting(name)},
+    def _environment(self, sandbox_url: str, folder: str) -> dict[str, str]:
+        return {
+            **{name: value for name, value in os.environ.items() if not _matters(name)},
             **Credentials().environment(sandbox_url),
             **{f"BRIDGE_{s.upper()}_KEYS": f"demo:{key}" for s, key in self._keys.items()},
             "BRIDGE_DATABASE_URL": f"sqlite:///{folder}/bridge.db",
             "BRIDGE_LOG_LEVEL": "warning",
+            "BRIDGE_LOG_FORMAT": "text",
         }
-        command = [sys.executable, "-m", "bridge", "serve", "--bind", f"{HOST}:{self._port}"]
-        # In a folder of its own, where no .env or rules.toml of the user's lies, and in a group
-        # of its own, so that Ctrl-C reaches it through us and in order.
-        return subprocess.Popen(command, env=environment, cwd=folder, start_new_session=True)  # noqa: S603 - our own command
 
-    def _wait_until_ready(self, bridge: "subprocess.Popen[bytes]") -> bool:
-        until = time.monotonic() + START_TIMEOUT
-        while time.monotonic() < until and bridge.poll() is None and not self._ended.is_set():
-            try:
-                if requests.get(f"{self._url}/readyz", timeout=1).ok:
-                    return True
-            except requests.ConnectionError:
-                time.sleep(0.1)
-        return False
+    def _show(self, sandbox_url: str, bridge: "_Bridge") -> None:
+        while not bridge.call("GET", f"{self._url}/readyz").ok:
+            time.sleep(POLL)
+        self._explain(sandbox_url)
+        self._show_traffic(sandbox_url, bridge)
+        self._show_award(sandbox_url, bridge)
+        click.echo("\nRunning. Ctrl-C ends it.")
+        bridge.wait()
 
     def _explain(self, sandbox_url: str) -> None:
         click.secho("\nThe bridge runs.\n", bold=True)
         click.echo(f"  bridge            {self._url}")
         click.echo(f"  SessionM sandbox  {sandbox_url}   (a stand-in, not SessionM)")
         for scope in SCOPES:
-            click.echo(f"  {scope:7} key       demo:{self._keys[scope]}")
-        click.secho(
-            "\nLook at it in a browser (user demo, password: the admin key's secret):\n", bold=True
+            click.echo(f"  {f'{scope} key':17} demo:{self._keys[scope]}")
+        click.secho("\nOpen it in a browser:\n", bold=True)
+        click.echo(
+            f"  {self._url}/dashboard\n  {self._url}/setup\n\n"
+            "  User: demo. Password: the secret of the admin key, or of the viewer key, which\n"
+            "  opens the same pages read-only."
         )
-        click.echo(f"  {self._url}/dashboard\n  {self._url}/setup")
         click.secho("\nTry it in another terminal:\n", bold=True)
         click.echo(
             f"  curl -H 'Authorization: Bearer {self._keys['content']}' \\\n"
@@ -99,61 +114,191 @@ class Demo:
             f"  curl -H 'Authorization: Bearer {self._keys['webhook']}' "
             "-H 'Content-Type: application/json' \\\n"
             f'    -d \'{{"braze_campaign_id":"spring-sale","user_id":"{CUSTOMER}"}}\' \\\n'
-            f"    '{self._url}/webhooks/braze'"
+            f"    '{self._url}/webhooks/braze'\n\n"
+            "  SessionM fails until you send {} in the same way:\n"
+            f"  curl -d '{{\"status\":503}}' {sandbox_url}/sandbox/faults"
         )
 
-    def _show_traffic(self, sandbox_url: str) -> None:
+    def _show_traffic(self, sandbox_url: str, bridge: "_Bridge") -> None:
         click.secho("\nA little Braze traffic:\n", bold=True)
-        first = self._webhook(braze_campaign_id="summer-sale", dispatch_id="send-1")
+        first = self._send_webhook(bridge)
         click.echo(
             f"  Braze sends a webhook of the campaign summer-sale: {first['status']}.\n"
             f"    It is on disk, and becomes the tag {first['writes'][0]['tags'][0]} "
             f"for {first['writes'][0]['ttl'] // 86400} days."
         )
-        again = self._webhook(braze_campaign_id="summer-sale", dispatch_id="send-1")
+        again = self._send_webhook(bridge)
         click.echo(f"  Braze retries the same one: {again['status']}. Nothing counts twice.")
-        tags = self._await_tag("braze_campaign_summer-sale")
+        while "braze_campaign_summer-sale" not in (tags := self._look_up(bridge, "tags"))["names"]:
+            time.sleep(POLL)
         click.echo(f"  Connected Content asks for the tags: {', '.join(tags['names'])}.")
-        self._clear_calls(sandbox_url)
+        bridge.call("DELETE", f"{sandbox_url}/sandbox/calls")
         for _ in range(20):
-            offers = self._lookup("offers")
-        best = offers["first"]
+            offers = self._look_up(bridge, "offers")
+        calls = bridge.call("GET", f"{sandbox_url}/sandbox/calls?limit=0").json()["counts"]
         click.echo(
             f"  It asks for the offers 20 times: {offers['total']} offers, "
-            f"{offers['available_points']} points; first: {best['title']}.\n"
-            f"    That took {self._count_calls(sandbox_url)} call to SessionM."
+            f"{offers['available_points']:,} points; first: {offers['first']['title']}.\n"
+            f"    That took {counted(calls['offers'], 'call')} to SessionM."
         )
 
-    def _webhook(self, **fields: str) -> dict[str, Any]:
-        answer: dict[str, Any] = requests.post(
+    def _show_award(self, sandbox_url: str, bridge: "_Bridge") -> None:
+        click.secho("\nAnd the other way, SessionM to Braze:\n", bold=True)
+        bridge.call(
+            "POST", f"{sandbox_url}/sandbox/customers/{CUSTOMER}/offers", json={"title": AWARD}
+        )
+        accepted = bridge.call(
+            "POST",
+            f"{self._url}/webhooks/sessionm/message",
+            self._keys["trigger"],
+            json={
+                "advanced_settings": f'{{"braze_campaign_id": "{AWARD_CAMPAIGN}",}}',
+                "user_id": CUSTOMER,
+                "user_offer_id": "award-1",
+                "title": AWARD,
+            },
+        ).json()
+        click.echo(
+            f'  SessionM awards "{AWARD}", and its campaign calls the bridge: {accepted["status"]}.'
+        )
+        click.echo("  The bridge looks the customer up anew, and triggers the Braze campaign.")
+        click.echo("  The message that Braze renders at that moment:\n")
+        for line in self._next_message(bridge).strip().splitlines():
+            if line.strip():
+                click.echo(f"    {line.strip()}")
+
+    def _next_message(self, bridge: "_Bridge") -> str:
+        while True:
+            try:
+                return self._rendered.get(timeout=POLL)
+            except queue.Empty:
+                bridge.check()
+
+    def _render(self, message: dict[str, Any]) -> None:
+        """Render a message as Braze does, while it is being triggered."""
+        source = (TEMPLATES / "liquid" / "offer_awarded.liquid").read_text(encoding="utf-8")
+        recipient = message["recipient"]
+        properties = recipient.get("trigger_properties", {})
+        rendered = render(
+            source,
+            attributes={
+                "user_id": recipient.get("external_user_id", ""),
+                "api_trigger_properties": properties,
+            },
+            campaign={"api_id": message["id"], "dispatch_id": message["dispatch_id"]},
+            canvas={},
+            credentials={"bridge": ("demo", self._keys["content"])},
+            rewrite=lambda url: url.replace(PLACEHOLDER, self._url),
+        )
+        self._rendered.put(rendered.text)
+
+    def _send_webhook(self, bridge: "_Bridge") -> dict[str, Any]:
+        answer: dict[str, Any] = bridge.call(
+            "POST",
             f"{self._url}/webhooks/braze",
-            json={"user_id": CUSTOMER, **fields},
-            headers={"Authorization": f"Bearer {self._keys['webhook']}"},
-            timeout=10,
+            self._keys["webhook"],
+            json={
+                "user_id": CUSTOMER,
+                "braze_campaign_id": "summer-sale",
+                "dispatch_id": "send-1",
+            },
         ).json()
         return answer
 
-    def _lookup(self, lookup: str) -> dict[str, Any]:
-        answer: dict[str, Any] = requests.get(
-            f"{self._url}/connected-content/{lookup}",
-            params={"user_id": CUSTOMER},
-            headers={"Authorization": f"Bearer {self._keys['content']}"},
-            timeout=10,
-        ).json()
-        return answer
+    def _look_up(self, bridge: "_Bridge", lookup: str) -> dict[str, Any]:
+        """Ask until the answer is SessionM's: on a slow machine its deadline may pass first."""
+        while True:
+            answer: dict[str, Any] = bridge.call(
+                "GET",
+                f"{self._url}/connected-content/{lookup}",
+                self._keys["content"],
+                params={"user_id": CUSTOMER},
+            ).json()
+            if answer["status"] == "ok":
+                return answer
+            time.sleep(POLL)
 
-    def _await_tag(self, tag: str) -> dict[str, Any]:
-        until = time.monotonic() + 10
-        while tag not in (tags := self._lookup("tags"))["names"] and time.monotonic() < until:
-            time.sleep(0.1)
-        return tags
 
-    def _clear_calls(self, sandbox_url: str) -> None:
-        requests.delete(f"{sandbox_url}/sandbox/calls", timeout=10)
+class _Bridge:
+    """`bridge serve` in a process of its own."""
 
-    def _count_calls(self, sandbox_url: str) -> int:
-        counts = requests.get(f"{sandbox_url}/sandbox/calls?limit=0", timeout=10).json()["counts"]
-        return int(counts["offers"])
+    def __init__(self, port: int, environment: dict[str, str], folder: Path) -> None:
+        self._log = folder / "bridge.log"
+        self._http = requests.Session()
+        # Every address is loopback: never through a proxy of the environment.
+        self._http.trust_env = False
+        with self._log.open("wb") as log:
+            # In a folder of its own, where no .env or rules.toml of the user's lies, and in a
+            # group of its own, so that Ctrl-C reaches it through us and in order.
+            self._process = subprocess.Popen(  # noqa: S603 - our own command
+                [sys.executable, "-m", "bridge", "serve", "--bind", f"{HOST}:{port}"],
+                env=environment,
+                cwd=folder,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def call(self, method: str, url: str, key: str = "", **body: Any) -> requests.Response:
+        """Call the bridge or the sandbox, again and again until it answers.
+
+        Raises:
+            DemoError: the bridge has ended.
+        """
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        while self._process.poll() is None:
+            try:
+                return self._http.request(method, url, headers=headers, **body)
+            except requests.ConnectionError:
+                time.sleep(POLL)
+        raise self._ended()
+
+    def check(self) -> None:
+        """See that the bridge runs.
+
+        Raises:
+            DemoError: it has ended.
+        """
+        if self._process.poll() is not None:
+            raise self._ended()
+
+    def wait(self) -> None:
+        """Wait for the bridge to end, which it should not.
+
+        Raises:
+            DemoError: it has ended.
+        """
+        self._process.wait()
+        raise self._ended()
+
+    def stop(self) -> None:
+        """End the bridge and whatever of it is left."""
+        self._http.close()
+        self._process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(STOP_TIMEOUT)
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+    def _ended(self) -> DemoError:
+        said = self._log.read_text(errors="replace").split("\n")
+        last = next((line for line in reversed(said) if line.strip()), "it does not say why")
+        return DemoError(
+            f"the bridge has ended with status {self._process.returncode}: "
+            f"{last.strip().removeprefix('bridge: ')}"
+        )
+
+
+def _on_signals(act: Any) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, act)
+
+
+def _interrupt(*_: object) -> None:
+    # Ending is not to be cut short by another.
+    _on_signals(signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def _check_free(port: int) -> None:
@@ -162,19 +307,11 @@ def _check_free(port: int) -> None:
         try:
             probe.bind((HOST, port))
         except OSError:
-            raise PortTakenError(
+            raise DemoError(
                 f"port {port} is taken: choose another with `bridge demo --port N`"
             ) from None
 
 
-def _is_setting(name: str) -> bool:
-    return name.startswith(("BRIDGE_", "SESSIONM_"))
-
-
-def _stop(process: "subprocess.Popen[bytes]") -> None:
-    process.terminate()
-    try:
-        process.wait(timeout=35)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+def _matters(name: str) -> bool:
+    """Whether *name* is a setting of the bridge, or a proxy: SessionM's stand-in needs none."""
+    return name.startswith(("BRIDGE_", "SESSIONM_", "BRAZE_")) or name.lower().endswith("_proxy")

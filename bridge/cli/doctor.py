@@ -1,148 +1,185 @@
-"""`bridge check`: is everything that the service needs in order, and if not, what to do."""
+"""`bridge check`: examine everything that the service needs, and name remedies."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
+from bridge import clock
+from bridge.application import LEAST_RETENTION, build, build_braze, build_sessionm
+from bridge.braze.answers import BrazeError
+from bridge.braze.client import Braze
 from bridge.customer import Customer
-from bridge.database import NewerSchemaError, StoreUnavailableError
+from bridge.fields import counted
+from bridge.intake.message import BrazeKind
 from bridge.intake.rules import RulesError, read_rules
-from bridge.parts import LEAST_RETENTION, build, build_sessionm
+from bridge.network.authorities import authorities
+from bridge.ops.health import clocks_state
+from bridge.ops.incidents import clock_causes
 from bridge.sessionm.answers import Meaning, SessionMError
 from bridge.sessionm.client import SessionM
 from bridge.settings import Settings, SettingsError, load, unknown_names
+from bridge.storage.database import NewerSchemaError, StoreUnavailableError, UnsuitableDatabaseError
 
-# Nobody's id: SessionM's "no such customer" shows that it is there and takes our credentials.
-NOBODY = "00000000-0000-0000-0000-00000b41d9e0"
+# An unknown customer: the answer "not found" shows that SessionM accepts the credentials.
+UNKNOWN_USER_ID = "00000000-0000-0000-0000-00000b41d9e0"
+# Seconds for one call.
 TIMEOUT = 10.0
+# Characters: shorter secrets are reported.
 SHORT = 16
+# Seconds for which Braze waits for a lookup.
 BRAZE_WAITS = 2.0
 LOCAL = ("http://127.0.0.1", "http://localhost", "http://[::1]")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report. *remedy* says what to do if it is not ok; "" for nothing."""
+    """One line of the report. *remedy* is an instruction or "": it may be advice if *ok*."""
 
     name: str
     ok: bool
-    told: str
+    result: str
     remedy: str = ""
 
     def line(self) -> str:
         mark = "ok  " if self.ok else "FAIL"
         remedy = f"\n     -> {self.remedy}" if self.remedy else ""
-        return f"{mark} {self.name}: {self.told}{remedy}"
+        return f"{mark} {self.name}: {self.result}{remedy}"
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
 def examine(environ: Mapping[str, str]) -> list[Finding]:
-    """Examine everything that can be examined with the settings as they are."""
-    # What fails is told by the findings.
+    """Examine everything that is possible with the present settings."""
+    # The findings report errors.
     logging.getLogger("bridge").handlers = [logging.NullHandler()]
     try:
         settings = load(environ)
     except SettingsError as error:
         return [Finding("settings", False, str(error), "set it in the environment or in .env")]
-    checks = (_settings, _rules, _store_and_sessionm)
-    return [finding for check in checks for finding in check(settings, environ)]
+    return [*_settings(settings, environ), *_rules(settings), *_store_and_sessionm(settings)]
 
 
 def _settings(settings: Settings, environ: Mapping[str, str]) -> Iterator[Finding]:
     yield Finding("settings", True, "complete", "; ".join(unknown_names(environ)))
-    for scope in ("webhook", "content", "admin"):
+    for scope in ("webhook", "content", "trigger", "admin"):
+        if scope == "trigger" and not (settings.braze_on and settings.bridge_trigger_keys):
+            # `_braze` reports that there are none.
+            continue
         keys = getattr(settings, f"bridge_{scope}_keys")
         short = [key.name for key in keys if len(key.secret.get_secret_value()) < SHORT]
-        told = f"{len(keys)} key(s): {', '.join(key.name for key in keys) or 'none'}"
+        result = f"{len(keys)} key(s): {', '.join(key.name for key in keys) or 'none'}"
         remedy = f"{', '.join(short)}: short; `bridge keys new NAME` makes better ones"
-        yield Finding(f"{scope} keys", True, told, remedy if short else "")
-    yield from _doubts(settings)
+        yield Finding(f"{scope} keys", True, result, remedy if short else "")
+    yield from _unlikely_settings(settings)
     if settings.bridge_insecure_no_auth:
         yield Finding("authentication", True, "OFF", "set keys before anybody else can call")
-    for url in (settings.sessionm_core_url, settings.sessionm_connect_url):
+    for url in (settings.sessionm_core_url, settings.sessionm_connect_url, settings.braze_rest_url):
         if url and url.startswith("http://") and not url.startswith(LOCAL):
             yield Finding("encryption", False, f"{url} is not encrypted", "use https://")
 
 
-def _doubts(settings: Settings) -> Iterator[Finding]:
-    """What is allowed, and probably not meant."""
+def _unlikely_settings(settings: Settings) -> Iterator[Finding]:
+    """Yield findings about settings that are valid, but probably mistakes."""
     secrets = [
         key.secret.get_secret_value()
-        for scope in ("webhook", "content", "admin")
+        for scope in ("webhook", "content", "trigger", "admin")
         for key in getattr(settings, f"bridge_{scope}_keys")
     ]
     if len(set(secrets)) < len(secrets):
-        yield Finding("keys", True, "one secret stands twice", "give each key its own")
+        yield Finding("keys", True, "two keys have the same secret", "give each key its own")
     if settings.bridge_lookup_deadline > BRAZE_WAITS - 0.1:
-        told = f"BRIDGE_LOOKUP_DEADLINE is {settings.bridge_lookup_deadline:g} s"
-        yield Finding("deadline", True, told, f"Braze waits {BRAZE_WAITS:g} s in all: set 1.5")
+        result = f"BRIDGE_LOOKUP_DEADLINE is {settings.bridge_lookup_deadline:g} s"
+        yield Finding("deadline", True, result, f"Braze waits {BRAZE_WAITS:g} s in all: set 1.5")
     public = settings.bridge_public_url
     if settings.bridge_bulk_threshold and not public:
-        told = "BRIDGE_BULK_THRESHOLD does nothing without BRIDGE_PUBLIC_URL"
-        yield Finding("bulk", False, told, "set where SessionM reaches the bridge")
+        result = "BRIDGE_BULK_THRESHOLD does nothing without BRIDGE_PUBLIC_URL"
+        yield Finding("bulk", False, result, "set the URL at which SessionM reaches the bridge")
     if public and public.startswith("http://") and not public.startswith(LOCAL):
-        told = f"BRIDGE_PUBLIC_URL: {public} is not encrypted"
-        yield Finding("bulk", True, told, "customers' ids pass there: use https://")
+        result = f"BRIDGE_PUBLIC_URL: {public} is not encrypted"
+        yield Finding("bulk", True, result, "it transfers customers' identifiers: use https://")
     if settings.bridge_retention < LEAST_RETENTION:
-        told = "BRIDGE_RETENTION is under a day"
-        yield Finding("retention", True, told, "events are kept a day all the same")
+        result = "BRIDGE_RETENTION is under a day"
+        yield Finding("retention", True, result, "events are kept for a day nevertheless")
 
 
-def _rules(settings: Settings, _environ: Mapping[str, str]) -> Iterator[Finding]:
+def _rules(settings: Settings) -> Iterator[Finding]:
     path = settings.rules_file
     try:
         rules = read_rules(path, settings.bridge_campaign_ttl)
     except RulesError as error:
-        yield Finding("rules", False, str(error), "mend the file")
+        yield Finding("rules", False, str(error), "correct the file")
         return
-    told = f"{len(rules.campaigns)} campaign(s) and {len(rules.canvases)} Canvas(es) in {path}"
-    yield Finding("rules", True, told if path else "no rules.toml: the defaults apply to all")
+    result = f"{len(rules.campaigns)} campaign(s) and {len(rules.canvases)} Canvas(es) in {path}"
+    yield Finding("rules", True, result if path else "no rules.toml: the defaults apply")
 
 
-def _store_and_sessionm(settings: Settings, _environ: Mapping[str, str]) -> Iterator[Finding]:
+def _store_and_sessionm(settings: Settings) -> Iterator[Finding]:
     try:
         parts = build(settings)
         try:
             parts.store.ping()
             backlog = parts.store.backlog()
             schema = parts.store.database.schema_version()
+            clocks = clocks_state(parts.store)
         finally:
             parts.close()
     except (StoreUnavailableError, SettingsError, NewerSchemaError) as error:
         yield Finding("store", False, str(error), _store_remedy(settings, error))
     except RulesError:
-        # Told above; nothing can be built before it is mended.
+        # `_rules` has reported it, and nothing can be built without rules.
         return
     else:
-        told = f"writable, schema {schema}; {backlog.queued} write(s) wait, {backlog.dead} dead"
-        remedy = "replay or discard the dead ones" if backlog.dead else ""
-        yield Finding("store", True, told, remedy)
-    yield from _sessionm(settings, build_sessionm(settings))
+        queued = counted(backlog.queued, "write")
+        result = f"writable, schema {schema}; {queued} waiting, {backlog.dead:,} dead"
+        remedy = "`bridge queue status` says why, and what to do" if backlog.dead else ""
+        yield Finding("store", True, result, remedy)
+        yield from _clocks(clocks)
+    with closing(build_sessionm(settings)) as sessionm:
+        yield from _sessionm(settings, sessionm)
+    if braze := build_braze(settings):
+        with closing(braze):
+            yield from _braze(settings, braze)
+    else:
+        yield Finding("Braze", True, "not configured: messages of SessionM's are off")
+
+
+def _clocks(clocks: dict[str, Any]) -> Iterator[Finding]:
+    remedy = "let NTP set this machine's clock, and the database's"
+    reasons = [cause.reason for cause in clock_causes(clocks)]
+    for reason in reasons:
+        yield Finding("clock", False, reason, remedy)
+    if not reasons:
+        other = "the database's" if clock.store().is_fleets else "the clock of the stored writes"
+        yield Finding("clock", True, f"within {clock.TOLERANCE:g} s of {other}")
 
 
 def _store_remedy(settings: Settings, error: Exception) -> str:
     if isinstance(error, NewerSchemaError):
         return "start the newer bridge"
+    if isinstance(error, UnsuitableDatabaseError):
+        return "give the bridge a database of its own"
     if settings.bridge_database_url.get_secret_value().startswith("sqlite:"):
-        return "see that the disk is there, not full, writable"
-    return "see that the server runs, takes the credentials, and has connections left"
+        return "check that the disk is mounted, writable, and not full"
+    return "check that the server runs, accepts the credentials, and has free connections"
 
 
 def _sessionm(settings: Settings, sessionm: SessionM) -> Iterator[Finding]:
-    yield _ask(
+    yield from _network_path(settings, sessionm)
+    yield _try_call(
         "SessionM Core",
-        lambda: sessionm.read_tags(Customer("user_id", NOBODY), TIMEOUT),
+        lambda: sessionm.read_tags(Customer("user_id", UNKNOWN_USER_ID), TIMEOUT),
         "SESSIONM_CORE_URL",
         "SESSIONM_CORE_KEY and SESSIONM_CORE_SECRET",
     )
     if not settings.offers_on:
         yield Finding("SessionM Connect", True, "not configured: offer lookups are off")
         return
-    body = {"user_id": NOBODY, "skip": 0, "take": 1, "culture": "en-US"}
-    yield _ask(
+    body = {"user_id": UNKNOWN_USER_ID, "skip": 0, "take": 1, "culture": "en-US"}
+    yield _try_call(
         "SessionM Connect",
         lambda: sessionm.offers(body, TIMEOUT),
         "SESSIONM_CONNECT_URL",
@@ -150,17 +187,53 @@ def _sessionm(settings: Settings, sessionm: SessionM) -> Iterator[Finding]:
     )
 
 
-def _ask(name: str, call: Callable[[], object], url: str, credentials: str) -> Finding:
+def _braze(settings: Settings, braze: Braze) -> Iterator[Finding]:
+    """Check whether Braze accepts the key, without sending anything."""
+    try:
+        if proxy := braze.proxy():
+            host = urlsplit(settings.braze_rest_url or "").hostname
+            result = f"Braze is reached through {proxy}"
+            yield Finding("proxy", True, result, f"to connect directly, add {host} to NO_PROXY")
+        if not settings.bridge_trigger_keys and not settings.bridge_insecure_no_auth:
+            remedy = "make one with `bridge keys new sessionm` and set BRIDGE_TRIGGER_KEYS"
+            yield Finding("trigger keys", False, "none: SessionM cannot call", remedy)
+        yield _try_key(braze, "campaign", "campaigns.trigger.send")
+        yield _try_key(braze, "canvas", "canvas.trigger.send")
+    finally:
+        braze.close()
+
+
+def _try_key(braze: Braze, kind: BrazeKind, permission: str) -> Finding:
+    name = f"Braze {permission}"
+    try:
+        braze.try_key(kind, TIMEOUT)
+    except BrazeError as error:
+        blamed = f"check BRAZE_REST_URL, BRAZE_REST_KEY and the key's permission {permission}"
+        return Finding(name, False, str(error), error.remedy or blamed)
+    return Finding(name, True, "reachable, key accepted; nothing was sent")
+
+
+def _network_path(settings: Settings, sessionm: SessionM) -> Iterator[Finding]:
+    """Yield the proxies to SessionM, and the trusted certificate authorities."""
+    urls = {"Core": settings.sessionm_core_url, "Connect": settings.sessionm_connect_url or ""}
+    for system, proxy in sessionm.proxies().items():
+        host = urlsplit(urls[system.title()]).hostname
+        result = f"SessionM {system.title()} is reached through {proxy}"
+        yield Finding("proxy", True, result, f"to connect directly, add {host} to NO_PROXY")
+    if any(url.startswith("https:") for url in urls.values()):
+        trusted = authorities(settings.network)
+        yield Finding("authorities", True, f"certificates are checked against {trusted}")
+
+
+def _try_call(name: str, call: Callable[[], object], url: str, credentials: str) -> Finding:
     try:
         call()
     except SessionMError as error:
         if error.meaning is Meaning.UNKNOWN_CUSTOMER:
             return Finding(name, True, "reachable, credentials accepted")
         if error.meaning is Meaning.BUSY:
-            busy = (
-                "SessionM is down or overloaded: nothing to mend here; wait, tell them if it lasts"
-            )
+            busy = "SessionM is down or overloaded: wait, and contact SessionM if it lasts"
             return Finding(name, False, str(error), busy)
-        remedy = credentials if error.meaning is Meaning.CREDENTIALS else url
-        return Finding(name, False, str(error), f"check {remedy}")
+        blamed = credentials if error.meaning is Meaning.CREDENTIALS else url
+        return Finding(name, False, str(error), error.remedy or f"check {blamed}")
     return Finding(name, True, "reachable, credentials accepted")

@@ -1,4 +1,4 @@
-"""`bridge move`: from one database to another, such as from SQLite to PostgreSQL."""
+"""`bridge move`: copy one database into another, such as SQLite into PostgreSQL."""
 
 import logging
 import sys
@@ -9,36 +9,34 @@ from contextlib import contextmanager
 import click
 
 from bridge.cli.common import one_line
-from bridge.database import Database, StoreUnavailableError, sqlite_path
 from bridge.fields import counted
-from bridge.outbox.move import Move
-from bridge.parts import open_outbox
+from bridge.shared import open_outbox
+from bridge.storage.database import Database, StoreUnavailableError
+from bridge.storage.move import Move
+from bridge.storage.sqlite import sqlite_path
 
-# A session with PostgreSQL needs a moment before it can have a lock.
-LOCK_PATIENCE = 4.0
+# Seconds to acquire the locks; PostgreSQL must connect first.
+LOCK_TIMEOUT = 4.0
 
 
 @click.command()
 @click.option(
     "--from", "source", required=True, metavar="URL", help="sqlite:///… or postgresql://…"
 )
-@click.option("--to", "target", required=True, metavar="URL", help="Likewise; it may be empty.")
-@click.option("--without-batches", is_flag=True, help="Leave batches that are not over behind.")
+@click.option("--to", "target", required=True, metavar="URL", help="The same; it may be empty.")
+@click.option("--without-batches", is_flag=True, help="Do not copy unfinished batches.")
 def move(source: str, target: str, *, without_batches: bool) -> None:
-    """Copy the outbox into another database: what waits, is dead, or is remembered.
+    """Copy the outbox into another database.
 
     \b
     Stop the bridge, move, set BRIDGE_DATABASE_URL, start:
       bridge move --from sqlite:///var/bridge.db --to postgresql://bridge@db/bridge
 
-    With a long queue, move once while the bridge runs, then stop it and move again: the second
-    time takes what has come and what has changed since. Nothing is copied twice, and the source
-    stays as it is. Do not start a bridge on the source afterwards: it would deliver once more what
-    waited there.
+    The source is not changed, and an interrupted copy can be run again. Do not start a bridge on
+    the source afterwards: it would deliver the queued writes a second time.
 
-    Batches are not moved, so they have to be over. Cached lookups are not moved either; they are
-    fetched again. A password is better kept out of the
-    command line, in PGPASSWORD or ~/.pgpass.
+    Batches are not copied, so they must have ended. Cached lookups are not copied either; the
+    bridge fetches them again. Give a password by PGPASSWORD or ~/.pgpass, not on the command line.
     """  # noqa: D301 - click's mark for lines to be kept
     logging.getLogger("bridge").handlers = [logging.NullHandler()]
     if source == target:
@@ -46,39 +44,28 @@ def move(source: str, target: str, *, without_batches: bool) -> None:
     with one_line(), _opened("--from", source) as ours, _opened("--to", target, new=True) as theirs:
         if ours.name == theirs.name:
             raise click.UsageError("--from and --to name the same database")
-        still_running = not _held(ours)
-        alone = _held(theirs)
-        if still_running and not alone:
-            raise click.ClickException(
-                "bridges deliver from both databases: stop those on the one given as --from"
-            )
-        moving = Move(ours, theirs, alone=alone)
+        for option, database in (("--from", ours), ("--to", theirs)):
+            if not _acquire_locks(database):
+                raise click.ClickException(f"a bridge delivers from {option}: stop it first")
+        moving = Move(ours, theirs)
         if not without_batches:
             _check_batches(moving)
         _move(moving)
-        if still_running:
-            click.echo(
-                "A bridge still delivers from --from: stop it, and run this once more before "
-                "a bridge starts on --to."
-            )
 
 
 def _check_batches(moving: Move) -> None:
-    if left := moving.left_behind():
+    if left := moving.unfinished_batches():
         raise click.ClickException(
-            f"{counted(left, 'batch is', 'batches are')} not over, and cannot be moved: let the "
-            "bridge on --from end what it has, or discard it (`bridge batch status`, `bridge batch "
-            "discard ID`), or leave it behind with --without-batches"
+            f"{counted(left, 'batch has', 'batches have')} not ended, and cannot be copied: let "
+            "the bridge on --from finish, or run `bridge batch status` and `bridge batch discard "
+            "ID`, or copy without them by --without-batches"
         )
 
 
 def _move(moving: Move) -> None:
-    with click.progressbar(length=moving.length(), label="Moving", file=sys.stderr) as bar:
+    with click.progressbar(length=moving.total_steps(), label="Moving", file=sys.stderr) as bar:
         moved = moving.run(bar.update)
-    click.echo(
-        f"{counted(moved.copied, 'event')} copied, {moved.renewed} brought up to date, "
-        f"{moved.known} there already."
-    )
+    click.echo(f"{counted(moved.copied, 'event')} copied, {moved.already_there} there already.")
 
 
 @contextmanager
@@ -100,10 +87,10 @@ def _opened(option: str, url: str, *, new: bool = False) -> Iterator[Database]:
         database.close()
 
 
-def _held(database: Database) -> bool:
-    """Whether nobody else delivers from *database*, from now until we end."""
-    until = time.monotonic() + LOCK_PATIENCE
-    while not database.deliverer.try_acquire():
+def _acquire_locks(database: Database) -> bool:
+    """Acquire the locks of both deliverers until this process ends; return whether it worked."""
+    until = time.monotonic() + LOCK_TIMEOUT
+    while not all(lock.try_acquire() for lock in database.deliverers.values()):
         if time.monotonic() > until:
             return False
         time.sleep(0.1)

@@ -1,32 +1,47 @@
 """`bridge queue`: the outbox on the command line; and `bridge erase`."""
 
-import json
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
 
+from bridge import clock
 from bridge.cli.common import connected, one_line
+from bridge.cli.output import Form, Row, dump, forms, local, state, table, zone
 from bridge.customer import Customer
-from bridge.fields import FieldError, counted, iso
-from bridge.health import delivery_reasons, delivery_state
+from bridge.fields import FieldError, counted, iso, number, span
+from bridge.ops.health import delivery_state, forecast
+from bridge.ops.incidents import NOTHING, Cause, dead_causes, delivery_causes
+from bridge.ops.operator import Done
 from bridge.outbox.events import PAGE
-from bridge.outbox.operator import Done
-from bridge.outbox.schema import State
+from bridge.outbox.model import Direction, State
 from bridge.outbox.search import Filter, read_filter
+from bridge.parts import Parts
 
 Command = TypeVar("Command", bound=Callable[..., None])
+
+# Who orders, in the history of events.
+BY = "command line"
+# Seconds between two looks of `queue status --watch`.
+WATCH = 2.0
 
 
 def filters(command: Command) -> Command:
     """Give *command* the options that choose events."""
     for option in (
-        click.option("--text", metavar="WORDS", help="Stands in the reason."),
+        click.option("--text", metavar="WORDS", help="Words of the reason."),
         click.option("--since", metavar="TIME", help="2026-12-01T08:00:00Z, or how long ago: 2h."),
         click.option("--campaign", metavar="ID", help="A campaign's or Canvas's."),
         click.option("--customer", metavar="ID", help="user_id or external_id."),
-        click.option("--state", type=click.Choice([state.value for state in State])),
+        click.option(
+            "--direction",
+            type=click.Choice([one.value for one in Direction]),
+            help="to_braze: SessionM's messages.",
+        ),
+        click.option(
+            "--state", type=click.Choice([one.value for one in State]), help="Of the event."
+        ),
     ):
         command = option(command)
     return command
@@ -38,57 +53,109 @@ def queue() -> None:
 
 
 @queue.command()
-@click.option("--json", "as_json", is_flag=True)
-def status(*, as_json: bool) -> None:
-    """Tell how much waits, since when, what is dead, and what holds delivery up."""
+@forms
+@click.option("--watch", is_flag=True, help=f"Print it every {WATCH:g} s until Ctrl-C.")
+def status(*, form: Form, watch: bool) -> None:
+    """Show the backlog, dead writes, and what holds delivery up."""
     with one_line(), connected() as parts:
-        backlog = parts.store.backlog()
-        delivery = delivery_state(parts, backlog, time.time())
-        paused = parts.operator.is_paused
+        while True:
+            found, causes = _status(parts)
+            if watch:
+                # Nothing where the output is no terminal.
+                click.clear()
+            if form:
+                dump(form, found)
+            else:
+                _show_status(found, causes)
+            if not watch:
+                return
+            time.sleep(WATCH)
+
+
+def _status(parts: Parts) -> tuple[Row, list[Cause]]:
+    """Return the state of delivery, and what stops it or has made writes dead."""
+    backlog = parts.store.backlog()
+    now = clock.now()
+    delivery = delivery_state(parts, backlog, now)
+    delivery |= forecast(delivery, parts.telemetry.minutes(now - 60), now, parts)
+    paused = parts.operator.is_paused
     oldest_at = backlog.oldest_at or backlog.unknown_at
-    told = {
+    queue = parts.extents.queue() if backlog.queued else NOTHING
+    causes = delivery_causes(delivery, queue)
+    if paused:
+        by_hand = Cause("delivery_paused", "Delivery is paused by hand.", "bridge queue resume")
+        causes = [by_hand, *(cause for cause in causes if cause.code != by_hand.code)]
+    if backlog.dead:
+        causes += dead_causes(parts.extents.dead())
+    messages = parts.messages.backlog()
+    to_braze = delivery_state(parts, messages, now, parts.messages) if parts.braze else {}
+    return {
+        "to_braze": {
+            "queued": messages.queued,
+            "oldest": iso(messages.oldest_at) if messages.oldest_at else "",
+            "dead": messages.dead,
+            "state": to_braze.get("state", "off"),
+            "reason": to_braze.get("reason", ""),
+        },
         "queued": backlog.queued,
         "oldest": iso(oldest_at) if oldest_at else "",
         "waits_for_customers": backlog.waits_for_customers,
+        "rate_per_second": delivery["rate_per_second"],
+        "done_in_seconds": delivery["done_in_seconds"],
         "dead": backlog.dead,
         "paused_by_hand": paused,
         "state": delivery["state"],
         "reason": delivery["reason"],
-    }
-    if as_json:
-        click.echo(json.dumps(told))
-        return
-    waits = f"{counted(backlog.queued, 'write')} wait{'s' if backlog.queued == 1 else ''}"
-    whom = " for customers to be created" if backlog.waits_for_customers else ""
-    since = f", the oldest since {told['oldest']}" if oldest_at else ""
-    dead = "1 is dead" if backlog.dead == 1 else f"{backlog.dead} are dead"
-    click.echo(f"{waits}{whom}{since}; {dead}.")
-    if paused:
-        click.echo("Delivery is paused by hand: bridge queue resume")
-    if delivery["state"] == "stopped" or not paused:
-        for reason in delivery_reasons(delivery):
-            click.echo(reason)
+    }, causes
+
+
+def _show_status(found: Row, causes: list[Cause]) -> None:
+    waiting = ", waiting for customers to be created" if found["waits_for_customers"] else ""
+    click.echo(f"Delivery  {state(found['state'])}")
+    click.echo(f"Backlog   {counted(found['queued'], 'write')}{waiting}")
+    if found["oldest"]:
+        click.echo(f"Oldest    {local(found['oldest'])} {zone()}")
+    if found["done_in_seconds"] > 0:
+        takes, rate = span(found["done_in_seconds"]), number(found["rate_per_second"])
+        click.echo(f"Done      in about {takes} at {rate} a second")
+    click.echo(f"Dead      {counted(found['dead'], 'write')}")
+    to_braze = found["to_braze"]
+    if to_braze["state"] != "off":
+        oldest = f", oldest {local(to_braze['oldest'])}" if to_braze["oldest"] else ""
+        waits = f"{counted(to_braze['queued'], 'message')} waiting{oldest}"
+        click.echo(f"To Braze  {state(to_braze['state'])}, {waits}, {to_braze['dead']} dead")
+    if to_braze["reason"]:
+        click.secho(to_braze["reason"], fg="yellow")
+    for cause in causes:
+        click.secho(cause.reason, fg="yellow")
+        if cause.extent.writes:
+            extent, least = cause.extent, "at least " if cause.extent.is_minimum else ""
+            customers = counted(extent.customers, "customer")
+            click.echo(f"  {least}{customers}, {counted(len(extent.campaigns), 'campaign')}")
+        click.echo(f"  -> {cause.do}")
 
 
 @queue.command("list")
 @filters
-@click.option("--limit", default=PAGE, show_default=True, type=click.IntRange(1, 500))
+@click.option(
+    "--limit",
+    default=PAGE,
+    show_default=True,
+    type=click.IntRange(1, 500),
+    help="Most events of a page.",
+)
 @click.option("--before", default="", metavar="ID", help="Go on where a page ended.")
-@click.option("--json", "as_json", is_flag=True)
-def list_events(*, limit: int, before: str, as_json: bool, **given: Any) -> None:
+@forms
+def list_events(*, limit: int, before: str, form: Form, **given: Any) -> None:
     """List events, newest first."""
+    wanted = _filter(given)
     with one_line(), connected() as parts:
-        found = parts.events.find(_filter(given), limit, before)
-    if as_json:
-        click.echo(json.dumps(found.events, indent=2))
-    for event in () if as_json else found.events:
-        customer = next(iter(event["customer"].values()), "-")
-        about = event["campaign_id"] or event["canvas_id"] or "-"
-        click.echo(
-            f"{event['id']}  {event['received_at']}  {event['state']:9}  {customer}  {about}"
-            + ("  test" if event["test"] else "")
-            + (f"  {event['reason']}" if event["reason"] else "")
-        )
+        found = parts.events.find(wanted, limit, before)
+    if form:
+        dump(form, found.events, [_flat(event) for event in found.events])
+    elif found.events:
+        header = ("ID", f"RECEIVED ({zone()})", "STATE", "CUSTOMER", "CAMPAIGN OR CANVAS", "REASON")
+        table(header, [_columns(event) for event in found.events])
     if not (found.events or found.next):
         click.echo("No event matches.", err=True)
     elif not found.events:
@@ -97,98 +164,203 @@ def list_events(*, limit: int, before: str, as_json: bool, **given: Any) -> None
         click.echo(f"More: --before {found.next}", err=True)
 
 
+def _columns(event: Row) -> tuple[str, ...]:
+    reason = " ".join(filter(None, ["test send" if event["test"] else "", event["reason"]]))
+    return (
+        event["id"],
+        local(event["received_at"]),
+        event["state"],
+        next(iter(event["customer"].values()), "-"),
+        event["campaign_id"] or event["canvas_id"] or "-",
+        reason,
+    )
+
+
+def _flat(event: Row) -> Row:
+    """*event* with its customer in columns; one that SessionM does not know in the last of them."""
+    ids = {name: event["customer"].get(name, "") for name in ("user_id", "external_id")}
+    others = (value for name, value in event["customer"].items() if name not in ids)
+    ids["customer_in_braze"] = next(others, "")
+    flat: dict[str, Any] = {}
+    for name, value in event.items():
+        flat.update(ids if name == "customer" else {name: value})
+    return flat
+
+
 @queue.command()
-@click.argument("event_id")
-def show(event_id: str) -> None:
-    """Show one event with its body, writes and every try, as JSON."""
+@click.argument("event_id", metavar="ID")
+@forms
+def show(event_id: str, *, form: Form) -> None:
+    """Show one event with its writes and every call to SessionM."""
     with one_line(), connected() as parts:
-        story = parts.events.story(event_id)
+        story = parts.events.details(event_id)
     if story is None:
         raise click.ClickException(f"there is no event {event_id}; see `bridge queue list`")
-    click.echo(json.dumps(story, indent=2, ensure_ascii=False))
+    if form:
+        dump(form, story, _calls(story))
+    else:
+        _tell_story(story)
+
+
+def _calls(story: Row) -> list[Row]:
+    """A row for every call of an event, or for a write that was not sent yet."""
+    nothing = {"at": "", "status": "", "milliseconds": "", "outcome": "", "error": ""}
+    return [
+        {
+            "id": story["id"],
+            "tags": write["tags"],
+            "ttl": "" if write["ttl"] is None else write["ttl"],
+            "target": write["target"],
+            "dispatch_id": write["dispatch_id"],
+            "state": write["state"],
+            **one,
+        }
+        for write in story["writes"]
+        for one in write["tries"] or [nothing]
+    ]
+
+
+def _tell_story(story: Row) -> None:
+    customer = "  ".join(f"{kind} {value}" for kind, value in story["customer"].items())
+    for name, value in (
+        ("Event", story["id"]),
+        ("Direction", story["direction"]),
+        ("State", state(story["state"])),
+        ("Reason", story["reason"]),
+        ("Received", f"{local(story['received_at'])} {zone()}"),
+        ("Done", f"{local(story['done_at'])} {zone()}" if story["done_at"] else ""),
+        ("Customer", customer),
+        ("Campaign", story["campaign_id"]),
+        ("Canvas", story["canvas_id"]),
+        ("Test send", "yes" if story["test"] else ""),
+        ("Key", story["key"]),
+        ("Request", story["request_id"]),
+    ):
+        if value:
+            click.echo(f"{name:10}{value}")
+    for write in story["writes"]:
+        click.echo(f"\n{_what_goes_out(write)}: {state(write['state'])}")
+        if write["reason"]:
+            click.echo(f"          {write['reason']}")
+        if write["uncertain"]:
+            system = "Braze" if write["target"] else "SessionM"
+            click.secho(f"          Uncertain: {system} may have it, or not.", fg="yellow")
+        if write["state"] == State.QUEUED and write["next_at"]:
+            click.echo(f"          Next call {local(write['next_at'])} {zone()}")
+        for one in write["tries"]:
+            answer = f"HTTP {one['status']}" if one["status"] else "no answer"
+            click.echo(
+                f"  {local(one['at'])}  {one['outcome']}  {answer}  {one['milliseconds']} ms"
+                + (f"  {one['error']}" if one["error"] else "")
+            )
+    click.echo(f"\nBody      {story['content_type']}\n{story['body']}")
+
+
+def _what_goes_out(write: Row) -> str:
+    """A write or a message in one line."""
+    if write["target"]:
+        recipient = write["recipient"]
+        name = next((str(v) for v in recipient.values()), "its customer") if recipient else "all"
+        dispatched = f", dispatch {write['dispatch_id']}" if write["dispatch_id"] else ""
+        return f"Message   {write['target']} for {name}{dispatched}"
+    kind = "counters" if write["ttl"] is None else f"for {write['ttl']} s"
+    return f"Write     {' '.join(write['tags'])}, {kind}"
 
 
 def _changes(command: Command) -> Command:
     for option in (
-        click.option("--dry-run", is_flag=True, help="Only tell how many."),
+        click.option("--dry-run", is_flag=True, help="Only count."),
         click.option("--all", "everything", is_flag=True, help="Without any filter."),
     ):
         command = option(command)
-    return command
+    return forms(filters(command))
 
 
 @queue.command()
 @click.argument("event_ids", nargs=-1, metavar="[ID]...")
-@filters
 @_changes
-def replay(event_ids: tuple[str, ...], *, dry_run: bool, everything: bool, **given: Any) -> None:
-    """Send dead events once more: by id, or all that the filters match.
+def replay(
+    event_ids: tuple[str, ...], *, dry_run: bool, everything: bool, form: Form, **given: Any
+) -> None:
+    """Send dead events once more: by ID, or all that filters match.
 
     With --state rejected, events that were refused are read again under the present rules.
     """
     wanted = _chosen(event_ids, given, dry_run=dry_run, everything=everything)
     with one_line(), connected() as parts:
         if wanted is None:
-            _tell_each(event_ids, parts.operator.replay_one, "replayed")
+            _change_each(event_ids, parts.operator.replay_one, "replayed", form)
         else:
-            _tell(parts.operator.replay(wanted, dry_run=dry_run), "replayed", dry_run=dry_run)
+            done = parts.operator.replay(wanted, by=BY, dry_run=dry_run)
+            _tell(done, "replayed", form, dry_run=dry_run)
 
 
 @queue.command()
 @click.argument("event_ids", nargs=-1, metavar="[ID]...")
-@filters
 @_changes
-def discard(event_ids: tuple[str, ...], *, dry_run: bool, everything: bool, **given: Any) -> None:
-    """Give events up: by id, or all dead ones (or those of --state) that the filters match."""
+def discard(
+    event_ids: tuple[str, ...], *, dry_run: bool, everything: bool, form: Form, **given: Any
+) -> None:
+    """Give events up: by ID, or all dead ones that filters match.
+
+    With --state queued or rejected, those.
+    """
     wanted = _chosen(event_ids, given, dry_run=dry_run, everything=everything)
     with one_line(), connected() as parts:
         if wanted is None:
-            _tell_each(event_ids, parts.operator.discard_one, "discarded")
+            _change_each(event_ids, parts.operator.discard_one, "discarded", form)
         else:
-            _tell(parts.operator.discard(wanted, dry_run=dry_run), "discarded", dry_run=dry_run)
+            done = parts.operator.discard(wanted, by=BY, dry_run=dry_run)
+            _tell(done, "discarded", form, dry_run=dry_run)
 
 
 @queue.command()
 def pause() -> None:
-    """Let no write go out until `bridge queue resume`."""
+    """Send nothing until `bridge queue resume`."""
     with one_line(), connected() as parts:
-        heard = parts.operator.pause()
+        noticed = parts.operator.pause(BY)
     click.echo(
-        "Paused. Webhooks are accepted and wait."
-        if heard
-        else "Ordered, but the deliverer has not heard of it yet: until then writes may go out."
+        "Paused. Webhooks are accepted and queued."
+        if noticed
+        else "Ordered. The deliverer has not noticed yet: until then writes may go out."
     )
 
 
 @queue.command()
 def resume() -> None:
-    """Let writes go out again."""
+    """Send writes again."""
     with one_line(), connected() as parts:
-        parts.operator.resume()
+        parts.operator.resume(BY)
     click.echo("Resumed.")
 
 
 @click.command()
-@click.option("--user-id", help="SessionM's id.")
-@click.option("--external-id", help="The id in the retailer's system.")
-def erase(user_id: str | None, external_id: str | None) -> None:
-    """Forget one customer everywhere: events, writes, cached lookups.
+@click.option("--user-id", metavar="ID", help="The customer's ID in SessionM.")
+@click.option("--external-id", metavar="ID", help="The ID in the retailer's system.")
+@forms
+def erase(user_id: str | None, external_id: str | None, *, form: Form) -> None:
+    """Forget one customer: events, writes and cached lookups.
 
-    By the other identifier too, where a lookup or an event has told the bridge which it is.
+    The customer's other identifier is erased too if a lookup or an event has named it.
     """
     if bool(user_id) == bool(external_id):
         raise click.UsageError("give either --user-id or --external-id")
+    customer = (
+        Customer("user_id", user_id) if user_id else Customer("external_id", external_id or "")
+    )
     with one_line(), connected() as parts:
-        told = parts.erase(
-            Customer("user_id", user_id) if user_id else Customer("external_id", external_id or "")
-        )
-    both = " The other identifier was known, and is erased too." if len(told.names) > 1 else ""
-    click.echo(f"Erased: {counted(told.events, 'event')}, and what was cached.{both}")
+        erased = parts.erase(customer, BY)
+    if form:
+        names = [name.kind for name in erased.names]
+        dump(form, {"status": "erased", "events": erased.events, "identifiers": names})
+        return
+    both = " The other identifier was known, and is erased too." if len(erased.names) > 1 else ""
+    click.echo(f"Erased: {counted(erased.events, 'event')}, and what was cached.{both}")
 
 
 def _filter(given: dict[str, Any]) -> Filter:
     try:
-        return read_filter({k: v for k, v in given.items() if v is not None}, time.time())
+        return read_filter({k: v for k, v in given.items() if v is not None}, clock.now())
     except FieldError as error:
         raise click.UsageError(f"--{error}") from None
 
@@ -196,34 +368,58 @@ def _filter(given: dict[str, Any]) -> Filter:
 def _chosen(
     event_ids: tuple[str, ...], given: dict[str, Any], *, dry_run: bool, everything: bool
 ) -> Filter | None:
-    """The filter that chooses events; ``None`` where ids do."""
+    """The filter that chooses events; ``None`` where IDs do."""
     if event_ids:
         if dry_run or everything or any(given.values()):
-            raise click.UsageError("ids go without filters, --all and --dry-run")
+            raise click.UsageError("IDs go without filters, --all and --dry-run")
         return None
     if not everything and not any(given.values()):
-        raise click.UsageError("say which: an id, a filter, or --all")
+        raise click.UsageError("say which: an ID, a filter, or --all")
     return _filter(given)
 
 
-def _tell(done: Done, word: str, *, dry_run: bool) -> None:
+def _tell(done: Done, word: str, form: Form, *, dry_run: bool) -> None:
+    would = done.matched - len(done.refused)
+    if form:
+        counts = {"matched": done.matched, word: done.changed, "dry_run": dry_run}
+        dump(
+            form,
+            {**counts, "refused": list(done.refused)},
+            [{**counts, "refused": len(done.refused)}],
+        )
+        return
     if dry_run:
-        click.echo(f"{done.matched - len(done.refused)} of {done.matched} would be {word}.")
+        click.echo(f"{would} of {done.matched} would be {word}.")
     else:
         click.echo(f"{done.changed} of {done.matched} {word}.")
     for refused in done.refused[:10]:
         click.echo(f"  not: {refused}", err=True)
 
 
-def _tell_each(event_ids: tuple[str, ...], order: Callable[[str], Done | None], word: str) -> None:
-    failed = False
+def _change_each(
+    event_ids: tuple[str, ...], change: Callable[[str, str], Done | None], word: str, form: Form
+) -> None:
+    """Change events one by one, and print what became of each.
+
+    Raises:
+        click.ClickException: one of them was not changed.
+    """
+    results: list[dict[str, str]] = []
     for event_id in event_ids:
-        done = order(event_id)
-        if done is not None and done.changed:
-            click.echo(f"{event_id} {word}.")
-            continue
-        failed = True
+        done = change(event_id, BY)
         why = "there is no such event" if done is None else "; ".join(done.refused)
-        click.echo(f"{event_id} not {word}: {why}", err=True)
+        changed = done is not None and bool(done.changed)
+        results.append({"id": event_id, "result": word if changed else "unchanged", "reason": why})
+    if form:
+        dump(form, results, results)
+    failed = [one for one in results if one["result"] != word]
+    if len(results) == 1 and failed:
+        why = failed[0]["reason"]
+        raise click.ClickException(f"not {word}: {why}; see `bridge queue list`")
+    for one in () if form else results:
+        reason = f": {one['reason']}" if one["reason"] else ""
+        click.echo(f"{one['id']} {one['result']}{reason}.")
     if failed:
-        raise SystemExit(1)
+        raise click.ClickException(
+            f"{len(failed)} of {counted(len(results), 'event')} not {word}; see `bridge queue list`"
+        )

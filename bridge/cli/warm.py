@@ -1,102 +1,116 @@
-"""`bridge warm`: a segment's lookups fetched ahead of a send.
+"""`bridge warm`: fetch the lookups of a segment before a send.
 
-It works on the shared cache, so that the running bridge serves what was fetched. Live lookups
-come first: this one uses few connections, keeps within a rate, and halves the rate when SessionM
-gets slower under it.
+The lookups go into the shared cache, which the running bridge uses. Live lookups have priority:
+this command uses few connections and a limited rate, and halves the rate when SessionM gets slower.
 """
 
 import json
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
+from bridge.bulk.segment import Refused, SegmentOptions, lines_of, open_segment
 from bridge.cli.batch import file_mistakes, id_options, opened_csv
 from bridge.cli.common import connected, one_line
+from bridge.cli.output import Form, dump, forms
 from bridge.customer import Customer, CustomerKind
 from bridge.fields import counted
-from bridge.intake.segment import Refused, Wanted, lines_of, open_segment
-from bridge.locks import WARMER
-from bridge.lookups.customer import Answer, Lookups
-from bridge.lookups.query import Query
+from bridge.lookups.customer import LookupAnswer, Lookups
+from bridge.lookups.query import Query, read_culture
 from bridge.parts import Parts
+from bridge.storage.locks import WARMER
 
 CONNECTIONS = 4
+# Seconds for one lookup, and between two attempts.
 DEADLINE = 10.0
-TRIES = 3
-# So many customers in a row that fail: it is SessionM, not they.
-FAILED_IN_A_ROW = 20
 RETRY = 2.0
+ATTEMPTS = 3
+# Consecutive failed customers after which SessionM counts as down.
+FAILED_IN_A_ROW = 20
+# Calls a second: the minimum rate.
 LEAST_RATE = 1.0
-# SessionM is under strain when answers take so many times what they take at their best.
-STRAIN, UNSTRAINED_MS = 2.0, 50.0
+# SessionM is overloaded if the mean time of an answer is this multiple of its best mean, and more
+# than this number of seconds.
+OVERLOAD, LEAST_OVERLOAD = 2.0, 0.05
+# Seconds between two writes of the progress file.
 SAVE_EVERY = 5.0
 
 
-class _AwayError(Exception):
-    """SessionM does not answer; what was done so far is noted."""
+class _DownError(Exception):
+    """SessionM does not answer."""
 
 
-class Pace:
-    """When the next call may be made: at most *limit* a second, and fewer under strain."""
+class WarmRate:
+    """A rate limit that adapts to SessionM's latency. Thread-safe.
+
+    Args:
+        limit: the maximum number of calls a second.
+    """
 
     def __init__(self, limit: float) -> None:
         self._limit = limit
         self.rate = limit
         self._lock = threading.Lock()
         self._next_at = 0.0
-        self._looked_at = time.monotonic()
+        self._adapted_at = time.monotonic()
         self._seconds: list[float] = []
         self._best = float("inf")
 
     def wait(self, calls: int) -> None:
-        """Sleep until it is the turn of so many *calls*."""
+        """Sleep until *calls* calls are allowed."""
         with self._lock:
             at = max(self._next_at, time.monotonic())
             self._next_at = at + calls / self.rate
         time.sleep(max(0.0, at - time.monotonic()))
 
     def give_back(self, calls: int) -> None:
-        """So many calls were not needed."""
+        """Return *calls* calls that were not needed."""
         with self._lock:
             self._next_at -= calls / self.rate
 
-    def saw(self, seconds: float) -> None:
-        """An answer took so long: adapt once a second."""
+    def observe(self, seconds: float) -> None:
+        """Record the time of an answer; once a second, adapt the rate."""
         with self._lock:
             self._seconds.append(seconds)
             now = time.monotonic()
-            if now - self._looked_at < 1.0:
+            if now - self._adapted_at < 1.0:
                 return
             mean = sum(self._seconds) / len(self._seconds)
             self._best = min(self._best, mean)
-            strained = mean > STRAIN * self._best and mean * 1000 > UNSTRAINED_MS
-            rate = self.rate / 2 if strained else self.rate * 1.1
+            overloaded = mean > OVERLOAD * self._best and mean > LEAST_OVERLOAD
+            rate = self.rate / 2 if overloaded else self.rate * 1.1
             self.rate = min(self._limit, max(min(LEAST_RATE, self._limit), rate))
             self._seconds.clear()
-            self._looked_at = now
+            self._adapted_at = now
 
 
 @dataclass
-class _State:
-    """How far a run has come; kept beside the file, so that the next one goes on there."""
+class WarmProgress:
+    """The progress of all runs on one file.
+
+    Attributes:
+        line: the number of the last completed line.
+        fetched, fresh, unknown, failed: numbers of customers.
+        seconds: the total time of the runs.
+    """
 
     line: int = 1
     fetched: int = 0
     fresh: int = 0
     unknown: int = 0
     failed: int = 0
-    began_at: float = field(default_factory=time.time)
+    seconds: float = 0.0
 
-    def saw(self, answers: list[Answer]) -> bool:
-        """Count a customer; whether theirs failed."""
+    def count(self, answers: list[LookupAnswer]) -> bool:
+        """Count a customer by the answers to its lookups; return whether one of them failed."""
         statuses = {answer.status for answer in answers}
         if "unavailable" in statuses:
             self.failed += 1
@@ -111,16 +125,17 @@ class _State:
 
 @click.command()
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--tags", is_flag=True, help="Tags; both if neither is given.")
-@click.option("--offers", is_flag=True, help="Offers; both if neither is given.")
-@click.option("--culture", default=Query.culture, show_default=True, help="Of the offers.")
+@click.option("--tags", is_flag=True, help="Fetch tags; by default tags and offers.")
+@click.option("--offers", is_flag=True, help="Fetch offers; by default tags and offers.")
+@click.option("--culture", default=Query.culture, show_default=True, help="Language of the offers.")
 @click.option(
     "--rps",
     type=click.FloatRange(0.1, 100_000),
-    help="Calls a second; BRIDGE_SESSIONM_RPS at most.",
+    help="Maximum calls a second, up to BRIDGE_SESSIONM_RPS.",
 )
 @id_options
-@click.option("--restart", is_flag=True, help="From the beginning, not where the last run ended.")
+@click.option("--restart", is_flag=True, help="Begin with the first line again.")
+@forms
 def warm(
     file: Path,
     *,
@@ -131,57 +146,78 @@ def warm(
     id_column: str,
     id_kind: CustomerKind | None,
     restart: bool,
+    form: Form,
 ) -> None:
-    """Fetch the lookups of the customers in FILE ahead of a send.
+    """Fetch the lookups of a segment before a send.
 
-    FILE is a Braze segment export, or any CSV with user_id or external_id. What is fresh is not
-    fetched again. Ended by Ctrl-C, the same command goes on where it was.
+    FILE is a Braze segment export, or any CSV with user_id or external_id. Fresh lookups are not
+    fetched again. After Ctrl-C, the same command continues at the same line.
     """
-    wanted = Wanted(id_column=id_column, id_kind=id_kind, customers_only=True)
+    columns = SegmentOptions(id_column=id_column, id_kind=id_kind, customers_only=True)
+    with one_line():
+        culture = read_culture(culture)
     with one_line(), file_mistakes(file), connected() as parts:
         lookups = _lookups(tags=tags, offers=offers, offers_on=parts.settings.offers_on)
         limit = min(rps or parts.settings.bridge_sessionm_rps, parts.settings.bridge_sessionm_rps)
         customers = calls = 0
-        for _line, customer in _customers(file, wanted, parts):
+        refused: list[Refused] = []
+        for _line, customer in _customers(file, columns, parts, refused.append):
             customers += 1
             calls += sum(_calls(kind, customer) for kind in lookups)
+        if refused:
+            click.echo(
+                f"{counted(len(refused), 'line')} refused; line {refused[0].line}: "
+                f"{refused[0].reason}",
+                err=True,
+            )
         if not customers:
             raise click.ClickException(f"{click.format_filename(file)} names no customer")
         options = {"kinds": lookups, "culture": culture, "id": [id_column, id_kind]}
-        note = _Note(file, options, restart=restart)
+        progress_file = WarmProgressFile(file, options, restart=restart)
         click.echo(
             f"{counted(customers, 'customer')}, {' and '.join(lookups)}: at {limit:g} calls "
-            f"a second {_length(calls / limit)} if nothing is cached yet."
+            f"a second {_duration(calls / limit)} if nothing is cached yet.",
+            err=bool(form),
         )
-        _warn(parts, lookups, calls / limit, note.state)
-        with _alone(parts):
-            # What is fetched before changes are heard of would have to be fetched again.
+        if progress_file.progress.line > 1:
+            line = progress_file.progress.line
+            click.echo(f"Continuing after line {line}, where the last run ended.", err=bool(form))
+        _warn(parts, lookups, calls / limit)
+        with _only_run(parts):
+            # Watch for changes first: lookups fetched before would be fetched again.
             parts.cache.start()
-            patient = parts.lookups.patient(DEADLINE)
-            run = _Run(patient, lookups, culture, Pace(limit), note)
-            run.run(_customers(file, wanted, parts), customers)
-    _tell(note.state)
+            fresh_lookups = parts.lookups.without_stale(DEADLINE)
+            run = WarmRun(fresh_lookups, lookups, culture, WarmRate(limit), progress_file)
+            run.run(_customers(file, columns, parts), customers, quiet=bool(form))
+    _report(progress_file.progress, form)
 
 
 def _lookups(*, tags: bool, offers: bool, offers_on: bool) -> list[str]:
     if offers and not offers_on:
         raise click.ClickException("offers are switched off: SESSIONM_CONNECT_URL is not set")
-    wanted = {"tags": tags or not offers, "offers": offers or (offers_on and not tags)}
-    return [lookup for lookup, is_wanted in wanted.items() if is_wanted]
+    chosen = {"tags": tags or not offers, "offers": offers or (offers_on and not tags)}
+    return [lookup for lookup, is_chosen in chosen.items() if is_chosen]
 
 
-def _customers(file: Path, wanted: Wanted, parts: Parts) -> Iterator[tuple[int, Customer]]:
+def _customers(
+    file: Path,
+    columns: SegmentOptions,
+    parts: Parts,
+    on_refused: Callable[[Refused], None] = lambda _line: None,
+) -> Iterator[tuple[int, Customer]]:
     with opened_csv(file) as (read, _size):
-        for row in open_segment(lines_of(read), wanted, parts.rules):
-            if not isinstance(row, Refused):
+        for row in open_segment(lines_of(read), columns, parts.rules):
+            if isinstance(row, Refused):
+                on_refused(row)
+            else:
                 yield row.line, row.customer
 
 
 @contextmanager
-def _alone(parts: Parts) -> Iterator[None]:
-    """One at a time: two would be twice as fast as SessionM allows."""
-    with parts.store.database.alone(WARMER) as mine:
-        if not mine:
+def _only_run(parts: Parts) -> Iterator[None]:
+    """Allow one run at a time, since two would exceed SessionM's rate limit together."""
+    with parts.store.database.try_lock(WARMER) as is_locked:
+        if not is_locked:
             raise click.ClickException(
                 "another `bridge warm` runs on this database: let it end first"
             )
@@ -189,14 +225,12 @@ def _alone(parts: Parts) -> Iterator[None]:
 
 
 def _calls(kind: str, customer: Customer) -> int:
-    """What a lookup costs: for an external id the profile tells whose offers are meant."""
+    """Return the calls of one lookup; offers of an external id need its user_id first."""
     return 2 if kind == "offers" and customer.kind == "external_id" else 1
 
 
-def _warn(parts: Parts, lookups: list[str], seconds: float, state: _State) -> None:
-    """Tell where a run goes on, and what will be out of date before it ends."""
-    if state.line > 1:
-        click.echo(f"Going on behind line {state.line}, where the last run ended.")
+def _warn(parts: Parts, lookups: list[str], seconds: float) -> None:
+    """Warn about lookups that expire before the run ends."""
     ages = {
         "tags": parts.settings.bridge_tags_max_age,
         "offers": parts.settings.bridge_offers_max_age,
@@ -204,49 +238,52 @@ def _warn(parts: Parts, lookups: list[str], seconds: float, state: _State) -> No
     for lookup in lookups:
         if seconds > ages[lookup]:
             click.echo(
-                f"{lookup.title()} stay fresh for {_length(ages[lookup])} only: the first will "
+                f"{lookup.title()} stay fresh for {_duration(ages[lookup])} only: the first will "
                 "be out of date before the last is fetched. For a send, raise "
                 f"BRIDGE_{lookup.upper()}_MAX_AGE to {round(seconds * 1.2)} or more.",
                 err=True,
             )
 
 
-def _length(seconds: float) -> str:
+def _duration(seconds: float) -> str:
     if seconds < 120:
         return f"{max(1, round(seconds))} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-class _Note:
-    """The state on disk: ``FILE.warm``."""
+class WarmProgressFile:
+    """The saved progress, ``FILE.warm``, with which the next run continues."""
 
     def __init__(self, file: Path, options: dict[str, Any], *, restart: bool) -> None:
         self._path = file.with_name(file.name + ".warm")
         known = file.stat()
         self._about = {"size": known.st_size, "changed": known.st_mtime_ns, **options}
-        self.state = _State() if restart else self._read()
+        self.progress = WarmProgress() if restart else self._read()
         self._saved_at = time.monotonic()
 
-    def _read(self) -> _State:
+    def _read(self) -> WarmProgress:
         try:
-            kept = json.loads(self._path.read_text(encoding="utf-8"))
-            # Of another file, or for other lookups, it says nothing about this run.
-            same = kept["about"] == json.loads(json.dumps(self._about))
-            return _State(**kept["state"]) if same else _State()
+            saved = json.loads(self._path.read_text(encoding="utf-8"))
+            # The progress on another file or of other lookups is ignored.
+            same = saved["about"] == json.loads(json.dumps(self._about))
+            return WarmProgress(**saved["progress"]) if same else WarmProgress()
         except FileNotFoundError:
-            return _State()
+            return WarmProgress()
         except (ValueError, KeyError, TypeError):
             named = click.format_filename(self._path)
             raise click.ClickException(
-                f"{named} is damaged: delete it, or begin again with --restart"
+                f"{named} is damaged: delete it, or begin again by --restart"
             ) from None
 
     def save(self, *, at_once: bool = False) -> None:
-        if at_once or time.monotonic() - self._saved_at > SAVE_EVERY:
-            self._saved_at = time.monotonic()
+        now = time.monotonic()
+        if at_once or now - self._saved_at > SAVE_EVERY:
+            self.progress.seconds += now - self._saved_at
+            self._saved_at = now
             draft = self._path.with_name(self._path.name + ".new")
             draft.write_text(
-                json.dumps({"about": self._about, "state": vars(self.state)}), encoding="utf-8"
+                json.dumps({"about": self._about, "progress": vars(self.progress)}),
+                encoding="utf-8",
             )
             draft.replace(self._path)
 
@@ -254,95 +291,115 @@ class _Note:
         self._path.unlink(missing_ok=True)
 
 
-class _Run:
-    """One run: some lookups under way at once, noted in the order of the file."""
+class WarmRun:
+    """One run: several customers are fetched at once, and counted in the order of the file."""
 
     def __init__(
-        self, lookups: Lookups, kinds: list[str], culture: str, pace: Pace, note: _Note
+        self,
+        lookups: Lookups,
+        kinds: list[str],
+        culture: str,
+        rate: WarmRate,
+        progress_file: WarmProgressFile,
     ) -> None:
         self._lookups = lookups
         self._kinds = kinds
         self._culture = culture
-        self._pace = pace
-        self._note = note
-        self._under_way: deque[tuple[int, Future[list[Answer]]]] = deque()
+        self._rate = rate
+        self._file = progress_file
+        self._in_flight: deque[tuple[int, Future[list[LookupAnswer]]]] = deque()
         self._failed_in_a_row = 0
         self._pool = ThreadPoolExecutor(CONNECTIONS, "warmer")
 
-    def run(self, customers: Iterator[tuple[int, Customer]], length: int) -> None:
-        """Fetch for all *customers* behind where the last run ended.
+    def run(
+        self, customers: Iterator[tuple[int, Customer]], length: int, *, quiet: bool = False
+    ) -> None:
+        """Fetch the lookups of all *customers* after the last completed line.
+
+        Args:
+            customers: numbers of lines and their customers.
+            length: the number of customers.
+            quiet: whether to hide the progress bar.
 
         Raises:
-            ClickException: SessionM is away.
-            Abort: Ctrl-C.
+            click.ClickException: SessionM is down.
+            click.Abort: after Ctrl-C.
         """
         try:
-            with click.progressbar(length=length, label="Warming", show_pos=True) as bar:
+            with click.progressbar(
+                length=length, label="Warming", show_pos=True, hidden=quiet
+            ) as bar:
                 for line in self._lines(customers):
                     bar.update(1)
-                    if line > self._note.state.line:
-                        self._note.state.line = line
-                        self._note.save()
+                    if line > self._file.progress.line:
+                        self._file.progress.line = line
+                        self._file.save()
         except KeyboardInterrupt:
-            click.echo("\nEnded. The same command goes on from here.", err=True)
+            click.echo("\nEnded. The same command continues from here.", err=True)
             raise click.Abort from None
-        except _AwayError:
+        except _DownError:
             raise click.ClickException(
-                "SessionM does not answer; the same command goes on from here later"
+                "SessionM does not answer; the same command continues from here later"
             ) from None
         finally:
-            self._note.save(at_once=True)
+            self._file.save(at_once=True)
             self._pool.shutdown(cancel_futures=True)
-        self._note.remove()
+        self._file.remove()
 
     def _lines(self, customers: Iterator[tuple[int, Customer]]) -> Iterator[int]:
-        """The line of each customer when its lookups are there."""
-        done = self._note.state.line
+        """Yield the line of each customer after its lookups."""
+        done = self._file.progress.line
         for line, customer in customers:
             if line <= done:
                 yield line
                 continue
-            self._under_way.append((line, self._pool.submit(self._fetch, customer)))
-            if len(self._under_way) >= 2 * CONNECTIONS:
-                yield self._land()
-        while self._under_way:
-            yield self._land()
+            self._in_flight.append((line, self._pool.submit(self._fetch, customer)))
+            if len(self._in_flight) >= 2 * CONNECTIONS:
+                yield self._finish_next()
+        while self._in_flight:
+            yield self._finish_next()
 
-    def _land(self) -> int:
-        line, future = self._under_way[0]
-        failed = self._note.state.saw(future.result())
-        self._under_way.popleft()
+    def _finish_next(self) -> int:
+        """Wait for the oldest customer in flight, and count it; return its line."""
+        line, future = self._in_flight[0]
+        failed = self._file.progress.count(future.result())
+        self._in_flight.popleft()
         self._failed_in_a_row = self._failed_in_a_row + 1 if failed else 0
         if self._failed_in_a_row >= FAILED_IN_A_ROW:
-            raise _AwayError
+            raise _DownError
         return line
 
-    def _fetch(self, customer: Customer) -> list[Answer]:
-        return [self._ask(kind, customer) for kind in self._kinds]
+    def _fetch(self, customer: Customer) -> list[LookupAnswer]:
+        return [self._look_up(kind, customer) for kind in self._kinds]
 
-    def _ask(self, kind: str, customer: Customer) -> Answer:
+    def _look_up(self, kind: str, customer: Customer) -> LookupAnswer:
         query = Query(customer, culture=self._culture)
         calls = _calls(kind, customer)
-        for left in reversed(range(TRIES)):
-            self._pace.wait(calls)
+        for left in reversed(range(ATTEMPTS)):
+            self._rate.wait(calls)
             began = time.monotonic()
-            answer: Answer = getattr(self._lookups, kind)(query)
+            answer: LookupAnswer = getattr(self._lookups, kind)(query)
             if answer.how == "hit":
-                self._pace.give_back(calls)
+                self._rate.give_back(calls)
             else:
-                self._pace.saw((time.monotonic() - began) / calls)
+                self._rate.observe((time.monotonic() - began) / calls)
             if answer.status != "unavailable" or not left:
                 break
             time.sleep(RETRY)
         return answer
 
 
-def _tell(state: _State) -> None:
-    click.echo(
-        f"{state.fetched} fetched, {state.fresh} were fresh, {state.unknown} are unknown to "
-        f"SessionM, {state.failed} failed; {_length(time.time() - state.began_at)}."
-    )
-    if state.failed:
+def _report(progress: WarmProgress, form: Form) -> None:
+    if form:
+        counts = ("fetched", "fresh", "unknown", "failed")
+        seconds = round(progress.seconds, 1)
+        dump(form, {**{name: getattr(progress, name) for name in counts}, "seconds": seconds})
+    else:
+        click.echo(
+            f"{progress.fetched} fetched, {progress.fresh} were fresh, {progress.unknown} are "
+            f"unknown to SessionM, {progress.failed} failed; {_duration(progress.seconds)}."
+        )
+    if progress.failed:
         raise click.ClickException(
-            f"{counted(state.failed, 'customer')} could not be fetched: run it again"
+            f"{counted(progress.failed, 'customer')} could not be fetched: run the command again"
         )

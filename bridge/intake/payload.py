@@ -1,7 +1,7 @@
-"""Webhook body -> Event, or a refusal that names the field.
+"""Read a webhook's body into an Event, or refuse it with a message that names the field.
 
-Pure. Tolerated is what Braze templates produce: trailing commas, a byte order mark, padding,
-blank strings, numbers as text. What stands inside a string is never touched.
+Pure. These results of Braze templates are accepted: trailing commas, a byte order mark, padding,
+blank strings, numbers as text, lists as text. Text inside a JSON string is never changed.
 """
 
 import hashlib
@@ -10,74 +10,92 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any, NamedTuple
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, unquote_plus
 
 from bridge.customer import Customer, CustomerKind
 from bridge.fields import (
     MAX_DEPTH,
     MAX_TEXT,
+    NAME_SCHEMA,
     REQUIRED_SCHEMA,
     TEXT_SCHEMA,
     TTL_SCHEMA,
     FieldError,
     Whole,
     deeper_than,
+    display_name,
     has_liquid,
     identifier,
+    is_no_value,
     required,
     shown,
     text,
     trim,
     ttl,
 )
+from bridge.intake.broken import explain
+from bridge.intake.printed import is_printed_list, printed_list
 
+# Bytes.
 MAX_BODY = 256 * 1024
-# No text begins so (RFC 1952 2.3.1).
+# The first bytes of a gzip file (RFC 1952, 2.3.1); no text begins with them.
 _GZIP = b"\x1f\x8b"
 MAX_TAGS = 100
 MAX_FORM_FIELDS = 1000
 
-# What a webhook may say: field -> JSON schema. Other fields are ignored, with a warning.
+# Field of a webhook -> JSON schema. Other fields are ignored, with a warning.
 FIELDS: dict[str, dict[str, Any]] = {
-    "braze_campaign_id": TEXT_SCHEMA,
-    "campaign_id": TEXT_SCHEMA,
-    "braze_canvas_id": TEXT_SCHEMA,
-    "canvas_id": TEXT_SCHEMA,
-    "user_id": TEXT_SCHEMA,
-    "external_id": TEXT_SCHEMA,
-    "external_user_id": TEXT_SCHEMA,
+    "braze_campaign_id": {**TEXT_SCHEMA, "description": "The API identifier of the campaign."},
+    "campaign_id": {**TEXT_SCHEMA, "description": "The same by a shorter name."},
+    "braze_canvas_id": {**TEXT_SCHEMA, "description": "The API identifier of the Canvas."},
+    "canvas_id": {**TEXT_SCHEMA, "description": "The same by a shorter name."},
+    "user_id": {
+        **TEXT_SCHEMA,
+        "description": "The customer's ID in SessionM; it wins over `external_id`.",
+    },
+    "external_id": {**TEXT_SCHEMA, "description": "The customer's ID in the retailer's system."},
+    "external_user_id": {**TEXT_SCHEMA, "description": "The same by a longer name."},
     "tags": {
         "type": ["array", "string", "integer", "null"],
         "items": REQUIRED_SCHEMA,
-        "description": f"at most {MAX_TAGS} different ones; as text, separated by commas",
+        "description": f"Further tags, at most {MAX_TAGS} different ones: a list, or text with "
+        "commas, or a list as Liquid prints it.",
     },
-    "ttl": TTL_SCHEMA,
-    "dispatch_id": TEXT_SCHEMA,
+    "ttl": {
+        **TTL_SCHEMA,
+        "description": "How long the tags live: seconds, or 90s, 15m, 12h, 30d. Without it `tags` "
+        "are counters.",
+    },
+    "dispatch_id": {
+        **TEXT_SCHEMA,
+        "description": "Braze's ID of the send: a retry with the same one is a duplicate.",
+    },
+    "campaign_name": {**NAME_SCHEMA, "description": "Shown on the pages beside the ID."},
+    "canvas_name": {**NAME_SCHEMA, "description": "Shown on the pages beside the ID."},
 }
-# Of these a call to SessionM's own path may bring.
+# The fields that a call to SessionM's own path may have.
 TAG_FIELDS = {name: FIELDS[name] for name in ("tags", "ttl", "dispatch_id")}
 
 _CAMPAIGN = ("braze_campaign_id", "campaign_id")
 _CANVAS = ("braze_canvas_id", "canvas_id")
-# By what a customer may be named, what counts first.
+# Identifier of SessionM's -> its names in a webhook; the first one given wins.
 _CUSTOMER: dict[CustomerKind, tuple[str, ...]] = {
     "user_id": ("user_id",),
     "external_id": ("external_id", "external_user_id"),
 }
 
-# Hex digits of what makes two events the same: 96 bits, which any two of a hundred million events
-# share with a chance of one in ten million millions. All 64 of the hash, at random places of an
-# index, made a webhook dearer by a twentieth.
+# Hex digits, 96 bits: among 100 million events, the probability of a collision is 6e-14. All 64
+# digits of the hash would cost 5 % of a webhook's time, in the index.
 DEDUPE_DIGITS = 24
 
-# Braze's placeholder in test sends of a campaign that was never sent (Braze documentation,
-# "dispatch_id").
+# Braze's placeholder in test sends of an unsent campaign (Braze documentation, "dispatch_id").
 UNSENT = "dispatch_id_for_unsent_campaign"
 
 
 class Event(NamedTuple):
-    """What one webhook says; *ignored* are names in it that mean nothing to the bridge."""
+    """One webhook; *ignored* are the names of unknown fields."""
 
     customer: Customer
     campaign_id: str | None = None
@@ -86,18 +104,22 @@ class Event(NamedTuple):
     ttl: int | None = None
     dispatch_id: str | None = None
     ignored: tuple[str, ...] = ()
+    campaign_name: str | None = None
+    canvas_name: str | None = None
 
     @property
     def is_test(self) -> bool:
-        """Whether Braze sent it as a test of a campaign."""
+        """Whether Braze sent it as a test."""
         return self.dispatch_id is not None and UNSENT in self.dispatch_id
 
     def dedupe_key(self, idempotency_key: str | None) -> str | None:
-        """What makes two events the same one; ``None`` when nothing does.
+        """Return the key that equal events share; ``None`` when every event counts.
 
-        Braze's dispatch id is shared by all recipients of a send, so the customer, the IDs and
-        the tags belong to the key.
+        Braze's dispatch ID is shared by all recipients of a send, so the customer, the IDs and
+        the tags are part of the key. An *idempotency_key* such as ``null`` counts as none.
         """
+        if idempotency_key and is_no_value(idempotency_key):
+            idempotency_key = None
         token = ["key", idempotency_key] if idempotency_key else ["dispatch", self.dispatch_id]
         if not token[1] or self.is_test:
             return None
@@ -106,8 +128,8 @@ class Event(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Named:
-    """Whom and what a webhook names, as far as it can be read."""
+class PartialEvent:
+    """The customer and the IDs of a refused webhook, if they are valid."""
 
     customer: Customer | None = None
     campaign_id: str | None = None
@@ -115,7 +137,7 @@ class Named:
 
 
 class RefusedError(Exception):
-    """A webhook that cannot become an event: HTTP *status*, error *code*, a sentence."""
+    """A refused request: HTTP *status*, error *code*, and ``str()``, a sentence for a marketer."""
 
     def __init__(self, status: int, code: str, message: str) -> None:
         super().__init__(message)
@@ -124,10 +146,10 @@ class RefusedError(Exception):
 
 
 def read_event(body: bytes, content_type: str) -> Event:
-    """Read a webhook's *body* (at most `MAX_BODY` bytes count) sent as *content_type*.
+    """Read a webhook's *body*, sent as *content_type*.
 
     Raises:
-        RefusedError: 400 malformed, 413 too large, 415 wrong type, 422 without meaning.
+        RefusedError: 400 malformed, 413 over `MAX_BODY` bytes, 415 wrong type, 422 meaningless.
     """
     fields = read_fields(body, content_type)
     try:
@@ -137,7 +159,7 @@ def read_event(body: bytes, content_type: str) -> Event:
 
 
 def read_tag_event(body: bytes, content_type: str, kind: CustomerKind, path_id: str) -> Event:
-    """Read SessionM's own ``{"tags":["…"],"ttl":N}`` for the customer that the path names.
+    """Read SessionM's own format ``{"tags":["…"],"ttl":N}`` for the customer in the path.
 
     Raises:
         RefusedError: as `read_event`.
@@ -150,22 +172,22 @@ def read_tag_event(body: bytes, content_type: str, kind: CustomerKind, path_id: 
         raise RefusedError(422, "invalid_field", f"{error}.") from None
 
 
-def read_named(body: bytes, content_type: str) -> Named:
-    """What can be read of a *body* that is refused: each identifier that is valid by itself."""
+def read_partial(body: bytes, content_type: str) -> PartialEvent:
+    """Read the valid identifiers of a refused *body*."""
     try:
         fields = read_fields(body, content_type)
     except RefusedError:
-        return Named()
+        return PartialEvent()
     customers = _customers(fields)
-    return Named(
+    return PartialEvent(
         customer=customers[0] if customers else None,
         campaign_id=_readable(fields, *_CAMPAIGN),
         canvas_id=_readable(fields, *_CANVAS),
     )
 
 
-def named_customers(body: bytes, content_type: str) -> tuple[Customer, ...]:
-    """Every customer that a webhook's *body* names, the one that does not count included."""
+def customers_in_event(body: bytes, content_type: str) -> tuple[Customer, ...]:
+    """Return all customers in a webhook's *body*, the one that takes precedence first."""
     try:
         return _customers(read_fields(body, content_type))
     except RefusedError:
@@ -173,20 +195,20 @@ def named_customers(body: bytes, content_type: str) -> tuple[Customer, ...]:
 
 
 def as_sent(value: Any) -> Any:
-    """*value* out of `read_fields` with its whole numbers as numbers again, for passing on."""
+    """Convert the `Whole` numbers in a *value* of `read_fields` back to numbers."""
     if isinstance(value, dict):
         return {name: as_sent(one) for name, one in value.items()}
     if isinstance(value, list):
         return [as_sent(one) for one in value]
-    # Python converts no number of thousands of digits; such a one goes on as text.
+    # Python refuses to convert numbers of thousands of digits: they stay text.
     return int(value) if isinstance(value, Whole) and len(value) < MAX_TEXT else value
 
 
 def read_fields(body: bytes, content_type: str) -> dict[str, Any]:
-    """Read *body*, a JSON object or a form, as names and values.
+    """Read *body*, a JSON object or a form, into a dictionary.
 
     Raises:
-        RefusedError: 400, 413 or 415, as `read_event`.
+        RefusedError: 400, 413, 415, or 422 for JSON that is not an object; as `read_event`.
     """
     if len(body) > MAX_BODY:
         raise RefusedError(
@@ -201,10 +223,10 @@ def read_fields(body: bytes, content_type: str) -> dict[str, Any]:
             400, "invalid_encoding", f"The body is not UTF-8 text (byte {error.start})."
         ) from None
     kind = _media_type(content_type)
-    # Raw text that Braze sends, and curl's default type, often hold JSON all the same.
+    # Braze's raw text and curl's default type often contain JSON.
     if kind in _JSON or kind.endswith("+json") or (kind in _SNIFFED and content.startswith("{")):
         return _json_fields(content)
-    if kind == _FORM:
+    if kind in _FORM:
         return _form_fields(content)
     raise RefusedError(
         415,
@@ -219,8 +241,9 @@ def _media_type(content_type: str) -> str:
 
 
 _JSON = {"application/json", "text/json"}
-_FORM = "application/x-www-form-urlencoded"
-_SNIFFED = {"", "text/plain", _FORM}
+# The second spelling is on a page of Braze's documentation.
+_FORM = {"application/x-www-form-urlencoded", "application/x-www-form-url-encoded"}
+_SNIFFED = {"", "text/plain", *_FORM}
 
 
 def _json_fields(content: str) -> dict[str, Any]:
@@ -232,7 +255,7 @@ def _json_fields(content: str) -> dict[str, Any]:
         raise RefusedError(400, "invalid_json", _explain(content, error)) from None
     except ValueError as error:
         raise RefusedError(400, "invalid_json", f"The JSON cannot be used: {error}.") from None
-    # With fewer brackets than that it is not; to count them takes less time than to look.
+    # Fast path: a text with few brackets cannot be nested too deeply.
     if content.count("{") + content.count("[") > MAX_DEPTH and deeper_than(fields, MAX_DEPTH):
         raise RefusedError(400, "invalid_json", "The JSON is nested too deeply.")
     if not isinstance(fields, dict):
@@ -242,29 +265,43 @@ def _json_fields(content: str) -> dict[str, Any]:
     return fields
 
 
+def parse_object(content: str) -> object:
+    """Read JSON text in a field with the same tolerance, and `Whole` numbers, see `as_sent`.
+
+    Raises:
+        ValueError: *content* is not JSON, or is nested too deeply.
+    """
+    try:
+        found = _parse(content)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if deeper_than(found, MAX_DEPTH):
+        raise ValueError("nested too deeply")
+    return found
+
+
 def _parse(content: str) -> object:
-    """Strict JSON first; if that fails, once more without trailing commas."""
+    """Read strict JSON; if that fails, read it again without trailing commas."""
     try:
         value, end = _DECODER.raw_decode(content)
-        # What stands behind it is told by the other.
+        # If text follows the value, the second call raises the error.
         return value if end == len(content) else _DECODER.decode(content)
     except json.JSONDecodeError:
-        mended = _SLIPS.sub(_mend, content)
-        if mended == content:
+        corrected = _TOLERATED.sub(_blank, content)
+        if corrected == content:
             raise
-        return _DECODER.decode(mended)
+        return _DECODER.decode(corrected)
 
 
-# A whole string (to be left alone; one without an end reaches to the end), a comma before a
-# closing bracket, or a space that JSON does not know. Possessive, so that hostile text costs
-# linear time.
-_SLIPS = re.compile(r'"(?:[^"\\]++|\\.)*+"?|,(?=\s*+[}\]])|[^\S \t\r\n]', re.DOTALL)
+# A string (also one that is not closed), a comma before a closing bracket, or a space that JSON
+# does not allow. Possessive quantifiers, so that hostile text takes linear time.
+_TOLERATED = re.compile(r'"(?:[^"\\]++|\\.)*+"?|,(?=\s*+[}\]])|[^\S \t\r\n]', re.DOTALL)
 
 
-def _mend(slip: re.Match[str]) -> str:
-    if slip[0].startswith('"'):
-        return slip[0]
-    # As long as what it stands for, so that the place of another fault is told rightly.
+def _blank(found: re.Match[str]) -> str:
+    if found[0].startswith('"'):
+        return found[0]
+    # Of the same length, so that the position of a later error is right.
     return " "
 
 
@@ -278,14 +315,14 @@ def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 class _Fraction(float):
-    """A number with a point or exponent: no identifier, TTL or tag."""
+    """A number with a point or exponent, which is no identifier and no tag."""
 
 
 def _not_json(constant: str) -> object:
     raise ValueError(f"{constant} is not JSON")
 
 
-# Line breaks inside strings are let through, so that the message can name the field.
+# Line breaks in strings are allowed here, so that a later check can name the field.
 _DECODER = json.JSONDecoder(
     object_pairs_hook=_pairs,
     parse_int=Whole,
@@ -296,16 +333,15 @@ _DECODER = json.JSONDecoder(
 
 
 def _explain(content: str, error: json.JSONDecodeError) -> str:
-    where = f"line {error.lineno}, column {error.colno}"
-    near = shown(content[error.pos : error.pos + 20].split("\n", maxsplit=1)[0])
     if not content:
         return "The body is empty; send a JSON object."
     if has_liquid(content[max(0, error.pos - 3) : error.pos + 3]):
+        near = shown(content[error.pos : error.pos + 20].split("\n", maxsplit=1)[0])
         return (
-            f"The body still holds Liquid at {where}: {near} … Put it in quotes, and check that "
-            "Braze replaces it."
+            f"The body still holds Liquid at line {error.lineno}, column {error.colno}: {near} … "
+            "Put it in quotes, and check that Braze replaces it."
         )
-    return f"The body is not valid JSON at {where}, near: {near or 'its end'}"
+    return explain(content, error)
 
 
 def _form_fields(content: str) -> dict[str, Any]:
@@ -317,28 +353,53 @@ def _form_fields(content: str) -> dict[str, Any]:
         raise RefusedError(
             400, "invalid_form", "The form cannot be read: too many fields, or not UTF-8."
         ) from None
+    try:
+        refuse_stray_pieces(content)
+    except FieldError as error:
+        raise RefusedError(400, "invalid_form", f"{error}.") from None
     fields: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in {"tags", "tags[]"}:
+    for field, value in pairs:
+        if field in {"tags", "tags[]"}:
             fields.setdefault("tags", []).append(value)
-        elif fields.setdefault(name, value) != value:
+        elif fields.setdefault(field, value) != value:
             raise RefusedError(
-                400, "invalid_form", f'"{shown(name)}" is given twice with different values.'
+                400, "invalid_form", f'"{shown(field)}" is given twice with different values.'
             )
     if len(fields.get("tags", [])) == 1:
         fields["tags"] = fields["tags"][0]
     return fields
 
 
+def refuse_stray_pieces(encoded: str) -> None:
+    """Refuse a form or query with a part that has no ``=``, such as ``external_id=M&Ms-77``.
+
+    Raises:
+        FieldError: names the field before that part, whose value probably contains an ``&``.
+    """
+    for before, piece in pairwise(["", *encoded.split("&")]):
+        if piece and "=" not in piece:
+            cut = shown(unquote_plus(piece))
+            field = shown(unquote_plus(before.partition("=")[0]))
+            if not field:
+                raise FieldError(f'"{cut}"', 'has no "=": a form reads name=value&name=value')
+            raise FieldError(
+                field,
+                f'is followed by "{cut}", which has no "=": an & in a value must be written %26, '
+                "as the filter url_param_escape does",
+            )
+
+
 def _event(fields: Mapping[str, Any]) -> Event:
-    # The customer last: a placeholder left standing elsewhere is the more telling mistake.
+    # The customer last: an error in another field explains the mistake better.
     event = Event(
         campaign_id=_one_of(fields, *_CAMPAIGN),
         canvas_id=_one_of(fields, *_CANVAS),
         tags=_tags(fields.get("tags")),
         ttl=ttl(fields.get("ttl"), "ttl"),
-        dispatch_id=text(fields.get("dispatch_id"), "dispatch_id"),
+        dispatch_id=_dispatch_id(fields.get("dispatch_id")),
         ignored=_ignored(fields),
+        campaign_name=display_name(fields.get("campaign_name"), "campaign_name"),
+        canvas_name=display_name(fields.get("canvas_name"), "canvas_name"),
         customer=_customer(fields),
     )
     if not (event.campaign_id or event.canvas_id or event.tags):
@@ -346,36 +407,48 @@ def _event(fields: Mapping[str, Any]) -> Event:
             422,
             "nothing_to_tag",
             "Nothing to tag: give tags, or a braze_campaign_id or braze_canvas_id."
-            + _without_meaning(event.ignored),
+            + _about_ignored(event.ignored),
         )
     return event
 
 
+def _dispatch_id(value: object) -> str | None:
+    """Read the dispatch ID. A word such as ``null`` is no ID: all events would be duplicates."""
+    found = text(value, "dispatch_id")
+    return None if found and is_no_value(found) else found
+
+
 def _customer(fields: Mapping[str, Any]) -> Customer:
-    # All are read, so that none of them is wrong.
+    # Read all identifiers, so that an invalid one is refused even if another takes precedence.
     given = [
-        Customer(kind, name)
+        Customer(kind, found)
         for kind, names in _CUSTOMER.items()
-        if (name := _one_of(fields, *names))
+        if (found := _one_of(fields, *names))
     ]
     if given:
         return given[0]
+    words = " and ".join(
+        f'{name} is "{shown(word)}"'
+        for names in _CUSTOMER.values()
+        for name in names
+        if (word := trim(fields.get(name) or ""))
+    )
     raise RefusedError(
         422,
         "no_customer",
-        "No customer: user_id (SessionM's) or external_id is missing or blank. In a test send, "
-        "choose a user to test with." + _without_meaning(_ignored(fields)),
+        f"No customer: {words or 'user_id (of SessionM) or external_id is missing or blank'}. "
+        "In a test send, choose a user to test with." + _about_ignored(_ignored(fields)),
     )
 
 
 def _customers(fields: Mapping[str, Any]) -> tuple[Customer, ...]:
-    """The customers that can be read, the one that counts first."""
+    """Return the valid customers, the one that takes precedence first."""
     given = {kind: _readable(fields, *names) for kind, names in _CUSTOMER.items()}
-    return tuple(Customer(kind, name) for kind, name in given.items() if name)
+    return tuple(Customer(kind, found) for kind, found in given.items() if found)
 
 
 def _readable(fields: Mapping[str, Any], *names: str) -> str | None:
-    """As `_one_of`; ``None`` also where it cannot be used."""
+    """As `_one_of`; ``None`` also for an invalid value."""
     try:
         return _one_of(fields, *names)
     except FieldError:
@@ -386,18 +459,18 @@ def _ignored(fields: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(shown(name) for name in fields if name not in FIELDS)[:5]
 
 
-def _without_meaning(ignored: Sequence[str]) -> str:
-    return f" {told_ignored(ignored)}" if ignored else ""
+def _about_ignored(ignored: Sequence[str]) -> str:
+    return f" {ignored_warning(ignored)}" if ignored else ""
 
 
-def told_ignored(ignored: Iterable[str]) -> str:
-    """A sentence about the names in `Event.ignored`."""
+def ignored_warning(ignored: Iterable[str]) -> str:
+    """Return a sentence about the names in `Event.ignored`."""
     names = ", ".join(f'"{name}"' for name in ignored)
     return f"Ignored, since the webhook knows no such field: {names}."
 
 
 def _one_of(fields: Mapping[str, Any], *names: str) -> str | None:
-    """The identifier under any of its *names*, which must not disagree."""
+    """Return the identifier in one of the fields *names*; two of them must have equal values."""
     if fields.keys().isdisjoint(names):
         return None
     given = [
@@ -411,16 +484,36 @@ def _one_of(fields: Mapping[str, Any], *names: str) -> str | None:
 
 
 def _tags(value: object) -> tuple[str, ...]:
-    """A list of tags, or text that separates them by commas; order kept, repeats dropped."""
-    if isinstance(value, str):
-        items: Iterable[object] = [part for part in value.split(",") if trim(part)]
-    elif isinstance(value, list):
-        items = value
-    elif value is None:
+    """Read tags from a list or from text, in their order and without repetitions.
+
+    Raises:
+        FieldError: *value* is not a list of texts, or has more than `MAX_TAGS` tags.
+    """
+    if value is None:
         return ()
-    else:
+    if not isinstance(value, str | list):
         raise FieldError("tags", "must be a list of texts")
+    items = _printed_tags(value) if isinstance(value, str) else _tag_items(value)
     tags = tuple(dict.fromkeys(required(item, f"tags[{i}]") for i, item in enumerate(items)))
     if len(tags) > MAX_TAGS:
         raise FieldError("tags", f"holds more than {MAX_TAGS} tags")
     return tags
+
+
+def _tag_items(values: list[Any]) -> Iterable[object]:
+    for value in values:
+        # Several lists in a form, or quotes around a printed list: ["['vip','gold']"].
+        if isinstance(value, str) and is_printed_list(value):
+            yield from _printed_tags(value)
+        else:
+            yield value
+
+
+def _printed_tags(value: str) -> Sequence[object]:
+    if value.count(",") > MAX_TAGS * MAX_TEXT:
+        # Reading that many tags would take a tenth of a second.
+        raise FieldError("tags", f"holds more than {MAX_TAGS} tags")
+    cleaned = trim(value)
+    if is_no_value(cleaned) and not cleaned.startswith("["):
+        return ()
+    return printed_list(cleaned, "tags")

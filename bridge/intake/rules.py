@@ -1,4 +1,4 @@
-"""Event + rules.toml -> tag writes. Pure, but for the one function that opens the file."""
+"""The rules of rules.toml, which decide the tags of an event. Only `read_rules` does I/O."""
 
 import re
 import tomllib
@@ -11,16 +11,17 @@ from typing import Any, Literal
 from bridge.fields import MAX_TEXT, FieldError, required, text, ttl
 from bridge.intake.payload import MAX_TAGS, Event, RefusedError
 
-MOST_KNOWN = 256
+# Combinations of IDs and tags whose writes are cached.
+CACHED_WRITES = 256
 
 
 class RulesError(Exception):
-    """A rules file that stops the start; ``str()`` is one line that names the entry."""
+    """An error in rules.toml, which stops the start; ``str()`` is one line that names the entry."""
 
 
 @dataclass(frozen=True)
 class TagWrite:
-    """Tags for one call: expiring after *ttl* seconds, or counters when it is ``None``."""
+    """Tags that expire after *ttl* seconds, or counters if *ttl* is ``None``."""
 
     tags: tuple[str, ...]
     ttl: int | None
@@ -28,17 +29,22 @@ class TagWrite:
 
 @dataclass(frozen=True)
 class Rule:
-    """What is written for one campaign or Canvas. ``None``: as the defaults say."""
+    """The rule of one campaign or Canvas; ``None`` means the default.
+
+    Attributes:
+        broadcast: whether SessionM may send it to its whole segment.
+    """
 
     name: str = ""
     tags: tuple[str, ...] | None = None
     ttl: int | None = None
     counters: tuple[str, ...] = ()
+    broadcast: bool = False
 
 
 @dataclass(frozen=True)
 class Template:
-    """A default tag such as ``braze_campaign_{id}``; an empty *pattern* writes none."""
+    """A default tag such as ``braze_campaign_{id}``; with an empty *pattern*, no tag."""
 
     pattern: str
 
@@ -46,7 +52,7 @@ class Template:
         return self.pattern.replace("{id}", braze_id)
 
     def id_in(self, tag: str) -> str | None:
-        """The ID that made *tag* out of this template, or ``None`` if nothing did."""
+        """Return the ID in *tag*; ``None`` if the tag does not match the template."""
         before, placeholder, after = self.pattern.partition("{id}")
         if not placeholder or not tag.startswith(before) or not tag.endswith(after):
             return None
@@ -55,7 +61,7 @@ class Template:
 
 @dataclass(frozen=True)
 class Rules:
-    """The whole of rules.toml. *ttl* is for campaign-scoped tags that have none of their own."""
+    """The content of rules.toml; *ttl*, in seconds, is for rules without their own."""
 
     ttl: int
     campaign_tag: Template = Template("braze_campaign_{id}")
@@ -65,17 +71,17 @@ class Rules:
     canvases: Mapping[str, Rule] = field(default_factory=dict)
 
     def writes(self, event: Event) -> tuple[TagWrite, ...]:
-        """What *event* writes, one entry for each TTL, in the order of the event.
+        """Return the writes of *event*, one for each TTL, in the order of its tags.
 
         Raises:
-            RefusedError: 422; an unlisted ID, a tag that is both kinds, or nothing to write.
+            RefusedError: 422; an unlisted ID, a tag of both kinds, or no tag to write.
         """
         return self._known_writes(event.campaign_id, event.canvas_id, event.tags, event.ttl)
 
     @cached_property
     def _known_writes(self) -> Callable[..., tuple[TagWrite, ...]]:
-        # All webhooks of a campaign write the same.
-        return lru_cache(MOST_KNOWN)(self._writes)
+        # Cached: all webhooks of a campaign have the same writes.
+        return lru_cache(CACHED_WRITES)(self._writes)
 
     def _writes(
         self,
@@ -97,7 +103,9 @@ class Rules:
         else:
             expiring.update(dict.fromkeys(given, given_ttl))
         self._refuse_mixed(expiring, counters)
-        writes = [TagWrite(_having(expiring, ttl), ttl) for ttl in dict.fromkeys(expiring.values())]
+        writes = [
+            TagWrite(_tags_with(expiring, ttl), ttl) for ttl in dict.fromkeys(expiring.values())
+        ]
         if counters:
             writes.append(TagWrite(tuple(counters), None))
         if not writes:
@@ -132,9 +140,14 @@ class Rules:
                     422, "mixed_tag", f'The tag "{tag}" is an expiring tag: give it a ttl.'
                 )
 
+    def may_broadcast(self, kind: Literal["campaign", "canvas"], braze_id: str) -> bool:
+        """Return whether SessionM may send this campaign or Canvas to its whole segment."""
+        rules = self.campaigns if kind == "campaign" else self.canvases
+        return braze_id in rules and rules[braze_id].broadcast
+
     @cached_property
     def known_counters(self) -> frozenset[str]:
-        """Every tag that some rule counts."""
+        """The counters of all rules."""
         return frozenset(tag for rule in self._all() for tag in rule.counters)
 
     @cached_property
@@ -143,31 +156,31 @@ class Rules:
         return frozenset(constant | {tag for rule in self._all() for tag in rule.tags or ()})
 
     def always_expires(self, tag: str) -> bool:
-        """Whether some rule, or a default, writes *tag* as an expiring one."""
+        """Return whether a rule or a default writes *tag* as an expiring tag."""
         return tag in self._known_expiring or self.braze_id(tag) is not None
 
     def _all(self) -> list[Rule]:
         return [*self.campaigns.values(), *self.canvases.values()]
 
     def braze_id(self, tag: str) -> tuple[Literal["campaigns", "canvases"], str] | None:
-        """Which campaign or Canvas a default *tag* speaks of."""
+        """Return the campaign or Canvas of a default *tag*; ``None`` for any other tag."""
         campaign, canvas = self.campaign_tag.id_in(tag), self.canvas_tag.id_in(tag)
-        # Where both fit, as braze_{id} and braze_canvas_{id} may, the shorter ID is meant.
+        # Both templates may match, such as braze_{id} and braze_canvas_{id}: use the shorter ID.
         if campaign and not (canvas and len(canvas) < len(campaign)):
             return "campaigns", campaign
         return ("canvases", canvas) if canvas else None
 
 
 def read_rules(path: Path | None, default_ttl: int) -> Rules:
-    """Read *path* (``None``: no rules, only defaults).
+    """Read the file *path*; ``None`` means defaults only.
 
     Raises:
-        RulesError: it cannot be read, or says something that cannot be done.
+        RulesError: the file cannot be read, or has an error.
     """
     if path is None:
         return Rules(ttl=default_ttl)
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        document = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise RulesError(f"BRIDGE_RULES: {path} cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -181,10 +194,10 @@ def read_rules(path: Path | None, default_ttl: int) -> Rules:
 
 
 def parse_rules(document: Mapping[str, Any], default_ttl: int) -> Rules:
-    """Turn the TOML *document* into rules.
+    """Convert the TOML *document*.
 
     Raises:
-        FieldError: names the entry and what is wrong with it.
+        FieldError: names the entry and its mistake.
     """
     _only(document, "the file", {"defaults", "campaigns", "canvases"})
     defaults = _table(document, "defaults")
@@ -219,12 +232,16 @@ def _rules(document: Mapping[str, Any], section: str) -> dict[str, Rule]:
         braze_id = required(name, f"the ID in [{place}]")
         if not isinstance(entry, dict):
             raise FieldError(place, "must be a table")
-        _only(entry, f"[{place}]", {"name", "tags", "ttl", "counters"})
+        _only(entry, f"[{place}]", {"name", "tags", "ttl", "counters", "broadcast"})
+        broadcast = entry.get("broadcast", False)
+        if not isinstance(broadcast, bool):
+            raise FieldError(f"{place}.broadcast", "must be true or false")
         found[braze_id] = Rule(
             name=text(entry.get("name"), f"{place}.name") or "",
             tags=_tag_list(entry, "tags", place) if "tags" in entry else None,
             ttl=ttl(entry.get("ttl"), f"{place}.ttl"),
             counters=_tag_list(entry, "counters", place),
+            broadcast=broadcast,
         )
     return found
 
@@ -273,5 +290,5 @@ def _split(write: TagWrite) -> Iterable[TagWrite]:
         yield TagWrite(write.tags[at : at + MAX_TAGS], write.ttl)
 
 
-def _having(expiring: Mapping[str, int], ttl: int) -> tuple[str, ...]:
+def _tags_with(expiring: Mapping[str, int], ttl: int) -> tuple[str, ...]:
     return tuple(tag for tag, seconds in expiring.items() if seconds == ttl)

@@ -1,8 +1,8 @@
-"""Cached answers of SessionM: memory over a shared table, one flight, stale rules.
+"""Cached answers of SessionM: memory over a shared table, one fetch per key, stale rules.
 
-An answer is used only while its stamp is its customer's present one. A fetch that began under
-one stamp and ends under another is not used either: that closes the race between a lookup in
-flight and a tag write that goes through meanwhile.
+An entry is used only while its stamp equals the customer's present stamp. An entry whose stamp
+changed during the fetch is not used either, which closes the race between a lookup and a tag write
+that is delivered at the same time.
 """
 
 import concurrent.futures
@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from functools import partial
 from itertools import chain
@@ -21,12 +21,13 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 from cachetools import LRUCache
 
+from bridge import clock
 from bridge.customer import Customer
-from bridge.database import Database, StoreUnavailableError
-from bridge.locks import Flights, lock_number
 from bridge.lookups.stamps import Stamps, hashed
 from bridge.sessionm.answers import Meaning, SessionMError
-from bridge.statements import Holds, Prepared, insert, insert_many
+from bridge.storage.database import Database, StoreUnavailableError
+from bridge.storage.locks import FetchLocks, lock_number
+from bridge.storage.statements import Contains, Prepared, among, insert, insert_many
 
 log = logging.getLogger(__name__)
 
@@ -52,35 +53,43 @@ def _first_schema(connection: sa.Connection) -> None:
 
 MIGRATIONS = (_first_schema,)
 
-# "No such customer" is worth less: profiles are created late.
+# Seconds that "no such customer" is fresh: SessionM may create the profile soon.
 UNKNOWN_MAX_AGE = 10.0
+# Share of the freshness by which entries differ.
 SPREAD = 0.1
-# A fetch may outlive its first waiter, so that the next one finds the answer.
+# Seconds. Longer than a lookup's deadline: the answer then serves the next lookup.
 FETCH_TIMEOUT = 5.0
+# Threads for each of SessionM's two systems.
 FETCHERS = 64
-# So many are dropped in one transaction; to find them, or a customer, may take a while.
-BATCH = 1000
-SEARCH_PATIENCE = 60.0
-# Whoever asked for a flight that began so late has had to do without.
-STALE_FLIGHT = 2.0
-# Seconds: enough for another thread to begin what somebody waits for.
+# Entries deleted in one transaction.
+DELETE_BATCH = 1000
+# Seconds for a statement that deletes old entries, or those of a customer.
+SEARCH_TIMEOUT = 60.0
+# Seconds that a fetch may wait for a thread. Later its lookups have timed out.
+STALE_FETCH = 2.0
+# Seconds that a lookup pauses so that the fetching thread gets the GIL and sends its request.
 HEAD_START = 0.002
-# One interpreter for all threads: answers come first, and those that come meanwhile are stored in
-# one transaction. As fast as 64 connections ask, an eighth more cold lookups were answered by it.
-TOGETHER = 0.005
-# In one transaction: a fleet's database has half a second for it.
-AT_ONCE = 32
-# Where the table is held up, so many wait for it.
-MOST_LANDED = 1000
+# Seconds. Batch cache writes so that request threads get the GIL first: +12 % cold lookups a
+# second at 64 connections.
+STORE_DELAY = 0.005
+# Entries in one transaction: it must end within the fleet's time-out of half a second.
+STORE_BATCH = 32
+# Entries. With this many waiting for the table, new ones stay in memory only.
+STORE_BACKLOG = 1000
+# Bytes of cached answers in a process.
 MEMORY_BYTES = 256 * 1024 * 1024
-# Measured: what an entry takes beside its body, its key and places in two dictionaries included.
-_OVERHEAD = 560
+# Bytes of an entry beside its body (measured): the objects, the key and two dictionary slots.
+_ENTRY_OVERHEAD = 560
 
 
-class Key(NamedTuple):
-    """What was asked: tags, offers, profile or external; whose (a customer's key); which variant.
+class CacheKey(NamedTuple):
+    """The key of an answer.
 
-    ``profile`` is the user id behind an external id, ``external`` the way back.
+    Attributes:
+        kind: ``tags``, ``offers``, ``profile`` (the user id of an external id) or ``external``
+            (the external id of a user id).
+        customer: `Customer.key`.
+        variant: a hash of the request's parameters, or "".
     """
 
     kind: str
@@ -89,8 +98,15 @@ class Key(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """One answer: SessionM's JSON as *body*; not *found* means "no such customer"."""
+class CacheEntry:
+    """One answer.
+
+    Attributes:
+        found: whether SessionM knows the customer.
+        body: SessionM's JSON.
+        fetched_at: seconds since the epoch by the store's clock.
+        stamp: the customer's stamp when the fetch began.
+    """
 
     found: bool
     body: bytes
@@ -99,7 +115,7 @@ class Entry:
 
 
 class Use(Enum):
-    """What a cached answer is good for."""
+    """What a cached answer may be used for, by its age."""
 
     FRESH = "fresh"
     WHILE_REFRESHING = "while refreshing"
@@ -107,32 +123,40 @@ class Use(Enum):
     NOTHING = "nothing"
 
 
-# With which SessionM is waited for.
+# With these, a lookup waits for SessionM.
 _WAITING = {Use.IF_ERROR, Use.NOTHING}
 
 
 @dataclass(frozen=True)
 class Ages:
-    """Seconds an answer is fresh, and past that may be served while refreshing or on failure."""
+    """Limits of age, in seconds.
+
+    Attributes:
+        fresh: age up to which an answer is fresh.
+        while_refreshing: seconds beyond *fresh* in which it may be served during a refresh.
+        if_error: seconds beyond *fresh* in which it may be served if SessionM fails.
+    """
 
     fresh: float
     while_refreshing: float
     if_error: float
 
-    def fresh_for(self, entry: Entry) -> float:
-        """Seconds for which *entry* is fresh after it was fetched.
+    def fresh_for(self, entry: CacheEntry) -> float:
+        """Return the seconds for which *entry* is fresh after it was fetched.
 
-        Up to a tenth less than *fresh*, another share for each entry, so that what was fetched
-        together for one send does not run out together.
+        The value varies by up to a tenth between entries, so that entries fetched together for one
+        send do not expire together.
         """
         most = self.fresh if entry.found else min(UNKNOWN_MAX_AGE, self.fresh)
         return most * (1 - SPREAD * (entry.fetched_at * 997 % 1))
 
-    def use(self, entry: Entry | None, now: float) -> Use:
+    def use(self, entry: CacheEntry | None, now: float) -> Use:
         if entry is None:
             return Use.NOTHING
-        # A clock that was set back makes nothing fresh for ever.
-        age = abs(now - entry.fetched_at)
+        age = now - entry.fetched_at
+        if age < -clock.TOLERANCE:
+            # The clock was set back since the fetch, so the age is unknown.
+            return Use.IF_ERROR if entry.found else Use.NOTHING
         if age <= self.fresh_for(entry):
             return Use.FRESH
         if not entry.found:
@@ -148,9 +172,15 @@ class Ages:
 
 @dataclass(frozen=True)
 class Served:
-    """An answer for a lookup. *how*: ``hit``, ``stale`` or ``miss``; *fresh_for* seconds in all."""
+    """An answer for a lookup.
 
-    entry: Entry
+    Attributes:
+        how: ``hit``, ``stale``, ``miss`` (fetched for this lookup) or ``collapsed`` (fetched for
+            another lookup, for which this one waited).
+        fresh_for: seconds for which the answer is fresh after it was fetched.
+    """
+
+    entry: CacheEntry
     how: str
     fresh_for: float
 
@@ -163,191 +193,223 @@ Fetch = Callable[[float], Mapping[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """A question that was put to the cache.
+class PendingLookup:
+    """A lookup in the cache that may wait for a fetch.
 
     Attributes:
-        entry: what was cached of it.
-        use: what that is good for.
-        flight: the fetch that is under way; ``None`` if none is needed, or none would help.
+        entry: the cached answer, if any.
+        use: what *entry* may be used for.
+        answered: the fetch in progress; ``None`` if the entry is fresh or SessionM is down.
+        joined: whether another lookup started that fetch.
     """
 
-    key: Key
+    key: CacheKey
     fetch: Fetch
     ages: Ages
-    entry: Entry | None
+    entry: CacheEntry | None
     use: Use
-    flight: Future[Entry] | None
+    answered: "Future[Served] | None"
+    joined: bool = False
 
-    def get_going(self) -> None:
-        """Let the fetch send its request before this thread does other things meanwhile.
+    def let_fetch_start(self) -> None:
+        """Give the fetching thread the GIL, so that it sends its request before this one works."""
+        if self.answered is not None and self.use in _WAITING:
+            concurrent.futures.wait([self.answered], HEAD_START)
 
-        One interpreter for all threads: else they would come first.
-        """
-        if self.flight is not None and self.use in _WAITING:
-            concurrent.futures.wait([self.flight], HEAD_START)
-
-    def result(self, until: float) -> tuple[Entry, str]:
-        """What was found, and how, at the latest when ``time.monotonic()`` is *until*.
+    def result(self, until: float) -> Served:
+        """Return the cached or fetched answer; wait until *until* (``time.monotonic()``) at most.
 
         Raises:
-            SessionMError: SessionM failed, or is known to be away.
-            TimeoutError: it is late.
+            SessionMError: SessionM failed, or is known to be down.
+            TimeoutError: the fetch did not end in time.
         """
-        if self.entry and self.use is Use.FRESH:
-            return self.entry, "hit"
-        if self.entry and self.use is Use.WHILE_REFRESHING:
-            return self.entry, "stale"
-        if self.flight is None:
+        if self.entry and self.use in {Use.FRESH, Use.WHILE_REFRESHING}:
+            how = "hit" if self.use is Use.FRESH else "stale"
+            return Served(self.entry, how, self.ages.fresh_for(self.entry))
+        if self.answered is None:
             raise SessionMError(Meaning.UNREACHABLE, "it has not answered for a while")
-        return self.flight.result(max(0.0, until - time.monotonic())), "miss"
+        served = self.answered.result(max(0.0, until - time.monotonic()))
+        waited = self.joined and served.how == "miss"
+        return replace(served, how="collapsed") if waited else served
 
 
 class Cache:
-    """Answers of SessionM, for all processes that share a database.
+    """Cached answers of SessionM, shared by all processes that use the database.
 
     Args:
-        database: where they are kept (not durably: all of it can be fetched again).
+        database: holds the table of entries. It need not be durable: entries can be fetched again.
         stamps: the customers' stamps.
-        flights: who asks SessionM for what.
-        entries: most answers held in this process's memory.
-        may_ask: whether SessionM is there to be asked for a kind of answer.
+        leases: locks that prevent two processes from fetching the same key.
+        entries: the maximum number of entries in this process's memory.
+        may_call: returns whether a kind of answer may be fetched now; true may reserve the probe.
     """
 
     def __init__(
         self,
         database: Database,
         stamps: Stamps,
-        flights: Flights,
+        leases: FetchLocks,
         *,
         entries: int,
-        may_ask: Callable[[str], bool] = lambda _kind: True,
+        may_call: Callable[[str], bool] = lambda _kind: True,
     ) -> None:
         self._database = database
         self._stamps = stamps
-        self._leases = flights
-        self._may_ask = may_ask
+        self._leases = leases
+        self._may_call = may_call
         self._memory = _Memory(entries, MEMORY_BYTES)
         self._memory_lock = threading.Lock()
-        self._flights: dict[Key, Future[Entry]] = {}
-        self._flights_lock = threading.Lock()
-        self._landed: list[_Landed] = []
-        self._landed_lock = threading.Lock()
-        self._keeper = ThreadPoolExecutor(1, "keeper")
-        # One pool for each of SessionM's systems: one that hangs must not hold up the other.
+        self._fetches: dict[CacheKey, Future[Served]] = {}
+        self._fetches_lock = threading.Lock()
+        self._unstored: list[_Fetched] = []
+        self._unstored_lock = threading.Lock()
+        self._storer = ThreadPoolExecutor(1, "storer")
+        # A pool for each of SessionM's systems: a hanging one must not delay the other.
         self._core = ThreadPoolExecutor(FETCHERS, "fetcher-core")
         self._connect = ThreadPoolExecutor(FETCHERS, "fetcher-connect")
 
-    def get(self, key: Key, fetch: Fetch, ages: Ages, until: float) -> Served:
-        """`ask` and its `answer` in one."""
-        return self.answer(self.ask(key, fetch, ages), until)
+    def get(self, key: CacheKey, fetch: Fetch, ages: Ages, until: float) -> Served:
+        """Call `begin` and `answer`.
 
-    def ask(self, key: Key, fetch: Fetch, ages: Ages) -> "Asked":
-        """Look for the answer to *key*, and let a fetch for it begin if one is needed.
+        Raises:
+            UnavailableError: as `answer`.
+        """
+        return self.answer(self.begin(key, fetch, ages), until)
 
-        The table may hold it up for longer than a lookup has, unless the caller is `in_time`.
+    def begin(self, key: CacheKey, fetch: Fetch, ages: Ages) -> "PendingLookup":
+        """Look *key* up, and start a fetch if one is needed.
+
+        Reading the table is bounded only by the caller's `in_time`.
 
         Args:
-            key: what is asked.
-            fetch: asks SessionM, with a time-out in seconds.
-            ages: how long an answer is good for what.
+            key: the key of the answer.
+            fetch: asks SessionM; its argument is a time-out in seconds.
+            ages: limits of age.
         """
         entry = self._known(key, ages)
-        use = ages.use(entry, time.time())
-        flight = None if use is Use.FRESH else self._join(key, fetch, ages)
-        return Asked(key, fetch, ages, entry, use, flight)
+        use = ages.use(entry, clock.now())
+        if use is Use.FRESH:
+            return PendingLookup(key, fetch, ages, entry, use, None)
+        answered, joined = self._join_or_start(key, fetch, ages)
+        return PendingLookup(key, fetch, ages, entry, use, answered, joined)
 
-    def answer(self, asked: "Asked", until: float) -> Served:
-        """The answer to what was *asked*, at the latest when ``time.monotonic()`` is *until*.
+    def answer(self, pending: "PendingLookup", until: float) -> Served:
+        """Wait for the answer until *until* (``time.monotonic()``) at most.
 
-        It is the customer's as they are now: what has changed them since `ask` is in it.
+        A fetched or fresh answer includes every change of the customer that this process knows of.
+        A stale answer after a failure may lack changes by other processes.
 
         Raises:
             UnavailableError: SessionM failed or is late, and nothing usable is cached.
         """
         while True:
             try:
-                entry, how = asked.result(until)
+                served = pending.result(until)
             except (SessionMError, TimeoutError) as error:
-                return self._instead(asked, error)
+                return self._fallback(pending, error)
             except Exception as error:
                 log.exception("lookup failed", extra={"action": "lookup_failed"})
-                return self._instead(asked, error)
-            stamp = self.stamp(asked.key)
-            # Where nothing is heard of changes, what SessionM says now is the best there is.
-            if entry.stamp == stamp or (stamp < 0 and how == "miss"):
-                return Served(entry, how, asked.ages.fresh_for(entry))
-            # The customer changed since: what came may be from before. Ask again.
-            asked = self.ask(asked.key, asked.fetch, asked.ages)
+                return self._fallback(pending, error)
+            stamp = self.stamp(pending.key)
+            # Without notifications of changes (stamp < 0), a new answer of SessionM has to do.
+            if served.entry.stamp == stamp or (stamp < 0 and served.how in {"miss", "collapsed"}):
+                return served
+            # The customer has changed, and the answer may be older: ask again.
+            pending = self.begin(pending.key, pending.fetch, pending.ages)
 
     def start(self) -> None:
-        """Begin to hear what other processes change."""
+        """Start to receive changes by other processes."""
         self._stamps.start()
 
-    def stamp(self, key: Key) -> int:
-        """What changes whenever what is cached under *key* gets outdated."""
+    def stamp(self, key: CacheKey) -> int:
+        """Return the stamp of *key*; entries with another stamp are outdated."""
         return self._stamps.get(key.kind, key.customer)
 
-    def stamp_reader(self, key: Key) -> Callable[[], int]:
-        """The same as a function, for those who ask often."""
+    def stamp_reader(self, key: CacheKey) -> Callable[[], int]:
+        """Return a function that returns the stamp of *key*, faster than `stamp`."""
         return self._stamps.reader(key.kind, key.customer)
 
-    def noted(self, kinds: Collection[str], customers: Collection[Customer]) -> dict[str, Entry]:
-        """What was once kept of *customers* in one of *kinds*, outdated or not, by their keys.
+    def stored_for(
+        self, kinds: Collection[str], customers: Collection[Customer]
+    ) -> list[tuple[str, CacheEntry]]:
+        """Read the entries of *customers*, of one of *kinds*, outdated or not.
+
+        Returns:
+            Pairs of `Customer.key` and entry; several for a customer with several variants.
 
         Raises:
             StoreUnavailableError: the table cannot be read.
         """
         keys = [customer.key for customer in customers]
         with self._database.read() as connection:
-            found = _NOTED.rows(connection, kinds=list(kinds), customers=keys)
-        return {customer: Entry(*rest) for customer, *rest in found}
+            found = _BY_CUSTOMER.rows(connection, kinds=list(kinds), customers=keys)
+        return [(customer, CacheEntry(*rest)) for customer, *rest in found]
 
-    def last_known(self, key: Key) -> Entry | None:
-        """What was last heard, however old; SessionM is not asked."""
-        return self._known(key, Ages(float("inf"), 0, 0)) or self._last_resort(key)
+    def last_known(self, key: CacheKey) -> CacheEntry | None:
+        """Return the cached entry of any age; do not ask SessionM."""
+        return self._known(key, Ages(float("inf"), 0, 0)) or self._unconfirmed(key)
 
     def change(self, kind: str, documents: Mapping[Customer, Mapping[str, Any] | None]) -> None:
-        """These customers have changed: use no older answer of that *kind* any more.
+        """Make older entries of changed customers outdated, in all processes.
 
-        Where there is a document, it is SessionM's answer since, and is kept.
+        Args:
+            kind: of the entries.
+            documents: for each customer, SessionM's answer after the change, which is cached, or
+                ``None``.
+
+        Raises:
+            StoreUnavailableError: other processes cannot be notified.
         """
-        stamps = self._stamps.change_many(kind, [customer.key for customer in documents])
-        now = time.time()
-        self._keep(
-            {
-                Key(kind, customer.key): Entry(True, _encode(document), now, stamps[customer.key])
-                for customer, document in documents.items()
-                if document is not None
-            }
-        )
+        stamps = self._stamps.change(kind, [customer.key for customer in documents])
+        now = clock.now()
+        for customer, document in documents.items():
+            if document is not None:
+                key = CacheKey(kind, customer.key)
+                entry = CacheEntry(True, _encode(document), now, stamps[customer.key])
+                self._remember({key: entry})
+                # In the background: the deliverer does not wait for the table.
+                self._store_soon(_Fetched(key, entry, []))
 
     def outdate_all(self) -> None:
-        """Use nothing that is older than now: somebody's tags have changed, and not told whose."""
+        """Make all entries outdated, since unknown customers have changed.
+
+        Raises:
+            StoreUnavailableError: other processes cannot be notified.
+        """
         self._stamps.change_all()
 
-    def keep(self, key: Key, document: Mapping[str, Any]) -> None:
-        """Keep what is known of a customer as it is now."""
+    def put(self, key: CacheKey, document: Mapping[str, Any]) -> None:
+        """Cache *document* under the present stamp."""
         stamp = self._stamps.get(key.kind, key.customer)
-        self._keep({key: Entry(True, _encode(document), time.time(), stamp)})
+        self._cache({key: CacheEntry(True, _encode(document), clock.now(), stamp)})
 
     def erase(self, customer: Customer) -> None:
-        """Keep nothing about *customer*, nor what their other identifier is."""
+        """Delete all rows about *customer*, including the link to the other identifier.
+
+        Copies in memory stay until they are evicted; no lookup returns them.
+
+        Raises:
+            StoreUnavailableError: the table cannot be written; call this again.
+        """
         self.forget(customer)
         theirs = sa.and_(
             lookups.c.kind.in_(("profile", "external")),
-            Holds(lookups.c.body, json.dumps(customer.id).encode()),
+            Contains(lookups.c.body, json.dumps(customer.id).encode()),
         )
-        with self._database.write(patience=SEARCH_PATIENCE) as connection:
+        with self._database.write(timeout=SEARCH_TIMEOUT) as connection:
             connection.execute(
                 lookups.delete().where(sa.or_(theirs, lookups.c.customer == customer.key))
             )
         self._database.scrub()
 
     def forget(self, customer: Customer) -> None:
-        """Serve nothing older than now for *customer*, in any process."""
+        """Make tags, offers and profile of *customer* outdated; delete the tags and offers.
+
+        Raises:
+            StoreUnavailableError: the table cannot be written; call this again.
+        """
         for kind in ("tags", "offers", "profile"):
-            self._stamps.change(kind, customer.key)
+            self._stamps.change(kind, [customer.key])
         answers = sa.and_(
             lookups.c.customer == customer.key, lookups.c.kind.in_(("tags", "offers"))
         )
@@ -355,34 +417,38 @@ class Cache:
             connection.execute(lookups.delete().where(answers))
 
     def forget_before(self, then: float) -> int:
-        """Drop a batch of what was fetched before *then*; returns how much it was."""
+        """Delete up to `DELETE_BATCH` entries fetched before *then*, and return their number.
+
+        Raises:
+            StoreUnavailableError: the table cannot be written.
+        """
         name = (lookups.c.kind, lookups.c.customer, lookups.c.variant)
         is_old = lookups.c.fetched_at < then
-        # What is being renewed at this moment is left alone, and waits for nobody here.
-        old = sa.select(*name).where(is_old).limit(BATCH).with_for_update(skip_locked=True)
+        # Skip rows that another process is writing now.
+        old = sa.select(*name).where(is_old).limit(DELETE_BATCH).with_for_update(skip_locked=True)
         drop = lookups.delete().where(is_old, sa.tuple_(*name).in_(old))
-        with self._database.write(patience=SEARCH_PATIENCE) as connection:
+        with self._database.write(timeout=SEARCH_TIMEOUT) as connection:
             return connection.execute(drop).rowcount
 
     def close(self) -> None:
         for fetchers in (self._core, self._connect):
             fetchers.shutdown(cancel_futures=True)
-        self._keeper.shutdown()
+        self._storer.shutdown()
         self._database.close()
         self._stamps.close()
 
-    def _known(self, key: Key, ages: Ages) -> Entry | None:
-        """The latest cached answer of the customer as it is now, from memory or the table."""
+    def _known(self, key: CacheKey, ages: Ages) -> CacheEntry | None:
+        """Return the newest entry with the present stamp, from memory or the table."""
         stamp = self._stamps.get(key.kind, key.customer)
         if stamp < 0:
             return None
         with self._memory_lock:
-            entry: Entry | None = self._memory.get(key)
+            entry: CacheEntry | None = self._memory.get(key)
         if entry and entry.stamp != stamp:
             entry = None
-        if entry and ages.use(entry, time.time()) is Use.FRESH:
+        if entry and ages.use(entry, clock.now()) is Use.FRESH:
             return entry
-        # Another process may have fetched since.
+        # Another process may have fetched a newer answer.
         stored = self._stored(key, entry.fetched_at if entry else 0.0)
         if stored and stored.stamp == stamp:
             entry = stored
@@ -390,39 +456,39 @@ class Cache:
                 self._memory[key] = stored
         return entry
 
-    def _last_resort(self, key: Key, known: Entry | None = None) -> Entry | None:
-        """What memory holds or was *known*, though the customer may have changed, unheard."""
+    def _unconfirmed(self, key: CacheKey, known: CacheEntry | None = None) -> CacheEntry | None:
+        """Return the entry with the last known stamp, though changes may have been missed."""
         with self._memory_lock:
-            entry: Entry | None = self._memory.get(key) or known
+            entry: CacheEntry | None = self._memory.get(key) or known
         still = entry and entry.stamp == self._stamps.last(key.kind, key.customer)
         return entry if still else None
 
-    def _stored(self, key: Key, later_than: float) -> Entry | None:
+    def _stored(self, key: CacheKey, later_than: float) -> CacheEntry | None:
         try:
             with self._database.read() as connection:
                 found = _STORED.rows(connection, **key._asdict(), later_than=later_than)
         except StoreUnavailableError as error:
-            # Lookups go on from memory and from SessionM without the table.
+            # Without the table, lookups use memory and SessionM.
             log.log(error.level, "cache not read: %s", error, extra={"action": "cache_unreadable"})
             return None
-        return Entry(*found[0]) if found else None
+        return CacheEntry(*found[0]) if found else None
 
-    def _keep(self, answers: Mapping[Key, Entry]) -> None:
+    def _cache(self, answers: Mapping[CacheKey, CacheEntry]) -> None:
         self._remember(answers)
         self._store(answers)
 
-    def _remember(self, answers: Mapping[Key, Entry]) -> None:
+    def _remember(self, answers: Mapping[CacheKey, CacheEntry]) -> None:
         with self._memory_lock:
             for key, entry in answers.items():
                 self._memory[key] = entry
 
-    def _store(self, answers: Mapping[Key, Entry]) -> None:
+    def _store(self, answers: Mapping[CacheKey, CacheEntry]) -> None:
         if not answers:
             return
         try:
             with self._database.write() as connection:
-                # On one machine it is our turn to write by now: who erases a customer first changes
-                # the stamp, and when it is their turn deletes what was stored before.
+                # Check stamps inside the transaction: on one machine it holds the writers' lock,
+                # and `forget` changes the stamp before it waits for that lock to delete.
                 rows = [
                     {
                         **key._asdict(),
@@ -431,126 +497,139 @@ class Cache:
                         "fetched_at": entry.fetched_at,
                         "stamp": entry.stamp,
                     }
-                    # In one order in all processes, so that no two wait for each other.
+                    # The same order in all processes prevents deadlocks.
                     for key, entry in sorted(answers.items())
                     if entry.stamp < 0 or entry.stamp == self._stamps.last(key.kind, key.customer)
                 ]
                 if rows:
-                    insert_many(connection, _KEEP, rows)
+                    insert_many(connection, _UPSERT, rows)
         except StoreUnavailableError as error:
             extra = {"action": "cache_unwritable"}
             log.log(error.level, "cache not written: %s", error, extra=extra)
 
-    def _join(self, key: Key, fetch: Fetch, ages: Ages) -> Future[Entry] | None:
-        """The fetch for *key* that is under way in this process, or a new one.
+    def _join_or_start(
+        self, key: CacheKey, fetch: Fetch, ages: Ages
+    ) -> "tuple[Future[Served] | None, bool]":
+        """Return this process's fetch for *key*, and whether another lookup started it.
 
-        ``None`` if SessionM is known to be away: nobody waits to find that out again.
+        The fetch is ``None`` if SessionM is known to be down.
         """
-        with self._flights_lock:
-            if flight := self._flights.get(key):
-                return flight
-            if not self._may_ask(key.kind):
-                return None
+        with self._fetches_lock:
+            if running_fetch := self._fetches.get(key):
+                return running_fetch, True
+            if not self._may_call(key.kind):
+                return None, False
             fetchers = self._connect if key.kind == "offers" else self._core
-            flight = Future()
-            flying = fetchers.submit(self._fly, flight, key, fetch, ages, time.monotonic())
-            self._flights[key] = flight
-        flying.add_done_callback(partial(_cancel, flight))
-        flying.add_done_callback(_log_fault)
-        return flight
+            answered: Future[Served] = Future()
+            running = fetchers.submit(self._run, answered, key, fetch, ages, time.monotonic())
+            self._fetches[key] = answered
+        running.add_done_callback(partial(_cancel, answered))
+        running.add_done_callback(_log_fault)
+        return answered, False
 
-    def _fly(
-        self, flight: Future[Entry], key: Key, fetch: Fetch, ages: Ages, asked_at: float
+    def _run(
+        self, answered: "Future[Served]", key: CacheKey, fetch: Fetch, ages: Ages, asked_at: float
     ) -> None:
-        """Fetch, or wait for the process that does; if it dies the next one may.
+        """Fetch, or wait for another process's fetch of the same key.
 
-        Who waits for *flight* has the answer before the table has it.
+        Waiting lookups get the answer before it is stored in the table.
         """
         number = lock_number(hashed(*key))
         leased = False
-        kept: Entry | None = None
+        cached: CacheEntry | None = None
         try:
-            leased = self._lease(number, asked_at)
+            leased, waited = self._lease(number, asked_at)
             entry = self._known(key, ages) if leased else None
-            if entry is None or ages.use(entry, time.time()) is not Use.FRESH:
-                entry = self._fetch(key, fetch)
-                # What is from before a change is of no use to anybody else.
+            if entry and ages.use(entry, clock.now()) is Use.FRESH:
+                how = "collapsed" if waited else "hit"
+            else:
+                entry, how = self._fetch(key, fetch), "miss"
+                # Do not cache an answer that may be older than a change.
                 if entry.stamp == self.stamp(key):
-                    kept = entry
-                    self._remember({key: kept})
-        except BaseException as error:  # noqa: BLE001 - it goes to who waits
-            land = partial(flight.set_exception, error)
+                    cached = entry
+                    self._remember({key: cached})
+            served = Served(entry, how, ages.fresh_for(entry))
+        except BaseException as error:  # noqa: BLE001 - it goes to the lookups that wait
+            finish = partial(answered.set_exception, error)
         else:
-            land = partial(flight.set_result, entry)
-        if leased and kept is None:
-            # Who waits may have to ask again at once.
+            finish = partial(answered.set_result, served)
+        if leased and cached is None:
+            # Release first: the waiting lookups may have to ask again at once.
             self._release(number)
-        # Whoever comes after it has landed finds the answer in memory.
-        with self._flights_lock:
-            self._flights.pop(key, None)
-        land()
-        if kept is not None:
-            self._store_soon(_Landed(key, kept, [number] if leased else []))
+        # From here on, new lookups find the answer in memory.
+        with self._fetches_lock:
+            self._fetches.pop(key, None)
+        finish()
+        if cached is not None:
+            self._store_soon(_Fetched(key, cached, [number] if leased else []))
 
-    def _store_soon(self, landed: "_Landed") -> None:
-        with self._landed_lock:
-            waiting = len(self._landed)
-            if waiting < MOST_LANDED:
-                self._landed.append(landed)
-        if waiting == MOST_LANDED:
-            # The table takes nothing at present; memory has it.
-            self._release(*landed.lease)
-        elif waiting % AT_ONCE == 0:
-            # The others are taken along.
+    def _store_soon(self, fetched: "_Fetched") -> None:
+        with self._unstored_lock:
+            waiting = len(self._unstored)
+            if waiting < STORE_BACKLOG:
+                self._unstored.append(fetched)
+        if waiting == STORE_BACKLOG:
+            # The table cannot be written now; the answer stays in memory.
+            self._release(*fetched.lease)
+        elif waiting % STORE_BATCH == 0:
+            # One task stores STORE_BATCH entries.
             try:
-                self._keeper.submit(self._store_landed).add_done_callback(_log_fault)
+                self._storer.submit(self._store_fetched).add_done_callback(_log_fault)
             except RuntimeError:
-                # Python ends, and begins nothing more in threads.
-                self._store_landed()
+                # The interpreter is shutting down and accepts no more tasks.
+                self._store_fetched()
 
-    def _store_landed(self) -> None:
-        time.sleep(TOGETHER)
-        with self._landed_lock:
-            some, self._landed = self._landed[:AT_ONCE], self._landed[AT_ONCE:]
+    def _store_fetched(self) -> None:
+        time.sleep(STORE_DELAY)
+        with self._unstored_lock:
+            some, self._unstored = self._unstored[:STORE_BATCH], self._unstored[STORE_BATCH:]
         try:
             self._store({one.key: one.entry for one in some})
         finally:
-            self._release(*chain.from_iterable(one.lease for one in some))
+            if leased := list(chain.from_iterable(one.lease for one in some)):
+                self._release(*leased)
 
-    def _lease(self, number: int, asked_at: float) -> bool:
-        """Whether *number* is ours; if not, each process is for itself until the database is back.
+    def _lease(self, number: int, asked_at: float) -> tuple[bool, bool]:
+        """Acquire lease *number*.
+
+        Returns:
+            Whether it was acquired (not if the database is unavailable: then each process fetches
+            for itself), and whether another process held it before.
 
         Raises:
-            SessionMError: it was *asked* for too long ago, or another process has it for too long.
+            SessionMError: the lookups have timed out: the fetch waited too long for a thread, or
+                another process holds the lease for too long.
         """
-        if time.monotonic() - asked_at > STALE_FLIGHT:
+        if time.monotonic() - asked_at > STALE_FETCH:
             raise SessionMError(Meaning.UNANSWERED, "too many lookups wait for SessionM")
         until = time.monotonic() + FETCH_TIMEOUT
+        waited = False
         try:
             while not self._leases.try_acquire(number):
                 if time.monotonic() > until:
                     raise SessionMError(Meaning.UNANSWERED, "no answer in time")
-                time.sleep(self._leases.peek)
+                waited = True
+                time.sleep(self._leases.poll_interval)
         except StoreUnavailableError:
-            return False
-        return True
+            return False, waited
+        return True, waited
 
     def _release(self, *numbers: int) -> None:
         try:
             self._leases.release(*numbers)
         except StoreUnavailableError as error:
-            # It runs out by itself.
+            # The lease expires by itself.
             extra = {"action": "cache_unwritable"}
-            log.log(error.level, "leases not given back: %s", error, extra=extra)
+            log.log(error.level, "leases not released: %s", error, extra=extra)
 
-    def _fetch(self, key: Key, fetch: Fetch) -> Entry:
+    def _fetch(self, key: CacheKey, fetch: Fetch) -> CacheEntry:
         stamp = self.stamp(key)
-        asked_at = time.time()
+        asked_at = clock.now()
         try:
-            return Entry(True, _encode(fetch(FETCH_TIMEOUT)), asked_at, stamp)
+            return CacheEntry(True, _encode(fetch(FETCH_TIMEOUT)), asked_at, stamp)
         except SessionMError as error:
             if error.meaning is Meaning.UNKNOWN_CUSTOMER:
-                return Entry(False, b"{}", asked_at, stamp)
+                return CacheEntry(False, b"{}", asked_at, stamp)
             log.warning(
                 "lookup failed: %s",
                 error,
@@ -558,18 +637,22 @@ class Cache:
             )
             raise
 
-    def _instead(self, asked: Asked, error: Exception) -> Served:
-        """What can be served although SessionM failed."""
+    def _fallback(self, pending: PendingLookup, error: Exception) -> Served:
+        """Return a stale answer after SessionM failed.
+
+        Raises:
+            UnavailableError: no usable answer is cached.
+        """
         reason = str(error) or "SessionM did not answer in time"
-        key, ages = asked.key, asked.ages
-        entry = self._known(key, ages) or self._last_resort(key, asked.entry)
-        if entry and ages.use(entry, time.time()) is not Use.NOTHING:
+        key, ages = pending.key, pending.ages
+        entry = self._known(key, ages) or self._unconfirmed(key, pending.entry)
+        if entry and ages.use(entry, clock.now()) is not Use.NOTHING:
             return Served(entry, "stale", ages.fresh_for(entry))
         raise UnavailableError(reason) from error
 
 
-# Made once: to put them together takes longer than to carry them out.
-_ENTRY = [lookups.c[name] for name in Entry.__slots__]
+# Built once: building a statement takes longer than executing it.
+_ENTRY = [lookups.c[name] for name in CacheEntry.__slots__]
 _STORED = Prepared(
     sa.select(*_ENTRY).where(
         lookups.c.kind == sa.bindparam("kind"),
@@ -578,33 +661,33 @@ _STORED = Prepared(
         lookups.c.fetched_at > sa.bindparam("later_than"),
     )
 )
-_NOTED = Prepared(
+_BY_CUSTOMER = Prepared(
     sa.select(lookups.c.customer, *_ENTRY).where(
-        lookups.c.kind.in_(sa.bindparam("kinds", expanding=True)),
-        lookups.c.customer.in_(sa.bindparam("customers", expanding=True)),
+        among(lookups.c.kind, "kinds"),
+        among(lookups.c.customer, "customers"),
     )
 )
 
 
-def _keeping() -> sa.Insert:
+def _upsert() -> sa.Insert:
     statement = insert(lookups)
     names = ["kind", "customer", "variant"]
-    others = {name: statement.excluded[name] for name in Entry.__slots__}
+    others = {name: statement.excluded[name] for name in CacheEntry.__slots__}
     return statement.on_conflict_do_update(index_elements=names, set_=others)
 
 
-_KEEP = _keeping()
+_UPSERT = _upsert()
 
 
-class _Memory(LRUCache[Key, Entry]):
-    """Least recently used entries go first, by number and by bytes."""
+class _Memory(LRUCache[CacheKey, CacheEntry]):
+    """An LRU cache that is limited both by number of entries and by bytes."""
 
     def __init__(self, entries: int, size: int) -> None:
-        super().__init__(size, getsizeof=lambda entry: len(entry.body) + _OVERHEAD)
+        super().__init__(size, getsizeof=lambda entry: len(entry.body) + _ENTRY_OVERHEAD)
         self._entries = entries
 
-    def __setitem__(self, key: Key, entry: Entry) -> None:
-        if len(entry.body) + _OVERHEAD > self.maxsize:
+    def __setitem__(self, key: CacheKey, entry: CacheEntry) -> None:
+        if len(entry.body) + _ENTRY_OVERHEAD > self.maxsize:
             return
         super().__setitem__(key, entry)
         while len(self) > self._entries:
@@ -615,20 +698,20 @@ def _encode(document: Mapping[str, Any]) -> bytes:
     return json.dumps(document, separators=(",", ":")).encode()
 
 
-class _Landed(NamedTuple):
-    """An answer that those who waited have; a *lease*, if any, is held until the table has it."""
+class _Fetched(NamedTuple):
+    """A fetched answer to store; its *lease* (no or one number) is held until it is stored."""
 
-    key: Key
-    entry: Entry
+    key: CacheKey
+    entry: CacheEntry
     lease: Sequence[int]
 
 
-def _cancel(flight: Future[Entry], flown: Future[None]) -> None:
-    if flown.cancelled():
-        flight.cancel()
+def _cancel(answered: "Future[Served]", run: Future[None]) -> None:
+    if run.cancelled():
+        answered.cancel()
 
 
 def _log_fault(done: Future[None]) -> None:
-    """Nobody waits for it: tell what nobody expects there."""
+    """Log an unexpected exception of a background task, whose result is not read."""
     if not done.cancelled() and (error := done.exception()):
-        log.error("lookup not kept", exc_info=error, extra={"action": "lookup_failed"})
+        log.error("lookup not stored", exc_info=error, extra={"action": "lookup_failed"})

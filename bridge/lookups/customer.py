@@ -1,4 +1,4 @@
-"""What to ask SessionM for a lookup, and what is answered when."""
+"""Lookups of a customer: requests to SessionM, and answers with their age and version."""
 
 import itertools
 import json
@@ -11,10 +11,18 @@ from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
+from bridge import clock
 from bridge.customer import Customer, CustomerKind
-from bridge.database import StoreUnavailableError, in_time
 from bridge.fields import FieldError, identifier
-from bridge.lookups.cache import Ages, Asked, Cache, Fetch, Key, Served, UnavailableError
+from bridge.lookups.cache import (
+    Ages,
+    Cache,
+    CacheKey,
+    Fetch,
+    PendingLookup,
+    Served,
+    UnavailableError,
+)
 from bridge.lookups.query import Query
 from bridge.lookups.shape import (
     BrazeId,
@@ -22,6 +30,7 @@ from bridge.lookups.shape import (
     Part,
     customer_answer,
     encode,
+    not_understood,
     offers_answer,
     offers_change_at,
     tags_answer,
@@ -29,15 +38,14 @@ from bridge.lookups.shape import (
 from bridge.lookups.stamps import Stamps
 from bridge.sessionm.answers import Meaning, SessionMError
 from bridge.sessionm.client import SessionM
+from bridge.storage.database import StoreUnavailableError, in_time
 
 log = logging.getLogger(__name__)
 
-# All of a wallet in one call, as the Braze guide to SessionM does it.
+# Offers in a call: a whole wallet, as in Braze's guide to SessionM.
 TAKE = 1000
-# Which customer an external id belongs to does not change.
-PROFILE_MAX_AGE = 86400.0
-# With more customers than this at once, everybody's lookups are outdated.
-MANY = 50_000
+# Customers. If this number or more change at once, all lookups become outdated.
+OUTDATE_ALL_ABOVE = 50_000
 
 _NO_CUSTOMER = "SessionM does not know this customer."
 _NO_OFFERS = "Offers are switched off: SESSIONM_CONNECT_URL is not set."
@@ -45,7 +53,15 @@ _NO_OFFERS = "Offers are switched off: SESSIONM_CONNECT_URL is not set."
 
 @dataclass(frozen=True)
 class Freshness:
-    """Seconds: how long lookups are fresh, may be stale, and have to be answered in."""
+    """Times in seconds.
+
+    Attributes:
+        tags: for which tags are fresh.
+        offers: for which offers are fresh.
+        while_refreshing: for which a stale answer may be served during a refresh.
+        if_error: for which a stale answer may be served if SessionM fails.
+        deadline: within which a lookup must be answered.
+    """
 
     tags: float
     offers: float
@@ -55,17 +71,17 @@ class Freshness:
 
 
 @dataclass(frozen=True)
-class Answer:
+class LookupAnswer:
     """One finished lookup.
 
     Attributes:
         body: JSON.
         status: ``ok``, ``not_found`` or ``unavailable``.
-        how: ``hit``, ``stale`` or ``miss`` for the cache; "" if nothing was served.
-        age: seconds since SessionM said so.
-        ttl: seconds it stays fresh; negative if it is stale.
-        version: changes when the content does, ages apart.
-        repeat: whether and how long it may be given again, ages apart; ``None``: it may not.
+        how: as in `Served`; "" if nothing was served.
+        age: seconds since SessionM's answer.
+        ttl: seconds for which the answer stays fresh; negative if it is stale.
+        version: a hash of the content without ages.
+        repeat: for how long the answer may be served again; ``None``: not at all.
     """
 
     body: bytes
@@ -79,9 +95,13 @@ class Answer:
 
 @dataclass(frozen=True)
 class Repeatable:
-    """What the repetition of an answer has to know. Times are seconds since the epoch.
+    """Conditions under which an answer may be served again.
 
-    *unchanged* tells whether everything that the answer was made of still is as it was.
+    Attributes:
+        fetched_at: the time of SessionM's answer, seconds since the epoch.
+        fresh_until: when the answer becomes stale, seconds since the epoch.
+        until: when the answer becomes stale or time alone changes it, seconds since the epoch.
+        unchanged: returns whether all stamps of the answer are unchanged.
     """
 
     fetched_at: float
@@ -90,35 +110,41 @@ class Repeatable:
     unchanged: Callable[[], bool]
 
 
-class TagWrite(NamedTuple):
-    """A tag write that has begun, and the stamps of the customer's names from then."""
+class OpenTagWrite(NamedTuple):
+    """A tag write in progress, and the stamps of the customer's identifiers before it."""
 
     customer: Customer
     stamps: Mapping[Customer, int]
 
 
-# What reads a stamp, and what it read.
-_Held = tuple[Callable[[], int], int]
+# A function that reads a stamp, and the value that it returned.
+_StampCheck = tuple[Callable[[], int], int]
 
 
 @dataclass(frozen=True)
-class _Got:
+class _FetchedPart:
     part: Part
     how: str
     fresh: float
-    held: tuple[_Held, ...] = ()
+    checks: tuple[_StampCheck, ...] = ()
 
 
 class Lookups:
-    """The three lookups and the raw ones of the drop-in paths.
+    """The three lookups, and the raw ones of the drop-in paths.
+
+    The deadline of a lookup counts from *arrived*, the ``time.monotonic()`` at which the request
+    was received; ``None`` means now.
 
     Args:
-        sessionm: whom to ask.
-        cache: what is known already.
-        freshness: how long that is good.
-        own_writes: what the bridge itself is writing for a customer.
-        own_stamps: a customer's changes whenever that changes.
+        sessionm: the client.
+        cache: cached answers.
+        freshness: limits of age, and the deadline.
+        own_writes: returns the tags that the bridge is writing for a customer.
+        own_stamps: stamps that change whenever *own_writes* of a customer change.
         braze_id: reads a Braze ID back out of a default tag.
+        offers_on: whether the Offers API is configured.
+        profile_fields: the fields of a profile that `customer` returns; if empty, no profile.
+        report: called with the form of each value in a fetched wallet that cannot be read.
     """
 
     def __init__(
@@ -131,6 +157,8 @@ class Lookups:
         braze_id: BrazeId,
         *,
         offers_on: bool,
+        profile_fields: Sequence[str] = (),
+        report: Callable[[str], None] = lambda _form: None,
     ) -> None:
         self._sessionm = sessionm
         self._cache = cache
@@ -139,43 +167,52 @@ class Lookups:
         self._own_stamps = own_stamps
         self._braze_id = braze_id
         self._offers_on = offers_on
+        self._profile_fields = tuple(profile_fields)
+        self._report = report
 
     def close(self) -> None:
-        """Tell nobody of own writes any more."""
+        """Stop sharing changes of own writes with other processes."""
         self._own_stamps.close()
 
-    def tags(self, query: Query) -> Answer:
-        with self._in_time() as until:
-            asked = self._cache.ask(*self._tags_question(query.customer))
-            asked.get_going()
-            own, held = self._own(query.customer)
-            got = self._got(asked, until)
-        now = time.time()
+    def tags(self, query: Query, arrived: float | None = None) -> LookupAnswer:
+        with self._in_time(arrived) as until:
+            pending = self._cache.begin(*self._tags_request(query.customer))
+            pending.let_fetch_start()
+            own, own_check = self._own(query.customer)
+            got = self._fetched(pending, until)
+        now = clock.now()
         answer = tags_answer(query.customer, got.part, own, self._braze_id, now)
-        return _answer(answer, [got], min(own.expires.values(), default=math.inf), held)
+        return _answer(answer, [got], min(own.expires.values(), default=math.inf), own_check)
 
-    def offers(self, query: Query) -> Answer:
-        with self._in_time() as until:
+    def offers(self, query: Query, arrived: float | None = None) -> LookupAnswer:
+        with self._in_time(arrived) as until:
             got, user_id = self._offers(query, until)
-        now = time.time()
+        now = clock.now()
         answer = offers_answer(query, user_id, got.part, now)
         return _answer(answer, [got], offers_change_at(got.part, now))
 
-    def customer(self, query: Query) -> Answer:
-        with self._in_time() as until:
-            # Both are under way at once: the tags' fetch goes on while the offers are awaited.
-            asked = self._cache.ask(*self._tags_question(query.customer))
-            # Before anything is waited for: there would be no time left for it.
-            own, held = self._own(query.customer)
+    def customer(self, query: Query, arrived: float | None = None) -> LookupAnswer:
+        with self._in_time(arrived) as until:
+            # Tags and offers are fetched concurrently.
+            pending = self._cache.begin(*self._tags_request(query.customer))
+            profile = None
+            if self._profile_fields:
+                profile = self._cache.begin(*self._profile_request(query.customer))
+            # Read before waiting for SessionM, which may use up the deadline.
+            own, own_check = self._own(query.customer)
             offers, user_id = self._offers(query, until)
-            tags = self._got(asked, until)
-        now = time.time()
+            tags = self._fetched(pending, until)
+            got = [tags, offers, *([self._fetched(profile, until)] if profile else [])]
+        now = clock.now()
         answer = customer_answer(query, user_id, tags.part, offers.part, own, self._braze_id, now)
+        if profile:
+            shown = got[-1].part.document.get("profile") or {}
+            answer["profile"] = {name: shown.get(name, "") for name in self._profile_fields}
         changes_at = min([offers_change_at(offers.part, now), *own.expires.values()])
-        return _answer(answer, [tags, offers], changes_at, held)
+        return _answer(answer, got, changes_at, own_check)
 
-    def patient(self, deadline: float) -> "Lookups":
-        """The same lookups for somebody who can wait, and wants fresh answers only."""
+    def without_stale(self, deadline: float) -> "Lookups":
+        """Return the same lookups with another deadline (seconds) and without stale answers."""
         return Lookups(
             self._sessionm,
             self._cache,
@@ -184,61 +221,70 @@ class Lookups:
             self._own_stamps,
             self._braze_id,
             offers_on=self._offers_on,
+            profile_fields=self._profile_fields,
+            report=self._report,
         )
 
-    def raw_tags(self, customer: Customer) -> Served:
-        """SessionM's own answer to a read of tags, cached.
+    def raw_tags(self, customer: Customer, arrived: float | None = None) -> Served:
+        """Return SessionM's own answer to a read of tags, cached.
 
         Raises:
             UnavailableError: as `Cache.get`.
         """
-        with self._in_time() as until:
-            return self._cache.get(*self._tags_question(customer), until)
+        with self._in_time(arrived) as until:
+            return self._cache.get(*self._tags_request(customer), until)
 
     def raw_repeat(self, customer: Customer, served: Served) -> Repeatable | None:
-        """Whether and how long `raw_tags` that were *served* may be given again."""
+        """Return for how long the *served* answer of `raw_tags` may be served again."""
         key = tags_key(customer)
         return _repeatable([self._part(key, served)], math.inf)
 
-    def begin_writes(self, customers: Sequence[Customer]) -> list[TagWrite]:
-        """Tag writes for *customers* begin; `end_writes` wants them back."""
+    def begin_writes(self, customers: Sequence[Customer]) -> list[OpenTagWrite]:
+        """Return the stamps of *customers* before their tag writes, for `end_writes`."""
         names = self.names(customers)
         return [
-            TagWrite(
+            OpenTagWrite(
                 customer, {name: self._cache.stamp(tags_key(name)) for name in names[customer]}
             )
             for customer in customers
         ]
 
-    def end_writes(self, ended: Sequence[tuple[TagWrite, Mapping[str, Any]]]) -> None:
-        """Tag writes have been made, with SessionM's answers: all tags of the customer now.
+    def end_writes(self, ended: Sequence[tuple[OpenTagWrite, Mapping[str, Any]]]) -> None:
+        """Make older tags outdated after tag writes, under all known identifiers.
 
-        No lookup serves older ones afterwards, under whichever identifier a customer is known. If
-        something else has changed the customer meanwhile, the answer may be from before that, and
-        is not kept.
+        Args:
+            ended: writes with SessionM's answers, which hold all tags of the customer. The answer
+                is cached, unless the customer was changed by something else meanwhile.
+
+        Raises:
+            StoreUnavailableError: other processes cannot be notified.
         """
         names = self.names([write.customer for write, _ in ended])
         changed: dict[Customer, Mapping[str, Any] | None] = {}
         for write, answer in ended:
             theirs = names[write.customer]
-            alone = all(
+            unchanged = all(
                 write.stamps.get(name) == self._cache.stamp(tags_key(name)) and name not in changed
                 for name in theirs
             )
-            kept = answer if alone and isinstance(answer.get("tags"), dict) else None
+            kept = answer if unchanged and isinstance(answer.get("tags"), dict) else None
             changed |= dict.fromkeys(theirs, kept)
         self._cache.change("tags", changed)
 
     def own_writes_changed(self, customer_key: str) -> None:
-        """What the bridge is writing for a customer is something else now."""
-        self._own_stamps.change("own", customer_key)
+        """Note that the tags that the bridge is writing for a customer have changed."""
+        self._own_stamps.change("own", [customer_key])
 
     def outdate_tags(self, customers: Iterable[Customer] | None) -> None:
-        """Serve no older tags of *customers* than now; of anybody, if it is not known whose."""
+        """Make cached tags of *customers* outdated; ``None``: of all customers.
+
+        Raises:
+            StoreUnavailableError: other processes cannot be notified.
+        """
         left = iter(customers or ())
-        some = list(itertools.islice(left, MANY))
-        if customers is None or len(some) == MANY:
-            # In a fleet so many share their stamps with every second customer.
+        some = list(itertools.islice(left, OUTDATE_ALL_ABOVE))
+        if customers is None or len(some) == OUTDATE_ALL_ABOVE:
+            # In a fleet, this many stamps would outdate every second customer anyway.
             self._cache.outdate_all()
             return
         for at in range(0, len(some), 500):
@@ -246,83 +292,144 @@ class Lookups:
             self._cache.change("tags", dict.fromkeys(itertools.chain(*names.values())))
 
     def forget(self, customer: Customer) -> None:
-        """Serve nothing older than now for *customer*, under each identifier that is known."""
+        """Make all lookups of *customer* outdated, under all known identifiers.
+
+        Raises:
+            StoreUnavailableError: the cache cannot be written.
+        """
         for name in self.names([customer])[customer]:
             self._cache.forget(name)
 
     def names(self, customers: Collection[Customer]) -> dict[Customer, list[Customer]]:
-        """Each, and the same by the other identifier if a lookup has found it out."""
+        """Return all known identifiers of each customer; lookups discover the second one."""
         try:
             return self._names(customers)
         except StoreUnavailableError as error:
-            # Tag writes go on without the cache.
+            # Tag writes continue without the cache.
             log.log(error.level, "cache not read: %s", error, extra={"action": "cache_unreadable"})
             return {customer: [customer] for customer in customers}
 
     def _names(self, customers: Collection[Customer]) -> dict[Customer, list[Customer]]:
-        noted = self._cache.noted(_OTHER_NAME.values(), customers)
         names = {customer: [customer] for customer in customers}
-        for customer in customers:
-            entry = noted.get(customer.key)
-            if entry and (other := json.loads(entry.body).get("other")):
-                kind: CustomerKind = "external_id" if customer.kind == "user_id" else "user_id"
-                names[customer].append(Customer(kind, other))
+        others = self._others(customers)
+        # A customer may have several external IDs, which the user ID leads to.
+        users = [one for found in others.values() for one in found if one.kind == "user_id"]
+        siblings = self._others(users) if users else {}
+        for customer, found in others.items():
+            further = [one for other in found for one in siblings.get(other, ())]
+            names[customer] = list(dict.fromkeys([customer, *found, *further]))
         return names
 
+    def _others(self, customers: Collection[Customer]) -> dict[Customer, list[Customer]]:
+        """Return the identifiers of the other kind that lookups have discovered."""
+        found: dict[Customer, list[Customer]] = {}
+        for key, entry in self._cache.stored_for(("profile", "external"), customers):
+            customer = Customer.from_key(key)
+            other = json.loads(entry.body).get("other")
+            if other:
+                kind: CustomerKind = "external_id" if customer.kind == "user_id" else "user_id"
+                found.setdefault(customer, []).append(Customer(kind, other))
+        return found
+
+    def outdate(self, customers: Collection[Customer], kinds: Collection[str]) -> None:
+        """Make cached answers of *kinds* (``tags``, ``offers``) of *customers* outdated.
+
+        Raises:
+            StoreUnavailableError: other processes cannot be notified.
+        """
+        names = self.names(customers)
+        theirs = dict.fromkeys(itertools.chain(*names.values()))
+        for kind in kinds:
+            self._cache.change(kind, theirs)
+
+    def other_id(self, customer: Customer, seconds: float) -> str:
+        """Return the customer's identifier of the other kind, from the cached profile.
+
+        Args:
+            customer: one identifier of SessionM.
+            seconds: the time limit.
+
+        Raises:
+            SessionMError: SessionM does not know the identifier, or is unreachable.
+        """
+        with self._in_time(time.monotonic() + seconds - self._freshness.deadline) as until:
+            part = self._profile(customer, until).part
+        if part.status == "unavailable":
+            raise SessionMError(Meaning.UNREACHABLE, part.reason)
+        found = str(part.document.get("other") or "")
+        if not found:
+            reason = part.reason or "the profile in SessionM has no external ID"
+            raise SessionMError(Meaning.UNKNOWN_CUSTOMER, reason)
+        return found
+
     def last_tags(self, customer: Customer) -> dict[str, int]:
-        """The customer's tags as last known, without asking SessionM."""
+        """Return the customer's last known tags, without asking SessionM."""
         entry = self._cache.last_known(tags_key(customer))
         tags = json.loads(entry.body).get("tags") if entry else None
         return tags if isinstance(tags, dict) else {}
 
-    def raw_offers(self, body: Mapping[str, Any]) -> Served:
-        """SessionM's own answer to *body* of get_user_offers, cached; raises as `Cache.get`."""
-        # A body may be longer than what a database takes as a name.
+    def raw_offers(self, body: Mapping[str, Any], arrived: float | None = None) -> Served:
+        """Return SessionM's own answer to *body* of get_user_offers, cached.
+
+        Raises:
+            UnavailableError: as `Cache.get`.
+        """
+        # A hash: a body may be longer than a database allows for an indexed text.
         variant = blake2b(json.dumps(body, sort_keys=True).encode(), digest_size=16).hexdigest()
         customer = Customer("user_id", str(body["user_id"]))
-        key = Key("offers", customer.key, variant)
-        fetch = _fetch_offers(self._sessionm, body)
-        with self._in_time() as until:
+        key = CacheKey("offers", customer.key, variant)
+        fetch = self._fetch_offers(body)
+        with self._in_time(arrived) as until:
             return self._cache.get(key, fetch, self._ages(self._freshness.offers), until)
 
-    def _own(self, customer: Customer) -> tuple[OwnWrites, _Held]:
-        """Our own writes, and their stamp.
+    def _own(self, customer: Customer) -> tuple[OwnWrites, _StampCheck]:
+        """Return the bridge's own writes, and their stamp.
 
-        To be read before the answer with SessionM's tags is taken: then a write that is delivered
-        meanwhile is seen in the one or in the other.
+        Call this before taking SessionM's tags: a write delivered in between is then in at least
+        one of them.
         """
         read = self._own_stamps.reader("own", customer.key)
         stamp = read()
         return self._own_writes(customer), (read, stamp)
 
     @contextmanager
-    def _in_time(self) -> Iterator[float]:
-        """Until when a lookup that begins now has to be answered; the database knows it too."""
-        until = time.monotonic() + self._freshness.deadline
+    def _in_time(self, arrived: float | None) -> Iterator[float]:
+        """Yield the deadline of a lookup (``time.monotonic()``), which bounds the database too."""
+        arrived = time.monotonic() if arrived is None else arrived
+        until = arrived + self._freshness.deadline
         with in_time(until):
             yield until
 
     def _ages(self, fresh: float) -> Ages:
         return Ages(fresh, self._freshness.while_refreshing, self._freshness.if_error)
 
-    def _tags_question(self, customer: Customer) -> tuple[Key, Fetch, Ages]:
+    def _tags_request(self, customer: Customer) -> tuple[CacheKey, Fetch, Ages]:
         def fetch(timeout: float) -> Mapping[str, Any]:
             return self._sessionm.read_tags(customer, timeout)
 
         return tags_key(customer), fetch, self._ages(self._freshness.tags)
 
-    def _offers(self, query: Query, until: float) -> tuple[_Got, str]:
-        """The wallet, and the customer's user id, which the Offers API asks for."""
+    def _fetch_offers(self, body: Mapping[str, Any]) -> Fetch:
+        def fetch(timeout: float) -> Mapping[str, Any]:
+            wallet = self._sessionm.offers(body, timeout)
+            for form in not_understood(wallet):
+                self._report(form)
+            return wallet
+
+        return fetch
+
+    def _offers(self, query: Query, until: float) -> tuple[_FetchedPart, str]:
+        """Return the wallet, and the customer's user id, which the Offers API requires."""
         if not self._offers_on:
-            return _Got(Part("unavailable", reason=_NO_OFFERS), "", 0), ""
+            return _FetchedPart(Part("unavailable", reason=_NO_OFFERS), "", 0), ""
         user_id = query.customer.id
-        held: tuple[_Held, ...] = ()
+        checks: tuple[_StampCheck, ...] = ()
         if query.customer.kind == "external_id":
             profile = self._profile(query.customer, until)
             user_id = str(profile.part.document.get("other") or "")
             if not user_id:
                 return profile, ""
-            held = profile.held
+            checks = profile.checks
         body = {
             "user_id": user_id,
             "skip": 0,
@@ -330,33 +437,51 @@ class Lookups:
             "include_pending_extended_data": False,
             "culture": query.culture,
         }
-        key = Key("offers", Customer("user_id", user_id).key, query.culture)
-        fetch = _fetch_offers(self._sessionm, body)
-        asked = self._cache.ask(key, fetch, self._ages(self._freshness.offers))
-        got = self._got(asked, until)
-        return replace(got, held=held + got.held), user_id
+        key = CacheKey("offers", Customer("user_id", user_id).key, query.culture)
+        fetch = self._fetch_offers(body)
+        pending = self._cache.begin(key, fetch, self._ages(self._freshness.offers))
+        got = self._fetched(pending, until)
+        return replace(got, checks=checks + got.checks), user_id
 
-    def _profile(self, customer: Customer, until: float) -> _Got:
+    def _profile(self, customer: Customer, until: float) -> _FetchedPart:
+        return self._fetched(self._cache.begin(*self._profile_request(customer)), until)
+
+    def _profile_request(self, customer: Customer) -> tuple[CacheKey, Fetch, Ages]:
+        """Return the question for the other identifier and the profile's fields.
+
+        A stale answer is not used: an external ID may be assigned to another customer.
+        """
+
         def fetch(timeout: float) -> Mapping[str, Any]:
-            # Only the id: the rest is personal data that no lookup shows.
-            user_id = _user_id(self._sessionm.profile(customer.id, timeout))
-            back = Key("external", Customer("user_id", user_id).key)
-            self._cache.keep(back, {"other": customer.id})
-            return {"other": user_id}
+            # Keep only the configured fields: the rest is personal data that no lookup needs.
+            user = _user(self._sessionm.profile(customer, timeout))
+            shown = {name: _shown(user.get(name)) for name in self._profile_fields}
+            kept: dict[str, Any] = {"profile": shown} if shown else {}
+            if customer.kind == "user_id":
+                return {"other": _identifier(user, "external_id") or "", **kept}
+            user_id = _identifier(user, "id")
+            if user_id is None:
+                raise SessionMError(Meaning.GARBLED, "the profile has no id", status=200)
+            # One entry for each external ID: a customer may have several.
+            back = CacheKey("external", Customer("user_id", user_id).key, customer.id)
+            self._cache.put(back, {"other": customer.id})
+            return {"other": user_id, **kept}
 
-        ages = self._ages(PROFILE_MAX_AGE)
-        return self._got(self._cache.ask(Key("profile", customer.key), fetch, ages), until)
+        ages = Ages(self._freshness.offers, 0, self._freshness.if_error)
+        return CacheKey("profile", customer.key), fetch, ages
 
-    def _got(self, asked: Asked, until: float) -> _Got:
+    def _fetched(self, pending: PendingLookup, until: float) -> _FetchedPart:
         try:
-            served = self._cache.answer(asked, until)
+            served = self._cache.answer(pending, until)
         except UnavailableError as error:
-            return _Got(Part("unavailable", reason=f"SessionM is unavailable: {error}"), "", 0)
-        return self._part(asked.key, served)
+            return _FetchedPart(
+                Part("unavailable", reason=f"SessionM is unavailable: {error}"), "", 0
+            )
+        return self._part(pending.key, served)
 
-    def _part(self, key: Key, served: Served) -> _Got:
+    def _part(self, key: CacheKey, served: Served) -> _FetchedPart:
         entry = served.entry
-        return _Got(
+        return _FetchedPart(
             Part(
                 status="ok" if entry.found else "not_found",
                 document=json.loads(entry.body),
@@ -370,75 +495,71 @@ class Lookups:
         )
 
 
-def _user_id(profile: Mapping[str, Any]) -> str:
-    """The customer's id in SessionM's *profile*.
-
-    Raises:
-        SessionMError: there is none in it.
-    """
+def _user(profile: Mapping[str, Any]) -> Mapping[str, Any]:
     user = profile.get("user")
-    found = user.get("id") if isinstance(user, dict) else None
+    return user if isinstance(user, dict) else {}
+
+
+def _shown(value: object) -> object:
+    """Return a field of a profile for Liquid, without nil, on which filters fail."""
+    return "" if value is None else value
+
+
+def _identifier(user: Mapping[str, Any], name: str) -> str | None:
+    """Return an identifier from SessionM's profile; ``None`` if there is no usable one."""
+    found = user.get(name)
     if isinstance(found, int) and not isinstance(found, bool):
         found = str(found)
     try:
-        user_id = identifier(found, "id")
+        return identifier(found, name)
     except FieldError:
-        user_id = None
-    if user_id is None:
-        raise SessionMError(Meaning.GARBLED, "the profile has no id", status=200)
-    return user_id
+        return None
 
 
-def tags_key(customer: Customer) -> Key:
-    """Under which key a customer's tags are cached."""
-    return Key("tags", customer.key)
+def tags_key(customer: Customer) -> CacheKey:
+    """Return the cache key of a customer's tags."""
+    return CacheKey("tags", customer.key)
 
 
-def _fetch_offers(sessionm: SessionM, body: Mapping[str, Any]) -> Fetch:
-    def fetch(timeout: float) -> Mapping[str, Any]:
-        return sessionm.offers(body, timeout)
+# Fields that change while the content stays the same.
+_VOLATILE = {"age", "stale", "as_of"}
 
-    return fetch
-
-
-# Under which kind of key a customer's other identifier is cached.
-_OTHER_NAME = {"external_id": "profile", "user_id": "external"}
-
-# What changes in an answer while its content stays.
-_PASSING = {"age", "stale", "as_of"}
-
-# The cache did least for the part that had to be fetched.
-_HOW = ("", "miss", "stale", "hit")
+# In this order, an answer of several parts is counted as its first.
+_HOW = ("", "miss", "collapsed", "stale", "hit")
 
 
-def _answer(document: dict[str, Any], got: list[_Got], changes_at: float, *held: _Held) -> Answer:
-    """The finished answer; *changes_at* is when time alone makes it another one."""
-    parts = {name: value for name, value in document.items() if name not in _PASSING}
-    return Answer(
+def _answer(
+    document: dict[str, Any], got: list[_FetchedPart], changes_at: float, *checks: _StampCheck
+) -> LookupAnswer:
+    """Return the finished answer; at *changes_at* (epoch seconds), time alone changes it."""
+    parts = {name: value for name, value in document.items() if name not in _VOLATILE}
+    return LookupAnswer(
         body=encode(document),
         status=document["status"],
         how=min((one.how for one in got), key=_HOW.index),
         age=document["age"],
-        ttl=math.floor(_fresh_until(got) - time.time()) if _fresh_until(got) else 0,
+        ttl=math.floor(_fresh_until(got) - clock.now()) if _fresh_until(got) else 0,
         version=blake2b(encode(parts), digest_size=12).hexdigest(),
-        repeat=_repeatable(got, changes_at, *held),
+        repeat=_repeatable(got, changes_at, *checks),
     )
 
 
-def _fresh_until(got: list[_Got]) -> float:
-    """When the first part ceases to be fresh; 0 if SessionM has said nothing."""
+def _fresh_until(got: list[_FetchedPart]) -> float:
+    """Return when the first part becomes stale; 0 if SessionM answered nothing."""
     ends = [one.part.fetched_at + one.fresh for one in got if one.part.fetched_at]
     return min(ends, default=0.0)
 
 
-def _repeatable(got: list[_Got], changes_at: float, *more: _Held) -> Repeatable | None:
-    if any(one.how not in {"hit", "miss"} for one in got):
+def _repeatable(
+    got: list[_FetchedPart], changes_at: float, *more: _StampCheck
+) -> Repeatable | None:
+    if any(one.how not in {"hit", "miss", "collapsed"} for one in got):
         return None
-    held = [*more, *(pair for one in got for pair in one.held)]
+    checks = [*more, *(pair for one in got for pair in one.checks)]
     fresh_until = _fresh_until(got)
     return Repeatable(
         fetched_at=min(one.part.fetched_at for one in got),
         fresh_until=fresh_until,
         until=min(fresh_until, changes_at),
-        unchanged=lambda: all(read() == stamp for read, stamp in held),
+        unchanged=lambda: all(read() == stamp for read, stamp in checks),
     )

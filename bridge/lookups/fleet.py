@@ -1,19 +1,17 @@
-"""What the bridges on several machines share of lookups, in PostgreSQL: stamps and flights.
+"""Stamps and leases of lookups for a fleet, in PostgreSQL.
 
-Stamps are a table of 65,536 words. Each process holds a copy: a change writes the table and
-notifies, in one transaction, and a process that begins to listen, or has lost its session and has
-it back, reads the table. A word only ever grows (it is the time of its change, in microseconds by
-the server's clock), so that what is heard late or twice changes nothing; and no value is ever used
-again, not even after a failover to a standby that had not heard of the last changes. Since the
-rows of cached lookups carry the stamp that they were fetched under, and the table is written
-before them, a crash of the server that loses the last changes loses these rows as well.
+Stamps are a table of 65,536 words, of which each process holds a copy. A change writes the table
+and notifies the other processes in one transaction. A process reads the table whenever its session
+begins. The value of a word is the time of its last change, in microseconds by the server's clock,
+and only grows. So a late or repeated notification does no harm, and no value is used twice, even
+after a failover to a standby that missed the last changes. The row of a cached lookup holds the
+stamp of its fetch, and is written after the stamp: a crash of the server that loses a stamp's last
+changes loses such rows as well.
 
-One more word is the era, which is part of every stamp: where it changes, everybody's stamp has
-changed, for the price of one row. A process of a version that does not know it cannot read its
-place: it ends its session, and trusts nothing that it has in memory from then on.
+One more word, the generation, is added to every stamp. Changing this one row changes all stamps.
 
-Flights are leases. A lease whose holder's session has ended counts for nothing, so a process that
-is killed holds nobody up; the table is unlogged, since it means nothing after a restart.
+A lease lets one process fetch one lookup. A lease is void once its holder's session has ended, so a
+killed process delays no others. The table is unlogged: leases mean nothing after a restart.
 """
 
 import itertools
@@ -26,26 +24,26 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from bridge.database import Database, StoreUnavailableError
 from bridge.lookups import stamps
+from bridge.storage.database import Database, StoreUnavailableError
 
 if TYPE_CHECKING:
-    # Not at run time: one machine does without psycopg.
-    from bridge.postgres import Session
+    # Only for types: a bridge on one machine runs without psycopg.
+    from bridge.storage.session import Session
 
 log = logging.getLogger(__name__)
 
 CHANNEL = "bridge_stamps"
-# Of stamps, each of which may be a row: all are read whenever the connection was lost.
+# Words, up to one row each. All rows are read again after each loss of the connection.
 WORDS = 1 << 16
-# Behind the words. Not before them: -1 is a place too, the last one, to who does not know the era.
-ERA = WORDS
-# No fetch takes longer.
+# Index of the generation, after the words.
+GENERATION = WORDS
+# Seconds until a lease expires; longer than any fetch.
 LEASE = 6.0
 
 
 def place(kind: str, customer: str) -> int:
-    """The number of the stamp of *kind* and *customer*."""
+    """Return the index of the stamp of *kind* and *customer*."""
     return stamps.place(kind, customer, WORDS)
 
 
@@ -56,8 +54,8 @@ sa.Table(
     sa.Column("place", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("value", sa.BigInteger, nullable=False),
 )
-flights = sa.Table(
-    "flights",
+fetch_leases = sa.Table(
+    "fetch_leases",
     schema,
     sa.Column("number", sa.BigInteger, primary_key=True, autoincrement=False),
     sa.Column("holder", sa.Integer, nullable=False),
@@ -76,36 +74,32 @@ _CHANGE = sa.text(f"""
     SELECT place, value, pg_notify('{CHANNEL}', place || ' ' || value) FROM changed
 """)  # noqa: S608 - a constant
 _ACQUIRE = sa.text("""
-    INSERT INTO flights (number, holder, until)
+    INSERT INTO fetch_leases (number, holder, until)
     VALUES (:number, :holder, clock_timestamp() + make_interval(secs => :seconds))
     ON CONFLICT (number) DO UPDATE SET holder = excluded.holder, until = excluded.until
-    WHERE flights.until < clock_timestamp()
-        OR NOT EXISTS (SELECT FROM pg_stat_get_activity(flights.holder))
+    WHERE fetch_leases.until < clock_timestamp()
+        OR NOT EXISTS (SELECT FROM pg_stat_get_activity(fetch_leases.holder))
     RETURNING number
 """)
 
 
 def create(connection: sa.Connection) -> None:
-    """The tables; a database of one machine needs none of them."""
+    """Create the tables, on PostgreSQL only."""
     if connection.dialect.name == "postgresql":
         schema.create_all(connection)
 
 
-def begin_eras(_connection: sa.Connection) -> None:
-    """Nothing to add: its number keeps versions that do not know the era from starting."""
-
-
 class FleetStamps:
-    """The stamps as this process knows them.
+    """The fleet's stamps, as a copy in this process.
 
     Args:
-        database: where changes are written, and not waited for long.
-        session: by which they are heard of.
-        migrate: makes sure that the table is there.
+        database: for writing changes, with short time-outs.
+        session: receives the notifications.
+        migrate: creates the table if it is missing.
     """
 
-    # At the start something may be amiss, but the service is not to wait for it for long.
-    PATIENCE = 2.0
+    # Seconds that the start of the service may wait for the session.
+    START_TIMEOUT = 2.0
 
     def __init__(self, database: Database, session: "Session", migrate: Callable[[], None]) -> None:
         self._database = database
@@ -114,100 +108,96 @@ class FleetStamps:
         self._values = array("q", bytes(8 * (WORDS + 1)))
         self._changing = threading.Lock()
         self._never = itertools.count(-1, -1)
-        session.listen(CHANNEL, self._renew, self._heard)
+        session.listen(CHANNEL, self._reload, self._on_notification)
 
     def start(self) -> None:
         self._session.start()
         try:
-            # The first connection takes longest: not the first lookup is to wait for it.
+            # Connect now, so that the first lookup does not have to.
             self._database.migrate()
         except StoreUnavailableError as error:
-            log.warning("the cache is away: %s", error, extra={"action": "cache_unreadable"})
-            # Nor is there anything to wait for.
+            log.warning("the cache is unavailable: %s", error, extra={"action": "cache_unreadable"})
             return
-        self._session.start(self.PATIENCE)
+        self._session.start(self.START_TIMEOUT)
 
     def get(self, kind: str, customer: str) -> int:
         value = self.last(kind, customer)
         return value if self._session.is_complete() else next(self._never)
 
     def reader(self, kind: str, customer: str) -> Callable[[], int]:
-        where, is_complete = place(kind, customer), self._session.is_complete
-        return lambda: self._stamp(where) if is_complete() else next(self._never)
+        index, is_complete = place(kind, customer), self._session.is_complete
+        return lambda: self._stamp(index) if is_complete() else next(self._never)
 
     def last(self, kind: str, customer: str) -> int:
         return self._stamp(place(kind, customer))
 
-    def change(self, kind: str, customer: str) -> int:
-        return self.change_many(kind, [customer])[customer]
-
-    def change_many(self, kind: str, customers: Collection[str]) -> dict[str, int]:
+    def change(self, kind: str, customers: Collection[str]) -> dict[str, int]:
         places = {customer: place(kind, customer) for customer in customers}
-        # From before: what an era outdates that begins meanwhile stays outdated.
-        era = self._values[ERA]
+        # Read first: if the generation changes meanwhile, the returned stamps are outdated.
+        generation = self._values[GENERATION]
         changed = self._change(list(places.values()))
-        return {customer: changed[where] + era for customer, where in places.items()}
+        return {customer: changed[index] + generation for customer, index in places.items()}
 
     def change_all(self) -> None:
-        self._change([ERA])
+        self._change([GENERATION])
 
-    def _stamp(self, where: int) -> int:
-        # Neither ever falls, so their sum is what it was only while both are.
+    def _stamp(self, index: int) -> int:
+        # Both only grow, so the sum is unchanged only if both are.
         values = self._values
-        return values[where] + values[ERA]
+        return values[index] + values[GENERATION]
 
     def _change(self, places: list[int]) -> dict[int, int]:
         with self._database.autocommit() as connection:
             rows = connection.execute(_CHANGE, {"places": places})
-            changed = {where: int(value) for where, value, _ in rows}
-        for where, value in changed.items():
-            self._put(where, value)
+            changed = {index: int(value) for index, value, _ in rows}
+        for index, value in changed.items():
+            self._put(index, value)
         return changed
 
     def close(self) -> None:
-        """The session is its database's to close."""
+        """Do nothing: the database closes the session."""
 
-    def _renew(self, connection: Any) -> None:
+    def _reload(self, connection: Any) -> None:
         self._migrate()
         values = array("q", bytes(8 * (WORDS + 1)))
-        for where, value in connection.execute("SELECT place, value FROM stamps"):
-            values[where] = value
+        for index, value in connection.execute("SELECT place, value FROM stamps"):
+            values[index] = value
         with self._changing:
             self._values = values
 
-    def _heard(self, payload: str) -> None:
-        where, _, value = payload.partition(" ")
-        self._put(int(where), int(value))
+    def _on_notification(self, payload: str) -> None:
+        index, _, value = payload.partition(" ")
+        self._put(int(index), int(value))
 
-    def _put(self, where: int, value: int) -> None:
+    def _put(self, index: int, value: int) -> None:
         with self._changing:
-            self._values[where] = max(value, self._values[where])
+            self._values[index] = max(value, self._values[index])
 
 
-class PassingStamps:
-    """Stamps that no two processes compare: each has its own, and hears that they changed.
+class LocalStamps:
+    """Stamps whose values are local to each process; only the changes are shared.
 
-    They change with every webhook, so others are told a moment later, of many changes at once. A
-    process that may have missed some gives all of them other values.
+    They change with every webhook, so changes are sent to other processes in batches. A process
+    that may have missed a notification changes all of its stamps.
     """
 
-    CHANNEL = "bridge_passing_stamps"
-    # A notification holds 8,000 bytes at most.
-    MOST_AT_ONCE = 1000
-    AGAIN = 0.2
-    TOGETHER = 0.02
+    CHANNEL = "bridge_local_stamps"
+    # Indexes in a notification, whose payload is 8,000 bytes at most (PostgreSQL, NOTIFY).
+    NOTIFICATION_LIMIT = 1000
+    RETRY_INTERVAL = 0.2
+    NOTIFY_INTERVAL = 0.02
 
     def __init__(self, database: Database, session: "Session") -> None:
         self._database = database
         self._session = session
         self._values = array("q", bytes(8 * WORDS))
-        self._era = 0
+        self._generation = 0
         self._changing = threading.Condition()
-        self._untold: set[int] = set()
-        self._teller: threading.Thread | None = None
+        self._unsent: set[int] = set()
+        self._notifier: threading.Thread | None = None
         self._closed = False
         self._never = itertools.count(-1, -1)
-        session.listen(self.CHANNEL, self._renew, self._heard)
+        session.listen(self.CHANNEL, self._reload, self._on_notification)
 
     def start(self) -> None:
         self._session.start()
@@ -216,17 +206,15 @@ class PassingStamps:
         return self.reader(kind, customer)()
 
     def reader(self, kind: str, customer: str) -> Callable[[], int]:
-        where, is_complete = place(kind, customer), self._session.is_complete
-        return lambda: self._values[where] + self._era if is_complete() else next(self._never)
+        index, is_complete = place(kind, customer), self._session.is_complete
+        return lambda: (
+            self._values[index] + self._generation if is_complete() else next(self._never)
+        )
 
     def last(self, kind: str, customer: str) -> int:
-        return self._values[place(kind, customer)] + self._era
+        return self._values[place(kind, customer)] + self._generation
 
-    def change(self, kind: str, customer: str) -> int:
-        self._change([place(kind, customer)])
-        return self.last(kind, customer)
-
-    def change_many(self, kind: str, customers: Collection[str]) -> dict[str, int]:
+    def change(self, kind: str, customers: Collection[str]) -> dict[str, int]:
         self._change([place(kind, customer) for customer in customers])
         return {customer: self.last(kind, customer) for customer in customers}
 
@@ -235,57 +223,58 @@ class PassingStamps:
 
     def _change(self, places: Iterable[int]) -> None:
         with self._changing:
-            for where in places:
-                self._values[where] += 1
-                self._untold.add(where)
-            if self._teller is None:
-                self._teller = threading.Thread(target=self._tell, name="stamps", daemon=True)
-                self._teller.start()
+            for index in places:
+                self._values[index] += 1
+                self._unsent.add(index)
+            if self._notifier is None:
+                self._notifier = threading.Thread(target=self._notify, name="stamps", daemon=True)
+                self._notifier.start()
             self._changing.notify()
 
     def close(self) -> None:
-        """What is untold is told by the next who changes it, or was seen by nobody else."""
+        """Stop the thread. Changes that were not sent are lost with this process."""
         with self._changing:
             self._closed = True
             self._changing.notify()
-        if self._teller is not None:
-            self._teller.join(self.AGAIN)
+        if self._notifier is not None:
+            self._notifier.join(self.RETRY_INTERVAL)
 
-    def _renew(self, _connection: object) -> None:
-        # More than any value has risen by.
-        self._era += 1 << 40
+    def _reload(self, _connection: object) -> None:
+        # Larger than any counted value, so that no stamp repeats.
+        self._generation += 1 << 40
 
-    def _heard(self, payload: str) -> None:
+    def _on_notification(self, payload: str) -> None:
         with self._changing:
-            for where in map(int, payload.split()):
-                self._values[where] += 1
+            for index in map(int, payload.split()):
+                self._values[index] += 1
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         while True:
             with self._changing:
-                while not self._untold and not self._closed:
+                while not self._unsent and not self._closed:
                     self._changing.wait()
                 if self._closed:
                     return
                 some = [
-                    self._untold.pop() for _ in range(min(len(self._untold), self.MOST_AT_ONCE))
+                    self._unsent.pop()
+                    for _ in range(min(len(self._unsent), self.NOTIFICATION_LIMIT))
                 ]
             try:
                 with self._database.autocommit() as connection:
-                    told = {"channel": self.CHANNEL, "places": " ".join(map(str, some))}
-                    connection.execute(sa.text("SELECT pg_notify(:channel, :places)"), told)
+                    values = {"channel": self.CHANNEL, "places": " ".join(map(str, some))}
+                    connection.execute(sa.text("SELECT pg_notify(:channel, :places)"), values)
             except StoreUnavailableError:
                 with self._changing:
-                    self._untold.update(some)
-                time.sleep(self.AGAIN)
-            # Every process of the fleet hears it: rather seldom and of many.
-            time.sleep(self.TOGETHER)
+                    self._unsent.update(some)
+                time.sleep(self.RETRY_INTERVAL)
+            # Every process of the fleet receives each notification: send few, with many changes.
+            time.sleep(self.NOTIFY_INTERVAL)
 
 
-class FleetFlights:
-    """One flight for each thing that is asked, in the whole fleet."""
+class FleetLeases:
+    """Leases for fetches, shared by the fleet: `bridge.storage.locks.FetchLocks`."""
 
-    peek = 0.03
+    poll_interval = 0.03
 
     def __init__(self, database: Database, session: "Session") -> None:
         self._database = database
@@ -294,23 +283,23 @@ class FleetFlights:
 
     def try_acquire(self, number: int) -> bool:
         self._session.start()
-        # Without a session nobody can tell whether we live: then everybody may ask.
+        # 0 without a session: other processes then count the lease as void and fetch themselves.
         holder = self._session.backend
         given = {"number": number, "holder": holder, "seconds": LEASE}
         with self._database.autocommit() as connection:
-            mine = connection.execute(_ACQUIRE, given).scalar() is not None
-        if mine:
+            acquired = connection.execute(_ACQUIRE, given).scalar() is not None
+        if acquired:
             self._holders[number] = holder
-        return mine
+        return acquired
 
     def release(self, *numbers: int) -> None:
-        # What is not there ran out while another thread held it anew, who has given it back.
+        # A missing number has expired, was acquired again by another thread, and released by it.
         held = [
             (number, holder)
             for number in numbers
             if (holder := self._holders.pop(number, None)) is not None
         ]
         if held:
-            ours = sa.tuple_(flights.c.number, flights.c.holder).in_(held)
+            ours = sa.tuple_(fetch_leases.c.number, fetch_leases.c.holder).in_(held)
             with self._database.autocommit() as connection:
-                connection.execute(flights.delete().where(ours))
+                connection.execute(fetch_leases.delete().where(ours))

@@ -1,4 +1,4 @@
-"""The parameters of a Connected Content call -> Query, or a refusal that names one. Pure."""
+"""Read the parameters of a Connected Content call into a Query, or refuse one by name. Pure."""
 
 import re
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from bridge.customer import Customer
-from bridge.fields import TEXT_SCHEMA, FieldError, identifier, text
+from bridge.fields import TEXT_SCHEMA, FieldError, identifier, shown, text, trim, whole_number
 
 Sort = Literal["", "expiry", "-expiry"]
 MOST_OFFERS = 1000
@@ -14,39 +14,10 @@ MOST_OFFERS = 1000
 _SORTS = ("", "expiry", "-expiry")
 _ON_ERROR = ("empty", "retry")
 
-# Parameter -> JSON schema, for each lookup.
-_TAGS: dict[str, dict[str, Any]] = {
-    "user_id": {**TEXT_SCHEMA, "description": "SessionM's id; wins over external_id"},
-    "external_id": {**TEXT_SCHEMA, "description": "the id in the retailer's system"},
-    "on_error": {
-        "description": "if SessionM fails: 200 with empty lists, or 503 for Braze's :retry",
-        "enum": [*_ON_ERROR, "", None],
-        "default": _ON_ERROR[0],
-    },
-}
-_OFFERS: dict[str, dict[str, Any]] = {
-    **_TAGS,
-    "culture": {**TEXT_SCHEMA, "default": "en-US"},
-    "limit": {
-        "type": ["integer", "string", "null"],
-        "minimum": 1,
-        "maximum": MOST_OFFERS,
-        "pattern": r"^\s*[0-9]*\s*$",
-        "default": 20,
-    },
-    "type": {**TEXT_SCHEMA, "description": "only offers of this offer_type"},
-    "category": {**TEXT_SCHEMA, "description": "only offers of this category, name or id"},
-    "group": {**TEXT_SCHEMA, "description": "only offers of this group, name or id"},
-    "sort": {"enum": [*_SORTS, None], "default": _SORTS[0]},
-    "fields": {**TEXT_SCHEMA, "description": "only these fields of an offer, by commas"},
-}
-PARAMETERS = {"tags": _TAGS, "offers": _OFFERS, "customer": _OFFERS}
-_CULTURE = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8}){0,3}")
-
 
 @dataclass(frozen=True)
 class Query:
-    """What a lookup asks for; equal queries have equal answers."""
+    """The parameters of a lookup. Equal queries have equal answers."""
 
     customer: Customer
     culture: str = "en-US"
@@ -59,6 +30,50 @@ class Query:
     retry: bool = False
 
 
+# Parameter -> JSON schema, for each lookup.
+_TAGS: dict[str, dict[str, Any]] = {
+    "user_id": {
+        **TEXT_SCHEMA,
+        "description": "The customer's ID in SessionM; it wins over `external_id`.",
+    },
+    "external_id": {**TEXT_SCHEMA, "description": "The customer's ID in the retailer's system."},
+    "on_error": {
+        "description": "If SessionM fails: 200 with empty lists, or 503 for Braze's `:retry`.",
+        "enum": [*_ON_ERROR, "", None],
+        "default": _ON_ERROR[0],
+    },
+    "v": {"description": "Ignored: a new value lets a template pass Braze's own cache."},
+}
+_OFFERS: dict[str, dict[str, Any]] = {
+    **_TAGS,
+    "culture": {
+        **TEXT_SCHEMA,
+        "description": "`en-US`, also `en_US` or `en`; another language alone is passed on.",
+        "default": Query.culture,
+    },
+    "limit": {
+        "type": ["integer", "string", "null"],
+        "minimum": 1,
+        "maximum": MOST_OFFERS,
+        "description": "Most offers in the answer.",
+        "default": Query.limit,
+    },
+    "type": {**TEXT_SCHEMA, "description": "Only offers of this `offer_type`."},
+    "category": {**TEXT_SCHEMA, "description": "Only offers of this category: its name or ID."},
+    "group": {**TEXT_SCHEMA, "description": "Only offers of this group: its name or ID."},
+    "sort": {
+        "enum": [*_SORTS, None],
+        "default": Query.sort,
+        "description": "Soonest or latest expiry first; without it SessionM's order.",
+    },
+    "fields": {**TEXT_SCHEMA, "description": "Only these fields of an offer, separated by commas."},
+}
+PARAMETERS = {"tags": _TAGS, "offers": _OFFERS, "customer": _OFFERS}
+LOOKUPS = tuple(PARAMETERS)
+# A language and optional script, region and variants (RFC 5646, 2.1).
+_CULTURE = re.compile(r"[A-Za-z]{2,3}([-_][A-Za-z0-9]{2,8}){0,3}")
+
+
 def read_query(lookup: str, given: Mapping[str, Any]) -> Query:
     """Read the parameters of ``tags``, ``offers`` or ``customer``.
 
@@ -69,11 +84,11 @@ def read_query(lookup: str, given: Mapping[str, Any]) -> Query:
     for name in given:
         if name not in known:
             listed = ", ".join(sorted(known))
-            raise FieldError(f'"{name[:60]}"', f"is not a parameter here; known are {listed}")
+            raise FieldError(f'"{shown(name)}"', f"is not a parameter here; known are {listed}")
     return Query(
-        customer=_customer(given),
-        culture=_culture(given),
-        limit=_limit(given),
+        customer=read_customer(given),
+        culture=read_culture(given.get("culture")),
+        limit=whole_number(given.get("limit"), "limit", MOST_OFFERS) or Query.limit,
         type=text(given.get("type"), "type") or "",
         category=text(given.get("category"), "category") or "",
         group=text(given.get("group"), "group") or "",
@@ -83,37 +98,46 @@ def read_query(lookup: str, given: Mapping[str, Any]) -> Query:
     )
 
 
-def _customer(given: Mapping[str, Any]) -> Customer:
+def read_customer(given: Mapping[str, Any]) -> Customer:
+    """Read ``user_id``, which takes precedence, or ``external_id``.
+
+    Raises:
+        FieldError: one of them is bad, or both are missing. A word such as ``null`` is missing.
+    """
     user_id = identifier(given.get("user_id"), "user_id")
     external_id = identifier(given.get("external_id"), "external_id")
     if user_id:
         return Customer("user_id", user_id)
     if external_id:
         return Customer("external_id", external_id)
-    raise FieldError("user_id", "is missing or blank: say whose (user_id or external_id)")
+    for name in ("user_id", "external_id"):
+        if word := trim(given.get(name) or ""):
+            raise FieldError(name, f'is "{word}": the template found no customer to put in')
+    raise FieldError("user_id", "is missing or blank: name a customer (user_id or external_id)")
 
 
-def _culture(given: Mapping[str, Any]) -> str:
-    culture = text(given.get("culture"), "culture") or Query.culture
+def read_culture(value: object) -> str:
+    """Read a culture, ``en-US`` or ``en_US`` in any case, as SessionM writes it.
+
+    A language alone is passed on, except the default's: ``en`` becomes ``en-US``, for which
+    SessionM has texts and the cache has answers.
+
+    Raises:
+        FieldError: it does not look like a culture.
+    """
+    culture = text(value, "culture") or Query.culture
     if not _CULTURE.fullmatch(culture):
         raise FieldError("culture", "must look like en-US")
-    language, *rest = culture.split("-")
-    # en-us and EN-US are one culture, and cost SessionM one call.
+    language, *rest = culture.replace("_", "-").split("-")
+    if not rest and Query.culture.startswith(f"{language.lower()}-"):
+        return Query.culture
+    # One spelling for each culture, so that each costs SessionM one call.
     return "-".join([language.lower(), *(_subtag(part) for part in rest)])
 
 
 def _subtag(part: str) -> str:
-    """A region in capitals, a script with one: ``US``, ``Latn`` (RFC 5646 2.1.1)."""
+    """Return a region as ``US`` and a script as ``Latn`` (RFC 5646, 2.1.1)."""
     return {2: part.upper(), 4: part.title()}.get(len(part), part.lower())
-
-
-def _limit(given: Mapping[str, Any]) -> int:
-    value = text(given.get("limit"), "limit")
-    if value is None:
-        return Query.limit
-    if not (re.fullmatch("[0-9]{1,9}", value) and 1 <= int(value) <= MOST_OFFERS):
-        raise FieldError("limit", f"must be a whole number from 1 to {MOST_OFFERS}")
-    return int(value)
 
 
 def _choice(given: Mapping[str, Any], name: str, choices: tuple[str, ...]) -> Any:

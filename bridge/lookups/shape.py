@@ -1,23 +1,23 @@
-"""SessionM JSON -> Liquid-ready JSON. Pure.
+"""Shape SessionM's JSON for Liquid. Pure.
 
-Always one object with the same keys, so that a template never meets a missing one, and never
-``null``, on which Liquid filters stumble. Where SessionM sends ``null`` the field is left out:
-for Liquid that is the same.
+An answer is always an object with the same keys, so that a template can rely on them. It never
+holds ``null``, on which Liquid filters fail. A field that SessionM sends as ``null`` is left out:
+Liquid treats a missing field in the same way.
 """
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from bridge.customer import Customer
-from bridge.fields import instant, iso
+from bridge.fields import amount, form, instant, iso, trim
 from bridge.lookups.query import Query
 
 # Braze does not use larger answers (Connected Content, "Response size").
 MOST_BYTES = 1_000_000
-# Days left of an offer that does not expire: more than anybody compares with.
+# Days left of an offer that does not expire, or whose expiry cannot be read.
 NEVER = 9999
 
 BrazeId = Callable[[str], tuple[str, str] | None]
@@ -25,12 +25,12 @@ BrazeId = Callable[[str], tuple[str, str] | None]
 
 @dataclass(frozen=True)
 class Part:
-    """What is known of one side of a customer, tags or offers.
+    """One side of a customer, tags or offers, as SessionM answered.
 
     Attributes:
         status: ``ok``, ``not_found`` or ``unavailable``.
         document: SessionM's answer, ``{}`` unless ok.
-        fetched_at: when SessionM said so; 0 if it did not.
+        fetched_at: time of that answer, seconds since the epoch; 0 without one.
         reason: why the status is not ok, or "".
     """
 
@@ -43,7 +43,12 @@ class Part:
 
 @dataclass(frozen=True)
 class OwnWrites:
-    """What the bridge knows of a customer's tags because it writes them."""
+    """The tags that the bridge itself writes for a customer.
+
+    Attributes:
+        pending: tags accepted by the bridge and not yet in SessionM.
+        expires: tag -> end of its TTL, seconds since the epoch.
+    """
 
     pending: Sequence[str] = ()
     expires: Mapping[str, float] = field(default_factory=dict)
@@ -52,7 +57,7 @@ class OwnWrites:
 def tags_answer(
     customer: Customer, part: Part, own: OwnWrites, braze_id: BrazeId, now: float
 ) -> dict[str, Any]:
-    """The answer of ``/connected-content/tags``."""
+    """Return the answer of ``/connected-content/tags``."""
     return {
         **_head(customer, [part], now),
         **_tags(part, own, braze_id),
@@ -60,7 +65,7 @@ def tags_answer(
 
 
 def offers_answer(query: Query, user_id: str, part: Part, now: float) -> dict[str, Any]:
-    """The answer of ``/connected-content/offers``; *user_id* is "" when it is not known."""
+    """Return the answer of ``/connected-content/offers``; *user_id* is "" when unknown."""
     return {
         **_head(query.customer, [part], now, user_id),
         **_offers(query, part, now),
@@ -76,7 +81,7 @@ def customer_answer(
     braze_id: BrazeId,
     now: float,
 ) -> dict[str, Any]:
-    """The answer of ``/connected-content/customer``: both, and which of them worked."""
+    """Return the answer of ``/connected-content/customer``: both, and which of them worked."""
     return {
         **_head(query.customer, [tags, offers], now, user_id),
         "parts": {"tags": tags.status, "offers": offers.status},
@@ -93,15 +98,15 @@ def _head(
     customer: Customer, parts: Sequence[Part], now: float, user_id: str = ""
 ) -> dict[str, Any]:
     worst = max(parts, key=lambda part: _WEIGHT[part.status])
-    told = [part.fetched_at for part in parts if part.fetched_at]
+    fetched = [part.fetched_at for part in parts if part.fetched_at]
     return {
         "status": worst.status,
         "reason": worst.reason if worst.status != "ok" else "",
         "user_id": customer.id if customer.kind == "user_id" else user_id,
         "external_id": customer.id if customer.kind == "external_id" else "",
         "stale": any(part.stale for part in parts),
-        "age": max(0, int(now - min(told))) if told else 0,
-        "as_of": iso(min(told)) if told else "",
+        "age": max(0, int(now - min(fetched))) if fetched else 0,
+        "as_of": iso(min(fetched)) if fetched else "",
         "truncated": False,
     }
 
@@ -110,7 +115,7 @@ def _counts(part: Part) -> dict[str, int]:
     tags = part.document.get("tags")
     if not isinstance(tags, dict):
         return {}
-    return {str(tag): _whole(count) for tag, count in tags.items()}
+    return {str(tag): int(amount(count) or 0) for tag, count in tags.items()}
 
 
 def _tags(part: Part, own: OwnWrites, braze_id: BrazeId) -> dict[str, Any]:
@@ -137,8 +142,8 @@ def _offers(query: Query, part: Part, now: float) -> dict[str, Any]:
     shown = [_only(offer.fields, query.fields) for offer in live[: query.limit]]
     soonest = min((offer for offer in live if offer.expires_at), default=None, key=_expiry)
     return {
-        "available_points": _amount(payload.get("available_points")),
-        "total_points": _amount(payload.get("total_points")),
+        "available_points": amount(payload.get("available_points")) or 0,
+        "total_points": amount(payload.get("total_points")) or 0,
         "count": len(shown),
         "total": len(live),
         "offers": shown,
@@ -148,16 +153,16 @@ def _offers(query: Query, part: Part, now: float) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class _Offer:
+class _ShapedOffer:
     fields: dict[str, Any]
     expires_at: float | None
 
 
-def _live(payload: Mapping[str, Any], now: float) -> Iterable[_Offer]:
-    """The offers that have not expired, with what Liquid needs put in front."""
+def _live(payload: Mapping[str, Any], now: float) -> Iterable[_ShapedOffer]:
+    """Yield the offers that have not expired, with the fields that Liquid needs."""
     groups, categories = _names(payload, "offer_groups"), _names(payload, "offer_categories")
     for raw in _objects(payload.get("user_offers")):
-        expires_at = instant(raw.get("expiration_date") or raw.get("expires_at"))
+        expires_at = instant(_expiry_of(raw))
         if expires_at is not None and expires_at <= now:
             continue
         category = raw.get("offer_category_id") or raw.get("category_id")
@@ -169,21 +174,45 @@ def _live(payload: Mapping[str, Any], now: float) -> Iterable[_Offer]:
             "expires_at": iso(expires_at) if expires_at else "",
             "days_left": math.floor((expires_at - now) / 86400) if expires_at else NEVER,
         }
-        yield _Offer({**without_null(raw), **own}, expires_at)
+        yield _ShapedOffer({**without_null(raw), **own}, expires_at)
+
+
+def not_understood(document: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the field and form of each expiry and balance in a wallet that cannot be read.
+
+    For example ``expiration_date 99/99/9999``: never the value, which must not be logged.
+    """
+    payload = document.get("payload")
+    payload = payload if isinstance(payload, dict) else {}
+    for name in ("available_points", "total_points"):
+        if _is_given(payload.get(name)) and amount(payload[name]) is None:
+            yield f"{name} {form(payload[name])}"
+    for raw in _objects(payload.get("user_offers")):
+        name = "expiration_date" if raw.get("expiration_date") else "expires_at"
+        if _is_given(raw.get(name)) and instant(raw[name]) is None:
+            yield f"{name} {form(raw[name])}"
+
+
+def _expiry_of(raw: Mapping[str, Any]) -> object:
+    return raw.get("expiration_date") or raw.get("expires_at")
+
+
+def _is_given(value: object) -> bool:
+    return bool(trim(value)) if isinstance(value, str) else value not in (None, 0)
 
 
 def offers_change_at(part: Part, now: float) -> float:
-    """When the offers shown become others by time alone: one expires, or has a day less left."""
+    """Return when time alone changes the offers shown: one expires, or has a day less left."""
     payload = part.document.get("payload")
     offers = _objects(payload.get("user_offers")) if isinstance(payload, dict) else []
-    ends = (instant(raw.get("expiration_date") or raw.get("expires_at")) for raw in offers)
+    ends = (instant(_expiry_of(raw)) for raw in offers)
     return min(
         (at - math.floor((at - now) / 86400) * 86400 for at in ends if at is not None and at > now),
         default=math.inf,
     )
 
 
-def _wanted(offer: _Offer, query: Query) -> bool:
+def _wanted(offer: _ShapedOffer, query: Query) -> bool:
     wanted = (
         (query.type, ("offer_type",)),
         (query.category, ("category", "offer_category_id", "category_id")),
@@ -196,7 +225,7 @@ def _wanted(offer: _Offer, query: Query) -> bool:
     )
 
 
-def _sorted(offers: list[_Offer], sort: str) -> list[_Offer]:
+def _sorted(offers: list[_ShapedOffer], sort: str) -> list[_ShapedOffer]:
     if not sort:
         return offers
     dated = [offer for offer in offers if offer.expires_at]
@@ -204,12 +233,12 @@ def _sorted(offers: list[_Offer], sort: str) -> list[_Offer]:
     return dated + [offer for offer in offers if not offer.expires_at]
 
 
-def _expiry(offer: _Offer) -> float:
+def _expiry(offer: _ShapedOffer) -> float:
     return offer.expires_at or math.inf
 
 
 def _only(offer: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """The fields that were asked for; one that this offer lacks is blank."""
+    """Return the fields *names*, blank if the offer lacks them; without *names*, all fields."""
     return {name: offer.get(name, "") for name in names} if names else offer
 
 
@@ -222,7 +251,7 @@ def _objects(value: object) -> list[dict[str, Any]]:
 
 
 def without_null(value: Any, levels: int = 100) -> Any:
-    """*value* without the fields and list items that are ``null``, *levels* deep at most."""
+    """Return *value* without fields and items that are ``null``, cut at *levels* of nesting."""
     if isinstance(value, dict | list) and not levels:
         return ""
     if isinstance(value, dict):
@@ -231,14 +260,14 @@ def without_null(value: Any, levels: int = 100) -> Any:
         }
     if isinstance(value, list):
         return [without_null(one, levels - 1) for one in value if one is not None]
-    # NaN and Infinity pass through Python's reader, but are no JSON.
+    # Python's reader accepts NaN and Infinity, which are not JSON.
     if isinstance(value, float) and not math.isfinite(value):
         return 0
     return value
 
 
 def encode(answer: dict[str, Any]) -> bytes:
-    """*answer* as JSON of at most `MOST_BYTES`: offers, then tags, are dropped from the end."""
+    """Return *answer* as JSON, cut to `MOST_BYTES`: offers, then tags, from the end."""
     encoded = _dump(answer)
     if len(encoded) <= MOST_BYTES:
         return encoded
@@ -258,7 +287,7 @@ def encode(answer: dict[str, Any]) -> bytes:
 def _fitting(offers: Sequence[dict[str, Any]], space: int) -> list[dict[str, Any]]:
     kept: list[dict[str, Any]] = []
     for offer in offers:
-        # The first offer stands in the answer twice.
+        # The answer holds the first offer twice.
         space -= (len(_dump(offer)) + 1) * (1 if kept else 2)
         if space < 0:
             break
@@ -291,21 +320,3 @@ def _dump(value: object) -> bytes:
 
 def _text(value: object) -> str:
     return "" if value is None or isinstance(value, dict | list) else str(value)
-
-
-def _whole(value: object) -> int:
-    amount = _amount(value)
-    return int(amount)
-
-
-def _amount(value: object) -> int | float:
-    """A number, also where it came as text; anything else is 0."""
-    if isinstance(value, str):
-        try:
-            value = float(value) if "." in value else int(value)
-        except ValueError:
-            return 0
-    # Also no number for us: NaN, Infinity, and integers that no float holds.
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e300:
-        return 0
-    return value

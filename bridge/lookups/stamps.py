@@ -1,8 +1,8 @@
 """Stamps: one number for each customer, which changes whenever the customer changes.
 
-An array of 64-bit words: on one machine a memory map that all its processes share, in a fleet
-what `bridge.lookups.fleet` keeps. Customers share words by hash: a collision costs a needless
-fetch, never a wrong answer.
+Stamps are an array of 64-bit words: on one machine a memory map that all processes share, in a
+fleet a table (`bridge.lookups.fleet`). A customer's word is chosen by hash. A collision costs a
+needless fetch, never a wrong answer.
 """
 
 import fcntl
@@ -14,10 +14,11 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Protocol
 
-from bridge import chance
+from bridge import ids
+from bridge.storage.private import open_file
 
-# Of the map, 8 MB. While 560 writes a second were delivered, one lookup in 150 was made anew for
-# nothing with 2**18 words, and that set the 99th percentile of all.
+# Words (8 MB). With 2**18 words, collisions caused 1 needless fetch in 150 lookups at 560
+# writes/s, which dominated p99.
 WORDS = 1 << 20
 _WORD = struct.Struct("<Q")
 _SIZE = WORDS * _WORD.size
@@ -25,69 +26,76 @@ _PAGE = 1 << 16
 
 
 class Stamps(Protocol):
-    """The numbers. *kind* is what is cached, *customer* whose, by key."""
+    """The stamps. *kind* is that of a `CacheKey`, *customer* is a `Customer.key`.
+
+    In a fleet, the methods that change stamps raise `StoreUnavailableError` if the change cannot
+    be stored.
+    """
 
     def start(self) -> None:
-        """Begin to hear of changes; what was changed elsewhere is known when this returns."""
+        """Start to receive changes; on return, earlier changes by other processes are known."""
 
     def get(self, kind: str, customer: str) -> int:
-        """The present stamp.
+        """Return the present stamp.
 
-        A negative one is given only once and so equals none: changes elsewhere may have been
-        missed, and nothing that was known before can be trusted.
+        A negative stamp is unique and equals no other one: changes by other processes may have
+        been missed, so no cached answer can be trusted.
         """
 
     def reader(self, kind: str, customer: str) -> Callable[[], int]:
-        """`get` as a function, for those who ask often."""
+        """Return a function that returns the present stamp, faster than `get`."""
 
     def last(self, kind: str, customer: str) -> int:
-        """The last stamp that was heard of, though changes may have been missed since."""
+        """Return the last known stamp, though later changes may have been missed."""
 
-    def change(self, kind: str, customer: str) -> int:
-        """Give it another stamp; what was cached before is used no more, by any process."""
+    def change(self, kind: str, customers: Collection[str]) -> dict[str, int]:
+        """Change the stamps of *customers*, and return the new ones by key.
 
-    def change_many(self, kind: str, customers: Collection[str]) -> dict[str, int]:
-        """Give each of them another stamp; returns them."""
+        This makes cached answers of these customers outdated in all processes.
+        """
 
     def change_all(self) -> None:
-        """Give everybody another stamp."""
+        """Change all stamps."""
 
     def close(self) -> None: ...
 
 
 class SharedStamps:
-    """The array in file *path*, for the processes of one machine.
+    """The array in file *path*, shared by the processes of one machine.
 
-    A new one holds chance values, so that what was cached under the stamps of an earlier file
-    is not mistaken for current.
+    A new file holds random values, so that entries cached under an earlier file are outdated.
+
+    Raises:
+        OSError: the file cannot be created or mapped.
     """
 
     def __init__(self, path: Path) -> None:
         folder = os.open(path.parent, os.O_RDONLY)
         try:
-            # Of several processes that start at once the first makes it.
+            # If several processes start at once, only the first one creates the file.
             fcntl.flock(folder, fcntl.LOCK_EX)
-            # Another version's would be read at the wrong places.
+            # Replace a file of another size: it was written by a version with other word numbers.
             if not path.exists() or path.stat().st_size != _SIZE:
-                # Whole or not at all.
+                # Write a temporary file and rename it: the file is complete or missing.
                 draft = path.with_name(f"{path.name}.{os.getpid()}")
                 try:
-                    draft.write_bytes(os.urandom(_SIZE))
+                    with os.fdopen(open_file(draft), "wb") as file:
+                        file.write(os.urandom(_SIZE))
                     draft.replace(path)
                 finally:
-                    # On a full disk its beginning would stay.
+                    # After a failed write, for example on a full disk.
                     draft.unlink(missing_ok=True)
-            with path.open("r+b") as file:
-                self._map = mmap.mmap(file.fileno(), _SIZE)
+            with path.open("r+b") as words:
+                self._map = mmap.mmap(words.fileno(), _SIZE)
         finally:
             os.close(folder)
 
     def start(self) -> None:
-        """Changes are seen as they are made."""
+        """Do nothing: changes in the memory map are visible at once."""
 
     def get(self, kind: str, customer: str) -> int:
         (word,) = _WORD.unpack_from(self._map, _WORD.size * place(kind, customer, WORDS))
-        # SQLite's integers have a sign.
+        # 63 bits, since SQLite's integers are signed.
         return int(word) >> 1
 
     last = get
@@ -96,21 +104,16 @@ class SharedStamps:
         at, words = _WORD.size * place(kind, customer, WORDS), self._map
         return lambda: int(_WORD.unpack_from(words, at)[0]) >> 1
 
-    def change(self, kind: str, customer: str) -> int:
-        # Chance rather than counting up: two processes may change it at once.
-        at = _WORD.size * place(kind, customer, WORDS)
-        word = chance.bits(64)
-        _WORD.pack_into(self._map, at, word)
-        return word >> 1
-
-    def change_many(self, kind: str, customers: Collection[str]) -> dict[str, int]:
+    def change(self, kind: str, customers: Collection[str]) -> dict[str, int]:
         for customer in customers:
-            self.change(kind, customer)
-        # Read when all are changed: some may share a word.
+            # A random value, not a counter: two processes may change the word at the same time.
+            at = _WORD.size * place(kind, customer, WORDS)
+            _WORD.pack_into(self._map, at, ids.bits(64))
+        # Read after all changes: customers may share a word.
         return {customer: self.get(kind, customer) for customer in customers}
 
     def change_all(self) -> None:
-        # Others read, and change, meanwhile: whatever they find is not what was there before.
+        # No lock: whatever another process reads or writes meanwhile differs from the old value.
         for at in range(0, _SIZE, _PAGE):
             self._map[at : at + _PAGE] = os.urandom(_PAGE)
 
@@ -119,12 +122,12 @@ class SharedStamps:
 
 
 def hashed(*parts: str) -> int:
-    """The same 64 bits in every process for the same *parts*."""
-    # A length before each part keeps ("a", "bc") and ("ab", "c") apart.
+    """Return a 64-bit hash of *parts*, the same in every process."""
+    # A length before each part distinguishes ("a", "bc") from ("ab", "c").
     text = "".join(f"{len(part)}:{part}" for part in parts)
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest())
 
 
 def place(kind: str, customer: str, words: int) -> int:
-    """Which one of so many words is that of *kind* and *customer*."""
+    """Return the index of the word of *kind* and *customer*, in an array of *words* words."""
     return hashed(kind, customer) % words

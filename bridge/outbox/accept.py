@@ -1,45 +1,63 @@
-"""Taking a webhook in: read it, apply the rules, store it; only then is it accepted."""
+"""Accept webhooks and messages: read the body, apply the rules, store the event."""
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from typing import NamedTuple
 
+from bridge import clock
 from bridge.customer import Customer
-from bridge.database import StoreUnavailableError
 from bridge.fields import MAX_TEXT, FieldError, shown, text
+from bridge.intake.message import (
+    BODY_DEDUPE_TIME,
+    MessagePath,
+    MessageRules,
+    Send,
+    customers_in_message,
+    dedupe_of,
+    read_message,
+    read_partial_message,
+    without_recipient,
+)
 from bridge.intake.payload import (
     MAX_BODY,
     Event,
-    Named,
+    PartialEvent,
     RefusedError,
+    customers_in_event,
+    ignored_warning,
     read_event,
-    read_named,
+    read_partial,
     read_tag_event,
-    told_ignored,
 )
 from bridge.intake.rules import Rules, TagWrite
-from bridge.outbox.commit import Committer, Outcome, Waiting
+from bridge.outbox.commit import Committer, OnStored
 from bridge.outbox.events import Stored
-from bridge.outbox.schema import State
-from bridge.outbox.store import NewEvent, Store, new_event_id
+from bridge.outbox.model import Direction, NewEvent, State, new_event_id
+from bridge.outbox.store import Store
+from bridge.storage.database import StoreUnavailableError, in_time
 
 log = logging.getLogger(__name__)
 
-# Of a body that is too large to be accepted, so much is kept to tell what it was.
-KEPT_OF_TOO_LARGE = 4096
-# Seconds: counting the queue costs more than the error of a second is worth.
-COUNT_HOLDS = 1.0
+# Bytes that are stored of a rejected body that is too large.
+STORED_OF_TOO_LARGE = 4096
+# Seconds for which the number of queued writes is cached: reading it for each webhook costs much.
+COUNT_CACHED_FOR = 1.0
 
 
 class QueueFullError(StoreUnavailableError):
-    """So much waits for SessionM that nothing more is taken in."""
+    """The queue has reached BRIDGE_QUEUE_LIMIT: nothing more is accepted."""
 
 
-class Arrival(NamedTuple):
-    """A webhook as it came: at most `MAX_BODY` + 1 bytes of body, and how it was sent.
+class ReceivedRequest(NamedTuple):
+    """A webhook of Braze or a message of SessionM, before it is read.
 
-    On SessionM's own paths the customer stands in the path.
+    Attributes:
+        body: at most `MAX_BODY` + 1 bytes.
+        key_name: the name of the key that the sender used.
+        path_customer: the customer in the URL, on the paths of SessionM's own API.
+        message: the format of a message of SessionM; ``None`` for a webhook.
     """
 
     body: bytes
@@ -48,37 +66,70 @@ class Arrival(NamedTuple):
     key_name: str = ""
     request_id: str = ""
     path_customer: Customer | None = None
+    message: MessagePath | None = None
 
     def read(self) -> Event:
-        """The event that it says; raises `RefusedError`."""
+        """Read the body of a webhook.
+
+        Raises:
+            RefusedError: the body is no valid event.
+        """
         if self.path_customer is None:
             return read_event(self.body, self.content_type)
         customer = self.path_customer
         return read_tag_event(self.body, self.content_type, customer.kind, customer.id)
 
-    def read_named(self) -> Named:
-        """What can be read of one that is refused."""
+    def event(self, event_id: str, now: float) -> NewEvent:
+        """Return an event with the fields that do not depend on the body's content."""
+        return NewEvent(
+            id=event_id,
+            received_at=now,
+            body=self.body,
+            content_type=self.content_type,
+            key_name=self.key_name,
+            request_id=self.request_id,
+            idempotency_key=self.idempotency_key,
+            in_body=self.path_customer is None,
+            direction=Direction.TO_BRAZE if self.message else Direction.TO_SESSIONM,
+            path=self.message.value if self.message else "",
+        )
+
+    def read_partial(self) -> PartialEvent:
+        """Return what can be read of a refused body."""
+        if self.message is not None:
+            return read_partial_message(self.body, self.content_type, self.message)
         if self.path_customer is None:
-            return read_named(self.body, self.content_type)
-        return Named(self.path_customer)
+            return read_partial(self.body, self.content_type)
+        return PartialEvent(self.path_customer)
 
 
-class Receipt(NamedTuple):
-    """What is answered. *duplicate*: the same event is already stored under *id*."""
+class Acceptance(NamedTuple):
+    """The result of accepting an event, for the answer.
+
+    Attributes:
+        id: of the event, or of the stored event that this one duplicates.
+        customer: ``None`` for a message to several recipients, or to one who is not in SessionM.
+    """
 
     id: str
-    customer: Customer
+    customer: Customer | None
     writes: tuple[TagWrite, ...] = ()
+    sends: tuple[Send, ...] = ()
     warnings: tuple[str, ...] = ()
     test: bool = False
     duplicate: bool = False
 
 
 class Acceptor:
-    """Accepts webhooks under *rules*.
+    """Accepts webhooks by *rules*, and messages by *message_rules*.
 
-    *on_accepted* is told the customer of each, *on_stored* that some are stored, *count* the name
-    of what became of each.
+    Args:
+        queue_limit: queued writes at which nothing more is accepted.
+        on_accepted: called with the customer of each accepted webhook.
+        on_stored: as for `Committer`.
+        count: called with the name of a counter to increase: ``webhooks_accepted``,
+            ``messages_rejected`` and so on.
+        now: the clock for `NewEvent.received_at`, in seconds since the epoch.
     """
 
     def __init__(
@@ -87,145 +138,175 @@ class Acceptor:
         rules: Rules,
         *,
         queue_limit: int,
+        message_rules: MessageRules = MessageRules(),  # noqa: B008 - it is frozen
         on_accepted: Callable[[Customer], None] = lambda _customer: None,
-        on_stored: Callable[[], None] = lambda: None,
+        on_stored: OnStored = lambda _directions: None,
         count: Callable[[str], None] = lambda _name: None,
-        now: Callable[[], float] = time.time,
+        now: Callable[[], float] = clock.now,
     ) -> None:
         self._store = store
         self._committer = Committer(store, on_stored)
         self._rules = rules
+        self._message_rules = message_rules
         self._limit = queue_limit
         self._on_accepted = on_accepted
         self._count = count
         self._now = now
         self._queued = 0
-        self._queued_at = 0.0
+        # Time of the last count, by `clock.steady`.
+        self._queued_at = -math.inf
 
-    def accept(self, arrival: Arrival) -> Receipt:
-        """Read *arrival* as a webhook and store it.
+    def accept(self, received: ReceivedRequest) -> Acceptance:
+        """Read *received*, a webhook or a message, and store it.
 
         Raises:
-            RefusedError: it cannot become an event; it is kept as rejected.
-            StoreUnavailableError: it could not be stored; the sender must come again.
+            RefusedError: the body is no valid event; it is stored as rejected.
+            StoreUnavailableError: it is not stored; the sender must retry.
         """
         now = self._now()
         name = new_event_id(now)
         try:
-            new = self._understand(arrival, name, now)
+            new = self._read(received, name, now)
         except RefusedError as refusal:
-            self._keep_rejected(arrival, name, now, refusal)
+            self._keep_rejected(received, name, now, refusal)
             raise
-        self._refuse_when_full()
-        return self._receipt(new, self._committer.store(new))
+        with in_time(time.monotonic() + self._store.database.request_timeout):
+            self._refuse_when_full()
+            return self._receipt(new, self._committer.store(new))
 
-    def accept_soon(self, arrival: Arrival, tell: Callable[[Receipt | None], None]) -> Waiting:
-        """As `accept` on an event loop: *tell* hears the receipt, or that it could not be stored.
-
-        To be called while there is known to be room: `has_room`. Nothing is kept of what is
-        refused.
+    async def accept_async(self, received: ReceivedRequest) -> Acceptance:
+        """As `accept`, on an event loop. Call it only while `has_room`.
 
         Raises:
-            RefusedError: it cannot become an event; nobody is told.
+            RefusedError: the body is no valid event; nothing is stored.
+            StoreUnavailableError: it is not stored; the sender must retry.
         """
         now = self._now()
-        new = self._understand(arrival, new_event_id(now), now)
+        new = self._read(received, new_event_id(now), now)
         self._queued += 1
-
-        def end(outcome: Outcome) -> None:
-            if isinstance(outcome, StoreUnavailableError):
-                tell(None)
-            else:
-                tell(self._receipt(new, outcome))
-
-        return self._committer.store_soon(new, end)
+        return self._receipt(new, await self._committer.store_async(new))
 
     def has_room(self) -> bool:
-        """Whether the queue was counted lately, and is not full."""
-        return self._now() - self._queued_at <= COUNT_HOLDS and self._queued < self._limit
+        """Return whether the queue has room; false also if the count must be read again."""
+        return clock.steady() - self._queued_at <= COUNT_CACHED_FOR and self._queued < self._limit
 
-    def _receipt(self, new: NewEvent, earlier: str | None) -> Receipt:
-        customer = Customer.from_key(new.customer or "")
+    def _receipt(self, new: NewEvent, earlier: str | None) -> Acceptance:
+        customer = Customer.of_sessionm(new.customer)
         if earlier is not None:
-            self._tell("duplicate", new, earlier)
-            return Receipt(earlier, customer, test=new.test, duplicate=True)
-        self._tell("accepted", new, new.id)
-        self._on_accepted(customer)
-        return Receipt(new.id, customer, new.writes, _warnings(new), new.test)
+            self._log("duplicate", new, earlier)
+            warnings = warnings_of(new) if new.dedupe_for else ()
+            return Acceptance(earlier, customer, warnings=warnings, test=new.test, duplicate=True)
+        self._log("accepted", new, new.id)
+        if customer is not None and new.writes:
+            self._on_accepted(customer)
+        return Acceptance(new.id, customer, new.writes, new.sends, warnings_of(new), new.test)
 
     def read_again(self, stored: Stored) -> NewEvent:
-        """Read an event that was rejected under the present rules, as if it came now.
+        """Read a rejected event again, by the present rules and with the present time.
 
         Raises:
-            RefusedError: it still cannot be understood.
+            RefusedError: it is still no valid event.
         """
         in_path = None if stored.in_body else stored.customer
-        arrival = Arrival(
+        received = ReceivedRequest(
             stored.body,
             stored.content_type,
             idempotency_key=stored.idempotency_key,
             path_customer=Customer.from_key(in_path) if in_path else None,
+            message=MessagePath(stored.path) if stored.path else None,
         )
-        return self._understand(arrival, stored.id, self._now())
+        return self._read(received, stored.id, self._now())
 
-    def _understand(self, arrival: Arrival, name: str, now: float) -> NewEvent:
-        event = arrival.read()
-        return NewEvent(
-            id=name,
-            received_at=now,
-            body=arrival.body,
-            content_type=arrival.content_type,
-            key_name=arrival.key_name,
-            request_id=arrival.request_id,
+    def customers_in(self, stored: Stored) -> tuple[Customer, ...]:
+        """Return all SessionM customers in a body, also those that another identifier overrides."""
+        if stored.path:
+            return customers_in_message(
+                stored.body, stored.content_type, self._message_rules.external_id_is
+            )
+        return customers_in_event(stored.body, stored.content_type)
+
+    def without(self, stored: Stored, customer: Customer) -> bytes:
+        """Return the body of a message to several recipients without one of them.
+
+        Raises:
+            RefusedError: the body cannot be read.
+        """
+        rules = self._message_rules
+        return without_recipient(stored.body, stored.content_type, customer.key, rules)
+
+    def _read(self, received: ReceivedRequest, name: str, now: float) -> NewEvent:
+        if received.message is not None:
+            return self._read_message(received, received.message, name, now)
+        event = received.read()
+        return received.event(name, now)._replace(
             customer=event.customer.key,
-            in_body=arrival.path_customer is None,
             campaign_id=event.campaign_id,
             canvas_id=event.canvas_id,
             test=event.is_test,
-            dedupe=event.dedupe_key(_idempotency_key(arrival)),
+            dedupe=event.dedupe_key(_idempotency_key(received)),
             writes=self._rules.writes(event),
             ignored=event.ignored,
-            idempotency_key=arrival.idempotency_key,
+            campaign_name=event.campaign_name,
+            canvas_name=event.canvas_name,
+        )
+
+    def _read_message(
+        self, received: ReceivedRequest, path: MessagePath, name: str, now: float
+    ) -> NewEvent:
+        message = read_message(received.body, received.content_type, path, self._message_rules)
+        key = _idempotency_key(received)
+        dedupe, by_body = dedupe_of(message, key, received.body)
+        return received.event(name, now)._replace(
+            customer=message.customer,
+            campaign_id=message.campaign_id,
+            canvas_id=message.canvas_id,
+            dedupe=dedupe,
+            dedupe_for=BODY_DEDUPE_TIME if by_body else None,
+            sends=message.sends,
         )
 
     def _keep_rejected(
-        self, arrival: Arrival, name: str, now: float, refusal: RefusedError
+        self, received: ReceivedRequest, name: str, now: float, refusal: RefusedError
     ) -> None:
-        too_large = len(arrival.body) > MAX_BODY
-        named = arrival.read_named()
-        rejected = NewEvent(
-            id=name,
-            received_at=now,
-            body=arrival.body[:KEPT_OF_TOO_LARGE] if too_large else arrival.body,
-            content_type=arrival.content_type,
-            key_name=arrival.key_name,
-            request_id=arrival.request_id,
-            customer=named.customer.key if named.customer else None,
-            in_body=arrival.path_customer is None,
-            campaign_id=named.campaign_id,
-            canvas_id=named.canvas_id,
+        too_large = len(received.body) > MAX_BODY
+        partial = received.read_partial()
+        rejected = received.event(name, now)._replace(
+            body=received.body[:STORED_OF_TOO_LARGE] if too_large else received.body,
+            customer=partial.customer.key if partial.customer else None,
+            campaign_id=partial.campaign_id,
+            canvas_id=partial.canvas_id,
             state=State.REJECTED,
             reason=str(refusal),
-            # What no database stores was refused above, and is not needed again.
-            idempotency_key=_storable(arrival.idempotency_key),
+            # Without characters that a database refuses: the original has been refused above.
+            idempotency_key=_storable(received.idempotency_key),
         )
         self._committer.store(rejected)
-        self._tell("rejected", rejected, name, reason=refusal.code)
+        self._log("rejected", rejected, name, reason=refusal.code)
+
+    def recount(self) -> None:
+        """Read the number of queued writes, unless the last one is still cached.
+
+        Raises:
+            StoreUnavailableError: the store cannot be read.
+        """
+        if clock.steady() - self._queued_at > COUNT_CACHED_FOR:
+            self._queued = self._store.total_queued()
+            self._queued_at = clock.steady()
 
     def _refuse_when_full(self) -> None:
-        if self._now() - self._queued_at > COUNT_HOLDS:
-            self._queued = self._store.backlog().queued
-            self._queued_at = self._now()
+        self.recount()
         if self._queued >= self._limit:
-            raise QueueFullError(f"{self._queued} writes wait for SessionM")
+            raise QueueFullError(f"the queue is full: {self._queued} writes")
         self._queued += 1
 
-    def _tell(self, action: str, new: NewEvent, event_id: str, **fields: str) -> None:
-        self._count(f"webhooks_{action}")
+    def _log(self, action: str, new: NewEvent, event_id: str, **fields: str) -> None:
+        is_message = new.direction is Direction.TO_BRAZE
+        self._count(f"{'messages' if is_message else 'webhooks'}_{action}")
         if not log.isEnabledFor(logging.INFO):
             return
         log.info(
-            "webhook %s",
+            "%s %s",
+            "message" if is_message else "webhook",
             action,
             extra={
                 "action": action,
@@ -240,9 +321,9 @@ class Acceptor:
         )
 
 
-def _idempotency_key(arrival: Arrival) -> str | None:
+def _idempotency_key(received: ReceivedRequest) -> str | None:
     try:
-        return text(arrival.idempotency_key, "Idempotency-Key")
+        return text(received.idempotency_key, "Idempotency-Key")
     except FieldError as error:
         raise RefusedError(422, "invalid_field", f"{error}.") from None
 
@@ -251,7 +332,8 @@ def _storable(value: str | None) -> str | None:
     return None if value is None else shown(value, MAX_TEXT)
 
 
-def _warnings(new: NewEvent) -> tuple[str, ...]:
+def warnings_of(new: NewEvent) -> tuple[str, ...]:
+    """Return warnings for the sender of an accepted event."""
     found = []
     counts = any(write.ttl is None for write in new.writes)
     if counts and not new.test and not new.dedupe:
@@ -259,5 +341,10 @@ def _warnings(new: NewEvent) -> tuple[str, ...]:
             "Counters came without a dispatch_id: if Braze retries this call, they count twice."
         )
     if new.ignored:
-        found.append(told_ignored(new.ignored))
+        found.append(ignored_warning(new.ignored))
+    if new.dedupe_for:
+        found.append(
+            "It has no dedupe_id, event_id or user_offer_id: an equal body within "
+            f"{BODY_DEDUPE_TIME / 60:g} minutes counts as the same message."
+        )
     return tuple(found)

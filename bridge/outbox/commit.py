@@ -1,48 +1,62 @@
 """Many requests, one fsync.
 
-Request threads and the event loop hand their events to one thread per process, which stores
-everything that waits in one transaction and then tells them all.
+Request threads and the event loop hand their events to one thread per process. It stores all
+pending events in one transaction, and then reports the outcome to each sender.
 """
 
 import asyncio
 import logging
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 
-from bridge.database import StoreUnavailableError
-from bridge.outbox.store import NewEvent, Store
+from bridge import clock
+from bridge.outbox.model import Direction, NewEvent
+from bridge.outbox.store import Store
+from bridge.storage.database import StoreUnavailableError, in_time, time_left
 
 log = logging.getLogger(__name__)
 
-ENOUGH = 256
-PATIENCE = 20.0
+# Events. One transaction stores at most about this number.
+MOST_EVENTS = 256
 
-# What became of an event: stored (``None``), stored before under that id, or not stored.
+OnStored = Callable[[Collection[Direction]], None]
+
+# ``None``: stored. Text: a duplicate of the event with that id. An error: not stored.
 Outcome = str | StoreUnavailableError | None
 
 
-class Waiting:
-    """An event that waits to be stored. *tell* hears once what became of it."""
+class PendingEvent:
+    """An event to be stored.
 
-    __slots__ = ("_free", "event", "loop", "tell")
+    Args:
+        event: the event.
+        report: called once with the outcome.
+        until: the sender's deadline, by `time.monotonic`.
+        loop: the event loop that must call *report*; ``None``: the committer's thread.
+    """
+
+    __slots__ = ("_free", "event", "loop", "report", "until")
 
     def __init__(
         self,
         event: NewEvent,
-        tell: Callable[[Outcome], None],
+        report: Callable[[Outcome], None],
+        until: float,
         loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         self.event = event
-        self.tell = tell
+        self.until = until
+        self.report = report
         self.loop = loop
         self._free = [None]
 
     def take(self) -> bool:
-        """Take it away from whoever else would: false if it is being stored, or given up."""
+        """Claim the event; return false if another thread has claimed it."""
         try:
-            # One thread alone can do this.
+            # Atomic: only one thread gets the item.
             self._free.pop()
         except IndexError:
             return False
@@ -50,61 +64,83 @@ class Waiting:
 
 
 class Committer:
-    """Stores events durably; `store` returns when they are on disk.
+    """Stores events durably: `store` returns when the event is on disk.
 
-    *on_stored* is told of each transaction that stored some.
+    Args:
+        store: where to store them.
+        on_stored: called after each transaction with the directions of its events.
     """
 
-    def __init__(self, store: Store, on_stored: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, store: Store, on_stored: OnStored = lambda _directions: None) -> None:
         self._store = store
         self._on_stored = on_stored
         self._start_lock = threading.Lock()
         self._thread: threading.Thread | None = None
-        self._waiting: queue.SimpleQueue[list[Waiting]] = queue.SimpleQueue()
-        # The event loop's, until it has seen to everything that came at once.
-        self._gathered: list[Waiting] = []
+        self._pending: queue.SimpleQueue[list[PendingEvent]] = queue.SimpleQueue()
+        # Events of one round of the event loop.
+        self._gathered: list[PendingEvent] = []
 
     def store(self, event: NewEvent) -> str | None:
-        """Store *event*; the id of the same event if it was stored before, else ``None``.
+        """Store *event*.
+
+        Returns:
+            ``None``, or the id of the same event if it was stored before.
 
         Raises:
-            StoreUnavailableError: it is not stored.
+            StoreUnavailableError: the event is not stored.
         """
         future: Future[Outcome] = Future()
-        waiting = Waiting(event, future.set_result)
-        self._hand_over([waiting])
+        timeout = min(self._store.database.request_timeout, time_left())
+        pending = PendingEvent(event, future.set_result, time.monotonic() + timeout)
+        self._hand_over([pending])
         try:
-            outcome = future.result(PATIENCE)
+            outcome = future.result(max(0.0, timeout))
         except TimeoutError:
-            if waiting.take():
+            if pending.take():
                 raise StoreUnavailableError("the database is too slow") from None
-            # It is being written at this moment: the answer is near.
+            # The transaction has begun: wait for its outcome.
             outcome = future.result()
         if isinstance(outcome, StoreUnavailableError):
             raise outcome
         return outcome
 
-    def store_soon(self, event: NewEvent, tell: Callable[[Outcome], None]) -> Waiting:
-        """Store *event* and *tell* the running event loop what became of it.
+    async def store_async(self, event: NewEvent) -> str | None:
+        """As `store`, on the running event loop.
 
-        Who waits no longer takes it back.
+        Raises:
+            StoreUnavailableError: the event is not stored.
         """
         loop = asyncio.get_running_loop()
-        waiting = Waiting(event, tell, loop)
+        stored: asyncio.Future[Outcome] = loop.create_future()
+        timeout = self._store.database.request_timeout
+        pending = PendingEvent(event, stored.set_result, time.monotonic() + timeout, loop)
         if not self._gathered:
-            # One by one they would make two threads of this one's work.
+            # Hand over the events of a whole round at once: each hand-over wakes a thread.
             loop.call_soon(self._hand_over_gathered)
-        self._gathered.append(waiting)
-        return waiting
+        self._gathered.append(pending)
+
+        def give_up() -> None:
+            # If it is claimed, the transaction has begun: wait for its outcome.
+            if pending.take():
+                stored.set_result(StoreUnavailableError("the database is too slow"))
+
+        end = loop.call_later(timeout, give_up)
+        try:
+            outcome = await stored
+        finally:
+            end.cancel()
+        if isinstance(outcome, StoreUnavailableError):
+            raise outcome
+        return outcome
 
     def _hand_over_gathered(self) -> None:
         gathered, self._gathered = self._gathered, []
         self._hand_over(gathered)
 
-    def _hand_over(self, waiting: list[Waiting]) -> None:
+    def _hand_over(self, pending: list[PendingEvent]) -> None:
         if self._thread is None:
             self._start()
-        self._waiting.put(waiting)
+        self._pending.put(pending)
 
     def _start(self) -> None:
         with self._start_lock:
@@ -114,62 +150,73 @@ class Committer:
 
     def _run(self) -> None:
         while True:
-            first = [one for one in self._waiting.get() if one.take()]
+            first = [one for one in self._pending.get() if one.take()]
             if first:
                 self._commit(first, self._others)
 
-    def _others(self) -> Iterator[Waiting]:
-        """Who else waits at this moment."""
+    def _others(self) -> Iterator[PendingEvent]:
+        """Claim the events that are pending now."""
         taken = 0
-        while taken < ENOUGH and not self._waiting.empty():
-            for one in self._waiting.get():
+        while taken < MOST_EVENTS and not self._pending.empty():
+            for one in self._pending.get():
                 if one.take():
                     taken += 1
                     yield one
 
     def _commit(
-        self, batch: list[Waiting], others: Callable[[], Iterable[Waiting]] = tuple
+        self, batch: list[PendingEvent], others: Callable[[], Iterable[PendingEvent]] = tuple
     ) -> None:
-        """Store *batch*, and the *others* that are there when it is its turn."""
+        """Store *batch*, and the *others* that are pending when the transaction has begun."""
+        until = min(one.until for one in batch)
         try:
-            with self._store.adding() as add:
+            with in_time(until), self._store.adding() as add:
                 batch.extend(others())
-                repeats = add([one.event for one in batch])
+                repeats = add([_dated(one.event) for one in batch])
         except StoreUnavailableError as error:
             log.error("not stored: %s", error, extra={"action": "store_failed"})
-            _tell([(one, error) for one in batch])
+            _report([(one, error) for one in batch])
         except Exception as error:
             log.exception("not stored", extra={"action": "store_failed"})
-            # One event that cannot be stored must not take the others with it.
+            # One event that cannot be stored must not prevent the others.
             if len(batch) == 1:
-                _tell([(batch[0], StoreUnavailableError(type(error).__name__))])
+                _report([(batch[0], StoreUnavailableError(type(error).__name__))])
             else:
                 for one in batch:
                     self._commit([one])
         else:
-            _tell([(one, repeats.get(one.event.id)) for one in batch])
-            self._on_stored()
+            _report([(one, repeats.get(one.event.id)) for one in batch])
+            self._on_stored({one.event.direction for one in batch})
 
 
-def _tell(ended: Sequence[tuple[Waiting, Outcome]]) -> None:
-    """Tell those who wait; an event loop all at once, since to wake it costs a system call."""
-    loops: dict[asyncio.AbstractEventLoop, list[tuple[Waiting, Outcome]]] = {}
+def _dated(event: NewEvent) -> NewEvent:
+    """Return *event*, with the present time if the store's clock has jumped since it was received.
+
+    The clock does not jump during the transaction.
+    """
+    now = clock.now()
+    age = abs(now - event.received_at)
+    return event if age < clock.JUMP / 2 else event._replace(received_at=now)
+
+
+def _report(ended: Sequence[tuple[PendingEvent, Outcome]]) -> None:
+    """Report outcomes; an event loop gets all of its outcomes at once, by one system call."""
+    loops: dict[asyncio.AbstractEventLoop, list[tuple[PendingEvent, Outcome]]] = {}
     for one, outcome in ended:
         if one.loop is None:
-            one.tell(outcome)
+            one.report(outcome)
         else:
             loops.setdefault(one.loop, []).append((one, outcome))
     for loop, some in loops.items():
         try:
-            loop.call_soon_threadsafe(_tell_here, some)
+            loop.call_soon_threadsafe(_report_here, some)
         except RuntimeError:
-            # Its process ends, and its clients are gone.
-            log.warning("nobody waits any more", extra={"action": "loop_closed"})
+            # The process is ending, and its connections are closed.
+            log.warning("the event loop is closed", extra={"action": "loop_closed"})
 
 
-def _tell_here(some: Sequence[tuple[Waiting, Outcome]]) -> None:
+def _report_here(some: Sequence[tuple[PendingEvent, Outcome]]) -> None:
     for one, outcome in some:
         try:
-            one.tell(outcome)
+            one.report(outcome)
         except Exception:
             log.exception("an answer failed", extra={"action": "answer_failed"})

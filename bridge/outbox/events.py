@@ -1,38 +1,51 @@
-"""What people do with stored events: search, read, send again, discard, erase, forget."""
+"""SQL of operators and retention: search, read, replay, discard, erase and delete events."""
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 from urllib.parse import quote, quote_plus
 
 import sqlalchemy as sa
 
-from bridge.customer import Customer
-from bridge.database import Database
+from bridge.customer import Customer, ids_of_key
 from bridge.fields import iso
-from bridge.outbox.schema import State, attempts, events, expiries, tallies, writes
+from bridge.outbox.model import Direction, NewEvent, State, id_prefix
+from bridge.outbox.schema import attempts, events, expiries, tallies, writes
 from bridge.outbox.search import Filter, Search
-from bridge.outbox.store import NewEvent, add_writes, id_prefix, settle
+from bridge.outbox.store import add_writes, event_row, update_events
 from bridge.outbox.tallies import (
     CAMPAIGNS,
     CampaignFigures,
-    Tally,
-    about_to_change,
+    CountChanges,
     figures_of,
+    lock_events,
     stored,
 )
-from bridge.statements import Holds
+from bridge.storage.database import Database
+from bridge.storage.statements import Contains
 
 PAGE = 50
 MOST_A_PAGE = 500
-# So many events are changed in one transaction: short enough that intake never waits for it.
+# Events that one transaction changes: few, so that intake does not wait for it.
 BATCH = 200
-# To find a customer in the bodies of rejected events may take a while.
-SEARCH_PATIENCE = 60.0
+# Entries. The history of an event keeps the newest ones.
+HISTORY_ENTRIES = 50
+# Seconds for the search of a customer in all bodies.
+SEARCH_TIMEOUT = 60.0
 
-# Ended for good; an event that is dead or waits is never forgotten by age.
+# Name of a sort order of campaigns -> columns.
+CAMPAIGN_ORDERS: dict[str, tuple[sa.ColumnElement[Any], ...]] = {
+    "": ((tallies.c.dead > 0).desc(), tallies.c.accepted.desc(), tallies.c.id),
+    "seen": (tallies.c.last_seen.desc(), tallies.c.id),
+    "accepted": (tallies.c.accepted.desc(), tallies.c.id),
+    "pending": (tallies.c.queued.desc(), tallies.c.id),
+    "delivered": (tallies.c.delivered.desc(), tallies.c.id),
+    "dead": (tallies.c.dead.desc(), tallies.c.id),
+    "name": (sa.case((tallies.c.name == "", tallies.c.id), else_=tallies.c.name), tallies.c.id),
+}
+# Retention deletes only these: a queued or dead event is never deleted by age.
 _FORGETTABLE = (State.DELIVERED, State.REJECTED, State.DISCARDED, State.EXPIRED)
 _DISCARDABLE = (State.QUEUED, State.DEAD, State.REJECTED)
 REPLAYABLE = (State.DEAD, State.REJECTED, State.DISCARDED)
@@ -40,10 +53,13 @@ REPLAYABLE = (State.DEAD, State.REJECTED, State.DISCARDED)
 
 @dataclass(frozen=True)
 class Page:
-    """Events as JSON, newest first; *next* is the id before which to go on, "" at the end.
+    """Events as JSON, newest first.
 
-    Only so many events are looked at for a page (`Search.newest`), so that it is quick however
-    much is stored: it may hold fewer than were asked for, even none, and still have a next.
+    A page may have fewer events than its limit, even none, and a next page: one search reads a
+    limited number of events (`Search.newest`).
+
+    Attributes:
+        next: the value of *before* for the next page, "" if there is none.
     """
 
     events: list[dict[str, Any]]
@@ -52,9 +68,11 @@ class Page:
 
 @dataclass(frozen=True)
 class Stored:
-    """An event as it came: what is needed to take it in once more.
+    """The columns of an event that are needed to read it again.
 
-    *in_body*: the body names the customer, not the path.
+    Attributes:
+        in_body: whether the body names the customer; otherwise the path does.
+        path: the `MessagePath` of a message; "" for a webhook.
     """
 
     id: str
@@ -64,16 +82,25 @@ class Stored:
     customer: str | None
     in_body: bool = True
     idempotency_key: str | None = None
+    path: str = ""
+
+    @property
+    def has_several(self) -> bool:
+        """Whether it is a message in a format of Braze, which may have several recipients."""
+        return self.path in {"campaign", "canvas"} and self.customer is None
 
 
 class Events:
-    """The statements; all that change something do it in short transactions."""
+    """Stored events of both directions. Changes are made in short transactions.
+
+    Every method raises `StoreUnavailableError` while the database cannot be used.
+    """
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def find(self, wanted: Filter, limit: int = PAGE, before: str = "") -> Page:
-        """A page of up to *limit* events, those before the id *before*."""
+        """Return a page of at most *limit* events that are older than the id *before*."""
         with self._database.read() as connection:
             search = Search(connection, wanted)
             ids, following = search.newest(before, min(limit, MOST_A_PAGE))
@@ -86,28 +113,53 @@ class Events:
             return Page([_as_json(row) for row in rows], following)
 
     def count(self, wanted: Filter) -> int:
-        """How many events *wanted* matches; all of them are looked at."""
+        """Count all events that *wanted* matches."""
         with self._database.read() as connection:
             return Search(connection, wanted).count()
 
     def counts(self) -> dict[State, int]:
-        """How many stored events there are in each state."""
+        """Return the number of stored events in each state."""
         with self._database.read() as connection:
             return stored(connection)
 
-    def campaigns(self, limit: int = PAGE) -> list[CampaignFigures]:
-        """The campaigns and Canvases that were seen last, the latest first."""
-        chosen = (
-            tallies.select()
-            .where(tallies.c.kind.in_(CAMPAIGNS))
-            .order_by(tallies.c.last_seen.desc())
-            .limit(limit)
-        )
+    def campaigns(
+        self, limit: int = PAGE, text: str = "", order: str = ""
+    ) -> list[CampaignFigures]:
+        """Return campaigns and Canvases whose name or ID contains *text*, ignoring case.
+
+        Args:
+            limit: most campaigns and Canvases to return.
+            text: "" for all.
+            order: one of `CAMPAIGN_ORDERS`; by default those with dead events first, then the
+                busiest.
+        """
+        columns = CAMPAIGN_ORDERS.get(order, CAMPAIGN_ORDERS[""])
+        chosen = tallies.select().where(*_campaigns_with(text)).order_by(*columns).limit(limit)
         with self._database.read() as connection:
             return [figures_of(row) for row in connection.execute(chosen).mappings()]
 
-    def story(self, event_id: str) -> dict[str, Any] | None:
-        """Everything about one event: body, writes, and every try of each; ``None`` if unknown."""
+    def count_campaigns(self, text: str = "") -> int:
+        """Count the campaigns and Canvases whose name or ID contains *text*, ignoring case."""
+        counted = sa.select(sa.func.count()).select_from(tallies).where(*_campaigns_with(text))
+        with self._database.read() as connection:
+            return connection.execute(counted).scalar_one()
+
+    def campaign(self, braze_id: str) -> list[CampaignFigures]:
+        """Return the campaign and the Canvas with this ID: both, one or neither."""
+        chosen = tallies.select().where(tallies.c.kind.in_(CAMPAIGNS), tallies.c.id == braze_id)
+        with self._database.read() as connection:
+            return [figures_of(row) for row in connection.execute(chosen).mappings()]
+
+    def campaign_names(self, ids: Collection[str]) -> dict[str, str]:
+        """Return names of campaigns and Canvases by ID, without those that have no name."""
+        chosen = sa.select(tallies.c.id, tallies.c.name).where(
+            tallies.c.kind.in_(CAMPAIGNS), tallies.c.id.in_(ids), tallies.c.name != ""
+        )
+        with self._database.read() as connection:
+            return {row.id: row.name for row in connection.execute(chosen)} if ids else {}
+
+    def details(self, event_id: str) -> dict[str, Any] | None:
+        """Return an event as JSON with its body, writes and their attempts; ``None`` if unknown."""
         with self._database.read() as connection:
             row = _one(connection, sa.select(events).where(events.c.id == event_id))
             if row is None:
@@ -124,7 +176,7 @@ class Events:
             }
 
     def matching(self, wanted: Filter) -> Iterator[list[Stored]]:
-        """The events that *wanted* matches, oldest first, a batch at a time."""
+        """Yield the events that *wanted* matches, oldest first, in batches."""
         after = ""
         while True:
             with self._database.read() as connection:
@@ -137,19 +189,24 @@ class Events:
             after = found[-1].id
 
     def one(self, event_id: str) -> Stored | None:
-        """One event as it came."""
+        """Return an event; ``None`` if there is no such event."""
         with self._database.read() as connection:
             row = _one(connection, _STORED.where(events.c.id == event_id))
         return _stored(row) if row else None
 
-    def queue_again(self, event_ids: list[str], now: float) -> set[str]:
-        """Let the dead and discarded writes of these events wait once more.
+    def requeue(self, event_ids: list[str], now: float, by: str = "") -> set[str]:
+        """Queue the dead and discarded writes of these events again.
+
+        Args:
+            event_ids: of the events.
+            now: seconds since the epoch.
+            by: the name of the key that ordered it, for the history.
 
         Returns:
-            The events that had any.
+            The ids of the events that had such writes.
         """
-        tally = Tally()
-        with self._database.write(alone=True) as connection:
+        tally = CountChanges()
+        with self._database.write(exclusive=True) as connection:
             ended = (State.DEAD, State.DISCARDED)
             again = _writes_in(connection, event_ids, ended)
             connection.execute(
@@ -157,80 +214,95 @@ class Events:
                 .where(writes.c.seq.in_([write.seq for write in again]))
                 .values(state=State.QUEUED.value, attempts=0, next_at=now, done_at=None)
             )
+            # The age of a message starts again; the TTL of a tag still runs from its acceptance.
+            messages = [write.seq for write in again if write.direction is Direction.TO_BRAZE]
+            connection.execute(
+                writes.update()
+                .where(writes.c.seq.in_(messages))
+                .values(accepted_at=now, intent=sa.null(), uncertain=False)
+            )
             changed = {write.event_id for write in again}
             for write in again:
-                tally.writes(write.state, State.QUEUED)
-            settle(connection, changed, tally)
-            tally.keep(connection)
+                tally.writes(write.direction, write.state, State.QUEUED)
+            update_events(connection, changed, tally)
+            _note(connection, changed, "replayed", by, now)
+            tally.save(connection)
         return changed
 
-    def take_in(self, accepted: NewEvent) -> bool:
-        """Turn a rejected event into the *accepted* one of the same id.
+    def accept_rejected(self, accepted: NewEvent, by: str = "") -> bool:
+        """Replace a rejected event by the *accepted* one with the same id.
+
+        If the same event was accepted before under another id, this one is discarded.
 
         Returns:
-            Whether it is taken in: it was still rejected, and the same event was not accepted
-            before, in which case it is discarded.
+            Whether its writes are queued. False if it was discarded, or is not rejected any more.
         """
         values: dict[str, Any] = {
-            "state": State.QUEUED.value,
-            "customer": accepted.customer,
-            "campaign_id": accepted.campaign_id,
-            "canvas_id": accepted.canvas_id,
-            "test": accepted.test,
-            "reason": "",
-            "done_at": None,
-            "dedupe": accepted.dedupe,
+            name: value
+            for name, value in event_row(accepted).items()
+            if name not in _REQUEST_COLUMNS
         }
-        mended = events.update().where(
+        still_rejected = events.update().where(
             events.c.id == accepted.id, events.c.state == State.REJECTED.value
         )
         same = sa.select(events.c.id).where(
             events.c.dedupe.is_not(None), events.c.dedupe == accepted.dedupe
         )
-        tally = Tally()
-        with self._database.write(alone=True) as connection:
+        tally = CountChanges()
+        with self._database.write(exclusive=True) as connection:
             earlier = connection.execute(same).scalar()
             if earlier:
                 values = {
                     "state": State.DISCARDED.value,
                     "reason": f"the same event was accepted before as {earlier}",
                 }
-            if not connection.execute(mended.values(**values)).rowcount:
+            if not connection.execute(still_rejected.values(**values)).rowcount:
                 return False
             tally.event(accepted, State.REJECTED, State(values["state"]))
+            _note(connection, [accepted.id], "replayed", by, accepted.received_at)
             if not earlier:
                 add_writes(connection, [accepted], tally)
-            tally.keep(connection)
+                tally.add_names(accepted)
+            tally.save(connection)
         return not earlier
 
-    def discard(self, event_ids: list[str], now: float) -> set[str]:
-        """Give these events up, as far as they are not ended; returns those that were."""
-        given_up = {"state": State.DISCARDED.value, "done_at": now}
-        tally = Tally()
-        with self._database.write(alone=True) as connection:
+    def discard(self, event_ids: list[str], now: float, by: str = "") -> set[str]:
+        """Discard the queued, dead and rejected ones of these events.
+
+        Args: as for `requeue`.
+
+        Returns:
+            The ids of the discarded events.
+        """
+        discarded_now = {"state": State.DISCARDED.value, "done_at": now}
+        tally = CountChanges()
+        with self._database.write(exclusive=True) as connection:
             undelivered = _writes_in(connection, event_ids, (State.QUEUED, State.DEAD))
             for write in undelivered:
-                tally.writes(write.state, State.DISCARDED)
+                tally.writes(write.direction, write.state, State.DISCARDED)
             connection.execute(
                 writes.update()
                 .where(writes.c.seq.in_([write.seq for write in undelivered]))
-                .values(**given_up)
+                .values(**discarded_now)
             )
-            chosen = about_to_change(
+            chosen = lock_events(
                 connection, events.c.id.in_(event_ids), events.c.state.in_(_DISCARDABLE)
             )
             for event in chosen:
                 tally.event(event, event.state, State.DISCARDED)
             discarded = {event.id for event in chosen}
-            connection.execute(events.update().where(events.c.id.in_(discarded)).values(**given_up))
-            tally.keep(connection)
+            connection.execute(
+                events.update().where(events.c.id.in_(discarded)).values(**discarded_now)
+            )
+            _note(connection, discarded, "discarded", by, now)
+            tally.save(connection)
         return discarded
 
     def mentioning(self, customer: Customer) -> Iterator[Stored]:
-        """The events whose customer *customer* is, or whose body holds the id in some writing."""
-        mentioned = [Holds(events.c.body, form) for form in _written(customer.id)]
+        """Yield the events of *customer*, and those whose body contains the id in any encoding."""
+        mentioned = [Contains(events.c.body, form) for form in _encodings(customer.id)]
         chosen = _STORED.where(sa.or_(events.c.customer == customer.key, *mentioned))
-        with self._database.read(patience=SEARCH_PATIENCE) as connection:
+        with self._database.read(timeout=SEARCH_TIMEOUT) as connection:
             for row in connection.execution_options(yield_per=BATCH).execute(chosen).mappings():
                 yield _stored(row)
 
@@ -238,22 +310,49 @@ class Events:
         """Delete everything about *customer*, and the events *event_ids*.
 
         Returns:
-            How many events there were.
+            The number of deleted events.
         """
         batches = [
             events.c.id.in_(event_ids[at : at + BATCH]) for at in range(0, len(event_ids), BATCH)
         ]
         deleted = 0
-        for theirs in (events.c.customer == customer.key, *batches):
-            while batch := self._delete(theirs):
+        for found in (events.c.customer == customer.key, *batches):
+            while batch := self._delete(found):
                 deleted += batch
         with self._database.write() as connection:
             connection.execute(expiries.delete().where(expiries.c.customer == customer.key))
         self._database.scrub()
         return deleted
 
+    def remove_recipient(self, event_id: str, customer: Customer, body: bytes) -> int:
+        """Delete the writes for one recipient of an event, and replace its body by *body*.
+
+        Returns:
+            1 if there was such a recipient, else 0.
+        """
+        tally = CountChanges()
+        with self._database.write(exclusive=True) as connection:
+            found = [
+                write
+                for write in _writes_in(connection, [event_id], tuple(State))
+                if write.customer == customer.key
+            ]
+            for write in found:
+                tally.writes(write.direction, write.state, None)
+            seqs = [write.seq for write in found]
+            connection.execute(writes.delete().where(writes.c.seq.in_(seqs)))
+            connection.execute(events.update().where(events.c.id == event_id).values(body=body))
+            update_events(connection, [event_id], tally)
+            tally.save(connection)
+        return 1 if found else 0
+
     def forget_before(self, then: float, now: float) -> int:
-        """Delete a batch of events that ended before *then*; returns how many there were."""
+        """Delete a batch of events that ended before *then*; return the number of events.
+
+        Args:
+            then: seconds since the epoch.
+            now: expiry times before it are deleted too.
+        """
         deleted = self._delete(
             events.c.state.in_(_FORGETTABLE),
             events.c.id < id_prefix(then),
@@ -264,51 +363,76 @@ class Events:
         return deleted
 
     def _delete(self, *conditions: sa.ColumnElement[bool]) -> int:
-        """Delete a batch of events of which all *conditions* hold; returns how many."""
-        tally = Tally()
-        with self._database.write(alone=True) as connection:
-            old = about_to_change(connection, *conditions, limit=BATCH)
+        """Delete a batch of events that meet all *conditions*; return the number of events."""
+        tally = CountChanges()
+        with self._database.write(exclusive=True) as connection:
+            old = lock_events(connection, *conditions, limit=BATCH)
             ids = [event.id for event in old]
             for write in _writes_in(connection, ids, tuple(State)):
-                tally.writes(write.state, None)
+                tally.writes(write.direction, write.state, None)
             for event in old:
                 tally.event(event, event.state, None)
             if ids:
                 connection.execute(events.delete().where(events.c.id.in_(ids)))
-            tally.keep(connection)
+            tally.save(connection)
         return len(ids)
+
+
+def _campaigns_with(text: str) -> list[sa.ColumnElement[bool]]:
+    conditions: list[sa.ColumnElement[bool]] = [tallies.c.kind.in_(CAMPAIGNS)]
+    if text:
+        columns = (tallies.c.id, tallies.c.name)
+        conditions.append(sa.or_(*(one.icontains(text, autoescape=True) for one in columns)))
+    return conditions
+
+
+def _note(
+    connection: sa.Connection, event_ids: Collection[str], action: str, by: str, now: float
+) -> None:
+    """Add an action by the key *by* to the history of these events."""
+    chosen = sa.select(events.c.id, events.c.history).where(events.c.id.in_(event_ids))
+    entry = {"at": now, "action": action, "by": by}
+    rows = [
+        {"key": event_id, "history": [*(history or ()), entry][-HISTORY_ENTRIES:]}
+        for event_id, history in connection.execute(chosen)
+    ]
+    if rows:
+        noted = events.update().where(events.c.id == sa.bindparam("key"))
+        connection.execute(noted.values(history=sa.bindparam("history")), rows)
 
 
 class _Write(NamedTuple):
     seq: int
     event_id: str
     state: State
+    direction: Direction
+    customer: str
 
 
 def _writes_in(
     connection: sa.Connection, event_ids: Sequence[str], states: tuple[State, ...]
 ) -> list[_Write]:
-    """The writes of these events that are in one of *states*, about to change."""
-    chosen = sa.select(writes.c.seq, writes.c.event_id, writes.c.state).where(
-        writes.c.event_id.in_(event_ids), writes.c.state.in_(states)
-    )
+    """Return the writes of these events in one of *states*, locked until the end."""
+    chosen = sa.select(
+        writes.c.seq, writes.c.event_id, writes.c.state, writes.c.direction, writes.c.customer
+    ).where(writes.c.event_id.in_(event_ids), writes.c.state.in_(states))
     rows = connection.execute(chosen.order_by(writes.c.seq).with_for_update())
-    return [_Write(seq, event_id, State(state)) for seq, event_id, state in rows]
+    return [
+        _Write(seq, event_id, State(state), Direction(way), customer)
+        for seq, event_id, state, way, customer in rows
+    ]
 
 
-_STORED = sa.select(
-    events.c.id,
-    events.c.state,
-    events.c.body,
-    events.c.content_type,
-    events.c.customer,
-    events.c.in_body,
-    events.c.idempotency_key,
-)
+_STORED = sa.select(*(events.c[name] for name in Stored.__dataclass_fields__))
+# Columns of the request itself: they stay when a rejected event is read again and accepted.
+_REQUEST_COLUMNS = {
+    *("id", "received_at", "key_name", "request_id", "idempotency_key"),
+    *("content_type", "body", "in_body", "direction", "path"),
+}
 
 
-def _written(customer_id: str) -> set[bytes]:
-    """The ways in which a JSON or form body may hold an id, as far as programs write them."""
+def _encodings(customer_id: str) -> set[bytes]:
+    """Return the encodings of an id that programs use in JSON and form bodies."""
     escaped = json.dumps(customer_id)[1:-1]
     forms = {customer_id, escaped, escaped.replace("/", "\\/")}
     forms |= {quote(customer_id, safe=""), quote_plus(customer_id), quote(customer_id)}
@@ -339,26 +463,32 @@ def _tries(connection: sa.Connection, seq: int) -> list[dict[str, Any]]:
 
 
 def _as_json(row: sa.RowMapping) -> dict[str, Any]:
-    customer = row["customer"]
     return {
         "id": row["id"],
+        "direction": row["direction"],
         "state": row["state"],
         "received_at": iso(row["received_at"]),
         "done_at": _iso_or_blank(row["done_at"]),
-        "customer": Customer.from_key(customer).ids if customer else {},
+        "customer": ids_of_key(row["customer"]),
         "campaign_id": row["campaign_id"] or "",
         "canvas_id": row["canvas_id"] or "",
         "test": row["test"],
         "reason": row["reason"],
         "key": row["key_name"],
         "request_id": row["request_id"],
+        "history": [{**one, "at": iso(one["at"])} for one in row["history"] or ()],
     }
 
 
 def _write_as_json(row: sa.RowMapping, tries: list[dict[str, Any]]) -> dict[str, Any]:
+    content = json.loads(row["content"] or "{}")
     return {
         "tags": row["tags"],
         "ttl": row["ttl"],
+        "target": row["target"],
+        "recipient": content.get("recipient") or {},
+        "properties": content.get("properties") or {},
+        "dispatch_id": row["receipt"],
         "state": row["state"],
         "attempts": row["attempts"],
         "next_at": iso(row["next_at"]) if row["state"] == State.QUEUED.value else "",

@@ -1,4 +1,4 @@
-"""Which events a filter matches, found by way of the rarest of its conditions."""
+"""Search of stored events. The condition with the fewest events chooses the index."""
 
 import math
 from collections.abc import Mapping
@@ -8,24 +8,23 @@ from typing import Any
 import sqlalchemy as sa
 
 from bridge.fields import TEXT_SCHEMA, FieldError, duration, instant, text
-from bridge.outbox.schema import HAS_REASON, State, events, tallies
-from bridge.outbox.store import id_prefix
+from bridge.outbox.model import Direction, State, id_prefix
+from bridge.outbox.schema import HAS_REASON, events, tallies
 from bridge.outbox.tallies import CAMPAIGNS, stored
 
-# So many events are looked at for one page.
-LOOKED_AT = 5_000
+# Events that are read at most for one page.
+MOST_READ = 5_000
 
 
 @dataclass(frozen=True)
 class Filter:
-    """Which events: all conditions that are set must hold.
+    """Conditions of a search. An event must meet all conditions that are set.
 
     Attributes:
-        state: the event's.
-        customer: an id, SessionM's or the retailer's.
-        campaign: a campaign's or Canvas's id.
-        since: received then or later, seconds since the epoch.
-        text: stands in the reason.
+        customer: an identifier of any kind.
+        campaign: ID of a campaign or Canvas.
+        since: earliest time of receipt, in seconds since the epoch.
+        text: part of the reason.
     """
 
     state: State | None = None
@@ -33,25 +32,33 @@ class Filter:
     campaign: str = ""
     since: float = 0.0
     text: str = ""
+    direction: Direction | None = None
 
 
-# What a filter may say: parameter -> JSON schema.
+# Parameters of a filter -> JSON schema.
 FILTERS: dict[str, dict[str, Any]] = {
-    "state": {"enum": [*State, "", None]},
-    "customer": TEXT_SCHEMA,
-    "campaign": TEXT_SCHEMA,
-    "since": {**TEXT_SCHEMA, "description": "2026-12-01T08:00:00Z, or how long ago: 2h, 7d"},
-    "text": {**TEXT_SCHEMA, "description": "stands in the reason"},
+    "state": {"enum": [*State, "", None], "description": "Of the event."},
+    "customer": {**TEXT_SCHEMA, "description": "An ID of the customer, of either kind."},
+    "campaign": {**TEXT_SCHEMA, "description": "An ID of a campaign or Canvas."},
+    "since": {
+        **TEXT_SCHEMA,
+        "description": "A time such as 2026-12-01T08:00:00Z, or how long ago: 2h, 7d.",
+    },
+    "text": {**TEXT_SCHEMA, "description": "Words of the reason."},
+    "direction": {
+        "enum": [*Direction, "", None],
+        "description": "`to_sessionm`: tags of Braze's webhooks; `to_braze`: SessionM's messages.",
+    },
 }
 
 
 def read_filter(given: Mapping[str, Any], now: float) -> Filter:
-    """Read a filter out of the parameters ``state customer campaign since text``.
+    """Read a filter from the parameters ``state customer campaign since text direction``.
 
-    ``since`` is a date and time, or a length of time before *now* such as ``2h``.
+    ``since`` is a date and time, or a duration before *now* such as ``2h``.
 
     Raises:
-        FieldError: one of them is bad or unknown.
+        FieldError: a parameter is invalid or unknown.
     """
     for name in given:
         if name not in FILTERS:
@@ -59,7 +66,11 @@ def read_filter(given: Mapping[str, Any], now: float) -> Filter:
     state = text(given.get("state"), "state")
     if state is not None and state not in set(State):
         raise FieldError("state", f"must be one of {', '.join(State)}")
+    direction = text(given.get("direction"), "direction")
+    if direction is not None and direction not in set(Direction):
+        raise FieldError("direction", f"must be one of {', '.join(Direction)}")
     return Filter(
+        direction=Direction(direction) if direction else None,
         state=State(state) if state else None,
         customer=text(given.get("customer"), "customer") or "",
         campaign=text(given.get("campaign"), "campaign") or "",
@@ -84,127 +95,139 @@ def _since(value: str | None, now: float) -> float:
 class Search:
     """One search, within a transaction.
 
-    The rarest condition leads: it has an index by time, and the others are tried on what it
-    leads to. How rare each is, is known from the tallies. A lead may have two ways (an id may be a
-    campaign's or a Canvas's), each followed on its own: together they would have to be sorted.
+    The leading condition is the one with the fewest events, by the tallies. It has an index that
+    sorts by time; all other conditions are checked on the rows of that index. Some conditions need
+    two index ranges (an ID may be of a campaign or of a Canvas). Each range is read separately:
+    together the database would have to sort them.
     """
 
-    def __init__(self, connection: sa.Connection, wanted: Filter) -> None:
+    def __init__(self, connection: sa.Connection, criteria: Filter) -> None:
         self._connection = connection
-        self._wanted = wanted
-        self._time = [events.c.id >= id_prefix(wanted.since)] if wanted.since else []
-        leads = _leads(connection, wanted)
+        self._criteria = criteria
+        self._time = [events.c.id >= id_prefix(criteria.since)] if criteria.since else []
+        leads = _leads(connection, criteria)
         lead = min(leads, key=lambda name: leads[name][0])
-        self._ways = leads[lead][1]
-        # The index leads to what has a reason, not to the words in it: those are always tried.
-        self._tried = [
-            name for name in _COLUMNS if getattr(wanted, name) and (name != lead or name == "text")
+        self._ranges = leads[lead][1]
+        # The index on reasons does not contain their words: the text is always checked.
+        self._checked = [
+            name
+            for name in _COLUMNS
+            if getattr(criteria, name) and (name != lead or name == "text")
         ]
 
     def newest(self, before: str, limit: int) -> tuple[list[str], str]:
-        """The ids of the newest events that match and are older than the id *before*.
+        """Return the newest matching events that are older than the id *before*.
 
         Returns:
-            Up to *limit* ids, fewer if no more are found among the next `LOOKED_AT` events; and
-            the id before which to go on, "" if there is nothing more.
+            Up to *limit* ids, fewer if `MOST_READ` events were read first; and the value of
+            *before* for the next page, "" if there is none.
         """
         found: set[str] = set()
         end = ""
-        for way in self._ways:
-            older = [way, *self._time, *([events.c.id < before] if before else [])]
+        for condition in self._ranges:
+            older = [condition, *self._time, *([events.c.id < before] if before else [])]
             ids = self._newest(older, limit + 1)
             found.update(ids)
-            if self._tried and len(ids) <= limit:
+            if self._checked and len(ids) <= limit:
                 end = max(end, self._end(older))
-        # Further back than that, not all was looked at.
+        # Older events were not read in all ranges.
         matched = sorted((one for one in found if one >= end), reverse=True)
         return matched[:limit], matched[limit - 1] if len(matched) > limit else end
 
     def oldest(self, after: str, limit: int) -> list[str]:
-        """The ids of the oldest events that match and are newer than the id *after*."""
+        """Return the ids of the oldest matching events that are newer than the id *after*."""
         found: set[str] = set()
-        for way in self._ways:
-            conditions = [way, *self._time, events.c.id > after, *self._conditions(events.c)]
+        for condition in self._ranges:
+            conditions = [condition, *self._time, events.c.id > after, *self._conditions(events.c)]
             chosen = sa.select(events.c.id).where(*conditions).order_by(events.c.id)
             found.update(self._connection.execute(chosen.limit(limit)).scalars())
         return sorted(found)[:limit]
 
     def count(self) -> int:
-        """How many events match; all of them are looked at."""
-        conditions = [sa.or_(*self._ways), *self._time, *self._conditions(events.c)]
+        """Count all matching events."""
+        conditions = [sa.or_(*self._ranges), *self._time, *self._conditions(events.c)]
         counted = sa.select(sa.func.count()).select_from(events).where(*conditions)
         return self._connection.execute(counted).scalar_one()
 
     def _newest(self, older: list[sa.ColumnElement[bool]], limit: int) -> list[str]:
         needed = {"id": events.c.id}
-        needed |= {column: events.c[column] for name in self._tried for column in _COLUMNS[name]}
-        window = sa.select(*needed.values()).where(*older).order_by(events.c.id.desc())
-        if not self._tried:
-            return list(self._connection.execute(window.limit(limit)).scalars())
-        looked = window.limit(LOOKED_AT).subquery()
+        needed |= {column: events.c[column] for name in self._checked for column in _COLUMNS[name]}
+        rows = sa.select(*needed.values()).where(*older).order_by(events.c.id.desc())
+        if not self._checked:
+            return list(self._connection.execute(rows.limit(limit)).scalars())
+        window = rows.limit(MOST_READ).subquery()
         chosen = (
-            sa.select(looked.c.id)
-            .where(*self._conditions(looked.c))
-            .order_by(looked.c.id.desc())
+            sa.select(window.c.id)
+            .where(*self._conditions(window.c))
+            .order_by(window.c.id.desc())
             .limit(limit)
         )
         return list(self._connection.execute(chosen).scalars())
 
     def _end(self, older: list[sa.ColumnElement[bool]]) -> str:
-        """The last id that is looked at for a page; "" if the page is the last."""
+        """Return the last id that is read for a page; "" if no more events follow."""
         last = sa.select(events.c.id).where(*older).order_by(events.c.id.desc())
-        return self._connection.execute(last.limit(1).offset(LOOKED_AT - 1)).scalar() or ""
+        return self._connection.execute(last.limit(1).offset(MOST_READ - 1)).scalar() or ""
 
     def _conditions(self, columns: Any) -> list[sa.ColumnElement[bool]]:
-        """The conditions that do not lead, on *columns* of events."""
-        return [_condition(name, columns, self._wanted) for name in self._tried]
+        """Return the conditions that must be checked, on *columns* of events."""
+        return [_condition(name, columns, self._criteria) for name in self._checked]
 
 
 def _leads(
-    connection: sa.Connection, wanted: Filter
+    connection: sa.Connection, criteria: Filter
 ) -> dict[str, tuple[float, list[sa.ColumnElement[bool]]]]:
-    """What may lead: its name -> how many events there are, at most, and the ways to them."""
+    """Return possible leading conditions: name -> upper bound of its events, index ranges."""
     known = stored(connection)
     leads: dict[str, tuple[float, list[sa.ColumnElement[bool]]]] = {"": (math.inf, [sa.true()])}
-    if wanted.text:
+    if criteria.text:
         leads["text"] = sum(known.values()) - known[State.DELIVERED], [HAS_REASON]
-    if wanted.state:
-        leads["state"] = known[wanted.state], [events.c.state == wanted.state.value]
-    if wanted.campaign:
+    if criteria.state:
+        leads["state"] = known[criteria.state], [events.c.state == criteria.state.value]
+    if criteria.campaign:
         accepted = sa.select(sa.func.sum(tallies.c.accepted)).where(
-            tallies.c.kind.in_(CAMPAIGNS), tallies.c.id == wanted.campaign
+            tallies.c.kind.in_(CAMPAIGNS), tallies.c.id == criteria.campaign
         )
-        ways = [events.c.campaign_id == wanted.campaign, events.c.canvas_id == wanted.campaign]
-        # What was refused is in no campaign's tally, and may be of any.
+        ranges = [
+            events.c.campaign_id == criteria.campaign,
+            events.c.canvas_id == criteria.campaign,
+        ]
+        # Rejected events may belong to the campaign, but its tally does not count them.
         refused = known[State.REJECTED] + known[State.DISCARDED]
-        leads["campaign"] = (connection.execute(accepted).scalar() or 0) + refused, ways
-    if wanted.customer:
-        # Nobody has more than a few.
-        leads["customer"] = 0, [events.c.customer == key for key in _keys(wanted.customer)]
+        leads["campaign"] = (connection.execute(accepted).scalar() or 0) + refused, ranges
+    if criteria.customer:
+        # A customer has few events.
+        leads["customer"] = 0, [events.c.customer == key for key in _keys(criteria.customer)]
     return leads
 
 
 def _keys(customer: str) -> list[str]:
-    return [f"user_id:{customer}", f"external_id:{customer}"]
+    kinds = ("user_id", "external_id", "braze_id", "email", "user_alias")
+    return [f"{kind}:{customer}" for kind in kinds]
 
 
-# The columns that a condition is tried on, and how.
+# Columns of each condition.
 _COLUMNS = {
     "state": ("state",),
     "customer": ("customer",),
     "campaign": ("campaign_id", "canvas_id"),
     "text": ("reason",),
+    "direction": ("direction",),
 }
 
 
-def _condition(name: str, columns: Any, wanted: Filter) -> sa.ColumnElement[bool]:
+def _condition(name: str, columns: Any, criteria: Filter) -> sa.ColumnElement[bool]:
     held: sa.ColumnElement[bool]
     if name == "state":
-        held = columns.state == wanted.state
+        held = columns.state == criteria.state
     elif name == "customer":
-        held = columns.customer.in_(_keys(wanted.customer))
+        held = columns.customer.in_(_keys(criteria.customer))
     elif name == "campaign":
-        held = sa.or_(columns.campaign_id == wanted.campaign, columns.canvas_id == wanted.campaign)
+        held = sa.or_(
+            columns.campaign_id == criteria.campaign, columns.canvas_id == criteria.campaign
+        )
+    elif name == "direction":
+        held = columns.direction == criteria.direction
     else:
-        held = columns.reason.icontains(wanted.text, autoescape=True)
+        held = columns.reason.icontains(criteria.text, autoescape=True)
     return held

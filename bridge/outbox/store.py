@@ -1,194 +1,151 @@
-"""What intake and delivery do with the tables: add, find what is due, record what became of it."""
+"""SQL of intake and delivery: add events, read queued writes that are due, record results."""
 
-import time
+import json
 from collections import Counter
-from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
-from bridge import chance
-from bridge.database import Database
-from bridge.intake.rules import TagWrite
-from bridge.locks import LostLockError
+from bridge import clock
+from bridge.outbox.model import (
+    HELD,
+    CallResult,
+    Direction,
+    NewEvent,
+    QueueDepth,
+    QueuedWrite,
+    State,
+)
 from bridge.outbox.schema import (
     QUEUED,
+    SENT,
     WRITES,
-    State,
     attempts,
     events,
     expiries,
     facts,
+    has_direction,
     tallies,
     writes,
 )
-from bridge.outbox.tallies import COUNTED, Tally, counted
-from bridge.statements import Prepared, insert, insert_many
+from bridge.outbox.tallies import TALLIED_EVENTS, CountChanges, tallied_events
+from bridge.storage.database import Database
+from bridge.storage.locks import LostLockError
+from bridge.storage.statements import (
+    Prepared,
+    among,
+    among_selected,
+    insert,
+    insert_many,
+    insert_new,
+    read_together,
+)
 
-# Name of the shared fact that tells who delivers.
-DELIVERER_FACT = "deliverer"
-# So many of one customer's waiting writes are looked at together; the others come later.
-MOST_OF_ONE = 500
-MOST_OF_MANY = 2000
-
-
-class NewEvent(NamedTuple):
-    """An event to be stored, with its writes; a rejected one has a *reason* and none.
-
-    *in_body*: the body names the customer, not the path.
-    """
-
-    id: str
-    received_at: float
-    body: bytes
-    content_type: str
-    key_name: str
-    request_id: str
-    customer: str | None = None
-    in_body: bool = True
-    campaign_id: str | None = None
-    canvas_id: str | None = None
-    test: bool = False
-    dedupe: str | None = None
-    state: State = State.QUEUED
-    reason: str = ""
-    writes: tuple[TagWrite, ...] = ()
-    ignored: tuple[str, ...] = ()
-    idempotency_key: str | None = None
-
-
-@dataclass(frozen=True)
-class QueuedWrite:
-    """A write that waits. *intent* is what a counter's call noted down before it was sent."""
-
-    seq: int
-    event_id: str
-    customer: str
-    tags: tuple[str, ...]
-    ttl: int | None
-    accepted_at: float
-    next_at: float
-    attempts: int
-    intent: Mapping[str, Any] | None = None
-
-    @property
-    def expires_at(self) -> float:
-        """When the tags are to be gone; infinite for counters."""
-        return float("inf") if self.ttl is None else self.accepted_at + self.ttl
-
-
-@dataclass(frozen=True)
-class Finished:
-    """What became of one call for *writes*, to be recorded.
-
-    Attributes:
-        state: ``queued`` means: try again at *next_at*.
-        counted: whether the try counts against the limit of tries.
-        intent: kept on the writes if the call may have worked, else ``None``.
-        intent_stands: leave the intent as it is stored.
-        unknown: SessionM does not know the customer yet.
-    """
-
-    writes: tuple[QueuedWrite, ...]
-    state: State
-    at: float
-    outcome: str
-    status: int = 0
-    milliseconds: int = 0
-    error: str = ""
-    next_at: float = 0.0
-    counted: bool = True
-    intent: Mapping[str, Any] | None = None
-    intent_stands: bool = False
-    uncertain: bool = False
-    unknown: bool = False
-
-
-@dataclass(frozen=True)
-class Backlog:
-    """The queue at a glance: numbers of writes, and when the oldest waiting was accepted.
-
-    Those that wait for their customer to be created are not late, and so never the oldest;
-    *unknown_at* is when the oldest of them was accepted.
-    """
-
-    queued: int
-    oldest_at: float | None
-    dead: int
-    unknown_at: float | None = None
-
-    def waits(self, now: float) -> float:
-        """For how many seconds the oldest waits."""
-        return max(0.0, now - self.oldest_at) if self.oldest_at else 0.0
-
-    @property
-    def waits_for_customers(self) -> bool:
-        """Whether all that waits, waits for its customers to be created."""
-        return self.unknown_at is not None and self.oldest_at is None
+# Name of the shared fact that holds the current deliverer of a direction.
+DELIVERER_FACT = {
+    Direction.TO_SESSIONM: "deliverer",
+    Direction.TO_BRAZE: "deliverer_to_braze",
+}
+# Writes. Most queued writes of one customer that one call may choose from.
+MOST_PER_CUSTOMER = 500
+# Writes. Most rows of one query for the queues of several customers.
+MOST_PER_QUERY = 2000
 
 
 class Store:
-    """The statements. Methods that change something commit before they return."""
+    """The queue of one direction. Methods that change something commit before they return.
 
-    def __init__(self, database: Database) -> None:
+    Every method raises `StoreUnavailableError` while the database cannot be used.
+
+    Args:
+        database: holds events and writes.
+        direction: of the queued writes and of their deliverer.
+    """
+
+    def __init__(self, database: Database, direction: Direction = Direction.TO_SESSIONM) -> None:
         self.database = database
+        self.direction = direction
+        self._deliverer_fact = DELIVERER_FACT[direction]
 
     def add(self, new: Sequence[NewEvent]) -> dict[str, str]:
         """Store *new* events in one transaction.
 
         Returns:
-            For each event that is a repeat: its id -> the id under which it was stored before.
+            Id of each duplicate -> id under which the event was stored before.
         """
         with self.adding() as add:
             return add(new)
 
     @contextmanager
     def adding(self) -> Iterator[Callable[[Sequence[NewEvent]], dict[str, str]]]:
-        """A transaction for one `add`, whose events need not be known before it is their turn."""
+        """Open a transaction and yield `add`: the caller chooses the events when it has begun."""
         with self.database.write() as connection:
             yield partial(_add, connection)
 
     def due(self, now: float, limit: int, busy: Collection[str]) -> list[str]:
-        """The customers (by key) with a write that is due, the longest due first.
+        """Return customers (keys) with a write that is due, the longest due first.
 
         Args:
-            now: the time.
-            limit: how many due writes to look at.
-            busy: keys of customers to leave out.
+            now: seconds since the epoch.
+            limit: most due writes to read.
+            busy: customers (keys) to leave out.
         """
         if not limit:
             return []
         with self.database.read() as connection:
-            found = _DUE.column(connection, now=now, busy=list(busy), most=limit)
+            found = _DUE.column(
+                connection, now=now, busy=list(busy), most=limit, in_direction=self.direction.value
+            )
         return list(dict.fromkeys(found))
 
-    def waiting(self, customer: str) -> list[QueuedWrite]:
-        """The oldest writes of *customer* that are accepted and not delivered, in order."""
-        with self.database.read() as connection:
-            rows = _WAITING_OF.rows(connection, customers=[customer], most=MOST_OF_ONE)
-        return [_queued_write(*row) for row in rows]
+    def due_queues(
+        self, now: float, limit: int, busy: Collection[str]
+    ) -> dict[str, list[QueuedWrite]]:
+        """Return the queues of the customers that `due` returns, in its order, by one query.
 
-    def waiting_of(self, customers: Sequence[str]) -> dict[str, list[QueuedWrite]]:
-        """What `waiting` gives, for each of *customers*."""
-        found: dict[str, list[QueuedWrite]] = {customer: [] for customer in customers}
+        Args: as for `due`.
+        """
         with self.database.read() as connection:
-            rows = _WAITING_OF.rows(connection, customers=customers, most=MOST_OF_MANY)
-        if len(rows) == MOST_OF_MANY:
-            return {customer: self.waiting(customer) for customer in customers}
-        for write in (_queued_write(*row) for row in rows):
+            rows = _DUE_QUEUES.rows(
+                connection,
+                now=now,
+                busy=list(busy),
+                most=limit,
+                most_writes=MOST_PER_QUERY,
+                in_direction=self.direction.value,
+            )
+        if len(rows) == MOST_PER_QUERY:
+            # Some queues may be incomplete.
+            customers = self.due(now, limit, busy)
+            return {customer: self.queue_of(customer) for customer in customers}
+        queued = [queued_write(row) for row in rows]
+        due = sorted((write.next_at, write.seq, write.customer) for write in queued)
+        found: dict[str, list[QueuedWrite]] = {customer: [] for _, _, customer in due}
+        for write in queued:
             found[write.customer].append(write)
         return found
 
-    def still_there(self, seqs: Sequence[int]) -> set[int]:
-        """Which of these writes are stored; they go when their customer is erased."""
+    def queue_of(self, customer: str) -> list[QueuedWrite]:
+        """Return the queued writes of *customer*, oldest first, at most `MOST_PER_CUSTOMER`."""
+        with self.database.read() as connection:
+            rows = _QUEUE_OF.rows(
+                connection,
+                of_customer=customer,
+                most=MOST_PER_CUSTOMER,
+                in_direction=self.direction.value,
+            )
+        return [queued_write(row) for row in rows]
+
+    def existing(self, seqs: Sequence[int]) -> set[int]:
+        """Return those of *seqs* that are stored: the writes of an erased customer are deleted."""
         with self.database.read() as connection:
             return set(_STILL_THERE.column(connection, seqs=seqs))
 
-    def counted_since(self, customer: str, then: float) -> list[str]:
-        """The counters of *customer* that were delivered after *then*, one entry for each time."""
+    def counters_sent_since(self, customer: str, then: float) -> list[str]:
+        """Return the counters of *customer* that were delivered after *then*, with repetitions."""
         chosen = (
             sa.select(writes.c.tags)
             .join(events, events.c.id == writes.c.event_id)
@@ -199,212 +156,341 @@ class Store:
         with self.database.read() as connection:
             return [tag for tags in connection.execute(chosen).scalars() for tag in tags]
 
-    def has_signed_off(self, name: str) -> bool:
-        """Whether the last deliverer has said that it sends nothing more, or was *name* itself."""
-        last = self.fact(DELIVERER_FACT) or {"name": name}
+    def _fence(self, connection: sa.Connection, deliverer: str) -> None:
+        """Lock the deliverer's row; raise `LostLockError` if it does not name *deliverer*."""
+        _check_deliverer(_DELIVERER.rows(connection, fact=self._deliverer_fact), deliverer)
+
+    def sent_since(self, customers: Sequence[str], then: float) -> dict[str, Counter[str]]:
+        """Count the deliveries to *customers* after *then*: customer -> target -> number."""
+        found: dict[str, Counter[str]] = {customer: Counter() for customer in customers}
+        with self.database.read() as connection:
+            for customer, target in _SENT_TO.rows(connection, customers=customers, then=then):
+                found[customer][target] += 1
+        return found
+
+    def receipts_of(self, event_id: str) -> list[str]:
+        """Return the destination's ids for the delivered writes of an event, each once."""
+        chosen = (
+            sa.select(writes.c.receipt)
+            .where(writes.c.event_id == event_id, writes.c.receipt != "")
+            .order_by(writes.c.seq)
+        )
+        with self.database.read() as connection:
+            return list(dict.fromkeys(connection.execute(chosen).scalars()))
+
+    def has_released(self, name: str) -> bool:
+        """Return whether the last deliverer has released the delivery, or was *name* itself."""
+        last = self.fact(self._deliverer_fact) or {"name": name}
         return last["name"] == name or bool(last.get("ended"))
 
     def take_over(self, name: str) -> None:
-        """Let the deliverer *name* alone record from now on."""
-        # One that was cut off while it recorded would keep the others out.
-        self.database.end_cut_off()
-        with self.database.write(alone=True) as connection:
-            _set_fact(connection, DELIVERER_FACT, {"name": name, "ended": False})
+        """Make *name* the current deliverer: `record` refuses all others from now on."""
+        # An open transaction of a deliverer that has died would block this one.
+        self.database.end_orphaned_transactions()
+        with self.database.write(exclusive=True) as connection:
+            _set_fact(connection, self._deliverer_fact, {"name": name, "ended": False})
 
-    def sign_off(self, name: str) -> None:
-        """The deliverer *name* sends nothing more; raises `LostLockError` if it is not it."""
-        with self.database.write(alone=True) as connection:
-            _fence(connection, name)
-            _set_fact(connection, DELIVERER_FACT, {"name": name, "ended": True})
-
-    def intend(self, seqs: Sequence[int], intent: Mapping[str, Any], deliverer: str) -> None:
-        """Note down what a counter's call is about to do, before it is sent.
+    def release_delivery(self, name: str) -> None:
+        """Record that the deliverer *name* sends nothing more.
 
         Raises:
-            LostLockError: another than *deliverer* delivers by now.
+            LostLockError: *name* is not the current deliverer.
         """
-        with self.database.write(alone=True) as connection:
-            _fence(connection, deliverer)
+        with self.database.write(exclusive=True) as connection:
+            self._fence(connection, name)
+            _set_fact(connection, self._deliverer_fact, {"name": name, "ended": True})
+
+    def intend(self, seqs: Sequence[int], intent: Mapping[str, Any], deliverer: str) -> None:
+        """Store the *intent* of a call on its writes before the call is sent.
+
+        Raises:
+            LostLockError: *deliverer* is not the current one.
+        """
+        with self.database.write(exclusive=True) as connection:
+            self._fence(connection, deliverer)
             connection.execute(
                 writes.update().where(writes.c.seq.in_(seqs)).values(intent=dict(intent))
             )
 
     def postpone(self, customer: str, until: float) -> None:
-        """Let all waiting writes of *customer* wait until then, so that their order is kept."""
-        with self.database.write(alone=True) as connection:
-            _postpone(connection, customer, until)
+        """Let no queued write of *customer* be due before *until*: all keep their order."""
+        with self.database.write(exclusive=True) as connection:
+            _postpone(connection, [customer], until, self.direction)
 
-    def record(self, finished: Sequence[Finished], deliverer: str | None = None) -> Counter[State]:
-        """Record what became of calls, in one transaction.
+    def hold(self, customer: str) -> None:
+        """Hold all queued writes of *customer* if one of them is held (`next_at` is `HELD`)."""
+        held = writes.alias()
+        is_held = sa.select(held.c.seq).where(
+            held.c.state == QUEUED,
+            held.c.customer == customer,
+            held.c.direction == self.direction.value,
+            held.c.next_at >= HELD,
+        )
+        with self.database.write(exclusive=True) as connection:
+            connection.execute(
+                writes.update()
+                .where(writes.c.state == QUEUED, writes.c.customer == customer)
+                .where(writes.c.direction == self.direction.value)
+                .where(is_held.exists())
+                .values(next_at=HELD)
+            )
+
+    def newest_queued_at(self) -> float | None:
+        """Return when the newest queued write was accepted; ``None`` if none is queued."""
+        newest = sa.select(sa.func.max(writes.c.accepted_at)).where(writes.c.state == QUEUED)
+        with self.database.read() as connection:
+            accepted_at: float | None = connection.execute(newest).scalar()
+        return accepted_at
+
+    def if_queue_empty(self, act: Callable[[], None]) -> None:
+        """Call *act* if no write is queued, in a transaction in which none can be added."""
+        first = sa.select(writes.c.seq).where(writes.c.state == QUEUED).limit(1)
+        with self.database.write(exclusive=True) as connection:
+            if connection.execute(first).scalar() is None:
+                act()
+
+    def make_due(self, now: float) -> None:
+        """Make every queued write due *now*, except those that are `HELD`."""
+        later = sa.and_(writes.c.next_at > now, writes.c.next_at < HELD)
+        with self.database.write(exclusive=True) as connection:
+            connection.execute(
+                writes.update().where(writes.c.state == QUEUED, later).values(next_at=now)
+            )
+
+    def record(self, results: Sequence[CallResult], deliverer: str | None = None) -> Counter[State]:
+        """Record the results of calls in one transaction.
 
         Args:
-            finished: what.
-            deliverer: who made them, if it was the delivery loop.
+            results: of calls that have ended.
+            deliverer: the loop that made the calls; ``None`` if no loop did.
 
         Returns:
-            How many events have come to which state by it.
+            The number of events that changed to each state.
 
         Raises:
-            LostLockError: another than *deliverer* delivers by now, and settles them.
+            LostLockError: *deliverer* is not the current one, which handles these writes now.
         """
-        tally = Tally()
-        with self.database.write(alone=True) as connection:
-            if deliverer is not None:
-                _fence(connection, deliverer)
-            before = _states(connection, [w.seq for result in finished for w in result.writes])
-            plain = [result for result in finished if _is_plain(result)]
-            for seq in _record_delivered(connection, plain, before):
-                tally.writes(before[seq], State.DELIVERED)
-            for result in finished:
-                if not _is_plain(result):
-                    for seq in _record(connection, result):
-                        tally.writes(before[seq], result.state)
-            changed = settle(
-                connection, {w.event_id for result in finished for w in result.writes}, tally
+        ids = sorted({w.event_id for result in results for w in result.writes})
+        tally = CountChanges()
+        with self.database.write(exclusive=True) as connection:
+            # One round trip for all reads: the database may be far away.
+            current, *stored = read_together(
+                connection,
+                (_DELIVERER, {"fact": self._deliverer_fact}),
+                *((one, {"event_ids": ids}) for one in _STATE_QUERIES),
             )
-            tally.keep(connection)
+            if deliverer is not None:
+                _check_deliverer(current, deliverer)
+            states = _EventStates(*stored, direction=self.direction)
+            simple = [result for result in results if _is_simple(result)]
+            _record_simple(connection, simple, states, tally)
+            for result in results:
+                if not _is_simple(result):
+                    _record(connection, result, states, tally)
+            changed = states.update_events(connection, tally)
+            tally.save(connection)
         return changed
 
     def state_of(self, event_id: str) -> State | None:
-        """Where an event stands; ``None`` if there is none of that id."""
+        """Return the state of an event; ``None`` if there is no such event."""
         with self.database.read() as connection:
             state = connection.execute(
                 sa.select(events.c.state).where(events.c.id == event_id)
             ).scalar()
         return None if state is None else State(state)
 
-    def expiries_of(self, customer: str, now: float) -> dict[str, float]:
-        """When the tags that the bridge wrote for *customer* expire: tag -> time."""
+    def states_of(self, event_ids: Collection[str]) -> dict[str, State]:
+        """Return the states of events by their ids, without events that do not exist."""
         with self.database.read() as connection:
-            return dict(_EXPIRIES_OF.rows(connection, whose=customer, now=now))
-
-    def backlog(self) -> Backlog:
-        """How much waits, since when, and how much is dead."""
-        counted = sa.select(tallies.c.queued, tallies.c.dead).where(tallies.c.kind == WRITES)
-        oldest = sa.select(sa.func.min(writes.c.accepted_at)).where(writes.c.state == QUEUED)
-        with self.database.read() as connection:
-            queued, dead = connection.execute(counted).first() or (0, 0)
-            oldest_at, unknown_at = (
-                connection.execute(oldest.where(writes.c.unknown == unknown)).scalar()
-                for unknown in (sa.false(), sa.true())
+            found = connection.execute(
+                sa.select(events.c.id, events.c.state).where(events.c.id.in_(event_ids))
             )
-        return Backlog(queued, oldest_at, dead, unknown_at)
+            return {event_id: State(state) for event_id, state in found}
+
+    def expiries_of(self, customer: str, now: float) -> dict[str, float]:
+        """Return when tags that the bridge wrote for *customer* expire: tag -> epoch seconds."""
+        with self.database.read() as connection:
+            return dict(_EXPIRIES_OF.rows(connection, of_customer=customer, now=now))
+
+    def backlog(self) -> QueueDepth:
+        """Return the numbers of queued and dead writes, and when the oldest was accepted."""
+        with self.database.read() as connection:
+            backlog = _BACKLOG[self.direction]
+            found = connection.execute(backlog).first() or (0, 0, None, None)
+        queued, dead, oldest_at, unknown_at = found
+        return QueueDepth(queued, oldest_at, dead, unknown_at)
+
+    def total_queued(self) -> int:
+        """Return the number of queued writes in both directions together."""
+        total = sa.select(sa.func.sum(tallies.c.queued)).where(tallies.c.kind == WRITES)
+        with self.database.read() as connection:
+            return int(connection.execute(total).scalar() or 0)
 
     def fact(self, name: str) -> Any:
-        """A small shared value, or ``None``."""
+        """Return the value of a fact that all processes share; ``None`` if it is not set."""
         with self.database.read() as connection:
             return connection.execute(sa.select(facts.c.value).where(facts.c.name == name)).scalar()
+
+    def facts_named(self, prefix: str) -> dict[str, Any]:
+        """Return the facts whose names begin with *prefix*, by the rest of their names."""
+        chosen = sa.select(facts.c.name, facts.c.value).where(
+            facts.c.name.startswith(prefix, autoescape=True)
+        )
+        with self.database.read() as connection:
+            return {name.removeprefix(prefix): value for name, value in connection.execute(chosen)}
+
+    def forget_facts(self, prefix: str, names: Collection[str]) -> None:
+        """Delete the facts that `facts_named` returned as *names*."""
+        with self.database.autocommit() as connection:
+            connection.execute(facts.delete().where(facts.c.name.in_([prefix + n for n in names])))
 
     def set_fact(self, name: str, value: Any) -> None:
         with self.database.autocommit() as connection:
             _set_fact(connection, name, value)
 
     def ping(self) -> None:
-        """Prove that the store can be written.
+        """Check that the store can be written.
 
         Raises:
-            StoreUnavailableError: it cannot.
+            StoreUnavailableError: the store cannot be written.
         """
-        # One small row may still find room where the next event does not.
+        # A small row may still fit where the next event does not.
         self.database.check_space()
-        self.set_fact("ping", time.time())
+        self.set_fact("ping", clock.now())
+
+
+def _oldest(direction: Direction, *, unknown: bool) -> sa.ScalarSelect[float]:
+    return (
+        sa.select(sa.func.min(writes.c.accepted_at))
+        .where(
+            writes.c.state == QUEUED,
+            writes.c.direction == direction.value,
+            writes.c.unknown == (sa.true() if unknown else sa.false()),
+        )
+        .scalar_subquery()
+    )
+
+
+_BACKLOG = {
+    direction: sa.select(
+        tallies.c.queued,
+        tallies.c.dead,
+        _oldest(direction, unknown=False),
+        _oldest(direction, unknown=True),
+    ).where(tallies.c.kind == WRITES, tallies.c.id == direction.value)
+    for direction in Direction
+}
 
 
 def _add(connection: sa.Connection, new: Sequence[NewEvent]) -> dict[str, str]:
-    # In one order in all processes: two that bring the same events would else wait for each other.
-    rows = [_event_row(event) for event in sorted(new, key=lambda event: event.dedupe or "")]
-    added = insert_many(connection, _ADD_EVENT, rows)
-    repeats = {} if added == len(new) else _repeats(connection, new)
-    fresh = [event for event in new if event.id not in repeats] if repeats else new
-    tally = Tally()
+    _forget_old_bodies(connection, new)
+    # All processes insert in the same order: otherwise equal events could deadlock.
+    rows = [event_row(event) for event in sorted(new, key=lambda event: event.dedupe or "")]
+    added = insert_new(connection, _ADD_EVENT, rows)
+    duplicates = {} if added == len(new) else _duplicates(connection, new)
+    fresh = [event for event in new if event.id not in duplicates] if duplicates else new
+    tally = CountChanges()
     for event in fresh:
         tally.event(event, None, event.state)
+        tally.add_names(event)
     add_writes(connection, fresh, tally)
-    tally.keep(connection)
-    return repeats
+    tally.save(connection)
+    return duplicates
+
+
+def _forget_old_bodies(connection: sa.Connection, new: Sequence[NewEvent]) -> None:
+    """Clear dedupe keys that are older than their `NewEvent.dedupe_for`."""
+    limited = [
+        (event.dedupe, event.received_at - event.dedupe_for) for event in new if event.dedupe_for
+    ]
+    if limited:
+        connection.execute(
+            events.update()
+            .where(
+                events.c.dedupe.in_([key for key, _ in limited]),
+                events.c.received_at < min(then for _, then in limited),
+            )
+            .values(dedupe=None)
+        )
 
 
 _ADD_EVENT = insert(events).on_conflict_do_nothing(index_elements=["dedupe"])
 _ADD_WRITE = writes.insert()
 _ADD_ATTEMPT = attempts.insert()
-_SAME = Prepared(
-    sa.select(events.c.dedupe, events.c.id).where(
-        events.c.dedupe.in_(sa.bindparam("keys", expanding=True))
-    )
-)
+_BY_DEDUPE = Prepared(sa.select(events.c.dedupe, events.c.id).where(among(events.c.dedupe, "keys")))
 
 
-def _repeats(connection: sa.Connection, new: Sequence[NewEvent]) -> dict[str, str]:
-    """Those of *new*, just added, that are stored under another id: their id -> that one."""
+def _duplicates(connection: sa.Connection, new: Sequence[NewEvent]) -> dict[str, str]:
+    """Return the duplicates in *new*: id -> id under which the event was stored before."""
     keys = [event.dedupe for event in new if event.dedupe]
-    stored = dict(_SAME.rows(connection, keys=keys))
+    stored = dict(_BY_DEDUPE.rows(connection, keys=keys))
     return {e.id: stored[e.dedupe] for e in new if e.dedupe and stored[e.dedupe] != e.id}
 
 
-def new_event_id(now: float) -> str:
-    """32 hex digits that sort by time: milliseconds, then chance."""
-    return f"{id_prefix(now)}{chance.digits(20)}"
-
-
-def id_prefix(at: float) -> str:
-    """What the id of an event of that time begins with."""
-    return f"{int(at * 1000):012x}"
-
-
-# What a `QueuedWrite` is made of.
-QUEUED_WRITES = sa.select(
-    writes.c.seq,
-    writes.c.event_id,
-    writes.c.customer,
-    writes.c.tags,
-    writes.c.ttl,
-    writes.c.accepted_at,
-    writes.c.next_at,
-    writes.c.attempts,
-    writes.c.intent,
-)
-_WAITING_OF = Prepared(
-    QUEUED_WRITES.where(
-        writes.c.state == QUEUED,
-        writes.c.customer.in_(sa.bindparam("customers", expanding=True)),
-    )
+QUEUED_WRITES = sa.select(*(writes.c[name] for name in QueuedWrite.__dataclass_fields__))
+_QUEUED_HERE = (writes.c.state == QUEUED, writes.c.direction == sa.bindparam("in_direction"))
+# For queries by customer.
+_OF_CUSTOMERS = (writes.c.state == QUEUED, has_direction(sa.bindparam("in_direction")))
+_QUEUE_OF = Prepared(
+    QUEUED_WRITES.where(*_OF_CUSTOMERS, writes.c.customer == sa.bindparam("of_customer"))
     .order_by(writes.c.seq)
     .limit(sa.bindparam("most"))
 )
-_DUE = Prepared(
+_IS_DUE = (
+    *_QUEUED_HERE,
+    writes.c.next_at <= sa.bindparam("now"),
+    sa.not_(among(writes.c.customer, "busy")),
+)
+_DUE_CUSTOMERS = (
     sa.select(writes.c.customer)
-    .where(
-        writes.c.state == QUEUED,
-        writes.c.next_at <= sa.bindparam("now"),
-        writes.c.customer.not_in(sa.bindparam("busy", expanding=True)),
-    )
+    .where(*_IS_DUE)
     .order_by(writes.c.next_at, writes.c.seq)
     .limit(sa.bindparam("most"))
 )
-_SEQS = writes.c.seq.in_(sa.bindparam("seqs", expanding=True))
-_STILL_THERE = Prepared(sa.select(writes.c.seq).where(_SEQS))
-_STATES = Prepared(
-    sa.select(writes.c.seq, writes.c.state).where(_SEQS).order_by(writes.c.seq).with_for_update()
+_DUE = Prepared(_DUE_CUSTOMERS)
+_DUE_QUEUES = Prepared(
+    QUEUED_WRITES.where(*_OF_CUSTOMERS, among_selected(writes.c.customer, _DUE_CUSTOMERS))
+    .order_by(writes.c.seq)
+    .limit(sa.bindparam("most_writes"))
 )
+_SEQS = among(writes.c.seq, "seqs")
+_STILL_THERE = Prepared(sa.select(writes.c.seq).where(_SEQS))
 
 
-def _queued_write(
-    seq: int, event_id: str, customer: str, tags: list[str], *rest: Any
-) -> QueuedWrite:
-    return QueuedWrite(seq, event_id, customer, tuple(tags), *rest)
+def queued_write(row: Sequence[Any]) -> QueuedWrite:
+    """Convert a row of `QUEUED_WRITES`."""
+    seq, event_id, customer, tags, ttl, accepted_at, next_at, tries, intent, target, content = row
+    return QueuedWrite(
+        seq,
+        event_id,
+        customer,
+        tuple(tags),
+        ttl,
+        accepted_at,
+        next_at,
+        tries,
+        intent,
+        target,
+        None if content is None else json.loads(content),
+    )
 
 
 _DELIVERER = Prepared(
-    sa.select(facts.c.value).where(facts.c.name == DELIVERER_FACT).with_for_update(read=True)
+    sa.select(facts.c.value).where(facts.c.name == sa.bindparam("fact")).with_for_update(read=True)
+)
+_SENT_TO = Prepared(
+    sa.select(writes.c.customer, writes.c.target).where(
+        SENT,
+        among(writes.c.customer, "customers"),
+        writes.c.done_at > sa.bindparam("then"),
+        writes.c.state == State.DELIVERED.value,
+    )
 )
 
 
-def _fence(connection: sa.Connection, deliverer: str) -> None:
-    """See that *deliverer* is the one that delivers, until the transaction ends."""
-    # The row is held, so that nobody takes over in between.
-    present = _DELIVERER.column(connection)
-    if not present or present[0]["name"] != deliverer:
-        raise LostLockError("another process delivers by now")
+def _check_deliverer(current: Sequence[Any], deliverer: str) -> None:
+    if not current or current[0][0]["name"] != deliverer:
+        raise LostLockError("another process has taken over the delivery")
 
 
 def _set_fact(connection: sa.Connection, name: str, value: Any) -> None:
@@ -414,89 +500,180 @@ def _set_fact(connection: sa.Connection, name: str, value: Any) -> None:
     )
 
 
-def _event_row(event: NewEvent) -> dict[str, Any]:
+# Columns of an event that are fields of `NewEvent` too.
+_EVENT_FIELDS = [name for name in NewEvent._fields if name in events.c]
+
+
+def event_row(event: NewEvent) -> dict[str, Any]:
+    """Return the columns of *event*."""
     return {
-        "id": event.id,
-        "received_at": event.received_at,
+        **{name: getattr(event, name) for name in _EVENT_FIELDS},
         "state": event.state.value,
-        "customer": event.customer,
-        "in_body": event.in_body,
-        "campaign_id": event.campaign_id,
-        "canvas_id": event.canvas_id,
-        "test": event.test,
-        "dedupe": event.dedupe,
-        "key_name": event.key_name,
-        "request_id": event.request_id,
-        "idempotency_key": event.idempotency_key,
-        "content_type": event.content_type,
-        "body": event.body,
-        "reason": event.reason,
+        "direction": event.direction.value,
         "done_at": None if event.state is State.QUEUED else event.received_at,
     }
 
 
-def add_writes(connection: sa.Connection, accepted: Iterable[NewEvent], tally: Tally) -> None:
-    """Let the writes of *accepted* events wait, from their acceptance on."""
-    rows = [row for event in accepted for row in _write_rows(event)]
+def add_writes(
+    connection: sa.Connection, accepted: Iterable[NewEvent], tally: CountChanges
+) -> None:
+    """Queue the writes of *accepted* events."""
+    rows = []
+    for event in accepted:
+        rows_of_event = [*_write_rows(event)]
+        if rows_of_event:
+            tally.writes(event.direction, None, State.QUEUED, len(rows_of_event))
+        rows += rows_of_event
     if rows:
-        tally.writes(None, State.QUEUED, len(rows))
         insert_many(connection, _ADD_WRITE, rows)
 
 
 def _write_rows(event: NewEvent) -> Iterable[dict[str, Any]]:
     for write in event.writes:
-        yield {
-            "event_id": event.id,
-            "customer": event.customer,
-            "tags": write.tags,
-            "ttl": write.ttl,
-            "accepted_at": event.received_at,
-            "state": State.QUEUED.value,
-            "next_at": event.received_at,
-            "attempts": 0,
-            "reason": "",
-            "intent": None,
-            "uncertain": False,
-            "unknown": False,
-        }
+        yield _write_row(event, event.customer, tags=write.tags, ttl=write.ttl)
+    for send in event.sends:
+        content = json.dumps(send.content)
+        yield _write_row(event, send.customer, target=send.target, content=content)
 
 
-def _postpone(connection: sa.Connection, customer: str, until: float) -> None:
-    connection.execute(
-        writes.update()
-        .where(writes.c.state == QUEUED, writes.c.customer == customer, writes.c.next_at < until)
-        .values(next_at=until)
+def _write_row(
+    event: NewEvent,
+    customer: str | None,
+    tags: tuple[str, ...] = (),
+    ttl: int | None = None,
+    target: str = "",
+    content: str | None = None,
+) -> dict[str, Any]:
+    return {
+        "event_id": event.id,
+        "customer": customer,
+        "tags": tags,
+        "ttl": ttl,
+        "accepted_at": event.received_at,
+        "state": State.QUEUED.value,
+        "next_at": event.received_at,
+        "attempts": 0,
+        "reason": "",
+        "intent": None,
+        "uncertain": False,
+        "unknown": False,
+        "direction": event.direction.value,
+        "target": target,
+        "content": content,
+        "receipt": "",
+    }
+
+
+def _postpone(
+    connection: sa.Connection, customers: Collection[str], until: float, direction: Direction
+) -> None:
+    rows = [
+        {"of_customer": one, "until": until, "in_direction": direction.value} for one in customers
+    ]
+    _UPDATE_NEXT_AT.many(connection, rows)
+
+
+_UPDATE_NEXT_AT = Prepared(
+    writes.update()
+    .where(
+        *_OF_CUSTOMERS,
+        writes.c.customer == sa.bindparam("of_customer"),
+        writes.c.next_at < sa.bindparam("until"),
     )
+    .values(next_at=sa.bindparam("until"))
+)
 
 
-def _states(connection: sa.Connection, seqs: Sequence[int]) -> dict[int, State]:
-    """The states of writes, which nobody else changes before the transaction ends."""
-    return {seq: State(state) for seq, state in _STATES.rows(connection, seqs=seqs)}
+class _WriteState(NamedTuple):
+    """The columns of a write that decide the state of its event."""
+
+    event_id: str
+    state: str
+    reason: str
+    done_at: float | None
 
 
-def _is_plain(result: Finished) -> bool:
-    """Whether *result* is like nearly all of them: delivered, and nothing more to be said."""
-    more = result.uncertain or result.unknown or result.intent or result.intent_stands
-    return result.state is State.DELIVERED and result.counted and not more
+class _EventStates:
+    """Events and the states of their writes, in one transaction that changes them.
 
-
-def _record_delivered(
-    connection: sa.Connection, results: Iterable[Finished], there: Container[int]
-) -> Sequence[int]:
-    """As `_record` for many plain results at once: it is the statements that cost time.
-
-    *there* are the writes (by seq) that are stored: one whose customer was erased has no story.
+    Args:
+        found_events: rows of `_EVENTS_OF`.
+        found_writes: rows of `_WRITES_OF`.
+        direction: of the writes that change.
     """
-    ended = [(w, result) for result in results for w in result.writes if w.seq in there]
+
+    def __init__(
+        self,
+        found_events: Sequence[Sequence[Any]],
+        found_writes: Sequence[Sequence[Any]],
+        *,
+        direction: Direction = Direction.TO_SESSIONM,
+    ) -> None:
+        self.direction = direction
+        self._events = {event.id: event for event in tallied_events(found_events)}
+        self.writes = {seq: _WriteState(*rest) for seq, *rest in found_writes}
+
+    def set_state(self, seq: int, result: CallResult, tally: CountChanges) -> None:
+        """Set the state of the write *seq* to that of *result*."""
+        before = self.writes[seq]
+        done_at = None if result.state is State.QUEUED else result.at
+        self.writes[seq] = _WriteState(before.event_id, result.state.value, result.error, done_at)
+        tally.writes(self.direction, State(before.state), result.state)
+
+    def update_events(self, connection: sa.Connection, tally: CountChanges) -> Counter[State]:
+        """Store the state of each event, and return how many events changed to each state."""
+        by_event: dict[str, dict[str, _WriteState]] = {}
+        for write in self.writes.values():
+            by_event.setdefault(write.event_id, {})[write.state] = write
+        rows = []
+        changed: Counter[State] = Counter()
+        for event_id, states in by_event.items():
+            state = next(s for s in _BY_PRIORITY if s in states)
+            _, _, reason, done_at = states[state]
+            rows.append({"key": event_id, "state": state, "reason": reason, "done_at": done_at})
+            event = self._events[event_id]
+            if event.state is not state:
+                tally.event(event, event.state, state)
+                changed[state] += 1
+        if rows:
+            _UPDATE_EVENT.many(connection, rows)
+        return changed
+
+
+def _is_simple(result: CallResult) -> bool:
+    """Return whether *result* is a delivery with no further columns to set, as most are."""
+    further = (
+        result.uncertain,
+        result.unknown,
+        result.intent,
+        result.keep_intent,
+        result.receipt,
+        result.error,
+    )
+    return result.state is State.DELIVERED and result.counts_attempt and not any(further)
+
+
+def _record_simple(
+    connection: sa.Connection,
+    results: Iterable[CallResult],
+    states: _EventStates,
+    tally: CountChanges,
+) -> None:
+    """Record simple results together: one statement for many rows costs less time."""
+    # Writes of an erased customer are not stored.
+    ended = [(w, result) for result in results for w in result.writes if w.seq in states.writes]
     if not ended:
-        return []
-    _DELIVERED.many(connection, [{"key": write.seq, "at": result.at} for write, result in ended])
+        return
+    _UPDATE_DELIVERED.many(
+        connection, [{"key": write.seq, "at": result.at} for write, result in ended]
+    )
     insert_many(connection, _ADD_ATTEMPT, [_attempt(w.seq, result) for w, result in ended])
-    _remember_expiries(connection, [write for write, _ in ended])
-    return [write.seq for write, _ in ended]
+    _store_expiries(connection, [write for write, _ in ended])
+    for write, result in ended:
+        states.set_state(write.seq, result, tally)
 
 
-_DELIVERED = Prepared(
+_UPDATE_DELIVERED = Prepared(
     writes.update()
     .where(writes.c.seq == sa.bindparam("key"))
     .values(
@@ -510,7 +687,7 @@ _DELIVERED = Prepared(
 )
 
 
-def _attempt(seq: int, result: Finished) -> dict[str, Any]:
+def _attempt(seq: int, result: CallResult) -> dict[str, Any]:
     return {
         "write_seq": seq,
         "at": result.at,
@@ -521,47 +698,53 @@ def _attempt(seq: int, result: Finished) -> dict[str, Any]:
     }
 
 
-def _record(connection: sa.Connection, result: Finished) -> Sequence[int]:
-    """Record one result; returns the writes (by seq) that it holds for."""
-    seqs = [write.seq for write in result.writes]
-    waits = result.state is State.QUEUED
+def _record(
+    connection: sa.Connection, result: CallResult, states: _EventStates, tally: CountChanges
+) -> None:
+    """Record one result."""
+    is_retry = result.state is State.QUEUED
+    # A write that was discarded during its call stays discarded, unless it was delivered.
+    seqs = [
+        write.seq
+        for write in result.writes
+        if write.seq in states.writes
+        and (result.state is State.DELIVERED or states.writes[write.seq].state == State.QUEUED)
+    ]
+    if not seqs:
+        return
     values: dict[str, Any] = {
         "state": result.state.value,
-        "attempts": writes.c.attempts + int(result.counted),
+        "attempts": writes.c.attempts + int(result.counts_attempt),
         "reason": result.error,
         "uncertain": writes.c.uncertain | result.uncertain,
         "unknown": result.unknown,
-        "done_at": None if waits else result.at,
+        "receipt": result.receipt,
+        "done_at": None if is_retry else result.at,
     }
-    if not result.intent_stands:
+    if not result.keep_intent:
         values["intent"] = dict(result.intent) if result.intent else None
-    if waits:
+    if is_retry:
         values["next_at"] = result.next_at
-    ended = writes.update().where(writes.c.seq.in_(seqs)).returning(writes.c.seq)
-    if result.state is not State.DELIVERED:
-        # Discarded while the call was under way: that stands, unless SessionM has it.
-        ended = ended.where(writes.c.state == QUEUED)
-    updated = connection.execute(ended.values(**values))
-    # A write whose customer was erased meanwhile has no story any more.
-    kept = updated.scalars().all()
-    if not kept:
-        return kept
-    insert_many(connection, _ADD_ATTEMPT, [_attempt(seq, result) for seq in kept])
-    if waits:
-        _postpone(connection, result.writes[0].customer, result.next_at)
+    Prepared(writes.update().where(_SEQS).values(**values)).many(connection, [{"seqs": seqs}])
+    insert_many(connection, _ADD_ATTEMPT, [_attempt(seq, result) for seq in seqs])
+    if is_retry:
+        customers = dict.fromkeys(write.customer for write in result.writes)
+        _postpone(connection, customers, result.next_at, states.direction)
     if result.state is State.DELIVERED:
-        _remember_expiries(connection, result.writes)
-    return kept
+        _store_expiries(connection, result.writes)
+    for seq in seqs:
+        states.set_state(seq, result, tally)
 
 
 _EXPIRIES_OF = Prepared(
     sa.select(expiries.c.tag, expiries.c.expires_at).where(
-        expiries.c.customer == sa.bindparam("whose"), expiries.c.expires_at > sa.bindparam("now")
+        expiries.c.customer == sa.bindparam("of_customer"),
+        expiries.c.expires_at > sa.bindparam("now"),
     )
 )
 
 
-def _remember_expiries(connection: sa.Connection, delivered: Iterable[QueuedWrite]) -> None:
+def _store_expiries(connection: sa.Connection, delivered: Iterable[QueuedWrite]) -> None:
     rows = [
         {"customer": write.customer, "tag": tag, "expires_at": write.expires_at}
         for write in delivered
@@ -569,55 +752,42 @@ def _remember_expiries(connection: sa.Connection, delivered: Iterable[QueuedWrit
         for tag in write.tags
     ]
     if rows:
-        insert_many(connection, _REMEMBER, rows)
+        insert_many(connection, _ADD_EXPIRIES, rows)
 
 
-def _remembering() -> sa.Insert:
+def _upsert_expiries() -> sa.Insert:
     statement = insert(expiries)
     return statement.on_conflict_do_update(
         index_elements=["customer", "tag"], set_={"expires_at": statement.excluded.expires_at}
     )
 
 
-_REMEMBER = _remembering()
+_ADD_EXPIRIES = _upsert_expiries()
 
 
-def settle(connection: sa.Connection, event_ids: Collection[str], tally: Tally) -> Counter[State]:
-    """Give events the state that follows from their writes'; returns how many took which."""
-    ids = list(event_ids)
-    before = {event.id: event for event in counted(_EVENTS.rows(connection, event_ids=ids))}
-    by_event: dict[str, dict[str, tuple[str, float | None]]] = {}
-    for event_id, state, reason, done_at in _WRITES_OF.rows(connection, event_ids=ids):
-        by_event.setdefault(event_id, {})[state] = (reason, done_at)
-    rows = []
-    changed: Counter[State] = Counter()
-    for event_id, states in by_event.items():
-        state = next(s for s in _BY_WEIGHT if s in states)
-        reason, done_at = states[state]
-        rows.append({"key": event_id, "state": state, "reason": reason, "done_at": done_at})
-        event = before[event_id]
-        if event.state is not state:
-            tally.event(event, event.state, state)
-            changed[state] += 1
-    if rows:
-        _SETTLED.many(connection, rows)
-    return changed
+def update_events(
+    connection: sa.Connection, event_ids: Collection[str], tally: CountChanges
+) -> Counter[State]:
+    """Store the state of each event by its writes; return how many changed to each state."""
+    ids = {"event_ids": list(event_ids)}
+    states = _EventStates(*read_together(connection, *((one, ids) for one in _STATE_QUERIES)))
+    return states.update_events(connection, tally)
 
 
-_EVENTS = Prepared(
-    COUNTED.where(events.c.id.in_(sa.bindparam("event_ids", expanding=True))).with_for_update()
-)
+_EVENTS_OF = Prepared(TALLIED_EVENTS.where(among(events.c.id, "event_ids")).with_for_update())
 _WRITES_OF = Prepared(
-    sa.select(writes.c.event_id, writes.c.state, writes.c.reason, writes.c.done_at).where(
-        writes.c.event_id.in_(sa.bindparam("event_ids", expanding=True))
-    )
+    sa.select(writes.c.seq, writes.c.event_id, writes.c.state, writes.c.reason, writes.c.done_at)
+    .where(among(writes.c.event_id, "event_ids"))
+    .order_by(writes.c.seq)
+    .with_for_update()
 )
-_SETTLED = Prepared(
+_STATE_QUERIES = (_EVENTS_OF, _WRITES_OF)
+_UPDATE_EVENT = Prepared(
     events.update()
     .where(events.c.id == sa.bindparam("key"))
     .values({name: sa.bindparam(name) for name in ("state", "reason", "done_at")})
 )
 
 
-# An event is what the weightiest of its writes is.
-_BY_WEIGHT = (State.QUEUED, State.DEAD, State.DISCARDED, State.DELIVERED, State.EXPIRED)
+# The state of an event is the first of these that one of its writes has.
+_BY_PRIORITY = (State.QUEUED, State.DEAD, State.DISCARDED, State.DELIVERED, State.EXPIRED)

@@ -1,12 +1,12 @@
-"""How many events and writes there are, kept up by the transactions that change them.
+"""Numbers of events and writes, updated in the transactions that change events and writes.
 
-So nobody has to count, however many there are. One row for each campaign and Canvas, one for the
-stored events, one for the writes.
+So no query has to count rows. There is one row for each campaign and Canvas, one for the stored
+events, and one for the writes of each direction.
 
-A campaign's figures are those of all time: *accepted* is every event that was taken in (no
-duplicates; a rejected one when it is replayed), and each of them is pending (queued), delivered,
-dead, expired or discarded. Forgetting an old event changes none of these; an event that is erased
-before it has ended counts as discarded. The row of the stored events tells what can be found now.
+A campaign's figures are for all time. *accepted* is the number of accepted events (no duplicates; a
+rejected event when it is replayed). Each of them is pending (queued), delivered, dead, expired or
+discarded. The deletion of an old event changes none of these; an event that is erased before it has
+ended counts as discarded. The row of the stored events counts only what is still stored.
 """
 
 from collections import Counter, defaultdict
@@ -16,8 +16,9 @@ from typing import Any, NamedTuple, Protocol
 
 import sqlalchemy as sa
 
-from bridge.outbox.schema import NUMBERS, STORED, WRITES, State, events, tallies
-from bridge.statements import insert, insert_many
+from bridge.outbox.model import Direction, NewEvent, State
+from bridge.outbox.schema import NUMBERS, STORED, WRITES, events, tallies
+from bridge.storage.statements import insert, insert_many
 
 CAMPAIGNS = ("campaign", "canvas")
 _ENDED = (State.DELIVERED, State.EXPIRED, State.DISCARDED)
@@ -25,9 +26,12 @@ _ENDED = (State.DELIVERED, State.EXPIRED, State.DISCARDED)
 
 @dataclass(frozen=True)
 class CampaignFigures:
-    """What became of one campaign's or Canvas's events; *last_seen*: the latest acceptance.
+    """Numbers of events of one campaign or Canvas.
 
-    *kind* is ``campaign`` or ``canvas``.
+    Attributes:
+        kind: ``campaign`` or ``canvas``.
+        last_seen: when the newest of its events was accepted, in seconds since the epoch.
+        name: the latest name that Braze sent, or "".
     """
 
     kind: str
@@ -39,10 +43,11 @@ class CampaignFigures:
     expired: int
     discarded: int
     last_seen: float
+    name: str = ""
 
 
-class OfCampaign(Protocol):
-    """An event, as far as counting it goes."""
+class HasCampaign(Protocol):
+    """The columns of an event that decide which rows count it."""
 
     @property
     def campaign_id(self) -> str | None: ...
@@ -52,8 +57,8 @@ class OfCampaign(Protocol):
     def received_at(self) -> float: ...
 
 
-class Counted(NamedTuple):
-    """A stored event that is about to change."""
+class TalliedEvent(NamedTuple):
+    """A stored event, as `CountChanges.event` needs it."""
 
     id: str
     state: State
@@ -62,56 +67,65 @@ class Counted(NamedTuple):
     received_at: float
 
 
-def about_to_change(
+def lock_events(
     connection: sa.Connection, *conditions: sa.ColumnElement[bool], limit: int | None = None
-) -> list[Counted]:
-    """The events of which all *conditions* hold; nobody else changes them before the end."""
-    chosen = COUNTED.where(*conditions).limit(limit)
-    return counted(connection.execute(chosen.with_for_update()).all())
+) -> list[TalliedEvent]:
+    """Return the events that meet all *conditions*, locked until the transaction ends."""
+    chosen = TALLIED_EVENTS.where(*conditions).limit(limit)
+    return tallied_events(connection.execute(chosen.with_for_update()).all())
 
 
-# What a `Counted` is made of.
-COUNTED = sa.select(*(events.c[name] for name in Counted._fields))
+TALLIED_EVENTS = sa.select(*(events.c[name] for name in TalliedEvent._fields))
 
 
-def counted(rows: Iterable[Sequence[Any]]) -> list[Counted]:
-    """What `COUNTED` has found."""
-    return [Counted(*row)._replace(state=State(row[_STATE])) for row in rows]
+def tallied_events(rows: Iterable[Sequence[Any]]) -> list[TalliedEvent]:
+    """Convert rows of `TALLIED_EVENTS`."""
+    return [TalliedEvent(*row)._replace(state=State(row[_STATE])) for row in rows]
 
 
-_STATE = Counted._fields.index("state")
+_STATE = TalliedEvent._fields.index("state")
 
 
-class Tally:
-    """What one transaction changes; `keep` writes it, as the last thing that is done there.
+class CountChanges:
+    """Changes of the numbers by one transaction.
 
-    Last, because from then on others who count the same campaign wait for the commit.
+    `save` must be its last statement: it locks rows that other transactions also update.
     """
 
     def __init__(self) -> None:
         self._events: Counter[_Change] = Counter()
-        self._writes: Counter[tuple[State | None, State | None]] = Counter()
+        self._writes: Counter[tuple[Direction, State | None, State | None]] = Counter()
+        self._names: dict[tuple[str, str], str] = {}
         self._seen_at = 0.0
 
-    def event(self, event: OfCampaign, before: State | None, after: State | None) -> None:
-        """An event goes from one state to another; ``None``: it is not stored."""
-        # Aggregated as it comes: of a batch most are alike.
+    def event(self, event: HasCampaign, before: State | None, after: State | None) -> None:
+        """Count an event that changes from one state to another; ``None``: it is not stored."""
         self._events[event.campaign_id, event.canvas_id, before, after] += 1
         self._seen_at = max(self._seen_at, event.received_at)
 
-    def writes(self, before: State | None, after: State | None, number: int = 1) -> None:
-        """So many writes go from one state to another; ``None``: they are not stored."""
-        self._writes[before, after] += number
+    def add_names(self, event: NewEvent) -> None:
+        """Set the names of an accepted event's campaign and Canvas, if Braze sent names."""
+        if event.campaign_name and event.campaign_id:
+            self._names["campaign", event.campaign_id] = event.campaign_name
+        if event.canvas_name and event.canvas_id:
+            self._names["canvas", event.canvas_id] = event.canvas_name
 
-    def keep(self, connection: sa.Connection) -> None:
+    def writes(
+        self, direction: Direction, before: State | None, after: State | None, number: int = 1
+    ) -> None:
+        """Count *number* writes that change from one state to another; ``None``: not stored."""
+        self._writes[direction, before, after] += number
+
+    def save(self, connection: sa.Connection) -> None:
         rows = [
             {
                 "kind": kind,
                 "id": name,
                 "last_seen": self._seen_at if change["accepted"] else 0.0,
+                "name": self._names.get((kind, name), ""),
                 **{column: change[column] for column in NUMBERS},
             }
-            # In one order, so that no two wait for each other.
+            # All transactions update rows in the same order: otherwise they could deadlock.
             for (kind, name), change in sorted(self._changes().items())
             if any(change.values())
         ]
@@ -119,20 +133,20 @@ class Tally:
             insert_many(connection, _ADD, rows)
 
     def _changes(self) -> dict[tuple[str, str], Counter[str]]:
-        """By how much which numbers of which row change."""
+        """Return the changes: (kind, id) of a row -> column -> difference."""
         changes: defaultdict[tuple[str, str], Counter[str]] = defaultdict(Counter)
-        for (before, after), number in self._writes.items():
-            _move(changes[WRITES, ""], before, after, number)
+        for (direction, before, after), number in self._writes.items():
+            _move(changes[WRITES, direction.value], before, after, number)
         for (campaign, canvas, before, after), number in self._events.items():
             _move(changes[STORED, ""], before, after, number)
             known = before not in {None, State.REJECTED}
             if not (known or after is State.QUEUED):
                 continue
-            # An erased or forgotten event stays where it ended.
-            stands = after or (before if before in _ENDED else State.DISCARDED)
+            # A deleted event stays counted in its last state.
+            last = after or (before if before in _ENDED else State.DISCARDED)
             for kind, name in (("campaign", campaign), ("canvas", canvas)):
                 if name:
-                    _move(changes[kind, name], before if known else None, stands, number)
+                    _move(changes[kind, name], before if known else None, last, number)
                     changes[kind, name]["accepted"] += 0 if known else number
         return changes
 
@@ -158,6 +172,10 @@ def _adding() -> sa.Insert:
                 (given.last_seen > tallies.c.last_seen, given.last_seen),
                 else_=tallies.c.last_seen,
             ),
+            # A literal: `insert_many` passes no parameters except the rows.
+            "name": sa.case(
+                (given.name != sa.literal_column("''"), given.name), else_=tallies.c.name
+            ),
         },
     )
 
@@ -166,13 +184,13 @@ _ADD = _adding()
 
 
 def stored(connection: sa.Connection) -> dict[State, int]:
-    """How many stored events there are in each state."""
+    """Return the number of stored events in each state."""
     chosen = tallies.select().where(tallies.c.kind == STORED, tallies.c.id == "")
     row = connection.execute(chosen).mappings().first()
     return {state: row[state] if row else 0 for state in State}
 
 
 def figures_of(row: sa.RowMapping) -> CampaignFigures:
-    """A campaign's row as its figures."""
+    """Convert the row of a campaign or Canvas."""
     same = {name: row[name] for name in CampaignFigures.__dataclass_fields__ if name != "pending"}
     return CampaignFigures(**same, pending=row[State.QUEUED])

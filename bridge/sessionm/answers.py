@@ -1,82 +1,40 @@
-"""What SessionM's answers mean. Pure.
+"""Read SessionM's answers. Pure.
 
-Only the body says whether a call worked: HTTP 200 may carry ``"status":"error"`` (Tags API,
+Only the body shows whether a call worked: HTTP 200 may carry ``"status":"error"`` (Tags API,
 "Statuses and Errors").
 """
 
-import json
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from enum import StrEnum
 from typing import Any
 
-from bridge.fields import MAX_DEPTH, deeper_than, shown
+from bridge.calls import CallError, json_object
+from bridge.calls import Meaning as Meaning  # noqa: PLC0414 - exported with `SessionMError`
+from bridge.fields import shown
 
 
-class Meaning(StrEnum):
-    """Why a call did not work, as far as it matters to what is done next."""
-
-    UNREACHABLE = "unreachable"  # nothing was sent
-    UNANSWERED = "unanswered"  # sent, and no answer came: what it did is unknown
-    BUSY = "busy"  # SessionM says: not now
-    GARBLED = "garbled"  # an answer that SessionM would not give
-    CREDENTIALS = "credentials"  # our own credentials are refused
-    UNKNOWN_CUSTOMER = "unknown_customer"
-    REFUSED = "refused"  # anything else that it will not do
-
-
-class SessionMError(Exception):
-    """A call that did not work.
-
-    Attributes:
-        meaning: what kind of failure it is.
-        status: HTTP status, 0 when there was no answer.
-        code: SessionM's error code in capitals, or "".
-        retry_after: seconds that SessionM asked us to wait, or ``None``.
-        brief: what happened without SessionM's own words, which may name the customer.
-    """
+class SessionMError(CallError):
+    """A failed call to SessionM; *code* is SessionM's error code in upper case, or ""."""
 
     def __init__(
         self,
         meaning: Meaning,
         message: str,
         *,
-        status: int = 0,
         code: str = "",
-        retry_after: float | None = None,
-        brief: str = "",
+        **details: Any,
     ) -> None:
-        super().__init__(message)
-        self.meaning = meaning
-        self.status = status
+        super().__init__(meaning, message, **details)
         self.code = code
-        self.retry_after = retry_after
-        self.brief = brief or message
 
-    @property
-    def may_have_worked(self) -> bool:
-        """Whether SessionM may have done what was asked in spite of the failure."""
-        if self.meaning is Meaning.BUSY:
-            return self.status not in _THROTTLED
-        return self.meaning in {Meaning.UNANSWERED, Meaning.GARBLED}
-
-    @property
-    def is_outage(self) -> bool:
-        """Whether it tells that SessionM is away, rather than what it thinks of the call."""
-        return self.meaning in _OUTAGE and self.status not in _THROTTLED
-
-
-_OUTAGE = {Meaning.UNREACHABLE, Meaning.UNANSWERED, Meaning.GARBLED, Meaning.BUSY}
-# Too early, too many requests: refused before any work.
-_THROTTLED = {425, 429}
 
 _BUSY_STATUSES = {408, 425, 429}
 
 _CODE = re.compile("[A-Z_]{1,40}")
 
-# SessionM's generic codes; it does not hold to one case.
+# SessionM's generic error codes, in upper case: SessionM sends them in any case.
 _BY_CODE = {
     "INTERNAL_SERVER_ERROR": Meaning.BUSY,
     "HTTPS_ONLY": Meaning.CREDENTIALS,
@@ -90,52 +48,43 @@ _BY_CODE = {
 
 
 def read_answer(status: int, headers: Mapping[str, str], body: bytes, now: float) -> dict[str, Any]:
-    """The JSON object of an answer that worked.
+    """Return the JSON object of a successful answer.
 
     Args:
         status: HTTP status.
-        headers: response headers, looked up without regard to case.
+        headers: response headers by their names in lower case.
         body: the whole body.
         now: seconds since the epoch, for a ``Retry-After`` that is a date.
 
     Raises:
-        SessionMError: anything else.
+        SessionMError: the call failed.
     """
-    document = _json_object(body)
+    document = json_object(body)
     worked = str(document.get("status", "")).lower() if document else ""
     if 200 <= status < 300 and worked == "ok":
         return document
     code, message = _error(document)
     raise SessionMError(
-        _meaning(status, code, said_error=worked == "error"),
+        _meaning(status, code, is_error=worked == "error"),
         _sentence(status, code, message),
         status=status,
         code=code,
-        retry_after=retry_after(headers.get("Retry-After"), now),
+        retry_after=retry_after(headers.get("retry-after"), now),
         brief=_sentence(status, code if _CODE.fullmatch(code) else "", ""),
     )
 
 
-def _meaning(status: int, code: str, *, said_error: bool) -> Meaning:
+def _meaning(status: int, code: str, *, is_error: bool) -> Meaning:
     if status in _BUSY_STATUSES or status >= 500:
         return Meaning.BUSY
     if status == 401:
         return Meaning.CREDENTIALS
     if code in _BY_CODE:
         return _BY_CODE[code]
-    if status == 404 and said_error and not code:
+    if status == 404 and is_error and not code:
         return Meaning.UNKNOWN_CUSTOMER
-    # A page of a proxy on the way is no verdict of SessionM's, whatever its status.
-    return Meaning.REFUSED if said_error or code else Meaning.GARBLED
-
-
-def _json_object(body: bytes) -> dict[str, Any]:
-    try:
-        document = json.loads(body)
-    except (ValueError, RecursionError):
-        return {}
-    sane = isinstance(document, dict) and not deeper_than(document, MAX_DEPTH)
-    return document if sane else {}
+    # Without SessionM's error object, the answer may come from a proxy, whatever its status.
+    return Meaning.REFUSED if is_error or code else Meaning.GARBLED
 
 
 def _error(document: Mapping[str, Any]) -> tuple[str, str]:
@@ -148,13 +97,13 @@ def _error(document: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _sentence(status: int, code: str, message: str) -> str:
-    said = " ".join(part for part in (code, message) if part) or "no SessionM answer in the body"
-    # SessionM may cut its text in the middle of a character, which no database would store.
-    return shown(f"HTTP {status}: {said}", 500)
+    text = " ".join(part for part in (code, message) if part) or "no SessionM answer in the body"
+    # `shown` removes incomplete characters, which a database refuses: SessionM may cut its texts.
+    return shown(f"HTTP {status}: {text}", 500)
 
 
 def retry_after(value: str | None, now: float) -> float | None:
-    """Seconds to wait by a ``Retry-After`` header, seconds or a date (RFC 9110 10.2.3)."""
+    """Return the seconds of a ``Retry-After`` header: a number or a date (RFC 9110, 10.2.3)."""
     if not value:
         return None
     first = value.split(",")[0].strip()

@@ -1,4 +1,4 @@
-"""SessionM Core and Connect over `requests`: one method per documented call.
+"""SessionM Core and Connect over HTTP: one method per documented call.
 
 Each method returns the decoded JSON of an answer that worked and raises `SessionMError` for
 everything else, time-outs included.
@@ -8,34 +8,21 @@ import base64
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
 from typing import Any
 from urllib.parse import quote
 
-import requests
-import urllib3
-from requests.utils import default_headers, get_environ_proxies, should_bypass_proxies
-
+from bridge import clock
+from bridge.calls import FinishedCall
 from bridge.customer import Customer
+from bridge.network.client import CONNECTIONS, HttpClient, HttpRequest, MaySend
+from bridge.network.failure import NetworkError, OversizeAnswerError
+from bridge.network.proxy import Proxy
 from bridge.sessionm.answers import Meaning, SessionMError, read_answer
-from bridge.sessionm.deadline import Guard, GuardedAdapter, NotSentError
 
-# A wallet of 1,000 offers is about 1 MB; a customer's tags are a few kilobytes.
+# Bytes. A wallet of 1,000 offers is about 1 MB; a customer's tags are a few kilobytes.
 MAX_ANSWER = {"core": 1024 * 1024, "connect": 8 * 1024 * 1024}
-CONNECT_TIMEOUT = 3.05
 
-Observe = Callable[["Call"], None]
-
-
-class Call:
-    """One finished call, for health figures: which system, how long, what went wrong."""
-
-    __slots__ = ("error", "seconds", "system")
-
-    def __init__(self, system: str, seconds: float, error: SessionMError | None) -> None:
-        self.system = system
-        self.seconds = seconds
-        self.error = error
+Observe = Callable[["FinishedCall"], None]
 
 
 class SessionM:
@@ -48,8 +35,12 @@ class SessionM:
         connect_url: base URL of the Offers API, or ``None`` where offers are off.
         connect_auth: Base64 of ``user:password`` for it.
         retailer_id: the retailer's GUID there.
-        connections: how many connections are kept open.
-        observe: told of every finished call.
+        variables: proxies and certificate authorities, as `HttpClient` takes them.
+        connections: most open connections to each of the two APIs.
+        observe: called with every finished call.
+
+    Raises:
+        ValueError: a proxy or a certificate authority of *variables* cannot be used.
     """
 
     def __init__(
@@ -61,21 +52,33 @@ class SessionM:
         connect_url: str | None = None,
         connect_auth: str = "",
         retailer_id: str = "",
-        connections: int = 64,
-        observe: Observe | None = None,
+        variables: Mapping[str, str] | None = None,
+        connections: int = CONNECTIONS,
+        observe: Observe = lambda _call: None,
     ) -> None:
-        self._core = _Endpoint("core", core_url, _basic(core_key, core_secret), connections)
+        def endpoint(name: str, url: str, basic: str) -> _Endpoint:
+            http = HttpClient(
+                url,
+                setting=f"SESSIONM_{name.upper()}_URL",
+                headers={
+                    "Authorization": f"Basic {basic}",
+                    "Accept": "application/json",
+                    "Content-Type": "application/json",
+                },
+                variables=variables or {},
+                connections=connections,
+            )
+            return _Endpoint(name, http, observe)
+
+        self._core = endpoint("core", core_url, _basic(core_key, core_secret))
         self._key = core_key
-        self._connect = (
-            _Endpoint("connect", connect_url, connect_auth, connections) if connect_url else None
-        )
+        self._connect = endpoint("connect", connect_url, connect_auth) if connect_url else None
         self.retailer_id = retailer_id
-        self._observe = observe or (lambda _call: None)
 
     def read_tags(self, customer: Customer, timeout: float) -> dict[str, Any]:
-        """``GET …/tags``: ``{"status":"ok","tags":{"name":count}}``, all of the customer's."""
-        answer = self._ask(self._core, "GET", self._tags_path(customer), None, timeout)
-        return _having("tags", answer)
+        """``GET …/tags``: ``{"status":"ok","tags":{"name":count}}`` with all tags."""
+        answer = self._core.call("GET", self._tags_path(customer), timeout)
+        return _with_field("tags", answer)
 
     def write_tags(
         self,
@@ -83,81 +86,76 @@ class SessionM:
         tags: Sequence[str],
         ttl: int | None,
         timeout: float,
-        may_send: Callable[[], bool] = lambda: True,
+        may_send: MaySend = lambda: True,
     ) -> dict[str, Any]:
-        """``POST …/tags``; *ttl* in seconds makes them expire, ``None`` counts them.
+        """``POST …/tags``: expiring tags with a *ttl* in seconds, counters with ``None``.
+
+        *may_send* is called right before the first byte.
 
         Raises:
-            NotSentError: *may_send*, asked right before the first byte, said no.
+            NotSentError: *may_send* returned false; nothing was sent.
         """
         body: dict[str, Any] = {"tags": list(tags)}
         if ttl is not None:
             body["ttl"] = ttl
-        return self._ask(self._core, "POST", self._tags_path(customer), body, timeout, may_send)
+        path = self._tags_path(customer)
+        return self._core.call("POST", path, timeout, body, may_send, repeatable=False)
 
-    def profile(self, external_id: str, timeout: float) -> dict[str, Any]:
-        """The standard profile: ``{"status":"ok","user":{"id":"…",…}}``."""
-        path = ["priv", "v1", "apps", self._key, "external", "users", external_id]
-        return self._ask(self._core, "GET", path, None, timeout)
+    def profile(self, customer: Customer, timeout: float) -> dict[str, Any]:
+        """The standard profile: ``{"status":"ok","user":{"id":"…","external_id":"…",…}}``."""
+        return self._core.call("GET", self._tags_path(customer)[:-1], timeout)
 
     def submit_batch(self, job: Mapping[str, Any], timeout: float) -> dict[str, Any]:
         """``POST …/batch/tags`` with ``{"request_id","url","md5","notify"}``."""
         path = ["priv", "v1", "apps", self._key, "batch", "tags"]
-        return self._ask(self._core, "POST", path, {"tags": dict(job)}, timeout)
+        body = {"tags": dict(job)}
+        return self._core.call("POST", path, timeout, body, repeatable=False)
 
     def read_batch(self, job_id: str, timeout: float) -> dict[str, Any]:
-        """``GET …/batch/tags/ID``: a job as it stands. No document names this call: assumed."""
+        """``GET …/batch/tags/ID``: the status of a job. Assumed: no document describes it."""
         path = ["priv", "v1", "apps", self._key, "batch", "tags", job_id]
-        return self._ask(self._core, "GET", path, None, timeout)
+        return self._core.call("GET", path, timeout)
 
     def offers(self, body: Mapping[str, Any], timeout: float) -> dict[str, Any]:
-        """``POST get_user_offers``; the retailer is put in where *body* has none."""
+        """``POST get_user_offers``. A *body* without ``retailer_id`` gets the configured one."""
         if self._connect is None:
             raise SessionMError(Meaning.REFUSED, "the Offers API is not configured")
         path = ["offers", "api", "2.0", "offers", "get_user_offers"]
         full = {"retailer_id": self.retailer_id, **body}
-        return _having("payload", self._ask(self._connect, "POST", path, full, timeout))
+        return _with_field("payload", self._connect.call("POST", path, timeout, full))
+
+    def proxies(self) -> dict[str, Proxy]:
+        """Return the proxies in use, by system: ``core``, ``connect``."""
+        return {one.name: one.http.proxy for one in self._endpoints() if one.http.proxy}
+
+    def overdue(self) -> int:
+        """Return the number of calls that are in flight after their deadline; normally 0."""
+        return sum(one.http.overdue() for one in self._endpoints())
 
     def close(self) -> None:
-        for endpoint in (self._core, self._connect):
-            if endpoint is not None:
-                endpoint.close()
+        for endpoint in self._endpoints():
+            endpoint.http.close()
+
+    def _endpoints(self) -> list["_Endpoint"]:
+        return [self._core, *([self._connect] if self._connect else [])]
 
     def _tags_path(self, customer: Customer) -> list[str]:
         kind = ["external", "users"] if customer.kind == "external_id" else ["users"]
         return ["priv", "v1", "apps", self._key, *kind, customer.id, "tags"]
 
-    def _ask(
-        self,
-        endpoint: "_Endpoint",
-        method: str,
-        path: Sequence[str],
-        body: Mapping[str, Any] | None,
-        timeout: float,
-        may_send: Callable[[], bool] = lambda: True,
-    ) -> dict[str, Any]:
-        started = time.monotonic()
-        try:
-            answer = endpoint.ask(method, path, body, timeout, may_send)
-        except SessionMError as error:
-            self._observe(Call(endpoint.name, time.monotonic() - started, error))
-            raise
-        self._observe(Call(endpoint.name, time.monotonic() - started, None))
-        return answer
 
-
-def _having(name: str, answer: dict[str, Any]) -> dict[str, Any]:
-    """*answer*, if it holds what was asked for; "ok" without it is none of SessionM's."""
+def _with_field(name: str, answer: dict[str, Any]) -> dict[str, Any]:
+    """Return *answer* if it has the field *name*; otherwise SessionM did not send it."""
     if name not in answer:
         raise SessionMError(Meaning.GARBLED, f"the answer has no {name}", status=200)
     return answer
 
 
 def encode_path(segments: Sequence[str]) -> str:
-    """Each of *segments* as exactly one segment of a URL's path.
+    """Return a URL path in which each of *segments* is exactly one segment.
 
     Raises:
-        ValueError: a segment is empty, ``.`` or ``..``: no encoding keeps it one segment.
+        ValueError: a segment is empty, ``.`` or ``..``, which no encoding preserves.
     """
     for segment in segments:
         if segment in {"", ".", ".."}:
@@ -166,127 +164,73 @@ def encode_path(segments: Sequence[str]) -> str:
 
 
 class _Endpoint:
-    """One of SessionM's hosts: base URL, credentials, connections.
+    """One of SessionM's hosts, and the client that calls it."""
 
-    Calls go to the pool of connections that `requests` makes for it, settings of the environment
-    included. What `requests` does for each call is not wanted: cookies, redirects, settings merged
-    anew; it takes longer than all the rest.
-    """
-
-    def __init__(self, name: str, base_url: str, basic: str, connections: int) -> None:
+    def __init__(self, name: str, http: HttpClient, observe: Observe) -> None:
         self.name = name
-        self._base = requests.Request("GET", base_url).prepare()
-        self._headers = {
-            **default_headers(),
-            "Authorization": f"Basic {basic}",
-            "Accept": "application/json",
-            "Content-Type": "application/json",
-        }
-        self._proxies = (
-            {} if should_bypass_proxies(base_url, None) else get_environ_proxies(base_url)
-        )
-        self._adapter = GuardedAdapter(pool_connections=1, pool_maxsize=connections)
-        # The path before all others; for some proxies the host too.
-        self._root = self._adapter.request_url(self._base, self._proxies).rstrip("/")
+        self.http = http
+        self._observe = observe
 
-    @cached_property
-    def _pool(self) -> urllib3.HTTPConnectionPool:
-        verify = _ca_bundle()
-        # Not all of it is in its published types.
-        adapter: Any = self._adapter
-        pool: urllib3.HTTPConnectionPool = adapter.get_connection_with_tls_context(
-            self._base, verify, proxies=self._proxies
-        )
-        adapter.cert_verify(pool, self._base.url, verify, None)
-        return pool
-
-    def close(self) -> None:
-        # What is open is closed when nobody holds the pool any more.
-        self.__dict__.pop("_pool", None)
-        self._adapter.close()
-
-    def ask(
+    def call(
         self,
         method: str,
         path: Sequence[str],
-        body: Mapping[str, Any] | None,
         timeout: float,
-        may_send: Callable[[], bool],
+        body: Mapping[str, Any] | None = None,
+        may_send: MaySend = lambda: True,
+        *,
+        repeatable: bool = True,
+    ) -> dict[str, Any]:
+        """Return the JSON of a successful answer, and report the call to *observe*.
+
+        Raises:
+            SessionMError: the call failed.
+            NotSentError: *may_send* returned false; nothing was sent, nothing is reported.
+        """
+        started = time.monotonic()
+        content = None if body is None else json.dumps(body).encode()
+        try:
+            answer = self._answer(method, path, content, timeout, may_send, repeatable=repeatable)
+        except SessionMError as error:
+            self._observe(FinishedCall(self.name, time.monotonic() - started, error))
+            raise
+        self._observe(FinishedCall(self.name, time.monotonic() - started, None))
+        return answer
+
+    def _answer(
+        self,
+        method: str,
+        path: Sequence[str],
+        content: bytes | None,
+        timeout: float,
+        may_send: MaySend,
+        *,
+        repeatable: bool,
     ) -> dict[str, Any]:
         encoded = encode_path(path)
         if encoded.count("/") != len(path):
-            # Should encoding ever fail, the address is not the one that was meant.
+            # A second check: an identifier must never change the address of the call.
             raise SessionMError(Meaning.REFUSED, "the identifier would lead to another address")
-        content = None if body is None else json.dumps(body).encode()
-        guard = Guard(timeout, may_send)
+        request = HttpRequest(method, encoded, content, MAX_ANSWER[self.name], repeatable)
         try:
-            with (
-                guard,
-                self._pool.urlopen(
-                    method,
-                    self._root + encoded,
-                    content,
-                    self._headers,
-                    retries=self._adapter.max_retries,
-                    redirect=False,
-                    # By a proxy that forwards, the pool's host is the proxy.
-                    assert_same_host=False,
-                    timeout=urllib3.Timeout(connect=min(CONNECT_TIMEOUT, timeout), read=timeout),
-                    preload_content=False,
-                    decode_content=False,
-                ) as response,
-            ):
-                answer = _read(response, MAX_ANSWER[self.name])
-                return read_answer(response.status, response.headers, answer, time.time())
-        except (SessionMError, NotSentError):
+            answer = self.http.call(request, timeout, may_send)
+        except NetworkError as error:
+            raise _failure(error) from error
+        try:
+            return read_answer(answer.status, answer.headers, answer.body, clock.wall())
+        except SessionMError as error:
+            error.sent_at = answer.sent_at
             raise
-        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
-            raise _failure(error, sent=guard.sent) from error
-        except Exception as error:
-            # Whatever an answer can make the libraries raise is no fault of ours.
-            told = f"the answer cannot be read: {type(error).__name__}"
-            raise SessionMError(Meaning.GARBLED, told) from error
 
 
-def _read(response: urllib3.BaseHTTPResponse, most: int) -> bytes:
-    """The whole body, but no more than *most* bytes of it."""
-    read = bytearray()
-    while chunk := response.read1(65536, decode_content=True):
-        read += chunk
-        if len(read) > most:
-            raise SessionMError(Meaning.GARBLED, "the answer is too large", status=response.status)
-    return bytes(read)
-
-
-def _failure(error: Exception, *, sent: bool) -> SessionMError:
-    """A failure without an answer. The libraries' text may hold the URL, and so the api key."""
-    if not sent:
-        return SessionMError(Meaning.UNREACHABLE, f"no connection: {_root_cause(error)}")
-    if isinstance(error, urllib3.exceptions.TimeoutError):
-        return SessionMError(Meaning.UNANSWERED, "no answer in time")
-    return SessionMError(Meaning.UNANSWERED, f"the connection broke: {_root_cause(error)}")
-
-
-def _causes(error: BaseException) -> list[BaseException]:
-    found: list[BaseException] = []
-    current: BaseException | None = error
-    while current is not None and current not in found:
-        found.append(current)
-        inner = getattr(current, "reason", None) or (current.args[0] if current.args else None)
-        current = inner if isinstance(inner, BaseException) else current.__cause__
-    return found
-
-
-def _root_cause(error: BaseException) -> str:
-    """The name of what went wrong at the bottom, such as ``ConnectionRefusedError``."""
-    last = _causes(error)[-1]
-    return getattr(last, "strerror", None) or type(last).__name__
-
-
-def _ca_bundle() -> str | bool:
-    with requests.Session() as session:
-        merged = session.merge_environment_settings("https://", {}, None, None, None)
-    return merged["verify"] if merged["verify"] is not None else True
+def _failure(error: NetworkError) -> SessionMError:
+    if isinstance(error, OversizeAnswerError):
+        meaning, message = Meaning.GARBLED, str(error)
+    elif error.sent_at is None:
+        meaning, message = Meaning.UNREACHABLE, f"no connection: {error}"
+    else:
+        meaning, message = Meaning.UNANSWERED, str(error)
+    return SessionMError(meaning, message, remedy=error.remedy, sent_at=error.sent_at)
 
 
 def _basic(user: str, password: str) -> str:

@@ -1,60 +1,124 @@
-"""The admin API behind the dashboard: events, delivery, cache."""
+"""The admin API for events, delivery and the cache."""
 
-import re
-import time
 from typing import Any
 
-from flask import Blueprint, Response, current_app, jsonify
+from flask import Blueprint, Response, current_app, g, jsonify
 
-from bridge.customer import Customer
-from bridge.fields import FieldError, identifier
-from bridge.intake.payload import read_fields
-from bridge.outbox.events import MOST_A_PAGE, PAGE
-from bridge.outbox.operator import Done
-from bridge.outbox.search import read_filter
+from bridge import clock
+from bridge.customer import DEMO_USER_ID, Customer
+from bridge.fields import FieldError, identifier, whole_number
+from bridge.intake.payload import FIELDS, read_fields
+from bridge.ops.operator import Done
+from bridge.outbox.events import MOST_A_PAGE, PAGE, REPLAYABLE
+from bridge.outbox.search import FILTERS, read_filter
 from bridge.parts import parts_of
-from bridge.web.auth import scope
+from bridge.web.auth import record_change, scope
 from bridge.web.body import read_body, url_fields
 from bridge.web.errors import error
+from bridge.web.operation import BODY_ERRORS, Example, Operation
+from bridge.web.shapes import (
+    AllReplayed,
+    DeliveryState,
+    Discarded,
+    EventList,
+    Ok,
+    OneEvent,
+    Replayed,
+)
 
 bp = Blueprint("admin", __name__, url_prefix="/api")
 
+# The query parameters of a paged list -> JSON schema.
+PAGING: dict[str, dict[str, Any]] = {
+    "limit": {
+        "type": "integer",
+        "minimum": 1,
+        "maximum": MOST_A_PAGE,
+        "default": PAGE,
+        "description": "Number of entries on a page.",
+    },
+    "before": {"type": "string", "description": "`next` of the previous page."},
+}
+_EVENT = Example({"event_id": "019f3b1c2a4d0c6e8f9a1b2c3d4e5f60"})
+
 
 @bp.get("/events")
-@scope("admin")
+@scope("viewer")
+@Operation(
+    {200: (EventList,)},
+    (400, 503),
+    query={**FILTERS, **PAGING},
+    example=Example(query={"state": "delivered", "campaign": "summer-sale", "limit": "1"}),
+)
 def list_events() -> Response:
+    """List events, newest first.
+
+    An event is an accepted or rejected webhook, with its writes to SessionM.
+    """
     given = url_fields()
     limit, before = read_limit(given.pop("limit", None)), given.pop("before", "")
-    found = parts_of(current_app).events.find(read_filter(given, time.time()), limit, before)
+    found = parts_of(current_app).events.find(read_filter(given, clock.now()), limit, before)
     return jsonify(status="ok", events=found.events, next=found.next)
 
 
 @bp.get("/events/<event_id>")
-@scope("admin")
+@scope("viewer")
+@Operation({200: (OneEvent,)}, (404, 503), example=_EVENT)
 def show_event(event_id: str) -> Response:
-    story = parts_of(current_app).events.story(event_id)
-    return _unknown(event_id) if story is None else jsonify(status="ok", event=story)
+    """Show one event with its body, its writes and every call to SessionM."""
+    event = parts_of(current_app).events.details(event_id)
+    return _unknown(event_id) if event is None else jsonify(status="ok", event=event)
 
 
 @bp.post("/events/<event_id>/replay")
 @scope("admin")
+@Operation({200: (Replayed,)}, (404, 409, 503), example=_EVENT)
 def replay_event(event_id: str) -> Response:
-    return _told(event_id, parts_of(current_app).operator.replay_one(event_id), "replayed")
+    """Send a dead, rejected or discarded event again.
+
+    A rejected event is read again with the present rules.
+    """
+    done = parts_of(current_app).operator.replay_one(event_id, g.key_name)
+    return _changed(event_id, done, "replayed")
 
 
 @bp.delete("/events/<event_id>")
 @scope("admin")
+@Operation({200: (Discarded,)}, (404, 409, 503), example=_EVENT)
 def discard_event(event_id: str) -> Response:
-    return _told(event_id, parts_of(current_app).operator.discard_one(event_id), "discarded")
+    """Discard an event.
+
+    Its writes are not sent. The event stays in the list, and can be replayed.
+    """
+    done = parts_of(current_app).operator.discard_one(event_id, g.key_name)
+    return _changed(event_id, done, "discarded")
 
 
 @bp.post("/events/replay")
 @scope("admin")
+@Operation(
+    {200: (AllReplayed,)},
+    (*BODY_ERRORS, 422, 503),
+    body={
+        **FILTERS,
+        "state": {
+            "enum": [*REPLAYABLE, "", None],
+            "description": "`dead` by default.",
+        },
+        "dry_run": {"type": "boolean", "default": False, "description": "Only count."},
+    },
+    body_needed=False,
+    example=Example(json={"campaign": "summer-sale", "since": "2h", "dry_run": True}),
+)
 def replay_events() -> Response:
+    """Send all events again that match a filter.
+
+    Without a body: all dead events.
+    """
     given = _body()
     dry_run = _flag(given, "dry_run")
-    wanted = read_filter(given, time.time())
-    done = parts_of(current_app).operator.replay(wanted, dry_run=dry_run)
+    wanted = read_filter(given, clock.now())
+    done = parts_of(current_app).operator.replay(wanted, by=g.key_name, dry_run=dry_run)
     return jsonify(
         status="ok",
         matched=done.matched,
@@ -66,31 +130,47 @@ def replay_events() -> Response:
 
 @bp.post("/delivery/pause")
 @scope("admin")
+@Operation({200: (DeliveryState,)}, (503,))
 def pause() -> Response:
-    heard = parts_of(current_app).operator.pause()
-    return jsonify(status="ok", state="paused" if heard else "pausing")
+    """Pause delivery.
+
+    Webhooks are accepted and queued until delivery is resumed, also after a restart. `pausing`:
+    the deliverer has not stopped yet, and may still send writes.
+    """
+    has_stopped = parts_of(current_app).operator.pause(g.key_name)
+    return jsonify(status="ok", state="paused" if has_stopped else "pausing")
 
 
 @bp.post("/delivery/resume")
 @scope("admin")
+@Operation({200: (DeliveryState,)}, (503,))
 def resume() -> Response:
-    parts_of(current_app).operator.resume()
+    """Resume delivery at once, also if SessionM asked the bridge to wait."""
+    parts_of(current_app).operator.resume(g.key_name)
     return jsonify(status="ok", state="running")
 
 
 @bp.delete("/cache")
 @scope("admin")
+@Operation(
+    {200: (Ok,)},
+    (400, 503),
+    query={name: FIELDS[name] for name in ("user_id", "external_id")},
+    example=Example(query={"user_id": DEMO_USER_ID}),
+)
 def forget_lookups() -> Response:
+    """Drop a customer's cached lookups, in every worker."""
     given = url_fields()
     user_id = identifier(given.get("user_id"), "user_id")
     external_id = identifier(given.get("external_id"), "external_id")
     if not (user_id or external_id):
-        raise FieldError("user_id", "is missing or blank: say whose (user_id or external_id)")
+        raise FieldError("user_id", "is missing or blank: name a customer (user_id or external_id)")
     lookups = parts_of(current_app).lookups
     if user_id:
         lookups.forget(Customer("user_id", user_id))
     if external_id:
         lookups.forget(Customer("external_id", external_id))
+    record_change("lookups_dropped", customer=f"user_id:{user_id or external_id}")
     return jsonify(status="ok")
 
 
@@ -107,15 +187,15 @@ def _flag(given: dict[str, Any], name: str) -> bool:
 
 
 def read_limit(value: str | None, default: int = PAGE) -> int:
-    """How many of a list a page holds, by its parameter ``limit``."""
-    if value is None:
-        return default
-    if not (re.fullmatch("[0-9]{1,9}", value) and 1 <= int(value) <= MOST_A_PAGE):
-        raise FieldError("limit", f"must be a whole number from 1 to {MOST_A_PAGE}")
-    return int(value)
+    """Read the parameter ``limit``: the most entries of a page.
+
+    Raises:
+        FieldError: it is not a whole number, or over `MOST_A_PAGE`.
+    """
+    return whole_number(value, "limit", MOST_A_PAGE) or default
 
 
-def _told(event_id: str, done: Done | None, word: str) -> Response:
+def _changed(event_id: str, done: Done | None, word: str) -> Response:
     if done is None:
         return _unknown(event_id)
     if not done.changed:

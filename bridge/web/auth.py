@@ -1,34 +1,44 @@
-"""Who may call what: three scopes, each with its own keys."""
+"""Authorisation: each scope has its own keys."""
 
 import base64
 import binascii
 import hmac
 import ipaddress
+import logging
 import re
-import threading
-import time
 from collections.abc import Callable, Mapping
-from typing import Literal, TypeVar
+from functools import lru_cache
+from typing import Literal, NamedTuple, TypeVar
 
 from flask import Flask, Response, current_app, g, request
 
-from bridge import chance
+from bridge import ids
 from bridge.parts import parts_of
 from bridge.settings import Key, Network, Settings
 from bridge.web.errors import error
+from bridge.web.exchange import exchange_of
 
-Scope = Literal["webhook", "content", "admin", "open"]
+log = logging.getLogger(__name__)
+
+Scope = Literal["webhook", "content", "trigger", "viewer", "admin", "open"]
 View = TypeVar("View", bound=Callable[..., object])
 
+# Required scope -> scopes of the keys that are accepted; by default the scope itself.
+_ACCEPTED: dict[str, frozenset[str]] = {"viewer": frozenset({"viewer", "admin"})}
+# Scopes that people use: a browser asks for name and password.
+_FOR_PEOPLE = {"viewer", "admin"}
+
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-# Where a server says that it lets answers wait by itself, and finds for how many seconds.
-DELAY = "bridge.delay"
-# An answer that waits here holds a thread, and a server may have as few as two.
-_waiting = threading.BoundedSemaphore(1)
+# Results of `authorise` that are cached.
+CALLERS = 1024
+# Characters: results for longer headers are not cached.
+LONGEST_CREDENTIAL = 4096
+# An address in X-Forwarded-For with a port: IPv6 in brackets, or anything with one colon.
+_WITH_PORT = re.compile(r"\[([^\]]+)\](?::\d+)?|([^:]+):\d+")
 
 
 def scope(name: Scope) -> Callable[[View], View]:
-    """Mark a view with the scope whose keys may call it; ``open`` needs none."""
+    """Return a decorator that sets the scope of a view; ``open`` needs no key."""
 
     def mark(view: View) -> View:
         view.__dict__["scope"] = name
@@ -37,27 +47,95 @@ def scope(name: Scope) -> Callable[[View], View]:
     return mark
 
 
+class Caller(NamedTuple):
+    """An authorised caller. *key_name* is "" if no key is needed."""
+
+    key_name: str
+
+
+class Refusal(NamedTuple):
+    """The error answer for a caller. *challenge* is the header WWW-Authenticate of a 401."""
+
+    status: int
+    code: str
+    message: str
+    challenge: str = ""
+    key_name: str = ""
+
+
 class Keyring:
-    """The keys of all scopes, and the addresses that may call."""
+    """The keys of all scopes, and the allowed addresses.
+
+    The result of `authorise` depends only on its arguments, and is cached.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._keys: Mapping[str, tuple[Key, ...]] = {
             "webhook": settings.bridge_webhook_keys,
             "content": settings.bridge_content_keys,
+            "trigger": settings.bridge_trigger_keys,
+            "viewer": settings.bridge_viewer_keys,
             "admin": settings.bridge_admin_keys,
         }
         self._insecure = settings.bridge_insecure_no_auth
         self._networks: tuple[Network, ...] = settings.bridge_allowed_ips
+        self._hops = settings.bridge_trusted_proxies
+        self._cached = lru_cache(CALLERS)(self._authorise)
 
-    def needs_key(self, wanted: Scope) -> bool:
-        return wanted != "open" and not (self._insecure and not self._keys[wanted])
+    def authorise(self, required: Scope, authorization: str, address: str) -> Caller | Refusal:
+        """Return the caller of a request, or a refusal.
 
-    def find(self, authorization: str) -> tuple[set[str], str]:
-        """The scopes that *authorization* opens, and the name of its key."""
+        Args:
+            required: the scope of the view.
+            authorization: the header Authorization; several values joined by commas are refused.
+            address: the result of `address_of`.
+        """
+        if len(authorization) > LONGEST_CREDENTIAL:
+            return self._authorise(required, authorization, address)
+        return self._cached(required, authorization, address)
+
+    def address_of(self, peer: str, forwarded: str) -> str:
+        """Return the client's address; "" if a trusted proxy sent something else.
+
+        Args:
+            peer: the address of the connection's other end.
+            forwarded: the header X-Forwarded-For; several values joined by commas.
+        """
+        elements = forwarded.split(",") if self._hops and forwarded.strip() else []
+        return peer if len(elements) < max(1, self._hops) else plain_address(elements[-self._hops])
+
+    def accepts(self, required: Scope, authorization: str) -> bool:
+        """Return whether a key is valid for a scope, from any address."""
+        return not self._needs_key(required) or bool(
+            _accepted(required) & self._find(authorization)[0]
+        )
+
+    def _authorise(self, required: Scope, authorization: str, address: str) -> Caller | Refusal:
+        key_name = ""
+        if self._needs_key(required):
+            scopes, key_name = self._find(authorization)
+            if not scopes:
+                return _unauthorized(required, authorization)
+            if not _accepted(required) & scopes:
+                own = " and ".join(sorted(scopes))
+                message = f"The key {key_name} is for {own}: here a key for {required} is needed."
+                return Refusal(403, "wrong_scope", message, key_name=key_name)
+        if required in {"webhook", "content"} and not self._allows(address):
+            message = "Calls from this address are not allowed here."
+            return Refusal(403, "address_not_allowed", message, key_name=key_name)
+        return Caller(key_name)
+
+    def _needs_key(self, required: Scope) -> bool:
+        if required == "open":
+            return False
+        return not self._insecure or any(self._keys[one] for one in _accepted(required))
+
+    def _find(self, authorization: str) -> tuple[set[str], str]:
+        """Return the scopes and the name of the key in *authorization*."""
         secret, name = _credential(authorization)
         scopes = set()
         matched = ""
-        # Every key is compared, so that time tells nothing about them.
+        # Every key is compared, so that the time does not depend on the keys.
         for key_scope, keys in self._keys.items():
             for key in keys:
                 same = hmac.compare_digest(key.secret.get_secret_value().encode(), secret)
@@ -66,20 +144,52 @@ class Keyring:
                     matched = key.name
         return scopes, matched
 
-    def allows(self, address: str | None) -> bool:
-        """Whether Braze may call from *address*."""
+    def _allows(self, address: str) -> bool:
+        """Return whether *address* is in the allowed networks."""
         if not self._networks:
             return True
         try:
-            parsed = ipaddress.ip_address(address or "")
+            parsed = ipaddress.ip_address(address)
         except ValueError:
             return False
         mapped = getattr(parsed, "ipv4_mapped", None)
         return any((mapped or parsed) in network for network in self._networks)
 
 
+def _accepted(required: Scope) -> frozenset[str]:
+    return _ACCEPTED.get(required, frozenset({required}))
+
+
+def may_change() -> bool:
+    """Return whether the caller has an admin key: pages show buttons for changes only then."""
+    return bool(g.get("may_change", False))
+
+
+def record_change(action: str, **fields: str) -> None:
+    """Log a change that the caller of this request made, with the name of its key.
+
+    `bridge.ops.operator` logs changes of events.
+    """
+    extra = {"action": action, "by": g.key_name, **fields}
+    log.info("%s by %s", action, g.key_name or "anybody", extra=extra)
+
+
+def plain_address(element: str) -> str:
+    """Return the address in an element of X-Forwarded-For, without port and brackets.
+
+    Returns "" if the element is not an address.
+    """
+    text = element.strip().strip('"')
+    if found := _WITH_PORT.fullmatch(text):
+        text = found[1] or found[2]
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        return ""
+
+
 def _credential(authorization: str) -> tuple[bytes, str | None]:
-    """The secret of a Bearer or Basic header, and the name that Basic gives."""
+    """Return the secret in a header Authorization, and for Basic the name."""
     kind, _, value = authorization.partition(" ")
     value = value.strip()
     if kind.lower() == "bearer":
@@ -94,34 +204,33 @@ def _credential(authorization: str) -> tuple[bytes, str | None]:
 
 
 def request_id(given: str) -> str:
-    """The name of a request: the *given* one if it is sane, else a new one."""
-    return given if _REQUEST_ID.fullmatch(given) else chance.digits(32)
+    """Return the *given* request id if it is valid, otherwise a new one."""
+    return given if _REQUEST_ID.fullmatch(given) else ids.digits(32)
 
 
 def install(app: Flask, keyring: Keyring) -> None:
-    """Let *keyring* guard every route of *app*. A view without a scope answers nobody."""
+    """Authorise every request of *app* by *keyring*. Requests to a view without a scope fail."""
 
     @app.before_request
     def check() -> Response | None:
-        g.request_id = request_id(request.headers.get("X-Request-Id", ""))
+        headers = request.headers
+        g.request_id = request_id(headers.get("X-Request-Id", ""))
         g.key_name = ""
         if request.endpoint is None:
             return None
-        wanted = scope_of(request.endpoint)
-        if not keyring.needs_key(wanted):
-            return _check_address(keyring, wanted)
-        scopes, g.key_name = keyring.find(request.headers.get("Authorization", ""))
-        if not scopes:
-            _wait(parts_of(current_app).auth_failures.saw(request.remote_addr))
-            return _unauthorized(wanted)
-        if wanted not in scopes:
-            opened = " and ".join(sorted(scopes))
-            return error(
-                403,
-                "wrong_scope",
-                f"The key {g.key_name} is for {opened}: here a key for {wanted} is needed.",
-            )
-        return _check_address(keyring, wanted)
+        peer = request.environ.get("REMOTE_ADDR", "")
+        address = keyring.address_of(peer, headers.get("X-Forwarded-For", ""))
+        required, authorization = scope_of(request.endpoint), headers.get("Authorization", "")
+        outcome = keyring.authorise(required, authorization, address)
+        g.key_name = outcome.key_name
+        if isinstance(outcome, Caller):
+            g.may_change = required in _FOR_PEOPLE and keyring.accepts("admin", authorization)
+            return None
+        if outcome.status == 401:
+            delay = parts_of(current_app).auth_failures.failed(address)
+            exchange_of(request.environ).delay = delay
+        challenge = {"WWW-Authenticate": outcome.challenge} if outcome.challenge else {}
+        return error(outcome.status, outcome.code, outcome.message, **challenge)
 
     @app.after_request
     def name_request(response: Response) -> Response:
@@ -130,7 +239,11 @@ def install(app: Flask, keyring: Keyring) -> None:
 
 
 def scope_of(endpoint: str) -> Scope:
-    """The scope of a view of the current application."""
+    """Return the scope of a view of the current application.
+
+    Raises:
+        LookupError: the view has no scope.
+    """
     view = current_app.view_functions[endpoint]
     found: Scope | None = getattr(view, "scope", None)
     if found is None:
@@ -138,44 +251,22 @@ def scope_of(endpoint: str) -> Scope:
     return found
 
 
-def _check_address(keyring: Keyring, wanted: Scope) -> Response | None:
-    if wanted in {"webhook", "content"} and not keyring.allows(request.remote_addr):
-        return error(403, "address_not_allowed", "Calls from this address are not allowed here.")
-    return None
-
-
-def _wait(seconds: float) -> None:
-    """Let the current request's answer wait, as far as nobody else waits for it."""
-    if DELAY in request.environ:
-        request.environ[DELAY] = seconds
-    elif seconds and request.environ.get("wsgi.multithread") and _waiting.acquire(blocking=False):
-        try:
-            time.sleep(seconds)
-        finally:
-            _waiting.release()
-
-
-def _what_is_wrong(authorization: str, wanted: Scope) -> str:
+def _problem(authorization: str, required: Scope) -> str:
     kind, _, value = authorization.partition(" ")
     if not authorization:
-        one = "an admin" if wanted == "admin" else f"a {wanted}"
+        one = {"admin": "an admin", "viewer": "a viewer or admin"}.get(required, f"a {required}")
         return f'The header Authorization is missing: send "Bearer " and {one} key\'s secret.'
     if kind.lower() not in {"bearer", "basic"}:
         return 'The header Authorization must begin with "Bearer " or "Basic ", then the key.'
     if kind.lower() == "bearer" and ":" in value:
         return "The header Authorization must be Bearer and the secret alone, without its name."
-    return f"The header Authorization holds no {wanted} key of the bridge: wrong, or withdrawn."
+    return f"The header Authorization holds no {required} key of the bridge: wrong, or withdrawn."
 
 
-def _unauthorized(wanted: Scope) -> Response:
-    asked = (
+def _unauthorized(required: Scope, authorization: str) -> Refusal:
+    challenge = (
         'Basic realm="bridge", charset="UTF-8"'
-        if wanted == "admin"
+        if required in _FOR_PEOPLE
         else 'Bearer, Basic realm="bridge"'
     )
-    return error(
-        401,
-        "unauthorized",
-        _what_is_wrong(request.headers.get("Authorization", ""), wanted),
-        **{"WWW-Authenticate": asked},
-    )
+    return Refusal(401, "unauthorized", _problem(authorization, required), challenge)

@@ -1,66 +1,113 @@
-"""Batches: files in, their jobs' files out to SessionM, and its notifications."""
+"""Batches: upload of files, and SessionM's downloads and notifications."""
 
-import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from flask import Blueprint, Response, current_app, g, jsonify, request
 from werkzeug.exceptions import HTTPException
 
-from bridge.fields import FieldError, shown, text, ttl
-from bridge.intake.payload import RefusedError, read_fields
-from bridge.intake.segment import FileRefusedError, Wanted, expires, lines_of, open_segment
-from bridge.outbox.batch import (
-    MOST_SPLIT,
-    SPLIT,
+from bridge.bulk.model import MOST_ROWS_OF_JOB, ROWS_OF_JOB
+from bridge.bulk.segment import FileRefusedError, SegmentOptions, expires, lines_of, open_segment
+from bridge.bulk.store import PAGE, DiscardedError, why_nothing_failed
+from bridge.bulk.upload import (
     NothingUsableError,
     PublicUrlError,
     SameRowsError,
-    Tally,
-    nothing_failed,
-    sift,
+    Upload,
 )
-from bridge.outbox.jobs import PAGE, DiscardedError
+from bridge.customer import DEMO_USER_ID
+from bridge.fields import MAX_TEXT, FieldError, shown, text, ttl, whole_number
+from bridge.intake.payload import RefusedError, read_fields
 from bridge.parts import parts_of
-from bridge.web.admin import read_limit
-from bridge.web.auth import scope
+from bridge.web.admin import PAGING, read_limit
+from bridge.web.auth import record_change, scope
 from bridge.web.body import read_body, url_fields
 from bridge.web.errors import error
+from bridge.web.operation import BODY_ERRORS, CSV, Example, Operation
+from bridge.web.shapes import BatchList, FileAccepted, JobsDiscarded, Ok, OneBatch, Resubmitted
 
 bp = Blueprint("batches", __name__)
 
-# Some fifty million customers; more come in several files.
+# Bytes: about fifty million customers.
 MAX_FILE = 2 * 1024**3
+# Placeholders in the notify URL that SessionM left unchanged; the status is in lower case here.
 UNREPLACED = {"job_status", "JOB_ID"}
-_OPTIONS = ("tag", "ttl", "id_column", "id_kind", "split", "name", "again", "dry_run")
+_TEXT = {"type": "string", "maxLength": MAX_TEXT}
+# Options of an upload: query parameter -> JSON schema.
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "tag": {**_TEXT, "description": "The tag of every row, for a file without tags."},
+    "ttl": {**_TEXT, "description": "Whole days, such as 30d; without it the tag is a counter."},
+    "id_column": {**_TEXT, "description": "The column of the customers' identifiers."},
+    "id_kind": {
+        "type": "string",
+        "enum": ["user_id", "external_id"],
+        "description": "The kind of SessionM's identifiers in that column.",
+    },
+    "split": {
+        "type": "integer",
+        "minimum": 1,
+        "maximum": MOST_ROWS_OF_JOB,
+        "default": ROWS_OF_JOB,
+        "description": "Maximum number of rows of one job.",
+    },
+    "name": {**_TEXT, "description": "A name for lists; by default the file's name."},
+    "again": {
+        "type": "boolean",
+        "default": False,
+        "description": "Submit a file again whose rows were submitted recently.",
+    },
+    "dry_run": {"type": "boolean", "default": False, "description": "Only count."},
+}
+_EXAMPLE_TOKEN = "Zm9yLXRoZS1leGFtcGxlLW9ubHktbm90LWEtdG9rZW4"  # noqa: S105 - an example
+_NOTIFICATION = {
+    "token": {"type": "string", "description": "The job's token, from the notify URL."},
+    "id": {"type": "string", "description": "SessionM's number of the job."},
+    "status": {"type": "string", "description": "The status of the job in SessionM."},
+    "request_id": {"type": "string", "description": "Ignored."},
+}
+_BATCH = Example({"batch_id": "019f3b1c2a4d0c6e8f9a1b2c3d4e5f61"})
 
 
 @bp.post("/batches")
 @scope("admin")
+@Operation(
+    {202: (FileAccepted,), 200: (FileAccepted,)},
+    (*BODY_ERRORS, 409, 422, 503),
+    query=_OPTIONS,
+    takes_file=True,
+    example=Example(
+        query={"tag": "summer_guest", "ttl": "30d"},
+        text=f"user_id\n{DEMO_USER_ID}\n",
+        status=202,
+    ),
+)
 def submit() -> tuple[Response, int]:
-    """Take a CSV file in: as the body, or as a file of a multipart form."""
+    """Submit a CSV file of customers as SessionM batch jobs.
+
+    The file is the body, or the only file of a multipart form. It is a Braze segment export (give
+    `tag`), or has SessionM's columns: `user_id` or `external_id`, `tag`, `expires`. Each invalid
+    row is refused with a reason. 200 is the answer to `dry_run`.
+    """
     if request.mimetype == "application/json":
         raise RefusedError(415, "unsupported_media_type", "Send the file itself, as text/csv.")
     if (request.content_length or 0) > MAX_FILE:
         raise _too_large()
-    read, given = _upload()
+    read, given = _given()
     parts = parts_of(current_app)
     options = _options(given)
-    split = _split(options.get("split"))
+    split = whole_number(options.get("split"), "split", MOST_ROWS_OF_JOB)
+    rows_of_job = split or ROWS_OF_JOB
     try:
         segment = open_segment(lines_of(read), _wanted(options), parts.rules)
         if _flag(options, "dry_run"):
-            tally = Tally()
-            for _ in sift(segment, tally):
-                pass
-            tally.jobs = -(-tally.rows // split)
-            tally.warnings = parts.batches.not_ready()
-            return jsonify(_told(tally, "counted")), 200
-        tally = parts.batches.take_in(
+            counted = parts.uploads.count(segment, rows_of_job)
+            return jsonify(_upload_as_json(counted, "counted")), 200
+        upload = parts.uploads.take_in(
             segment,
             name=options.get("name") or "upload",
             key_name=g.key_name,
-            split=split,
+            rows_of_job=rows_of_job,
             again=_flag(options, "again"),
         )
     except SameRowsError as refusal:
@@ -70,77 +117,109 @@ def submit() -> tuple[Response, int]:
     except NothingUsableError as refusal:
         raise RefusedError(422, "nothing_to_tag", str(refusal)) from None
     except PublicUrlError as refusal:
-        told = f"{refusal}. Set it, and restart the bridge, or send it a HUP."
-        raise RefusedError(409, "no_public_url", told) from None
+        message = f"{refusal}. Set it, and restart the bridge, or send it a HUP."
+        raise RefusedError(409, "no_public_url", message) from None
     except DiscardedError as refusal:
         raise RefusedError(409, "discarded", str(refusal)) from None
-    return jsonify(_told(tally, "accepted")), 202
+    record_change("batch_submitted", batch=upload.batch_id)
+    return jsonify(_upload_as_json(upload, "accepted")), 202
 
 
 @bp.get("/batches")
-@scope("admin")
+@scope("viewer")
+@Operation({200: (BatchList,)}, (400, 503), query=PAGING, example=Example(query={"limit": "1"}))
 def list_batches() -> Response:
     """List batches, newest first."""
     given = url_fields()
     limit = read_limit(given.get("limit"), PAGE)
-    found = parts_of(current_app).batches.jobs.find(limit, given.get("before", ""))
+    found = parts_of(current_app).batches.find(limit, given.get("before", ""))
     following = found[-1]["id"] if len(found) == limit else ""
     return jsonify(status="ok", batches=found, next=following)
 
 
 @bp.get("/batches/<batch_id>")
-@scope("admin")
+@scope("viewer")
+@Operation({200: (OneBatch,)}, (404, 503), example=_BATCH)
 def show(batch_id: str) -> Response:
     """Show a batch with its jobs."""
-    found = parts_of(current_app).batches.jobs.one(batch_id)
+    found = parts_of(current_app).batches.one(batch_id)
     return _unknown() if found is None else jsonify(status="ok", batch=found)
 
 
 @bp.get("/batches/<batch_id>/refused")
-@scope("admin")
+@scope("viewer")
+@Operation(
+    {200: ()},
+    (404, 503),
+    mimetype=CSV,
+    example=replace(_BATCH, answer="line,reason\r\n3,user_id is empty\r\n"),
+)
 def refused(batch_id: str) -> Response:
-    """Download which lines of a batch's file were refused, and why, as CSV."""
-    jobs = parts_of(current_app).batches.jobs
-    if jobs.one(batch_id) is None:
+    """Download the refused lines of a batch's file and the reasons, as CSV."""
+    batches = parts_of(current_app).batches
+    if batches.one(batch_id) is None:
         return _unknown()
-    return Response(jobs.refused(batch_id), mimetype="text/csv")
+    return Response(batches.refused(batch_id), mimetype="text/csv")
 
 
 @bp.post("/batches/<batch_id>/resubmit")
 @scope("admin")
+@Operation({200: (Resubmitted,)}, (404, 409, 503), example=_BATCH)
 def resubmit(batch_id: str) -> Response:
-    """Submit the failed jobs of a batch once more."""
+    """Submit the failed jobs of a batch again.
+
+    If SessionM had applied some rows of a failed job, their counters count twice.
+    """
     batches = parts_of(current_app).batches
-    batch = batches.jobs.one(batch_id)
+    batch = batches.one(batch_id)
     if batch is None:
         return _unknown()
     found = batches.resubmit(batch_id)
     if not found:
-        return error(409, "nothing_failed", nothing_failed(batch))
+        return error(409, "nothing_failed", why_nothing_failed(batch))
+    record_change("batch_resubmitted", batch=batch_id)
     return jsonify(status="ok", resubmitted=found)
 
 
 @bp.delete("/batches/<batch_id>")
 @scope("admin")
+@Operation({200: (JobsDiscarded,)}, (404, 409, 503), example=_BATCH)
 def discard(batch_id: str) -> Response:
-    """Give a batch up: its files are withdrawn; what SessionM has in hand it may still do."""
-    found = parts_of(current_app).batches.discard(batch_id)
-    if found is None:
+    """Discard a batch.
+
+    SessionM can no longer download its files, but may still finish jobs that it has started.
+    """
+    batches = parts_of(current_app).batches
+    if batches.one(batch_id) is None:
         return _unknown()
+    found = batches.discard(batch_id)
     if not found:
         return error(409, "not_discarded", "Every job of this batch is over.")
+    record_change("batch_discarded", batch=batch_id)
     return jsonify(status="ok", discarded=found)
 
 
 @bp.get("/batches/files/<token>.csv")
 @scope("open")
+@Operation(
+    {200: (), 206: ()},
+    (404, 416, 503),
+    mimetype=CSV,
+    example=Example(
+        {"token": _EXAMPLE_TOKEN},
+        answer=f"user_id,tag,expires\n{DEMO_USER_ID},summer_guest,30 days\n",
+    ),
+)
 def file(token: str) -> Response:
-    """Give SessionM a job's file; the token in its URL is the credential."""
-    jobs = parts_of(current_app).batches.jobs
-    job = jobs.served(token)
+    """Send a job's file to SessionM.
+
+    The token in the URL is the credential. It expires when the job ends.
+    """
+    batches = parts_of(current_app).batches
+    job = batches.served(token)
     if job is None:
-        return error(404, "no_such_file", "There is no such file, or not any more.")
-    response = Response(jobs.serve(job, token), mimetype="text/csv")
+        return error(404, "no_such_file", "There is no such file now.")
+    response = Response(batches.serve(job, token), mimetype="text/csv")
     response.content_length = job.size
     response.headers["Content-MD5"] = job.content_md5
     response.headers["Cache-Control"] = "private, no-store"
@@ -151,32 +230,42 @@ def file(token: str) -> Response:
 
 @bp.route("/webhooks/sessionm/batch", methods=["GET", "POST"])
 @scope("open")
+@Operation(
+    {200: (Ok,)},
+    (*BODY_ERRORS, 404, 422, 503),
+    query=_NOTIFICATION,
+    body=_NOTIFICATION,
+    body_needed=False,
+    takes_form=True,
+    example=Example(query={"token": _EXAMPLE_TOKEN, "id": "7", "status": "completed"}),
+)
 def notification() -> Response:
-    """Hear from SessionM that a job has ended; the token in its URL is the credential."""
-    given = _notified()
+    """Receive SessionM's notification that a job has ended.
+
+    The token in the URL is the credential.
+    """
+    given = _notification_fields()
     token = str(given.get("token") or "")
-    # Some letters become two when they are made small.
+    # Lower case before the limit: some letters become two in lower case.
     status = shown(str(given.get("status") or "").lower(), 10)
     job_id = shown(str(given.get("id") or ""), 64)
-    jobs = parts_of(current_app).batches.jobs
-    # Words that SessionM did not replace say nothing.
-    said = ["" if word in UNREPLACED else word for word in (status, job_id)]
-    if not token or not jobs.notify(token, *said):
-        return error(404, "unknown_token", "This notification has no token of a job's.")
+    values = ["" if word in UNREPLACED else word for word in (status, job_id)]
+    if not token or not parts_of(current_app).batches.notify(token, *values):
+        return error(404, "unknown_token", "This notification has no token of a job.")
     return jsonify(status="ok")
 
 
-def _notified() -> Mapping[str, Any]:
-    """The fields of a notification: of its query, or of a body."""
+def _notification_fields() -> Mapping[str, Any]:
+    """Return the fields of a notification; those in the query override those in the body."""
     body = read_body() if request.method == "POST" else b""
     fields = read_fields(body, request.headers.get("Content-Type", "")) if body else {}
     return {**fields, **request.args.to_dict()}
 
 
-def _upload() -> tuple[Callable[[int], bytes], Mapping[str, str]]:
-    """What reads the file, and the options that came with it."""
+def _given() -> tuple[Callable[[int], bytes], Mapping[str, str]]:
+    """Return a function that reads the file, and the given options."""
     if request.mimetype != "multipart/form-data":
-        return _Body().read, url_fields()
+        return _UploadBody().read, url_fields()
     request.max_content_length = MAX_FILE
     files = list(request.files.values())
     if len(files) != 1:
@@ -187,7 +276,7 @@ def _upload() -> tuple[Callable[[int], bytes], Mapping[str, str]]:
 
 
 def _form_fields(fields: dict[str, str]) -> dict[str, str]:
-    """The fields of a form added to *fields* of the query, held to the same; see `url_fields`."""
+    """Add the fields of a form to those of the query; raises FieldError like `url_fields`."""
     for name, value in request.form.items(multi=True):
         if "\N{REPLACEMENT CHARACTER}" in name + value:
             raise FieldError(shown(name), "is not UTF-8 text")
@@ -196,16 +285,16 @@ def _form_fields(fields: dict[str, str]) -> dict[str, str]:
     return fields
 
 
-class _Body:
-    """The request's body, read as it comes.
+class _UploadBody:
+    """The body of the request as a stream.
 
-    Half a file reads like a whole one, so one that ends early is an error.
+    A file that ends before its announced length is an error, since half a CSV is a valid CSV.
     """
 
     def __init__(self) -> None:
         self._stream = request.stream
         self._announced = request.content_length or 0
-        self._got = 0
+        self._received = 0
 
     def read(self, size: int) -> bytes:
         try:
@@ -213,12 +302,12 @@ class _Body:
         except HTTPException:
             raise
         except Exception as failure:
-            # Servers raise errors of their own for malformed chunks.
+            # Each server raises its own errors for malformed chunks.
             raise _incomplete() from failure
-        self._got += len(chunk)
-        if self._got > MAX_FILE:
+        self._received += len(chunk)
+        if self._received > MAX_FILE:
             raise _too_large()
-        if not chunk and self._got < self._announced:
+        if not chunk and self._received < self._announced:
             raise _incomplete()
         return chunk
 
@@ -230,24 +319,16 @@ def _options(given: Mapping[str, str]) -> dict[str, str]:
     return {name: found for name, value in given.items() if (found := text(value, name))}
 
 
-def _wanted(options: Mapping[str, str]) -> Wanted:
+def _wanted(options: Mapping[str, str]) -> SegmentOptions:
     kind = options.get("id_kind")
     if kind not in {None, "user_id", "external_id"}:
         raise FieldError("id_kind", "must be user_id or external_id")
-    return Wanted(
+    return SegmentOptions(
         tag=options.get("tag", ""),
         ttl=ttl(options.get("ttl"), "ttl"),
         id_column=options.get("id_column", ""),
         id_kind="external_id" if kind == "external_id" else "user_id" if kind else None,
     )
-
-
-def _split(value: str | None) -> int:
-    if value is None:
-        return SPLIT
-    if not (re.fullmatch("[0-9]{1,9}", value) and 1 <= int(value) <= MOST_SPLIT):
-        raise FieldError("split", f"must be a whole number from 1 to {MOST_SPLIT}")
-    return int(value)
 
 
 def _flag(options: Mapping[str, str], name: str) -> bool:
@@ -258,25 +339,28 @@ def _flag(options: Mapping[str, str], name: str) -> bool:
 
 
 def _with_option(refusal: FileRefusedError) -> str:
-    """The sentence of *refusal*, with the parameter that would mend it."""
-    told = str(refusal)
-    return f"{told.rstrip('.')} by the parameter {refusal.option}." if refusal.option else told
+    """Return the message of *refusal*, with the parameter that corrects it."""
+    message = str(refusal)
+    if not refusal.option:
+        return message
+    return f"{message.rstrip('.')} by the parameter {refusal.option}."
 
 
-def _told(tally: Tally, status: str) -> dict[str, Any]:
+def _upload_as_json(upload: Upload, status: str) -> dict[str, Any]:
+    file = upload.file
     return {
         "status": status,
-        "id": tally.batch_id,
-        "rows": tally.rows,
-        "refused": tally.refused,
-        "repeated": tally.repeated,
-        "jobs": tally.jobs,
-        "warnings": tally.warnings,
+        "id": upload.batch_id,
+        "rows": file.rows,
+        "refused": file.refused,
+        "repeated": file.repeated,
+        "jobs": upload.jobs,
+        "warnings": upload.warnings,
         "first_rows": [
             {row.customer.kind: row.customer.id, "tag": row.tag, "expires": expires(row.days)}
-            for row in tally.first_rows
+            for row in file.first_rows
         ],
-        "first_refused": [{"line": r.line, "reason": r.reason} for r in tally.first_refused],
+        "first_refused": [{"line": r.line, "reason": r.reason} for r in file.first_refused],
     }
 
 
@@ -289,4 +373,4 @@ def _incomplete() -> RefusedError:
 
 
 def _unknown() -> Response:
-    return error(404, "no_such_batch", "There is no batch of this id.")
+    return error(404, "no_such_batch", "There is no batch with this id.")

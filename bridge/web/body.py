@@ -1,18 +1,20 @@
-"""Reading what a request brings, its query and its body: all of it, or a refusal."""
+"""Read the query and the body of a request completely, or refuse the request."""
 
+from collections.abc import Mapping
+from typing import Any
 from urllib.parse import parse_qsl
 
 from flask import Flask, request
 from werkzeug.exceptions import HTTPException
 
 from bridge.fields import FieldError, shown
-from bridge.intake.payload import MAX_BODY, RefusedError
+from bridge.intake.payload import MAX_BODY, RefusedError, read_fields, refuse_stray_pieces
 
 
 def install(app: Flask) -> None:
-    """Refuse paths that are no text: a customer's id in one would become another's.
+    """Refuse paths that are not UTF-8, since an ID in one could become another customer's ID.
 
-    A NUL is refused as well: PostgreSQL takes none, and no identifier holds one.
+    A path with a NUL is refused too: PostgreSQL cannot store it.
     """
 
     @app.before_request
@@ -29,14 +31,15 @@ def install(app: Flask) -> None:
 
 
 def url_fields() -> dict[str, str]:
-    """The names and values of the query.
+    """Return the parameters of the query.
 
     Raises:
-        FieldError: one is not UTF-8, which would else be read as something else than was sent, or
-            holds a NUL, which no database takes, or is given twice with different values.
+        FieldError: a parameter is not UTF-8, has a NUL, which PostgreSQL cannot store, has no
+            ``=``, or is given twice with different values.
     """
     fields: dict[str, str] = {}
     given = request.query_string.decode(errors="surrogateescape")
+    refuse_stray_pieces(given)
     for name, value in parse_qsl(given, keep_blank_values=True, errors="surrogateescape"):
         if any("\ud800" <= char <= "\udfff" for char in name + value):
             raise FieldError(shown(name), "is not UTF-8 text: escape it as UTF-8")
@@ -47,19 +50,57 @@ def url_fields() -> dict[str, str]:
     return fields
 
 
-def read_body() -> bytes:
-    """The body, read no further than needed to see that it is too large.
+def all_fields() -> dict[str, Any]:
+    """Return the parameters of the query and, for a POST, the fields of a JSON or form body.
 
     Raises:
-        RefusedError: 400; it ended before its announced length, or its chunks are malformed. Half
-            a form reads like a whole one, with half a customer's id.
+        FieldError: as `url_fields`, or query and body have different values for one name.
+        RefusedError: the body cannot be read, with status 400, 413 or 415.
+    """
+    given: dict[str, Any] = {}
+    for fields in (url_fields(), _posted_fields()):
+        for name, value in fields.items():
+            if given.setdefault(name, value) != value:
+                raise FieldError(name, "is given twice with different values")
+    return given
+
+
+def body_fields() -> dict[str, Any]:
+    """Return the fields of a JSON or form body.
+
+    Raises:
+        RefusedError: the body cannot be read.
+    """
+    return read_fields(read_body(), request.headers.get("Content-Type", ""))
+
+
+def _posted_fields() -> Mapping[str, Any]:
+    if request.method != "POST":
+        return {}
+    body = read_body()
+    if not body:
+        return {}
+    try:
+        return read_fields(body, request.headers.get("Content-Type", ""))
+    except RefusedError as refusal:
+        if refusal.status in {413, 415}:
+            raise
+        raise RefusedError(400, refusal.code, str(refusal)) from None
+
+
+def read_body() -> bytes:
+    """Return the body, or its first `MAX_BODY` + 1 bytes if it is larger.
+
+    Raises:
+        RefusedError: the body is shorter than announced, or its chunks are malformed. Half a form
+            could be read as a whole one, with half a customer's ID.
     """
     try:
         body = request.stream.read(MAX_BODY + 1)
     except HTTPException:
         raise
     except Exception as error:
-        # Servers raise errors of their own for malformed chunks.
+        # Each server raises its own errors for malformed chunks.
         raise RefusedError(400, "incomplete_body", "The body cannot be read to its end.") from error
     announced = min(request.content_length or 0, MAX_BODY + 1)
     if len(body) < announced:

@@ -1,69 +1,81 @@
 """Connected Content: lookups for Liquid."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from flask import Blueprint, Response, current_app, request
 
-from bridge.fields import FieldError
-from bridge.intake.payload import RefusedError, read_fields
-from bridge.lookups.customer import Answer
-from bridge.lookups.query import Query, read_query
+from bridge.customer import DEMO_USER_ID
+from bridge.lookups.customer import LookupAnswer
+from bridge.lookups.models import ANSWERS
+from bridge.lookups.query import PARAMETERS, Query, read_query
 from bridge.parts import parts_of
-from bridge.web import fastlane
 from bridge.web.auth import scope
-from bridge.web.body import read_body, url_fields
+from bridge.web.body import all_fields
+from bridge.web.counting import allow_reuse
+from bridge.web.exchange import exchange_of
+from bridge.web.operation import BODY_ERRORS, Example, Operation
 
 bp = Blueprint("content", __name__, url_prefix="/connected-content")
 
 _METHODS = ["GET", "POST"]
 
 
+def _lookup(name: str, **more: str) -> Operation:
+    model, parameters = ANSWERS[name], PARAMETERS[name]
+    return Operation(
+        # 503 is on_error=retry, with the same body.
+        {200: (model,), 304: (), 503: (model,)},
+        BODY_ERRORS,
+        query=parameters,
+        body=parameters,
+        body_needed=False,
+        takes_form=True,
+        example=Example(query={"user_id": DEMO_USER_ID, **more}),
+    )
+
+
 @bp.route("/tags", methods=_METHODS)
 @scope("content")
+@_lookup("tags")
 def tags() -> Response:
-    query = _query("tags")
-    return _respond(query, parts_of(current_app).lookups.tags(query))
+    """Look up a customer's tags.
+
+    Always one JSON object with the same keys. `status` is `ok`, `not_found` or `unavailable`.
+    `pending` has the tags that the bridge has accepted but not delivered yet.
+    """
+    query = read_query("tags", all_fields())
+    return _respond(query, parts_of(current_app).lookups.tags(query, _arrived()))
 
 
 @bp.route("/offers", methods=_METHODS)
 @scope("content")
+@_lookup("offers", limit="1", sort="expiry", fields="title,expires_at")
 def offers() -> Response:
-    query = _query("offers")
-    return _respond(query, parts_of(current_app).lookups.offers(query))
+    """Look up a customer's offers and points.
+
+    Always one JSON object with the same keys. Expired offers are left out. Each offer has the
+    fields below and every field that SessionM sent with a value.
+    """
+    query = read_query("offers", all_fields())
+    return _respond(query, parts_of(current_app).lookups.offers(query, _arrived()))
 
 
 @bp.route("/customer", methods=_METHODS)
 @scope("content")
+@_lookup("customer", limit="1", sort="expiry", fields="title,expires_at")
 def customer() -> Response:
-    query = _query("customer")
-    return _respond(query, parts_of(current_app).lookups.customer(query))
+    """Look up a customer's tags, offers and points in one call.
+
+    The answer has the keys of both lookups. `count` is the number of offers, `tags_count` the
+    number of tags, and `parts` the status of each of the two lookups.
+    """
+    query = read_query("customer", all_fields())
+    return _respond(query, parts_of(current_app).lookups.customer(query, _arrived()))
 
 
-def _query(lookup: str) -> Query:
-    given: dict[str, Any] = {}
-    for fields in (url_fields(), _from_body()):
-        for name, value in fields.items():
-            if given.setdefault(name, value) != value:
-                raise FieldError(name, "is given twice with different values")
-    return read_query(lookup, given)
+def _arrived() -> float:
+    return exchange_of(request.environ).arrived
 
 
-def _from_body() -> Mapping[str, Any]:
-    if request.method != "POST":
-        return {}
-    body = read_body()
-    if not body:
-        return {}
-    try:
-        return read_fields(body, request.headers.get("Content-Type", ""))
-    except RefusedError as refusal:
-        if refusal.status in {413, 415}:
-            raise
-        raise RefusedError(400, refusal.code, str(refusal)) from None
-
-
-def _respond(query: Query, answer: Answer) -> Response:
+def _respond(query: Query, answer: LookupAnswer) -> Response:
     unavailable = answer.status == "unavailable"
     response = Response(
         answer.body,
@@ -79,17 +91,24 @@ def _respond(query: Query, answer: Answer) -> Response:
         if answer.repeat:
             before, _, after = answer.body.partition(_AGE)
             after = after.lstrip(b"0123456789")
-            fastlane.offer(answer.repeat, (before + _AGE, after))
+            allow_reuse(answer.repeat, (before + _AGE, after))
     return response
 
 
-# Nothing before it in an answer can look like it: inside of a text, quotes are escaped.
+# Only the key matches this: quotes in a text are escaped.
 _AGE = b',"age":'
 
 
 def cache_status(how: str, ttl: int, status: str) -> str:
-    """What the cache did, by RFC 9211; a stale hit has a negative ttl."""
+    """Return the header Cache-Status (RFC 9211).
+
+    Args:
+        how: ``hit``, ``stale``, ``miss``, ``collapsed``, or "" without an answer.
+        ttl: seconds for which the answer is fresh; negative for a stale hit.
+        status: of the lookup.
+    """
     if not how:
         return "bridge; fwd=miss; detail=unavailable"
-    told = f"bridge; hit; ttl={ttl}" if how != "miss" else f"bridge; fwd=miss; stored; ttl={ttl}"
-    return told if status == "ok" else f"{told}; detail={status}"
+    forwarded = {"miss": "fwd=miss; stored", "collapsed": "fwd=miss; collapsed"}
+    done = f"bridge; {forwarded.get(how, 'hit')}; ttl={ttl}"
+    return done if status == "ok" else f"{done}; detail={status}"

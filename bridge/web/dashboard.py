@@ -1,88 +1,270 @@
 """The health dashboard: is it healthy, and what was going on."""
 
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from time import time
+from functools import partial
 from typing import Any
 
-from flask import Blueprint, Response, current_app, redirect, request
+from flask import Blueprint, Response, current_app, g, redirect, request
 
-from bridge.database import StoreUnavailableError
-from bridge.health import report
+from bridge import clock
+from bridge.fields import number
+from bridge.ops.health import RECENT_MINUTES, look
+from bridge.ops.incidents import LATE_SHARE, LEAST_LOOKUPS, Incident, are_credentials
+from bridge.ops.probe import PAGE_PATIENCE, LastKnown
+from bridge.ops.telemetry import Minute, together
 from bridge.outbox.tallies import CampaignFigures
 from bridge.parts import Parts, parts_of
-from bridge.telemetry import Minute, together
+from bridge.storage.database import in_time
 from bridge.web.auth import scope
-from bridge.web.pages import brief, guard, number, page
-from bridge.web.plots import Plot, Series, draw
+from bridge.web.operation import PAGE
+from bridge.web.pages import brief, guard, page
+from bridge.web.plots import LATENCIES, Plot, Series, draw, sparkline
 
 bp = Blueprint("dashboard", __name__)
 guard(bp)
 
-# Campaigns and Canvases that are shown, those seen last.
+# Campaigns and Canvases that are shown.
 MOST_CAMPAIGNS = 50
+# Incidents of the past that are shown.
+MOST_PAST = 100
+# Campaigns of an incident up to which they are named; more are counted.
+MOST_NAMED = 3
 # Batches that are shown, the newest; `bridge batch status` has all.
 MOST_BATCHES = 10
 
 
 @dataclass(frozen=True)
 class Span:
-    """How much a plot shows, and how many seconds go into one value."""
+    """How much a plot shows, how many seconds go into one value, and how often it is renewed."""
 
     words: str
     seconds: int
     step: int
     per: str
+    every: int = 5
 
 
 SPANS = {
-    "hour": Span("Last hour", 3600, 60, "a minute"),
-    "day": Span("Last day", 86400, 900, "in 15 min"),
+    "hour": Span("Hour", 3600, 60, "a minute"),
+    "day": Span("Day", 86400, 900, "in 15 min", 15),
+    "week": Span("Week", 7 * 86400, 7200, "in 2 h", 60),
+    "month": Span("Month", 30 * 86400, 6 * 3600, "in 6 h", 60),
 }
 
 
 @bp.get("/", endpoint="home")
 @bp.get("/dashboard")
-@scope("admin")
+@scope("viewer")
+@PAGE
 def dashboard() -> Response:
-    """All that an operator has to see at a glance."""
+    """Show the health dashboard."""
     parts = parts_of(current_app)
-    chosen = request.args.get("span", "")
-    chosen = chosen if chosen in SPANS else "hour"
-    told = report(parts)
+    span = request.args.get("span", "")
+    span = span if span in SPANS else "hour"
+    text, order = request.args.get("find", "").strip()[:100], request.args.get("sort", "")
+    order = order if order in ORDERS else ""
+    events = parts.events
+    with in_time(time.monotonic() + PAGE_PATIENCE):
+        told, incidents = look(parts)
+        # Of a store that does not answer, health says so at the top of the page.
+        # What was found for other words would be wrong.
+        ask = (LastKnown() if text else parts.last_known).ask
+        chosen = partial(events.campaigns, MOST_CAMPAIGNS, text, order)
+        campaigns = ask(f"campaigns by {order}", chosen)
+        number_of_campaigns = ask("campaigns", lambda: [events.count_campaigns(text)])
+        batches = parts.last_known.ask("batches", partial(parts.batches.find, MOST_BATCHES))
+        hour = parts.telemetry.minutes(clock.now() - 3600)
+        plots = _plots(parts, SPANS[span], incidents)
+        named = _named(parts, incidents)
     return page(
         "dashboard.html",
         503 if told["status"] == "down" else 200,
         health=told,
-        campaigns=[(one, _name(parts, one)) for one in _campaigns(parts)],
-        batches=_batches(parts),
-        plots=_plots(parts, SPANS[chosen]),
+        incidents=[one for one in incidents if one.until is None],
+        cause=_cause(incidents),
+        named=named,
+        most_named=MOST_NAMED,
+        past=[one for one in incidents if one.until is not None][:MOST_PAST],
+        links=_links(told["checks"], hour),
+        message_links=_message_links(told["checks"], hour),
+        sparks=_sparks(hour),
+        campaigns=[(one, _name(parts, one)) for one in campaigns.value],
+        campaigns_as_of=campaigns.as_of,
+        number_of_campaigns=sum(number_of_campaigns.value),
+        orders=ORDERS,
+        shown={"span": span, "find": text, "sort": order},
+        batches=batches.value,
+        batches_as_of=batches.as_of,
+        plots=plots,
         spans=SPANS,
-        span=chosen,
+        span=span,
         offers_on=parts.settings.offers_on,
+        writes_per_second=parts.settings.bridge_sessionm_rps,
     )
 
 
-def _campaigns(parts: Parts) -> list[CampaignFigures]:
-    try:
-        return parts.events.campaigns(MOST_CAMPAIGNS)
-    except StoreUnavailableError:
-        # Health says so, at the top of the page.
-        return []
+# Column of the table of campaigns -> its heading.
+ORDERS = {
+    "name": "Name or ID",
+    "accepted": "Accepted",
+    "pending": "Pending",
+    "delivered": "Delivered",
+    "dead": "Dead",
+    "seen": "Last seen",
+}
 
 
-def _batches(parts: Parts) -> list[dict[str, Any]]:
-    """The newest batches, as `Jobs.find` gives them."""
-    try:
-        return parts.batches.jobs.find(MOST_BATCHES)
-    except StoreUnavailableError:
-        return []
+def _cause(incidents: Sequence[Incident]) -> str:
+    """Where the first open incident comes from; "" where its own words must say so."""
+    first = next((one.cause for one in incidents if one.until is None), None)
+    if first is None:
+        return ""
+    if first.code == "sessionm_refuses" and are_credentials(first.reason):
+        return "the bridge's credentials for SessionM"
+    return next((words for code, words in _CAUSES.items() if first.code.startswith(code)), "")
+
+
+# Beginning of an incident's code -> its cause.
+_CAUSES = {
+    "store_": "the bridge's database",
+    "delivery_stopped": "the bridge",
+    "messages_stopped": "the bridge",
+    "delivery_paused": "a person paused delivery",
+    "sessionm_": "SessionM",
+    "braze_budget": "calls to the bridge that fail",
+    "braze_": "Braze",
+    "dead_writes": "writes that SessionM did not take",
+    "dead_messages": "messages that Braze did not take",
+    "batch_": "a batch job",
+}
+
+
+def _named(parts: Parts, incidents: Sequence[Incident]) -> dict[str, str]:
+    """The names of the campaigns of incidents that concern few."""
+    concerned = (one.extent.campaigns for one in incidents)
+    ids = {one for few in concerned if len(few) <= MOST_NAMED for one in few}
+    names = parts.last_known.ask("names", lambda: [parts.events.campaign_names(ids)])
+    listed = {**parts.rules.canvases, **parts.rules.campaigns}
+    of_rules = {one: listed[one].name for one in ids if one in listed and listed[one].name}
+    return {**next(iter(names.value), {}), **of_rules}
 
 
 def _name(parts: Parts, figures: CampaignFigures) -> str:
-    """The name by rules.toml; "" if it has none."""
+    """The name by rules.toml, else as Braze gave it; "" if it has none."""
     rules = parts.rules
     listed = (rules.canvases if figures.kind == "canvas" else rules.campaigns).get(figures.id)
-    return listed.name if listed else ""
+    return (listed.name if listed else "") or figures.name
+
+
+def _links(checks: dict[str, Any], hour: list[Minute]) -> list[dict[str, Any]]:
+    """The ways from Braze to the bridge and on to SessionM: state, rate and latency of each."""
+    recent = together(hour[-RECENT_MINUTES:])
+    link = partial(_link, hour)
+    webhooks, lookups = checks["webhooks"], checks["cache"]
+    late = lookups["late"] + lookups["unavailable"]
+    answered = sum(webhooks[name] for name in ("accepted", "duplicate", "rejected", "failed"))
+    in_state = "down" if checks["store"]["state"] != "ok" else "ok"
+    found = [
+        link(
+            "Webhooks",
+            in_state if not webhooks["failed"] else "degraded",
+            answered,
+            webhooks["p99_ms"],
+            _of(webhooks["failed"], answered, "failed"),
+        ),
+        link(
+            "Lookups",
+            "degraded" if late > LATE_SHARE * max(LEAST_LOOKUPS, lookups["lookups"]) else "ok",
+            lookups["lookups"],
+            lookups["p99_ms"],
+            _of(late, lookups["lookups"], "late or empty"),
+        ),
+    ]
+    for system in ("core", "connect"):
+        check = checks[f"sessionm_{system}"]
+        found.append(
+            link(
+                f"SessionM {system.title()}",
+                check["state"],
+                recent.count(f"{system}_calls"),
+                check["p99_ms"],
+                _of(check["errors"], check["calls"], "failed"),
+            )
+        )
+    return found
+
+
+def _message_links(checks: dict[str, Any], hour: list[Minute]) -> list[dict[str, Any]]:
+    """The ways from SessionM to the bridge and on to Braze; none where messages are off."""
+    braze = checks.get("braze")
+    if braze is None:
+        return []
+    recent = together(hour[-RECENT_MINUTES:])
+    outcomes = ("accepted", "duplicate", "rejected", "failed")
+    answered = sum(recent.count(f"messages_{name}") for name in outcomes)
+    failed = recent.count("messages_failed")
+    latency = recent.percentile("message", 0.99) or 0.0
+    left = braze["calls_left"]
+    note = "" if left is None else f"{left:,} of {braze['limit']:,} calls left this hour"
+    return [
+        _link(
+            hour,
+            "Messages",
+            "degraded" if failed else "ok",
+            answered,
+            latency,
+            _of(failed, answered, "failed"),
+        ),
+        _link(
+            hour,
+            "Braze's REST API",
+            braze["state"],
+            braze["calls"],
+            braze["p99_ms"],
+            _of(braze["errors"], braze["calls"], "failed"),
+        )
+        | {"left": note},
+    ]
+
+
+def _link(
+    hour: list[Minute], name: str, state: str, calls: int, latency: float, note: str
+) -> dict[str, Any]:
+    """A way that *calls* took in the last `RECENT_MINUTES`; *latency* in milliseconds."""
+    minutes = min(len(hour), RECENT_MINUTES) - 1 + (clock.now() - hour[-1].at) / 60
+    rate = number(round(calls / max(minutes, 1 / 60), 1))
+    p99 = f"p99 {brief(latency)}" if latency else ""
+    return {"name": name, "state": state, "rate": rate, "p99": p99, "note": note}
+
+
+def _of(number: int, whole: int, word: str) -> str:
+    return f"{number:,} of {whole:,} {word}" if number else ""
+
+
+def _sparks(hour: list[Minute]) -> dict[str, str]:
+    """Small pictures of the last hour for the tiles."""
+    lookups = ("hit", "stale", "miss", "not_found", "unavailable")
+
+    def share_in_time(minute: Minute) -> float | None:
+        number = sum(minute.count(f"lookups_{name}") for name in lookups)
+        missed = minute.count("lookups_late") + minute.count("lookups_unavailable")
+        return max(0.0, 1 - missed / number) if number else None
+
+    return {
+        "waiting": sparkline([minute.most("queued") for minute in hour]),
+        "dead": sparkline([minute.most("dead_writes") for minute in hour]),
+        "in_time": sparkline([share_in_time(minute) for minute in hour]),
+        "failures": sparkline(
+            [
+                float(
+                    minute.count("braze_webhook_failures") + minute.count("braze_content_failures")
+                )
+                for minute in hour
+            ]
+        ),
+    }
 
 
 @bp.route("/delivery/pause", methods=["GET", "POST"], defaults={"order": "pause"})
@@ -94,9 +276,9 @@ def order_delivery(order: str) -> Response:
     if request.method == "GET":
         return page("order_delivery.html", order=order)
     if order == "pause":
-        operator.pause()
+        operator.pause(g.key_name)
     else:
-        operator.resume()
+        operator.resume(g.key_name)
     answer = redirect("/dashboard", 303)
     assert isinstance(answer, Response)  # noqa: S101 - the type that Flask is set up with
     return answer
@@ -105,11 +287,16 @@ def order_delivery(order: str) -> Response:
 # --- Plots ------------------------------------------------------------------------------------
 
 
-def _plots(parts: Parts, span: Span) -> list[Plot]:
-    now = time()
+def _plots(parts: Parts, span: Span, incidents: Sequence[Incident]) -> list[Plot]:
+    now = clock.now()
     first = (now // span.step - span.seconds // span.step + 1) * span.step
-    buckets = _buckets(parts.telemetry.minutes(first), first, span)
+    read = parts.telemetry.minutes if span.seconds <= 86400 else parts.telemetry.quarters
+    buckets = _buckets(read(first), first, span)
     moments = [bucket.at for bucket in buckets]
+    troubles = [
+        (one.since, one.until or now, "down" if one.cause.code.startswith("store") else "trouble")
+        for one in incidents
+    ]
 
     def counted(name: str, look: str, *counts: str) -> Series:
         values = [sum(bucket.count(one) for one in counts) for bucket in buckets]
@@ -117,11 +304,17 @@ def _plots(parts: Parts, span: Span) -> list[Plot]:
 
     def within(name: str, look: str, histogram: str) -> Series:
         values = [bucket.percentile(histogram, 0.99) for bucket in buckets]
-        whole = together(buckets).percentile(histogram, 0.99)
-        return Series(name, look, values, "–" if whole is None else brief(whole))
+        present = next((value for value in reversed(values) if value is not None), None)
+        worst = max((value for value in values if value is not None), default=None)
+        said = "–" if worst is None or present is None else f"{brief(present)}, max {brief(worst)}"
+        return Series(name, look, values, said)
 
-    waiting = [bucket.gauge("queued") for bucket in buckets]
-    now_waiting = next((value for value in reversed(waiting) if value is not None), 0.0)
+    def highest(name: str, look: str, gauge: str) -> Series:
+        values = [_highest(bucket, gauge) for bucket in buckets]
+        known = [value for value in values if value is not None]
+        said = f"{number(known[-1])}, max {number(max(known))}" if known else "–"
+        return Series(name, look, values, said)
+
     return [
         draw(
             "Webhooks",
@@ -130,10 +323,12 @@ def _plots(parts: Parts, span: Span) -> list[Plot]:
             bars=[counted("accepted", "soft", "webhooks_accepted")],
             lines=[
                 counted("delivered", "first", "delivered"),
-                _where_any(
-                    counted("refused or failed", "wrong", "webhooks_rejected", "webhooks_failed")
-                ),
+                _where_any(counted("refused", "second", "webhooks_rejected")),
+                _where_any(counted("failed", "away-line", "webhooks_failed")),
+                _where_any(counted("dead", "wrong", "dead")),
             ],
+            written=number,
+            troubles=troubles,
         ),
         draw(
             "Lookups",
@@ -146,24 +341,37 @@ def _plots(parts: Parts, span: Span) -> list[Plot]:
                 counted("no such customer", "absent", "lookups_not_found"),
                 counted("unavailable", "away", "lookups_unavailable"),
             ],
+            written=number,
+            troubles=troubles,
         ),
         draw(
-            "Latency, 99th percentile",
-            "ms",
+            "Latency, p99",
+            "log scale",
             moments,
             lines=[
                 within("lookups", "first", "lookup"),
                 within("SessionM Core", "second", "core"),
                 within("SessionM Connect", "third", "connect"),
             ],
+            written=brief,
+            scale=LATENCIES,
+            limit=(2000.0, "Braze waits 2 s"),
+            troubles=troubles,
         ),
         draw(
             "Writes waiting",
-            "writes",
+            f"most {span.per}",
             moments,
-            lines=[Series("waiting", "area", waiting, number(round(now_waiting)))],
+            lines=[highest("waiting", "first", "queued"), highest("dead", "wrong", "dead_writes")],
+            written=number,
+            troubles=troubles,
         ),
     ]
+
+
+def _highest(bucket: Minute, gauge: str) -> float | None:
+    most = bucket.most(gauge)
+    return bucket.gauge(gauge) if most is None else most
 
 
 def _where_any(series: Series) -> Series:

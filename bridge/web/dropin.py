@@ -1,26 +1,30 @@
-"""SessionM's own paths, so that a template keeps working when only its host is changed."""
+"""SessionM's own paths: an existing template works after only its host is changed."""
 
 import hmac
 import logging
 import math
-import time
 from typing import Any
 
 from flask import Blueprint, Response, current_app, g, jsonify, request
 
-from bridge.customer import Customer, CustomerKind
-from bridge.database import StoreUnavailableError
-from bridge.fields import FieldError, identifier, required
-from bridge.intake.payload import RefusedError, as_sent, read_fields
+from bridge import clock
+from bridge.customer import DEMO_USER_ID, Customer, CustomerKind
+from bridge.fields import REQUIRED_SCHEMA, TEXT_SCHEMA, FieldError
+from bridge.intake.payload import TAG_FIELDS, RefusedError, as_sent
 from bridge.lookups.cache import Served, UnavailableError
+from bridge.lookups.query import read_culture, read_customer
 from bridge.parts import parts_of
 from bridge.sessionm.answers import Meaning, SessionMError
-from bridge.web import fastlane
+from bridge.storage.database import StoreUnavailableError
+from bridge.web.accepting import received_request
 from bridge.web.auth import scope
-from bridge.web.body import read_body
+from bridge.web.body import body_fields
 from bridge.web.content import cache_status
+from bridge.web.counting import allow_reuse
 from bridge.web.errors import error
-from bridge.web.webhooks import arrival
+from bridge.web.exchange import exchange_of
+from bridge.web.operation import BODY_ERRORS, Example, Operation
+from bridge.web.shapes import JobUncertain, SessionMJob, SessionMOffers, SessionMTags, TagsAccepted
 
 log = logging.getLogger(__name__)
 
@@ -28,64 +32,138 @@ bp = Blueprint("dropin", __name__)
 
 _APP = "/priv/v1/apps/<api_key>"
 _KINDS: dict[str, CustomerKind] = {"users": "user_id", "external/users": "external_id"}
-# As long as Braze waits for a webhook is too long for a batch job to be taken.
+# Seconds for SessionM's answer to a batch job.
 BATCH_TIMEOUT = 30.0
-# SessionM's answer when it cannot; Braze does not count it towards halting the host.
-NOT_NOW = 500
-# Statuses of refusals that are passed on; a refusal with any other, 200 among them, is a 422.
+# SessionM's own status for an error; Braze does not count it towards an unhealthy host.
+UNAVAILABLE = 500
+# SessionM's statuses of a refusal that are passed on; any other, such as 200, becomes 422.
 _REFUSALS = {400, 404, 422}
+_CUSTOMER = {
+    "api_key": "bridge",
+    "customer_id": {
+        "users": DEMO_USER_ID,
+        "external/users": "loyal-1001",
+    },
+}
 
 
 @bp.post(f"{_APP}/users/<path:customer_id>/tags", defaults={"kind": "users"})
 @bp.post(f"{_APP}/external/users/<path:customer_id>/tags", defaults={"kind": "external/users"})
 @scope("webhook")
+@Operation(
+    {200: (TagsAccepted,)},
+    (*BODY_ERRORS, 404, 422, 503),
+    body=TAG_FIELDS,
+    required=("tags",),
+    takes_form=True,
+    example=Example(_CUSTOMER, json={"tags": ["summer_guest"], "ttl": 2592000}),
+)
 def write_tags(api_key: str, kind: str, customer_id: str) -> Response:
+    """Write tags by SessionM's own path.
+
+    Stored and delivered like a webhook. The answer has the customer's tags as last known, like
+    SessionM's, and the event's `id`.
+    """
     if refusal := _wrong_key(api_key):
         return refusal
     parts = parts_of(current_app)
-    receipt = parts.acceptor.accept(arrival(Customer(_KINDS[kind], customer_id)))
-    tags = parts.lookups.last_tags(receipt.customer)
-    return jsonify(status="ok", tags=tags, id=receipt.id)
+    customer = Customer(_KINDS[kind], customer_id)
+    acceptance = parts.acceptor.accept(received_request(customer))
+    tags = parts.lookups.last_tags(acceptance.customer or customer)
+    return jsonify(status="ok", tags=tags, id=acceptance.id)
 
 
 @bp.get(f"{_APP}/users/<path:customer_id>/tags", defaults={"kind": "users"})
 @bp.get(f"{_APP}/external/users/<path:customer_id>/tags", defaults={"kind": "external/users"})
 @scope("content")
+@Operation({200: (SessionMTags,)}, (400, 404, 500), example=Example(_CUSTOMER))
 def read_tags(api_key: str, kind: str, customer_id: str) -> Response:
+    """Read tags by SessionM's own path.
+
+    Cached; the body is SessionM's, unchanged. 500 means that SessionM is unavailable: Braze
+    retries it, and does not count it towards an unhealthy host.
+    """
     if refusal := _wrong_key(api_key):
         return refusal
-    found = identifier(customer_id, _KINDS[kind])
-    if found is None:
-        raise FieldError(_KINDS[kind], "is empty")
-    lookups, customer = parts_of(current_app).lookups, Customer(_KINDS[kind], found)
+    lookups, customer = parts_of(current_app).lookups, read_customer({_KINDS[kind]: customer_id})
     try:
-        served = lookups.raw_tags(customer)
+        served = lookups.raw_tags(customer, exchange_of(request.environ).arrived)
     except UnavailableError as failure:
-        return _not_now(failure)
+        return _unavailable(failure)
     if repeat := lookups.raw_repeat(customer, served):
-        fastlane.offer(repeat, (served.entry.body,))
-    return _as_it_came(served)
+        allow_reuse(repeat, (served.entry.body,))
+    return _unchanged(served)
 
 
 @bp.post("/offers/api/2.0/offers/get_user_offers")
 @scope("content")
+@Operation(
+    {200: (SessionMOffers,)},
+    (*BODY_ERRORS, 404, 500),
+    body={
+        "user_id": {**REQUIRED_SCHEMA, "description": "The customer's ID in SessionM."},
+        "retailer_id": {"description": "Ignored: the bridge sends its own."},
+        "culture": {**TEXT_SCHEMA, "description": "`en-US` by default."},
+    },
+    required=("user_id",),
+    example=Example(
+        json={"user_id": "00000000-0000-0000-0000-000000000000", "culture": "en-US"},
+    ),
+)
 def get_user_offers() -> Response:
+    """Read offers by SessionM's own path.
+
+    Cached; the body is SessionM's, unchanged. `retailer_id` may be left out.
+    """
     parts = parts_of(current_app)
     if not parts.settings.offers_on:
-        return error(NOT_NOW, "offers_off", "Offers are switched off: set SESSIONM_CONNECT_URL.")
-    body = as_sent(_fields())
-    body["user_id"] = required(body.get("user_id"), "user_id")
-    # The bridge serves one retailer: whatever a template says, it is that one.
+        return error(
+            UNAVAILABLE, "offers_off", "Offers are switched off: set SESSIONM_CONNECT_URL."
+        )
+    fields = _fields()
+    body = as_sent(fields)
+    # The Offers API knows no other identifier.
+    body["user_id"] = read_customer({"user_id": fields.get("user_id")}).id
+    if "culture" in body:
+        body["culture"] = read_culture(fields["culture"])
+    # The bridge serves one retailer, so it ignores the template's.
     body.pop("retailer_id", None)
     try:
-        return _as_it_came(parts.lookups.raw_offers(body))
+        return _unchanged(parts.lookups.raw_offers(body, exchange_of(request.environ).arrived))
     except UnavailableError as failure:
-        return _not_now(failure)
+        return _unavailable(failure)
 
 
 @bp.post(f"{_APP}/batch/tags")
 @scope("webhook")
+@Operation(
+    {200: (SessionMJob,), 202: (JobUncertain,)},
+    (*BODY_ERRORS, 404, 422, 429, 500),
+    body={
+        "tags": {
+            "type": "object",
+            "description": "SessionM's `request_id`, `url`, `md5` and `notify`.",
+        }
+    },
+    required=("tags",),
+    example=Example(
+        {"api_key": "bridge"},
+        json={
+            "tags": {
+                "request_id": "summer-2026",
+                "url": "https://files.example.com/summer.csv",
+                "md5": "9e107d9d372bb6826bd81d3542a419d6",
+                "notify": "https://files.example.com/done?id=JOB_ID&status=JOB_STATUS",
+            }
+        },
+    ),
+)
 def batch(api_key: str) -> Response:
+    """Submit a batch job by SessionM's own path.
+
+    Passed on to SessionM; the bridge follows the job. 202 `uncertain` means that SessionM may have
+    accepted the job: look there before you submit it again.
+    """
     if refusal := _wrong_key(api_key):
         return refusal
     job = as_sent(_fields()).get("tags")
@@ -94,28 +172,35 @@ def batch(api_key: str) -> Response:
     try:
         answer = parts_of(current_app).sessionm.submit_batch(job, BATCH_TIMEOUT)
     except SessionMError as failure:
-        return _uncertain(job, failure) if failure.may_have_worked else _not_taken(failure)
+        return _uncertain(job, failure) if failure.may_have_worked else _refused(failure)
     _follow(job, answer)
     return jsonify(answer)
 
 
 def _follow(job: dict[str, Any], answer: dict[str, Any]) -> str:
-    """Follow a job that SessionM has, or may have; its batch's id, "" if it cannot be stored."""
+    """Follow a job that SessionM has or may have.
+
+    Returns the id of its batch, or "" if the store is unavailable.
+    """
+    tags = answer.get("tags")
+    known = tags if isinstance(tags, dict) else {}
     try:
-        return parts_of(current_app).batches.follow(job, answer, g.key_name)
+        return parts_of(current_app).batches.follow(
+            g.key_name, job.get("request_id", ""), known.get("id", "")
+        )
     except StoreUnavailableError as failure:
-        # Who submitted the job must not do so again.
+        # An error would make the sender submit the job again.
         log.error("a job is not followed: %s", failure, extra={"action": "batch_not_followed"})
         return ""
 
 
 def _uncertain(job: dict[str, Any], failure: SessionMError) -> Response:
-    """A success to Braze, which would else submit a job again that SessionM may have."""
+    """Answer with 2xx, since Braze would submit the job again after an error."""
     batch_id = _follow(job, {})
     response = jsonify(
         status="uncertain",
-        message=f"SessionM may have taken the job, or not: {failure}. Look there before you "
-        "submit it again: its counters would count twice.",
+        message=f"SessionM may have accepted the job: {failure}. Look there before you submit it "
+        "again: its counters would count twice.",
         id=batch_id,
         tags={"request_id": job.get("request_id", ""), "status": "unknown"},
     )
@@ -123,8 +208,8 @@ def _uncertain(job: dict[str, Any], failure: SessionMError) -> Response:
     return response
 
 
-def _not_taken(failure: SessionMError) -> Response:
-    """The error answer for a job that SessionM certainly does not have."""
+def _refused(failure: SessionMError) -> Response:
+    """Return the error answer for a job that SessionM certainly does not have."""
     if failure.meaning in {Meaning.REFUSED, Meaning.UNKNOWN_CUSTOMER}:
         status = failure.status if failure.status in _REFUSALS else 422
         return error(status, failure.code.lower() or "refused", f"SessionM said: {failure}.")
@@ -132,22 +217,24 @@ def _not_taken(failure: SessionMError) -> Response:
         after = failure.retry_after
         headers = {} if after is None else {"Retry-After": str(math.ceil(after))}
         return error(
-            429, "too_many_requests", f"SessionM did not take the job: {failure}.", **headers
+            429, "too_many_requests", f"SessionM did not accept the job: {failure}.", **headers
         )
     if failure.meaning is Meaning.CREDENTIALS:
-        return error(NOT_NOW, "sessionm_unavailable", _LOCKED_OUT)
-    return error(NOT_NOW, "sessionm_unavailable", f"SessionM did not take the job: {failure}.")
+        return error(UNAVAILABLE, "sessionm_unavailable", _BRIDGE_CREDENTIALS)
+    return error(
+        UNAVAILABLE, "sessionm_unavailable", f"SessionM did not accept the job: {failure}."
+    )
 
 
-_LOCKED_OUT = (
-    "SessionM refuses the bridge's own credentials, not yours: whoever runs the bridge must mend "
-    "them (`bridge check` tells more)."
+_BRIDGE_CREDENTIALS = (
+    "SessionM refuses the bridge's credentials, not yours: the bridge's operator must correct "
+    "them (see `bridge check`)."
 )
 
 
 def _fields() -> dict[str, object]:
     try:
-        return read_fields(read_body(), request.headers.get("Content-Type", ""))
+        return body_fields()
     except RefusedError as refusal:
         raise RefusedError(min(refusal.status, 415), refusal.code, str(refusal)) from None
 
@@ -161,19 +248,19 @@ def _wrong_key(api_key: str) -> Response | None:
     )
 
 
-def _as_it_came(served: Served) -> Response:
+def _unchanged(served: Served) -> Response:
     entry = served.entry
     if entry.found:
         response = Response(entry.body, mimetype="application/json")
     else:
         response = error(404, "user_not_found", "SessionM does not know this customer.")
-    ttl = math.floor(entry.fetched_at + served.fresh_for - time.time())
+    ttl = math.floor(entry.fetched_at + served.fresh_for - clock.now())
     status = "ok" if entry.found else "not_found"
     response.headers["Cache-Status"] = cache_status(served.how, ttl, status)
     return response
 
 
-def _not_now(failure: UnavailableError) -> Response:
-    told = cache_status("", 0, "unavailable")
-    sentence = f"SessionM is unavailable: {failure}."
-    return error(NOT_NOW, "sessionm_unavailable", sentence, **{"Cache-Status": told})
+def _unavailable(failure: UnavailableError) -> Response:
+    headers = {"Cache-Status": cache_status("", 0, "unavailable")}
+    message = f"SessionM is unavailable: {failure}."
+    return error(UNAVAILABLE, "sessionm_unavailable", message, **headers)

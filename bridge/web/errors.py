@@ -1,38 +1,59 @@
-"""Every error of every endpoint, as a JSON object in SessionM's own shape."""
+"""Error answers of all endpoints: JSON in SessionM's own shape, or a page for a browser."""
 
 import json
 import logging
 
-from flask import Flask, Response, request
+from flask import Flask, Response, render_template, request
 from werkzeug.exceptions import HTTPException
 
-from bridge.database import StoreUnavailableError
 from bridge.fields import FieldError
 from bridge.intake.payload import RefusedError
+from bridge.lookups.query import LOOKUPS
 from bridge.outbox.accept import QueueFullError
+from bridge.storage.database import StoreUnavailableError
 
 log = logging.getLogger(__name__)
 
-# When Braze shall come again after we could not store.
+JSON, HTML = "application/json", "text/html"
+# Seconds until Braze retries: after the store was unavailable, and after the queue was full.
 STORE_RETRY_AFTER = 10
 FULL_RETRY_AFTER = 60
+# Status -> title, for the errors that a browser gets as a page.
+_TITLES = {
+    401: "A key is needed",
+    403: "This is not allowed",
+    404: "There is nothing here",
+    503: "The bridge cannot do this now",
+}
 
 
 def error(status: int, code: str, message: str, **headers: str) -> Response:
-    """An error answer: ``{"status":"error","errors":{"code","message"}}``."""
-    response = Response(error_body(code, message), status, mimetype="application/json")
+    """Return the answer for an error: ``{"status":"error","errors":{"code":…,"message":…}}``.
+
+    A browser (``Accept: text/html``) gets 401, 403, 404 and 503 as a page.
+
+    Args:
+        status: the HTTP status.
+        code: the kind of error, for programs.
+        message: a sentence for people.
+        headers: further headers of the answer.
+    """
+    if status in _TITLES and request.accept_mimetypes.best_match([JSON, HTML]) == HTML:
+        title = _TITLES[status]
+        html = render_template("problem.html", status=status, title=title, message=message)
+        response = Response(html, status, mimetype=HTML)
+    else:
+        body = {"status": "error", "errors": {"code": code, "message": message}}
+        text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
+        response = Response(text.encode(errors="replace"), status, mimetype=JSON)
+    if status in _TITLES:
+        response.vary.add("Accept")
     response.headers.update(headers)
     return response
 
 
-def error_body(code: str, message: str) -> bytes:
-    """The body of an error answer."""
-    told = {"status": "error", "errors": {"code": code, "message": message}}
-    return json.dumps(told, ensure_ascii=False, separators=(",", ":")).encode(errors="replace")
-
-
 def install(app: Flask) -> None:
-    """Answer all of the application's errors this way."""
+    """Register handlers in *app* for all exceptions of views."""
     app.register_error_handler(RefusedError, _refused)
     app.register_error_handler(FieldError, _bad_parameter)
     app.register_error_handler(QueueFullError, _full)
@@ -54,7 +75,7 @@ def _full(full: QueueFullError) -> Response:
     return error(
         503,
         "queue_full",
-        "Too much waits for SessionM; nothing was stored. Braze tries again by itself.",
+        "The backlog for SessionM is full; nothing was stored. Braze retries automatically.",
         **{"Retry-After": str(FULL_RETRY_AFTER)},
     )
 
@@ -63,7 +84,7 @@ def _unavailable(_unavailable: StoreUnavailableError) -> Response:
     return error(
         503,
         "store_unavailable",
-        "The bridge cannot reach its database; nothing was stored. Braze tries again by itself.",
+        "The bridge cannot reach its database; nothing was stored. Braze retries automatically.",
         **{"Retry-After": str(STORE_RETRY_AFTER)},
     )
 
@@ -74,21 +95,20 @@ def _http(exception: HTTPException) -> Response:
     allowed = sorted(getattr(exception, "valid_methods", None) or ())
     message = _MESSAGES.get(status, exception.description or exception.name)
     if allowed:
-        message = f"{request.method} is not for this path: choose {' or '.join(allowed)}."
+        message = f"{request.method} is not allowed for this path: use {' or '.join(allowed)}."
     response = error(status, name, message)
     if allowed:
         response.headers["Allow"] = ", ".join(allowed)
     return response
 
 
+*_OTHERS, _LAST = (f"/connected-content/{lookup}" for lookup in LOOKUPS)
 _MESSAGES = {
     404: "There is nothing at this path. Webhooks go to /webhooks/braze, Connected Content to "
-    "/connected-content/tags, /offers or /customer.",
+    f"{', '.join(_OTHERS)} or {_LAST}.",
 }
 
 
 def _fault(exception: Exception) -> Response:
     log.error("request failed", exc_info=exception, extra={"action": "fault"})
-    return error(
-        500, "internal_error", "A fault of the bridge; its log says more under the request id."
-    )
+    return error(500, "internal_error", "A fault of the bridge: see its log for this request id.")

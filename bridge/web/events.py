@@ -1,28 +1,28 @@
-"""Events, for people: search, one event's whole story, and what can be ordered."""
+"""Pages of events: search, one event in full, replay and discard."""
 
 from collections.abc import Mapping
-from dataclasses import replace
-from time import time
 from typing import Any
 from urllib.parse import urlencode
 
-from flask import Blueprint, Response, current_app, redirect, request
+from flask import Blueprint, Response, current_app, g, redirect, request
 from werkzeug.exceptions import NotFound
 
+from bridge import clock
 from bridge.fields import FieldError, iso
+from bridge.ops.operator import Done
 from bridge.outbox.events import REPLAYABLE, Page
-from bridge.outbox.operator import Done
-from bridge.outbox.schema import State
+from bridge.outbox.model import State
 from bridge.outbox.search import Filter, read_filter
 from bridge.parts import parts_of
 from bridge.web.auth import scope
-from bridge.web.pages import guard, page
+from bridge.web.operation import PAGE
+from bridge.web.pages import guard, name_campaigns, page
 
 bp = Blueprint("events", __name__)
 guard(bp)
 
 _FILTERS = tuple(Filter.__dataclass_fields__)
-# By how much they need a person.
+# In the order of the page: the most urgent first.
 _STATES = (
     State.DEAD,
     State.REJECTED,
@@ -35,57 +35,63 @@ _DISCARDABLE = (State.DEAD, State.REJECTED, State.QUEUED)
 
 
 @bp.route("/events", methods=["GET", "POST"])
-@scope("admin")
+@scope("viewer")
+@PAGE
 def search() -> Response:
-    """The events that a search finds; a search for a customer comes by POST, never in a URL."""
+    """Show the events that match the filters.
+
+    A search for a customer uses POST, so that its identifier is not in a URL.
+    """
     given = _given()
     if request.method == "POST" and "customer" not in given and "before" not in request.form:
         return _see_other(f"/events?{urlencode(given)}" if given else "/events")
     before = request.values.get("before", "")[:32]
     problem, found = "", Page([], "")
     try:
-        wanted = read_filter(given, time())
-        found = parts_of(current_app).events.find(wanted, before=before)
-    except FieldError as bad:
-        problem, wanted = f"{bad}.", Filter()
+        chosen = read_filter(given, clock.now())
+        found = parts_of(current_app).events.find(chosen, before=before)
+    except FieldError as error:
+        problem, chosen = f"{error}.", Filter()
+    name_campaigns(found.events)
     return page(
         "events.html",
         400 if problem else 200,
         given=given,
-        wanted=wanted,
+        wanted=chosen,
         events=found.events,
         next=found.next,
         before=before,
         problem=problem,
         states=_STATES,
-        orders=_orders(wanted),
+        orders=_orders(chosen),
         rules=parts_of(current_app).rules,
         tries=parts_of(current_app).settings.bridge_max_attempts,
         query=urlencode({**given, "before": found.next}),
+        filters=urlencode(given),
     )
 
 
 @bp.get("/events/<event_id>")
-@scope("admin")
+@scope("viewer")
 def show(event_id: str) -> Response:
     parts = parts_of(current_app)
-    story = parts.events.story(event_id)
-    if story is None:
+    event = parts.events.details(event_id)
+    if event is None:
         raise NotFound
+    name_campaigns([event])
     return page(
         "event.html",
-        event=story,
+        event=event,
         rules=parts.rules,
-        can_replay=story["state"] in REPLAYABLE,
-        can_discard=story["state"] in _DISCARDABLE,
-        told=_TOLD.get(request.args.get("told", ""), ""),
+        can_replay=event["state"] in REPLAYABLE,
+        can_discard=event["state"] in _DISCARDABLE,
+        notice=_NOTICES.get(request.args.get("notice", ""), ""),
     )
 
 
-_TOLD = {
-    "replayed": "Replayed: it goes out with the next delivery.",
+_NOTICES = {
+    "replayed": "Replayed: it is sent with the next delivery.",
     "discarded": "Discarded: it will not be delivered unless it is replayed.",
-    "unchanged": "Nothing was changed.",
 }
 
 
@@ -93,69 +99,68 @@ _TOLD = {
 @bp.route("/events/<event_id>/discard", methods=["GET", "POST"], defaults={"order": "discard"})
 @scope("admin")
 def order_one(event_id: str, order: str) -> Response:
-    """Ask whether it is meant; when it comes back by POST, do it."""
+    """Ask for confirmation (GET), then replay or discard one event (POST)."""
     parts = parts_of(current_app)
-    story = parts.events.story(event_id)
-    if story is None:
+    event = parts.events.details(event_id)
+    if event is None:
         raise NotFound
     if request.method == "GET":
-        return page("order_one.html", event=story, order=order)
+        return page("order_one.html", event=event, order=order)
     operator = parts.operator
-    done = operator.replay_one(event_id) if order == "replay" else operator.discard_one(event_id)
+    carry_out = operator.replay_one if order == "replay" else operator.discard_one
+    done = carry_out(event_id, g.key_name)
     if done is None:
         raise NotFound
     if not done.changed:
-        return page("order_one.html", 409, event=story, order=order, refused=done.refused)
-    told = "replayed" if order == "replay" else "discarded"
-    return _see_other(f"/events/{event_id}?told={told}")
+        return page("order_one.html", 409, event=event, order=order, refused=done.refused)
+    notice = "replayed" if order == "replay" else "discarded"
+    return _see_other(f"/events/{event_id}?notice={notice}")
 
 
 @bp.post("/events/replay-all", defaults={"order": "replay"})
 @bp.post("/events/discard-all", defaults={"order": "discard"})
 @scope("admin")
 def order_all(order: str) -> Response:
-    """Count what an order by filter would do; with ``sure``, do it."""
+    """Count the events that match the filters; with ``sure``, replay or discard them."""
     given = _given()
-    wanted = read_filter(given, time())
-    if wanted.since:
-        # What was counted is done, however long the question stood there.
-        given["since"] = iso(wanted.since)
+    chosen = read_filter(given, clock.now())
+    if chosen.since:
+        # An absolute time, so that the confirmation changes the counted events and no others.
+        given["since"] = iso(chosen.since)
     sure = "sure" in request.form
     return page(
         "order_all.html",
         order=order,
         given=given,
-        state=wanted.state or State.DEAD,
-        done=_carry_out(order, wanted, dry_run=not sure),
+        state=chosen.state or State.DEAD,
+        done=_carry_out(order, chosen, dry_run=not sure),
         sure=sure,
         query=urlencode({name: value for name, value in given.items() if name != "customer"}),
     )
 
 
-def _carry_out(order: str, wanted: Filter, *, dry_run: bool) -> Done:
+def _carry_out(order: str, chosen: Filter, *, dry_run: bool) -> Done:
     operator = parts_of(current_app).operator
-    wanted = replace(wanted, state=wanted.state or State.DEAD)
-    chosen = operator.replay if order == "replay" else operator.discard
-    return chosen(wanted, dry_run=dry_run)
+    carry_out = operator.replay if order == "replay" else operator.discard
+    return carry_out(chosen, by=g.key_name, dry_run=dry_run)
 
 
 def _given() -> dict[str, str]:
-    """The filters of this request that say something."""
+    """Return the filters of this request that are not blank."""
     values: Mapping[str, Any] = request.form if request.method == "POST" else request.args
     return {name: values[name].strip() for name in _FILTERS if values.get(name, "").strip()}
 
 
-def _orders(wanted: Filter) -> list[str]:
-    """What can be ordered for all that *wanted* matches."""
-    state = wanted.state
+def _orders(chosen: Filter) -> list[str]:
+    """Return the actions that are possible for the events in the chosen state."""
     return [
         order
         for order, states in (("replay", REPLAYABLE), ("discard", _DISCARDABLE))
-        if state in states
+        if chosen.state in states
     ]
 
 
-def _see_other(place: str) -> Response:
-    answer = redirect(place, 303)
-    assert isinstance(answer, Response)  # noqa: S101 - the type that Flask is set up with
+def _see_other(location: str) -> Response:
+    answer = redirect(location, 303)
+    assert isinstance(answer, Response)  # noqa: S101 - Flask's own response class
     return answer

@@ -1,229 +1,207 @@
-"""`/openapi.json`: the interface, for tools.
+"""`/openapi.json`, the description of the HTTP interface, and `/docs`, the same as a page.
 
-Paths, methods and scopes are read off the application's routes. What comes in is described by the
-tables that intake and lookups read it with, what goes out by models that the tests hold every
-answer against. What a route takes and answers stands in `ROUTES`.
+Paths, methods and scopes come from the application's routes, parameters and answers from the
+decorators of the views (`bridge.web.operation`), and texts from their docstrings.
 """
 
 import inspect
+import json
 import re
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
 from functools import cache
-from typing import Any
+from itertools import chain
+from typing import Any, NamedTuple
+from urllib.parse import quote, urlencode
 
-from flask import Blueprint, Flask, Response, current_app, jsonify
+from flask import Blueprint, Flask, Response, current_app
+from markupsafe import Markup, escape
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from werkzeug.routing import Rule
 
+from bridge import __version__
 from bridge.fields import MAX_TEXT, REQUIRED_SCHEMA
-from bridge.intake.payload import FIELDS, TAG_FIELDS
 from bridge.lookups.models import ANSWERS
-from bridge.lookups.query import PARAMETERS
-from bridge.outbox.batch import MOST_SPLIT, SPLIT
-from bridge.outbox.events import MOST_A_PAGE, PAGE, REPLAYABLE
-from bridge.outbox.search import FILTERS
-from bridge.version import VERSION
 from bridge.web import shapes
-from bridge.web.auth import Scope, scope, scope_of
+from bridge.web.auth import scope, scope_of
+from bridge.web.operation import CSV, FORM, PAGE, Operation, operation_of, path_example
+from bridge.web.pages import base_url, page
 
 bp = Blueprint("openapi", __name__)
 
 Schema = dict[str, Any]
-Fields = dict[str, Schema]
+
+_ABOUT = f"""\
+The bridge between Braze and SessionM: webhooks become SessionM tags, Connected Content gets tags
+and offers from a cache.
+
+**Keys.** Except for a few open ones, every operation needs a key of its scope, as
+`Authorization: Bearer SECRET` or as `Basic` of `name:secret`.
+
+**Text.** Parameters and fields of type string have at most {MAX_TEXT} characters on one line.
+Spaces and invisible characters around a value are ignored, numbers are read as text, and a blank
+value or `null` counts as absent. Unrendered Liquid (`{{{{…}}}}`, `{{%…%}}`, `${{…}}`) and control
+characters are refused with a message that names the field.
+
+**Errors** are JSON: `{{"status":"error","errors":{{"code":"…","message":"…"}}}}`. A browser
+(`Accept: text/html`) gets 401, 403, 404 and 503 as a page. Every answer has an `X-Request-Id`."""
 
 
-@dataclass(frozen=True)
-class Route:
-    """What a view takes and answers, its scope's refusals apart.
-
-    Attributes:
-        answers: status -> the models of which the answer is one; none: no body to speak of.
-        errors: further statuses, each with an error in the one shape.
-        query: parameter -> JSON schema.
-        body: field -> JSON schema of a JSON body's fields.
-        body_needed: whether there must be a body.
-        required: the fields that it must have.
-        mimetype: of an answer that has no model.
-        takes_file: whether the body is a CSV file, or a form with one.
-    """
-
-    answers: dict[int, tuple[type[BaseModel], ...]]
-    errors: tuple[int, ...] = ()
-    query: Fields = field(default_factory=dict)
-    body: Fields | None = None
-    body_needed: bool = True
-    required: tuple[str, ...] = ()
-    mimetype: str = "application/json"
-    takes_file: bool = False
+class _Tag(NamedTuple):
+    name: str
+    description: str
 
 
-_EVENT_FILTERS = {
-    **FILTERS,
-    "limit": {"type": "integer", "minimum": 1, "maximum": MOST_A_PAGE, "default": PAGE},
-    "before": {"type": "string", "description": "`next` of the page before"},
+# Blueprint -> tag of its operations, in the order of the document.
+TAGS = {
+    "webhooks": _Tag("Webhooks", "Webhooks that Braze sends with a message."),
+    "messages": _Tag("Messages", "What SessionM sends for Braze when an offer is awarded."),
+    "content": _Tag("Connected Content", "Lookups of Braze while it renders a message."),
+    "dropin": _Tag(
+        "SessionM paths", "SessionM's own paths: change the host, and keep the template."
+    ),
+    "batches": _Tag("Batch jobs", "Segments that SessionM's batch jobs tag."),
+    "admin": _Tag("Administration", "Events, delivery and the cache of lookups."),
+    "customer_api": _Tag("Customers", "What the bridge knows about one customer."),
+    "export": _Tag("Administration", "Events, delivery and the cache of lookups."),
+    "health": _Tag("Health", "Probes, health and metrics."),
+    "openapi": _Tag("Interface", "This document."),
+    "dashboard": _Tag("Pages", "For people, in a browser."),
 }
-# What can be done next with an event that was accepted: view -> method.
+# Operations on an accepted event: view -> method.
 _EVENT_LINKS = {"show_event": "get", "replay_event": "post", "discard_event": "delete"}
-_WAIT = {"wait": {"type": "integer", "minimum": 0, "description": "seconds; more than 60 are 60"}}
-_BATCH_PAGE: Fields = {name: _EVENT_FILTERS[name] for name in ("limit", "before")}
-_TEXT: Schema = {"type": "string", "maxLength": MAX_TEXT}
-_FILE_OPTIONS: Fields = {
-    "tag": {**_TEXT, "description": "for every row of a file that names no tags"},
-    "ttl": {**_TEXT, "description": "whole days, such as 30d; without it the tag counts"},
-    "id_column": {**_TEXT, "description": "which column holds the customer"},
-    "id_kind": {"type": "string", "enum": ["user_id", "external_id"]},
-    "split": {"type": "integer", "minimum": 1, "maximum": MOST_SPLIT, "default": SPLIT},
-    "name": _TEXT,
-    "again": {
-        "type": "boolean",
-        "default": False,
-        "description": "count once more the rows of a file that was submitted not long ago",
+_IN_PATH: dict[str, Schema] = {
+    "api_key": {
+        "type": "string",
+        "const": "bridge",
+        "description": "The word `bridge`, or SessionM's api key.",
     },
-    "dry_run": {"type": "boolean", "default": False},
+    "customer_id": {"description": "The customer's identifier in SessionM."},
+    "event_id": {"description": "The event's id, from the answer to the webhook."},
+    "batch_id": {"description": "The batch's id, from the list of batches."},
+    "token": {"description": "The job's token, which cannot be guessed."},
 }
-_NOTIFIED: Fields = {name: {"type": "string"} for name in ("token", "id", "status", "request_id")}
-_FILES = {
-    "text/csv": {"schema": {"type": "string"}},
-    "multipart/form-data": {
-        "schema": {
-            "type": "object",
-            "properties": {"file": {"type": "string", "format": "binary"}, **_FILE_OPTIONS},
-            "required": ["file"],
-        }
-    },
+_REFUSALS = {
+    400: "The request is malformed; the message names the field.",
+    401: "The key is missing, wrong or withdrawn.",
+    403: "The key is for another scope, or the address may not call.",
+    404: "Not found.",
+    409: "The present state does not allow it; the message has the reason.",
+    413: "The body is too large.",
+    414: "The URL is too long.",
+    415: "The body's type is not supported.",
+    416: "The range is outside the file.",
+    422: "The request is incomplete or inconsistent; the message names what is missing.",
+    429: "SessionM's rate limit is reached.",
+    500: "SessionM is unavailable. Braze retries this.",
+    503: "The bridge cannot store or read now. Braze retries this.",
 }
-_CUSTOMER = {name: FIELDS[name] for name in ("user_id", "external_id")}
-_BODY_ERRORS = (400, 413, 415)
+_DONE = {206: "The requested range.", 304: "Not modified."}
 
 
-def _lookup(name: str) -> Route:
-    # 503 is on_error=retry, with the same body.
-    answers: dict[int, tuple[type[BaseModel], ...]]
-    answers = {200: (ANSWERS[name],), 304: (), 503: (ANSWERS[name],)}
-    return Route(
-        answers, _BODY_ERRORS, query=PARAMETERS[name], body=PARAMETERS[name], body_needed=False
-    )
-
-
-ROUTES: dict[str, Route] = {
-    "webhooks.braze": Route(
-        {202: (shapes.Accepted,), 200: (shapes.Duplicate, shapes.Delivered)},
-        (*_BODY_ERRORS, 422, 503),
-        query=_WAIT,
-        body=FIELDS,
-    ),
-    "content.tags": _lookup("tags"),
-    "content.offers": _lookup("offers"),
-    "content.customer": _lookup("customer"),
-    "dropin.write_tags": Route(
-        {200: (shapes.TagsTaken,)},
-        (*_BODY_ERRORS, 404, 422, 503),
-        body=TAG_FIELDS,
-        required=("tags",),
-    ),
-    "dropin.read_tags": Route({200: (shapes.FromSessionM,)}, (400, 404, 500)),
-    "dropin.get_user_offers": Route(
-        {200: (shapes.FromSessionM,)},
-        (*_BODY_ERRORS, 404, 500),
-        body={"user_id": REQUIRED_SCHEMA, "retailer_id": {}},
-        required=("user_id",),
-    ),
-    "dropin.batch": Route(
-        {200: (shapes.FromSessionM,), 202: (shapes.JobUncertain,)},
-        (*_BODY_ERRORS, 404, 422, 429, 500),
-        body={"tags": {"type": "object"}},
-        required=("tags",),
-    ),
-    "health.healthz": Route({200: (shapes.Ok,)}),
-    "health.readyz": Route({200: (shapes.Ok,)}, (503,)),
-    "health.health": Route({200: (shapes.Health,), 503: (shapes.Health,)}),
-    "health.metrics": Route({200: ()}, (503,), mimetype="text/plain"),
-    "openapi.openapi": Route({200: ()}),
-    "dashboard.home": Route({200: ()}, (503,), mimetype="text/html"),
-    "dashboard.dashboard": Route({200: ()}, (503,), mimetype="text/html"),
-    "setup.setup": Route({200: ()}, (400, 503), mimetype="text/html"),
-    "setup.preview": Route({200: ()}, (400, 413, 415, 503), mimetype="text/html"),
-    "admin.list_events": Route({200: (shapes.EventList,)}, (400, 503), query=_EVENT_FILTERS),
-    "admin.show_event": Route({200: (shapes.OneEvent,)}, (404, 503)),
-    "admin.replay_event": Route({200: (shapes.Replayed,)}, (404, 409, 503)),
-    "admin.discard_event": Route({200: (shapes.Discarded,)}, (404, 409, 503)),
-    "admin.replay_events": Route(
-        {200: (shapes.Replayed,)},
-        (*_BODY_ERRORS, 422, 503),
-        body={
-            **FILTERS,
-            "state": {"enum": [*REPLAYABLE, "", None]},
-            "dry_run": {"type": "boolean", "default": False},
-        },
-        body_needed=False,
-    ),
-    "batches.submit": Route(
-        {202: (shapes.FileTaken,), 200: (shapes.FileTaken,)},
-        (*_BODY_ERRORS, 409, 422, 503),
-        query=_FILE_OPTIONS,
-        takes_file=True,
-    ),
-    "batches.list_batches": Route({200: (shapes.BatchList,)}, (400, 503), query=_BATCH_PAGE),
-    "batches.show": Route({200: (shapes.OneBatch,)}, (404, 503)),
-    "batches.refused": Route({200: ()}, (404, 503), mimetype="text/csv"),
-    "batches.resubmit": Route({200: (shapes.Resubmitted,)}, (404, 409, 503)),
-    "batches.discard": Route({200: (shapes.JobsDiscarded,)}, (404, 409, 503)),
-    "batches.file": Route({200: (), 206: ()}, (404, 416, 503), mimetype="text/csv"),
-    "batches.notification": Route(
-        {200: (shapes.Ok,)},
-        (*_BODY_ERRORS, 404, 422, 503),
-        query=_NOTIFIED,
-        body=_NOTIFIED,
-        body_needed=False,
-    ),
-    "admin.pause": Route({200: (shapes.DeliveryState,)}, (503,)),
-    "admin.resume": Route({200: (shapes.DeliveryState,)}, (503,)),
-    "admin.forget_lookups": Route({200: (shapes.Ok,)}, (400, 503), query=_CUSTOMER),
-}
-# What only the pages themselves lead to; no program calls it.
-OF_PAGES = {
-    *("pages.assets", "dashboard.order_delivery"),
-    *("events.search", "events.show", "events.order_one", "events.order_all"),
-}
+_MARKS = {"`": "code", r"\*\*": "strong", r"\*": "em"}
 
 
 @bp.get("/openapi.json")
 @scope("open")
+@Operation({200: ()})
 def openapi() -> Response:
-    return jsonify(describe(current_app))
+    """Describe this interface as OpenAPI 3.1."""
+    # Unsorted, since the order of paths and fields helps readers.
+    body = current_app.json.dumps(_document(), sort_keys=False)
+    return Response(body, mimetype="application/json")
 
 
-def describe(app: Flask) -> Schema:
-    """The OpenAPI 3.1 document of *app*'s routes."""
+@bp.get("/docs")
+@scope("open")
+@PAGE
+def docs() -> Response:
+    """Show this interface as a page."""
+    return page("docs.html", api=_document())
+
+
+@bp.app_template_filter()
+def prose(text: str) -> Markup:
+    """Return *text* as HTML: code in backticks, **strong** and *emphasised* words."""
+    html = str(escape(text))
+    for mark, element in _MARKS.items():
+        html = re.sub(f"{mark}(.+?){mark}", rf"<{element}>\1</{element}>", html)
+    return Markup(html)  # noqa: S704 - escaped above
+
+
+@bp.app_template_filter()
+def pretty(value: object) -> str:
+    """Return *value* as indented JSON."""
+    return json.dumps(value, indent=2, ensure_ascii=False)
+
+
+def _document() -> Schema:
+    base = base_url()
+    return {**describe(current_app, base), "servers": [{"url": base}]}
+
+
+def describe(app: Flask, base: str = "") -> Schema:
+    """Return the OpenAPI 3.1 document of *app*'s routes; *base* is the URL in its examples."""
+    found = list(operations(app))
+    answers = (models for route in found for models in route.operation.answers.values())
+    references, schemas = _schemas(frozenset([shapes.Error, *chain.from_iterable(answers)]))
     paths: dict[str, Schema] = {}
-    for rule in app.url_map.iter_rules():
-        if rule.endpoint in OF_PAGES:
-            continue
-        path = re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule)
-        for method in sorted((rule.methods or set()) - {"HEAD", "OPTIONS"}):
-            paths.setdefault(path, {})[method.lower()] = _operation(app, rule, method)
+    for route in found:
+        described = _described(app, route, references, base)
+        paths.setdefault(path_of(route.rule), {})[route.method.lower()] = described
     return {
         "openapi": "3.1.0",
-        "info": {"title": "Braze to SessionM bridge", "version": VERSION},
+        "info": {
+            "title": "Braze to SessionM bridge",
+            "version": __version__,
+            "description": _ABOUT,
+            "contact": {"name": "The team that runs this bridge"},
+            "license": {"name": "MIT", "identifier": "MIT"},
+        },
+        "tags": [tag._asdict() for tag in dict.fromkeys(TAGS.values())],
         "paths": paths,
         "components": {
-            "schemas": _schemas()[1],
+            "schemas": schemas,
             "securitySchemes": {
-                "bearer": {"type": "http", "scheme": "bearer"},
-                "basic": {"type": "http", "scheme": "basic"},
+                "bearer": {"type": "http", "scheme": "bearer", "description": "A key's secret."},
+                "basic": {
+                    "type": "http",
+                    "scheme": "basic",
+                    "description": "A key's name and secret.",
+                },
             },
         },
     }
 
 
+class DescribedRoute(NamedTuple):
+    """One method of a route, and its description."""
+
+    rule: Rule
+    method: str
+    operation: Operation
+
+
+def operations(app: Flask) -> Iterator[DescribedRoute]:
+    """Yield every described route of *app*."""
+    for rule in app.url_map.iter_rules():
+        if operation := operation_of(app, rule):
+            methods = {"GET"} if operation.is_page else set(rule.methods or ())
+            for method in sorted(methods - {"HEAD", "OPTIONS"}):
+                yield DescribedRoute(rule, method, operation)
+
+
+def path_of(rule: Rule) -> str:
+    """Return the path of *rule* in OpenAPI's notation."""
+    return re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule)
+
+
 @cache
-def _schemas() -> tuple[dict[type[BaseModel], Schema], dict[str, Schema]]:
-    """Model -> reference to its schema; and all schemas by name."""
-    models = {shapes.Error} | {
-        model for route in ROUTES.values() for some in route.answers.values() for model in some
-    }
-    in_order = sorted(models, key=lambda model: model.__name__)
+def _schemas(
+    models: frozenset[type[BaseModel]],
+) -> tuple[dict[type[BaseModel], Schema], dict[str, Schema]]:
+    """Return references to the schemas by model, and the schemas by name."""
+    in_order: list[type[BaseModel]] = sorted(models, key=lambda model: model.__name__)
     references, document = models_json_schema(
         [(model, "validation") for model in in_order],
         ref_template="#/components/schemas/{model}",
@@ -231,101 +209,183 @@ def _schemas() -> tuple[dict[type[BaseModel], Schema], dict[str, Schema]]:
     return {model: references[(model, "validation")] for model in in_order}, document["$defs"]
 
 
-def _operation(app: Flask, rule: Rule, method: str) -> Schema:
-    endpoint = rule.endpoint
-    blueprint, _, name = endpoint.partition(".")
-    route, wanted = ROUTES.get(endpoint, Route({200: ()})), scope_of(endpoint)
-    in_path = sorted(rule.arguments - set(rule.defaults or {}))
-    of_kind = "_".join(str(value) for value in (rule.defaults or {}).values())
-    operation: Schema = {
-        "operationId": re.sub(r"\W", "_", f"{name}_{of_kind}_{method.lower()}".replace("__", "_")),
-        "summary": _summary(app, endpoint, name),
-        "tags": [blueprint],
-        "parameters": [
-            {"name": one, "in": "path", "required": True, "schema": _in_path(one)}
-            for one in in_path
-        ],
-        "responses": _responses(route, wanted, long_url=bool(in_path or route.query)),
+def _described(
+    app: Flask, route: DescribedRoute, references: Mapping[type[BaseModel], Schema], base: str
+) -> Schema:
+    """Return one operation of the document."""
+    rule, method, operation = route
+    required = scope_of(rule.endpoint)
+    blueprint, _, name = rule.endpoint.partition(".")
+    kind = "_".join(str(value) for value in (rule.defaults or {}).values())
+    summary, _, more = (inspect.getdoc(app.view_functions[rule.endpoint]) or name).partition("\n")
+    key = (
+        "No key is needed."
+        if required == "open"
+        else f"Needs a key of the scope {_keys_for(required)}."
+    )
+    parameters = [*_in_path(route), *_in_query(route)]
+    refused = {*operation.errors, 400}
+    if required != "open":
+        refused |= {401, 403}
+    if parameters:
+        # From gunicorn or uvicorn, before the application gets the request.
+        refused.add(414)
+    tag = TAGS.get(blueprint, TAGS["dashboard"])
+    curl = _curl(route, required, base)
+    described: Schema = {
+        "operationId": re.sub(r"\W", "_", f"{name}_{kind}_{method.lower()}".replace("__", "_")),
+        "summary": summary.rstrip("."),
+        "description": f"{_unwrapped(more)}\n\n{key}".strip(),
+        "tags": [TAGS["dashboard"].name if operation.is_page else tag.name],
+        "parameters": parameters,
+        "responses": {
+            str(status): _response(status, operation, references, is_refusal=status in refused)
+            for status in sorted({*operation.answers, *refused})
+        },
+        "x-codeSamples": [{"lang": "Shell", "label": "curl", "source": curl}],
     }
-    if wanted != "open":
-        operation["security"] = [{"bearer": []}, {"basic": []}]
-    # What may come in the query or in the body comes in the body of a POST.
-    if method != "POST" or route.query is not route.body:
-        operation["parameters"] += [
-            {"name": one, "in": "query", "schema": schema} for one, schema in route.query.items()
-        ]
-    if route.takes_file:
-        operation["requestBody"] = {"required": True, "content": _FILES}
-    if method == "POST" and route.body is not None:
-        schema = {
-            "type": "object",
-            "properties": route.body,
-            "required": list(route.required),
+    if required != "open":
+        described["security"] = [{"bearer": []}, {"basic": []}]
+    if content := _request_content(operation, method):
+        needed = operation.body_needed or operation.takes_file
+        described["requestBody"] = {"required": needed, "content": content}
+    return described
+
+
+def _keys_for(required: str) -> str:
+    return "`viewer` or `admin`" if required == "viewer" else f"`{required}`"
+
+
+def _in_path(route: DescribedRoute) -> list[Schema]:
+    given = path_example(route.operation, route.rule)
+    return [
+        _parameter(name, "path", {**REQUIRED_SCHEMA, "type": "string", **_IN_PATH[name]}, given)
+        for name in sorted(route.rule.arguments - set(route.rule.defaults or {}))
+    ]
+
+
+def _in_query(route: DescribedRoute) -> list[Schema]:
+    operation, method = route.operation, route.method
+    if method == "POST" and operation.query is operation.body:
+        return []
+    given = operation.query_example(method)
+    return [_parameter(name, "query", schema, given) for name, schema in operation.query.items()]
+
+
+def _parameter(
+    name: str, where: str, schema: Mapping[str, Any], given: Mapping[str, Any]
+) -> Schema:
+    found: Schema = {"name": name, "in": where, "required": where == "path"}
+    bare = dict(schema)
+    if description := bare.pop("description", ""):
+        found["description"] = description
+    if name in given:
+        found["example"] = given[name]
+    return {**found, "schema": bare}
+
+
+def _request_content(operation: Operation, method: str) -> Schema:
+    """Return the possible bodies of a request by *method*, by content type."""
+    if operation.takes_file:
+        properties = {"file": {"type": "string", "format": "binary"}, **operation.query}
+        return {
+            CSV: {"schema": {"type": "string"}, "example": operation.example.text},
+            "multipart/form-data": {
+                "schema": {"type": "object", "properties": properties, "required": ["file"]}
+            },
         }
-        operation["requestBody"] = {
-            "required": route.body_needed,
-            "content": {"application/json": {"schema": schema}},
-        }
-    return operation
-
-
-def _in_path(name: str) -> Schema:
-    if name == "api_key":
-        return {"type": "string", "const": "bridge"}
-    return {**REQUIRED_SCHEMA, "type": "string"}
-
-
-def _summary(app: Flask, endpoint: str, name: str) -> str:
-    told = inspect.getdoc(app.view_functions[endpoint]) or name.replace("_", " ")
-    return told.split("\n", maxsplit=1)[0]
-
-
-def _responses(route: Route, wanted: Scope, *, long_url: bool) -> Schema:
-    refusals: tuple[int, ...] = () if wanted == "open" else (401, 403)
-    if long_url:
-        # From the server itself, which hands no such request on.
-        refusals = (*refusals, 414)
-    found: dict[int, list[type[BaseModel]]] = {}
-    for status in (400, *refusals, *route.errors):
-        found.setdefault(status, []).append(shapes.Error)
-    for status, models in route.answers.items():
-        found.setdefault(status, []).extend(models)
-    return {
-        str(status): _response(status, models, route) for status, models in sorted(found.items())
+    if method != "POST" or operation.body is None:
+        return {}
+    schema = {
+        "type": "object",
+        "properties": operation.body,
+        "required": list(operation.required),
     }
+    content = {"schema": schema, "example": operation.body_example(method)}
+    types = ["application/json", *([FORM] if operation.takes_form else [])]
+    return dict.fromkeys(types, content)
 
 
-def _response(status: int, models: list[type[BaseModel]], route: Route) -> Schema:
-    references = [_schemas()[0][model] for model in models]
-    links = {
-        name: {"operationId": f"{name}_{method}", "parameters": {"event_id": "$response.body#/id"}}
-        for name, method in _EVENT_LINKS.items()
-        if shapes.Accepted in models
-    }
+def _response(
+    status: int,
+    operation: Operation,
+    references: Mapping[type[BaseModel], Schema],
+    *,
+    is_refusal: bool,
+) -> Schema:
+    models = list(operation.answers.get(status, ()))
+    sentences = [_sentence(model) for model in models]
+    if is_refusal and models != [shapes.Error]:
+        models.append(shapes.Error)
+        sentences.append(_REFUSALS[status])
+    schemas = [references[model] for model in models]
     response: Schema = {
-        "description": " or ".join(model.__name__ for model in models) or "as the path says",
+        "description": " Or: ".join(sentences) or _DONE.get(status, "The document."),
         "headers": {
             name: {"schema": {"type": "string"}, "required": required}
             for name, required in _headers(status, models).items()
         },
-        **({"links": links} if links else {}),
     }
-    if references:
-        schema = references[0] if len(references) == 1 else {"anyOf": references}
-        response["content"] = {"application/json": {"schema": schema}}
-    if route.mimetype == "text/html" or (not references and status in {200, 206}):
-        response.setdefault("content", {})[route.mimetype] = {"schema": {}}
-    return response
+    if shapes.Accepted in models:
+        response["links"] = {
+            name: {
+                "operationId": f"{name}_{method}",
+                "parameters": {"event_id": "$response.body#/id"},
+            }
+            for name, method in _EVENT_LINKS.items()
+        }
+    content: Schema = {}
+    if schemas:
+        schema = schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
+        content["application/json"] = {"schema": schema}
+    if operation.is_page or (not schemas and status in {200, 206}):
+        answer = operation.example.answer
+        content[operation.mimetype] = {"schema": {}, **({"example": answer} if answer else {})}
+    return {**response, **({"content": content} if content else {})}
 
 
 def _headers(status: int, models: list[type[BaseModel]]) -> dict[str, bool]:
-    """The headers of a response, and whether each is always there."""
+    """Return the headers of a response: name -> whether it is always present."""
     headers = {"X-Request-Id": status != 414}
     if status == 401:
         headers["WWW-Authenticate"] = True
     if status in {429, 503} and models == [shapes.Error]:
         headers["Retry-After"] = False
     if status in {200, 304, 503} and not set(ANSWERS.values()).isdisjoint(models):
-        # An unavailable one has no age.
+        # A lookup that is unavailable has no age.
         headers |= {"Cache-Status": True, "Age": False, "ETag": False}
     return headers
+
+
+def _curl(route: DescribedRoute, required: str, base: str) -> str:
+    """Return the operation's example as a command."""
+    rule, method, operation = route
+    path = path_of(rule).format_map(path_example(operation, rule))
+    query = urlencode(operation.query_example(method))
+    lines = [f"curl '{base}{quote(path)}{'?' if query else ''}{query}'"]
+    if method == "DELETE":
+        lines.append("-X DELETE")
+    if required != "open":
+        lines.append(f'-H "Authorization: Bearer ${required.upper()}_SECRET"')
+    if method == "POST":
+        lines += _curl_body(operation, operation.body_example(method))
+    return " \\\n  ".join(lines)
+
+
+def _curl_body(operation: Operation, fields: Mapping[str, Any] | None) -> list[str]:
+    if operation.takes_file:
+        return ["-H 'Content-Type: text/csv'", "--data-binary @segment.csv"]
+    if fields is None:
+        return ["-X POST"]
+    body = json.dumps(fields, ensure_ascii=False)
+    return ["-H 'Content-Type: application/json'", f"-d '{body}'"]
+
+
+def _sentence(model: type[BaseModel]) -> str:
+    return (inspect.getdoc(model) or model.__name__).split("\n", maxsplit=1)[0]
+
+
+def _unwrapped(text: str) -> str:
+    """Return *text* with each paragraph on one line."""
+    paragraphs = text.strip().split("\n\n")
+    return "\n\n".join(" ".join(one.split()) for one in paragraphs)

@@ -1,28 +1,31 @@
 """The frame of all pages: headers, the two assets, and how times and numbers are written."""
 
 import hashlib
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from functools import cache
 from typing import Any
 
-from flask import Blueprint, Flask, Response, current_app, render_template, request
-from markupsafe import Markup
+from flask import Blueprint, Flask, Response, current_app, g, render_template, request
+from markupsafe import Markup, escape
 from werkzeug.exceptions import NotFound
 
-from bridge.database import StoreUnavailableError
-from bridge.fields import FieldError, instant, iso
+from bridge import __version__, clock
+from bridge.fields import FieldError, instant, iso, number, span
+from bridge.liquid.snippets import TEMPLATES
+from bridge.outbox.tallies import CampaignFigures
 from bridge.parts import parts_of
-from bridge.snippets import TEMPLATES
-from bridge.version import VERSION
-from bridge.web.auth import scope, scope_of
+from bridge.storage.database import StoreUnavailableError
+from bridge.web.auth import may_change, scope, scope_of
+from bridge.web.errors import HTML
 
 bp = Blueprint("pages", __name__)
 
 # Nothing from elsewhere, nothing inline, in nobody's frame.
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
-    "form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
+    "frame-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
 )
 _HEADERS = {
     "Content-Security-Policy": _POLICY,
@@ -37,6 +40,8 @@ _HEADERS = {
 _ASSETS = {
     "style.css": "text/css",
     "script.js": "text/javascript",
+    "setup.css": "text/css",
+    "setup.js": "text/javascript",
     "favicon.svg": "image/svg+xml",
 }
 _FOREVER = "public, max-age=31536000, immutable"
@@ -48,46 +53,47 @@ def install(app: Flask) -> None:
     """Let *app* render pages, and give every answer that a browser may show its headers."""
     app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
     app.jinja_env.filters.update(
-        time=time, moment=moment, span=span, number=number, percent=percent, brief=brief
+        time=time,
+        moment=moment,
+        span=span,
+        ago=ago,
+        code=code,
+        number=number,
+        percent=percent,
+        brief=brief,
+        breakable=breakable,
     )
-    app.jinja_env.globals.update(asset=asset, version=VERSION, known_as=known_as)
+    app.jinja_env.globals.update(
+        asset=asset, version=__version__, known_as=known_as, may_change=may_change
+    )
 
     @app.after_request
     def protect(response: Response) -> Response:
         wanted = scope_of(request.endpoint) if request.endpoint else "open"
-        if wanted not in _MACHINES:
+        if wanted not in _MACHINES or response.mimetype == HTML:
             for name, value in _HEADERS.items():
                 response.headers.setdefault(name, value)
-        if wanted == "admin":
+        if wanted in {"admin", "viewer"}:
             response.headers["Cache-Control"] = "no-store"
         return response
 
 
 def page(template: str, status: int = 200, **context: Any) -> Response:
     """The page *template*, with *context* for it."""
-    return Response(render_template(template, **context), status, mimetype="text/html")
+    return Response(render_template(template, **context), status, mimetype=HTML)
 
 
 def guard(blueprint: Blueprint) -> None:
-    """Let the errors of *blueprint*'s pages be pages, too, for whoever wants to see one."""
-
-    @blueprint.errorhandler(StoreUnavailableError)
-    def _no_store(failure: StoreUnavailableError) -> Response:
-        told = f"The bridge cannot reach its database: {failure}. Webhooks are answered 503, and "
-        return problem(503, "Events cannot be stored", told + "Braze sends them again.")
+    """Answer a bad field of *blueprint*'s pages with a page."""
 
     @blueprint.errorhandler(FieldError)
     def _bad_field(bad: FieldError) -> Response:
-        return problem(400, "That cannot be searched or done", f"{bad}.")
-
-    @blueprint.errorhandler(NotFound)
-    def _missing(_error: NotFound) -> Response:
-        return problem(404, "There is nothing here", "It may have been forgotten since: see below.")
+        return page("problem.html", 400, title="That cannot be searched or done", message=f"{bad}.")
 
 
-def problem(status: int, title: str, told: str) -> Response:
-    """A page that says what is wrong."""
-    return page("problem.html", status, title=title, told=told)
+def base_url() -> str:
+    """Where callers reach this bridge: as it is set, else as this request did."""
+    return parts_of(current_app).settings.bridge_public_url or request.host_url.rstrip("/")
 
 
 @bp.get("/assets/<name>")
@@ -135,16 +141,28 @@ def moment(at: float) -> str:
     return datetime.fromtimestamp(at, UTC).strftime("%H:%M")
 
 
-def span(seconds: float) -> str:
-    """A length of time in the two largest units that say something: ``1 h 20 min``."""
-    if seconds < 1:
-        return "0 s" if seconds <= 0 else f"{seconds * 1000:.0f} ms"
-    left, found = round(seconds), []
-    for size, unit in ((86400, "d"), (3600, "h"), (60, "min"), (1, "s")):
-        if left >= size:
-            found.append(f"{left // size} {unit}")
-            left %= size
-    return " ".join(found[:2])
+def code(text: str) -> Markup:
+    """*text* with what stands between backticks as code, and times as `time` writes them."""
+    marked = _CODE.sub(r"<code>\1</code>", str(escape(text)))
+    return Markup(_STAMP.sub(_as_time, marked))  # noqa: S704 - it is escaped
+
+
+def _as_time(stamp: re.Match[str]) -> str:
+    return time(stamp[0]) if instant(stamp[0]) else stamp[0]
+
+
+_CODE = re.compile("`([^`]*)`")
+_STAMP = re.compile(r"\b20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ")
+
+
+def breakable(url: str) -> Markup:
+    """*url* with places after its slashes at which a browser may break the line."""
+    return Markup("/<wbr>").join(url.split("/"))
+
+
+def ago(at: float) -> str:
+    """How long ago a moment was, as `span` writes it."""
+    return span(max(1.0, clock.now() - at))
 
 
 def brief(milliseconds: float) -> str:
@@ -154,10 +172,6 @@ def brief(milliseconds: float) -> str:
     return f"{milliseconds:.0f} ms" if milliseconds >= 10 else f"{milliseconds:.2g} ms"
 
 
-def number(value: float) -> str:
-    return f"{value:,.0f}" if value == int(value) or value >= 100 else f"{value:,.1f}"
-
-
 def percent(share: float) -> str:
     """A share as people read it; what is not all is never called 100 %."""
     if 0.999 <= share < 1:
@@ -165,15 +179,38 @@ def percent(share: float) -> str:
     return f"{share:.0%}".replace("%", " %") if share in {0, 1} or share >= 0.1 else f"{share:.1%}"
 
 
+def name_campaigns(events: Iterable[Mapping[str, Any]]) -> None:
+    """Read the names that Braze gave the campaigns of *events*, for `known_as`."""
+    ids = {event[name] for event in events for name in ("campaign_id", "canvas_id")} - {""}
+    try:
+        g.campaign_names = parts_of(current_app).events.campaign_names(ids)
+    except StoreUnavailableError:
+        g.campaign_names = {}
+
+
+def campaign_name(braze_id: str, figures: Iterable[CampaignFigures]) -> str:
+    """The name of a campaign or Canvas: rules.toml's, else Braze's, else ""."""
+    rules = parts_of(current_app).rules
+    for listed in (rules.campaigns, rules.canvases):
+        if braze_id in listed and listed[braze_id].name:
+            return listed[braze_id].name
+    return next((one.name for one in figures if one.name), "")
+
+
 def known_as(event: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """``(campaign or canvas, ID, name by rules.toml)`` of an event's JSON."""
+    """``(campaign or canvas, ID, name)`` of an event's JSON; rules.toml names before Braze."""
+    names: Mapping[str, str] = g.get("campaign_names", {})
     rules = parts_of(current_app).rules
     named = (
         ("campaign", event.get("campaign_id", ""), rules.campaigns),
         ("canvas", event.get("canvas_id", ""), rules.canvases),
     )
     return [
-        (kind, braze_id, listed[braze_id].name if braze_id in listed else "")
+        (
+            kind,
+            braze_id,
+            (listed[braze_id].name if braze_id in listed else "") or names.get(braze_id, ""),
+        )
         for kind, braze_id, listed in named
         if braze_id
     ]

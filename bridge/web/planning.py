@@ -1,89 +1,88 @@
-"""The send planner's form: what was typed, what is known of this bridge, and the plan."""
+"""The form of the send planner: its input, the capacity of this bridge, and the plan."""
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from time import time
 
 from flask import current_app
 
-from bridge.fields import FieldError
+from bridge import clock
+from bridge.fields import FieldError, whole_number
+from bridge.ops.telemetry import together
 from bridge.parts import parts_of
-from bridge.planner import KINDS, Kind, Pace, Plan, Send, plan
-from bridge.telemetry import together
+from bridge.planner import KINDS, Kind, Plan, PlannedSend, SendPace, plan
 
-# What a service of two processes on two cores answered at least, halved: measured in this project.
+# Calls a second: half of the lowest rate that two processes on two cores reached in measurements.
 ASSUMED_REQUESTS = 500.0
-# SessionM's pace is that of so many seconds.
+# Seconds: the period for the median latency of SessionM.
 MEASURED = 3600.0
 
 
 @dataclass(frozen=True)
 class Planning:
-    """The planner as the page shows it.
+    """The data of the planner's page.
 
     Attributes:
-        problem: what cannot be read of what was typed; "" if all can.
-        pace: what SessionM and this bridge take.
-        send: as typed, with defaults.
-        plan: ``None`` before a number of recipients is typed.
-        grounds: where each figure of the plan comes from.
+        problem: a sentence about invalid input, or "".
+        pace: the capacity of SessionM and this bridge.
+        send: the input, with defaults.
+        plan: ``None`` without a number of recipients.
+        grounds: the source of each figure of the plan.
+        kinds: kinds of messages by name.
     """
 
     problem: str
-    pace: Pace
-    send: Send
+    pace: SendPace
+    send: PlannedSend
     plan: Plan | None
     grounds: Mapping[str, str]
     kinds: Mapping[str, Kind]
 
 
 def planning(given: Mapping[str, str]) -> Planning:
-    """The planner for the parameters *given*."""
+    """Return the data of the page for the query parameters *given*."""
     pace, grounds = _pace()
     try:
         send, problem = _send(given), ""
-    except FieldError as bad:
-        send, problem = Send(0, KINDS["offers"]), f"{bad}."
+    except FieldError as error:
+        send, problem = PlannedSend(0, KINDS["offers"]), f"{error}."
     planned = plan(send, pace) if send.recipients else None
     return Planning(problem, pace, send, planned, grounds, KINDS)
 
 
-def _send(given: Mapping[str, str]) -> Send:
+def _send(given: Mapping[str, str]) -> PlannedSend:
     kind = KINDS.get(given.get("message", "offers"))
     if kind is None:
         raise FieldError("The kind of message", f"must be one of {', '.join(KINDS)}")
-    return Send(
+    return PlannedSend(
         recipients=_whole(given, "recipients", "The number of recipients", 0, 1_000_000_000),
         kind=kind,
         calls=_whole(given, "calls", "The number of calls per recipient", 3, 10) or 1,
         counters=given.get("counters") == "1",
-        retries=_whole(given, "retries", "The share of calls made again", 1, 100) / 100,
-        warm=_whole(given, "warm", "The share of recipients looked up lately", 0, 100) / 100,
-        speed=_whole(given, "speed", "The speed you have in mind", 0, 100_000_000),
+        retries=_whole(given, "retries", "The retry rate", 1, 100) / 100,
+        warm=_whole(given, "warm", "The share of recipients fetched ahead", 0, 100) / 100,
+        speed=_whole(given, "speed", "The planned send rate", 0, 100_000_000),
     )
 
 
-def _whole(given: Mapping[str, str], name: str, called: str, default: int, most: int) -> int:
-    """A whole number as people type it: ``1 000 000``, ``1,000,000``."""
-    typed = re.sub(r"[\s,.'%]", "", given.get(name, ""))
-    if not typed:
-        return default
-    if not (typed.isdecimal() and typed.isascii() and len(typed) < 12 and int(typed) <= most):
-        raise FieldError(called, f"must be a whole number up to {most:,}")
-    return int(typed)
+def _whole(given: Mapping[str, str], name: str, label: str, default: int, most: int) -> int:
+    """Read a whole number with any separators: ``1 000 000``, ``1,000,000``."""
+    digits = re.sub(r"[\s,.'%]", "", given.get(name, ""))
+    found = whole_number(digits, label, most, least=0)
+    return default if found is None else found
 
 
-def _pace() -> tuple[Pace, dict[str, str]]:
-    """What SessionM and this bridge take a second, and where each figure comes from."""
+def _pace() -> tuple[SendPace, dict[str, str]]:
+    """Return the capacity of SessionM and this bridge, and the source of each figure."""
     parts = parts_of(current_app)
     settings = parts.settings
     rps = settings.bridge_sessionm_rps
-    recent = together(parts.telemetry.minutes(time() - MEASURED))
+    recent = together(parts.telemetry.minutes(clock.now() - MEASURED))
     median = (recent.percentile("core", 0.5) or 0.0) / 1000
+    cold = (recent.percentile("connect", 0.5) or 0.0) / 1000
     wide = settings.bridge_delivery_concurrency / median if median else rps
     assumed = {
-        "SessionM Core": f"BRIDGE_SESSIONM_RPS, {rps:g} a second",
+        "SessionM Core": f"this bridge sends at most {rps:g} a second",
         "SessionM Connect": f"no limit is documented: assumed to be Core's, {rps:g} a second",
         "this bridge": f"{ASSUMED_REQUESTS:.0f} calls a second: half of what two processes on two "
         "cores answered at least in this project's measurements",
@@ -93,11 +92,13 @@ def _pace() -> tuple[Pace, dict[str, str]]:
             f", and {settings.bridge_delivery_concurrency} calls at once ÷ {median * 1000:.0f} ms "
             f"measured = {wide:,.0f} a second; the lower counts"
         )
-    pace = Pace(
+    pace = SendPace(
         core=min(rps, wide),
         connect=rps,
         requests=ASSUMED_REQUESTS,
         queue_limit=settings.bridge_queue_limit,
         bulk_threshold=settings.bridge_bulk_threshold,
+        triggers=settings.braze_rps,
+        **({"cold": cold} if cold else {}),
     )
     return pace, assumed

@@ -5,13 +5,15 @@ stand beside it, in HTML, where they keep theirs.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 WIDTH, HEIGHT = 600.0, 120.0
 
 Values = Sequence[float | None]
+# A value as people read it, with its unit.
+Written = Callable[[float], str]
 
 
 @dataclass(frozen=True)
@@ -39,31 +41,84 @@ class Shape:
 
 @dataclass(frozen=True)
 class Column:
-    """A moment: where the pointer finds it, and what it says; *rest* follows the time."""
+    """A moment: where it stands, and what each series says there."""
 
     x: float
     width: float
     at: float
-    rest: str
+    said: str
+
+
+@dataclass(frozen=True)
+class Band:
+    """A time in which something was wrong."""
+
+    x: float
+    width: float
+    look: str
+
+
+@dataclass(frozen=True)
+class Line:
+    """A value that is drawn across, such as a limit."""
+
+    y: float
+    name: str
 
 
 @dataclass(frozen=True)
 class Plot:
-    """All that a page draws. *ticks* are the labels of the scale, from the top to nothing."""
+    """All that a page draws.
+
+    *ticks* are the labels of the scale, from the top to the bottom; *stamps* the moments that are
+    written below, from the left to the right.
+    """
 
     title: str
     unit: str
     shapes: tuple[Shape, ...]
     columns: tuple[Column, ...]
-    ticks: tuple[float, float, float]
+    ticks: tuple[str, ...]
     series: tuple[Series, ...]
-    first: float
-    last: float
+    stamps: tuple[float, ...]
+    bands: tuple[Band, ...] = ()
+    line: Line | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no series has a value other than nought."""
+        return not any(value for one in self.series for value in one.values)
 
     @property
     def summary(self) -> str:
-        """The plot for who does not see it."""
+        """The plot for people who do not see it."""
         return f"{self.title}. " + ", ".join(f"{one.name} {one.total}" for one in self.series)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Where values stand: evenly from nought to *top*, or by their logarithms from *low*."""
+
+    top: float
+    low: float = 0.0
+
+    def y(self, value: float) -> float:
+        """The place of *value*, 0 at the top."""
+        if not self.low:
+            return round(HEIGHT - value / self.top * HEIGHT, 1)
+        share = math.log(max(value, self.low) / self.low) / math.log(self.top / self.low)
+        return round(HEIGHT - share * HEIGHT, 1)
+
+    def ticks(self) -> tuple[float, ...]:
+        """The values that are written at the scale, from the top."""
+        if not self.low:
+            return (self.top, self.top / 2, 0.0)
+        decades = round(math.log10(self.top / self.low))
+        return tuple(self.top / 10**place for place in range(decades + 1))
+
+
+# From a millisecond to a hundred seconds.
+LATENCIES = Scale(100_000.0, 1.0)
 
 
 def draw(
@@ -72,30 +127,57 @@ def draw(
     moments: Sequence[float],
     bars: Sequence[Series] = (),
     lines: Sequence[Series] = (),
+    *,
+    written: Written,
+    scale: Scale | None = None,
+    limit: tuple[float, str] | None = None,
+    troubles: Sequence[tuple[float, float, str]] = (),
 ) -> Plot:
-    """Draw *bars*, one upon the other, and *lines* before them."""
+    """Draw *bars*, one upon the other, and *lines* before them.
+
+    Args:
+        title: what it shows.
+        unit: of the values.
+        moments: when each value's time begins, at equal distances, in seconds since the epoch.
+        bars: series that add up.
+        lines: series that do not.
+        written: a value as people read it.
+        scale: where values stand; by default evenly up to the highest one.
+        limit: a value that is drawn across, and its name.
+        troubles: begin, end and look of times in which something was wrong.
+    """
     piles = [sum(one.values[i] or 0 for one in bars) for i in range(len(moments))]
     seen = [value for one in lines for value in one.values if value is not None]
-    top = scale([*piles, *seen])
+    scale = scale or Scale(round_top([*piles, *seen]))
     step = WIDTH / max(1, len(moments))
-    shapes = [*_bars(bars, top, step), *(_line(one, top, step) for one in lines)]
+    shapes = [*_bars(bars, scale, step), *(_line(one, scale, step) for one in lines)]
     every = (*bars, *lines)
     return Plot(
         title=title,
         unit=unit,
         shapes=tuple(shape for shape in shapes if shape.path),
         columns=tuple(
-            Column(round(i * step, 2), round(step, 2), at, _told(every, i))
+            Column(round(i * step, 2), round(step, 2), at, _said(every, i, written))
             for i, at in enumerate(moments)
         ),
-        ticks=(top, top / 2, 0.0),
+        ticks=tuple(written(tick) for tick in scale.ticks()),
         series=every,
-        first=moments[0] if moments else 0.0,
-        last=moments[-1] if moments else 0.0,
+        stamps=tuple(moments[:: max(1, len(moments) // 4)]),
+        bands=_bands(troubles, moments),
+        line=Line(scale.y(limit[0]), limit[1]) if limit else None,
     )
 
 
-def scale(values: Sequence[float]) -> float:
+def sparkline(values: Values) -> str:
+    """A path for a small picture of *values* in a box of `WIDTH` by `HEIGHT`; "" for one value."""
+    if sum(value is not None for value in values) < 2:
+        return ""
+    top = max([1.0, *(value for value in values if value is not None)])
+    step = WIDTH / max(1, len(values))
+    return _line(Series("", "", values, ""), Scale(top * 1.1), step).path
+
+
+def round_top(values: Sequence[float]) -> float:
     """The end of a scale that holds *values*: a round number, ten at least."""
     highest = max([10.0, *values])
     power = 10 ** math.floor(math.log10(highest))
@@ -104,24 +186,40 @@ def scale(values: Sequence[float]) -> float:
     )
 
 
-def _told(series: Sequence[Series], place: int) -> str:
-    return "".join(
-        f", {one.name} {one.values[place]:,.10g}" for one in series if one.values[place] is not None
+def _said(series: Sequence[Series], place: int, written: Written) -> str:
+    """What each series says at one moment, one line each: look, name and value."""
+    return "\n".join(
+        f"{one.look}\t{one.name}\t{'–' if (value := one.values[place]) is None else written(value)}"
+        for one in series
     )
 
 
-def _y(value: float, top: float) -> float:
-    return round(HEIGHT - value / top * HEIGHT, 1)
+def _bands(
+    troubles: Sequence[tuple[float, float, str]], moments: Sequence[float]
+) -> tuple[Band, ...]:
+    if len(moments) < 2:
+        return ()
+    step = moments[1] - moments[0]
+    first, last = moments[0], moments[-1] + step
+    bands = []
+    for begin, end, look in troubles:
+        left, right = max(first, begin), min(last, end)
+        if left < right:
+            x = (left - first) / (last - first) * WIDTH
+            # As wide as can be seen.
+            width = max(2.0, (right - left) / (last - first) * WIDTH)
+            bands.append(Band(round(x, 2), round(width, 2), look))
+    return tuple(bands)
 
 
-def _bars(bars: Sequence[Series], top: float, step: float) -> list[Shape]:
+def _bars(bars: Sequence[Series], scale: Scale, step: float) -> list[Shape]:
     shapes = []
     below = [0.0] * max((len(one.values) for one in bars), default=0)
     for one in bars:
         path = ""
         for place, value in enumerate(one.values):
             if value:
-                low, high = _y(below[place], top), _y(below[place] + value, top)
+                low, high = scale.y(below[place]), scale.y(below[place] + value)
                 x, width = round((place + 0.1) * step, 2), round(0.8 * step, 2)
                 path += f"M{x} {low}V{high}h{width}V{low}z"
                 below[place] += value
@@ -129,9 +227,9 @@ def _bars(bars: Sequence[Series], top: float, step: float) -> list[Shape]:
     return shapes
 
 
-def _line(one: Series, top: float, step: float) -> Shape:
+def _line(one: Series, scale: Scale, step: float) -> Shape:
     points = [
-        None if value is None else (round((place + 0.5) * step, 2), _y(value, top))
+        None if value is None else (round((place + 0.5) * step, 2), scale.y(value))
         for place, value in enumerate(one.values)
     ]
     path = ""

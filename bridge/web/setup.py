@@ -1,57 +1,191 @@
-"""The setup page: what to paste into Braze, a live preview, and the send planner."""
+"""The setup page: five steps from the bridge's address to a message with an offer in it.
 
+Nothing that is done on it changes anything, on the bridge or in SessionM.
+"""
+
+import re
 from collections.abc import Mapping
+from json import dumps
 from math import ceil
 from typing import Any
 from urllib.parse import urlsplit
 
-from flask import Blueprint, Response, current_app, request
+from flask import Blueprint, Response, current_app, jsonify, render_template, request
 
+from bridge.bulk.model import ROWS_OF_JOB
 from bridge.customer import Customer, CustomerKind
 from bridge.fields import FieldError, identifier, text
-from bridge.outbox.batch import SPLIT
+from bridge.intake.payload import RefusedError
+from bridge.liquid.inputs import InputError, read_attributes, read_object
+from bridge.liquid.snippets import PLACEHOLDER, Snippet, snippets
 from bridge.parts import parts_of
 from bridge.settings import Key
-from bridge.snippets import PLACEHOLDER, snippets
 from bridge.web.auth import scope
-from bridge.web.pages import guard, page
+from bridge.web.candidates import candidates
+from bridge.web.operation import PAGE
+from bridge.web.pages import base_url, guard, name_campaigns, page
+from bridge.web.pictures import pictures
 from bridge.web.planning import planning
-from bridge.web.trial import CREDENTIAL, STAND_IN, Trial, try_out
+from bridge.web.preview import CREDENTIAL, STAND_IN, Trial, cache_words, located, pretty, try_out
+from bridge.web.progress import SetupProgress, progress
 
 bp = Blueprint("setup", __name__)
 guard(bp)
 
 # Audiences whose ways are compared.
 AUDIENCES = (1_000, 100_000, 1_000_000)
+# Characters of one field of Braze's side.
+LARGEST_INPUT = 100_000
+# Fields of Braze's side -> their labels: text, and JSON objects.
+PROFILE = {
+    "first_name": "First name in Braze",
+    "language": "Language",
+    "time_zone": "Time zone",
+}
+OBJECTS = {
+    "custom_attribute": "Custom attributes",
+    "event_properties": "Event properties",
+    "context": "Context",
+    "api_trigger_properties": "API trigger properties",
+}
+# What the page has in them at first.
+EXAMPLES = {"first_name": "Alex", "language": "en", "time_zone": "America/New_York"}
 _FIRST_SNIPPET = "best_offer"
+# Before and behind a message that is no whole HTML document.
+_BEFORE = (
+    '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>The message</title>'
+    "<style>body{margin:1rem;font:16px/1.5 system-ui,sans-serif;color:#18202b;background:#fff;"
+    "overflow-wrap:break-word}img{max-width:100%}</style></head><body>"
+)
+_IS_DOCUMENT = re.compile(r"\s*(?:<!doctype\b|<html\b)", re.IGNORECASE)
+# A message is a document of its own, in which nothing runs and no form leads anywhere. It may have
+# what e-mails have: styles, and images of other hosts.
+_FRAME_HEADERS = {
+    "Content-Security-Policy": (
+        "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src https: data:; "
+        "form-action 'none'; base-uri 'none'; frame-ancestors 'self'"
+    ),
+    "Referrer-Policy": "no-referrer",
+    "X-Frame-Options": "SAMEORIGIN",
+}
 
 
 @bp.get("/setup")
-@scope("admin")
+@scope("viewer")
+@PAGE
 def setup() -> Response:
+    """Show what to paste into Braze, with a live preview and a send planner."""
+    if request.args.get("part") == "progress":
+        return _fragment("setup_progress.html", progress=_progress(base_url()))
     return _page(request.args)
 
 
+@bp.get("/setup/progress")
+@scope("viewer")
+def show_progress() -> Response:
+    """How far the setup is, for the page to ask every few seconds."""
+    return jsonify(_progress(base_url()).as_json)
+
+
 @bp.post("/setup")
-@scope("admin")
+@scope("viewer")
 def preview() -> Response:
     """The same page with a template tried out; by POST, as a customer's id belongs in no URL."""
     if "load" in request.form:
         return _page(request.form)
+    if "message_body" in request.form:
+        return _message_page(request.form["message_body"])
+    is_part = request.form.get("part") == "outcome"
     try:
         trial = _trial(request.form)
     except FieldError as bad:
+        if is_part:
+            return _fragment("setup_outcome.html", 400, problem=f"{bad}.")
         return _page(request.form, status=400, problem=f"{bad}.")
+    if is_part:
+        return _fragment("setup_outcome.html", trial=trial)
     return _page(request.form, trial=trial)
 
 
+@bp.post("/setup/frame")
+@scope("viewer")
+def frame() -> Response:
+    """A rendered message as a document for a frame of the page."""
+    message = request.form.get("message", "")
+    document = message if _IS_DOCUMENT.match(message) else f"{_BEFORE}{message}</body></html>"
+    return Response(document, mimetype="text/html", headers=_FRAME_HEADERS)
+
+
+def _message_page(body: str) -> Response:
+    """The page with the calls to Braze that a message would cause."""
+    calls: list[tuple[str, str]] = []
+    problem = ""
+    try:
+        bodies = parts_of(current_app).calls_for(body.encode())
+        calls = [(path, dumps(sent, ensure_ascii=False, indent=2)) for path, sent in bodies]
+    except RefusedError as refusal:
+        problem = str(refusal)
+    more = {"message_body": body, "message_calls": calls, "message_problem": problem}
+    return _page({}, 400 if problem else 200, **more)
+
+
+def _fragment(template: str, status: int = 200, **context: Any) -> Response:
+    """A part of the page, for the page's script."""
+    known = {**_HELPERS, "kind": _kind(request.values), "base": base_url(), "fragment": True}
+    return Response(render_template(template, **known, **context), status, mimetype="text/html")
+
+
+def _call_for(kind: str, base: str) -> str:
+    """The call that brings all of a customer's fields."""
+    return (
+        "{% connected_content\n"
+        f"     {base}/connected-content/customer?{kind}={{{{${{user_id}} | url_param_escape}}}}\n"
+        f"     :basic_auth {CREDENTIAL}\n     :save customer\n%}}\n"
+    )
+
+
+_HELPERS: dict[str, Any] = {
+    "pretty": pretty,
+    "cache_words": cache_words,
+    "located": located,
+    "call_for": _call_for,
+}
+
+
 def _trial(given: Mapping[str, str]) -> Trial:
-    customer_id = identifier(given.get("customer"), "The customer's ID")
+    kind, customer_id = _chosen(given)
     if customer_id is None:
         raise FieldError("The customer's ID", "is missing: type one that SessionM knows")
-    source = given.get("source", "").replace("\r\n", "\n").replace(PLACEHOLDER, _base_url())
-    first_name = text(given.get("first_name"), "The first name") or ""
-    return try_out(source, Customer(_kind(given), customer_id), first_name, _base_url())
+    source = given.get("source", "").replace("\r\n", "\n").replace(PLACEHOLDER, base_url())
+    return try_out(source, Customer(kind, customer_id), _attributes(given), base_url())
+
+
+def _chosen(given: Mapping[str, str]) -> tuple[CustomerKind, str | None]:
+    """The customer that was picked, else the one that was typed."""
+    picked = identifier(given.get("pick"), "The customer")
+    if picked is not None:
+        return Customer.from_key(picked)
+    return _kind(given), identifier(given.get("customer"), "The customer's ID")
+
+
+def _attributes(given: Mapping[str, str]) -> dict[str, Any]:
+    """Braze's side of the preview; a field that is left blank has no value."""
+    profile = {name: text(given.get(name), label) for name, label in PROFILE.items()}
+    return {
+        **{name: value for name, value in profile.items() if value is not None},
+        **{name: _object(given, name, label) for name, label in OBJECTS.items()},
+        **_object(given, "stand_ins", "Stand-ins"),
+    }
+
+
+def _object(given: Mapping[str, str], name: str, label: str) -> dict[str, Any]:
+    typed = given.get(name, "")
+    if len(typed) > LARGEST_INPUT:
+        raise FieldError(label, f"is longer than {LARGEST_INPUT:,} characters")
+    try:
+        return read_attributes(typed) if name == "stand_ins" else read_object(typed)
+    except InputError as bad:
+        raise FieldError(label, str(bad)) from None
 
 
 def _kind(given: Mapping[str, str]) -> CustomerKind:
@@ -60,53 +194,97 @@ def _kind(given: Mapping[str, str]) -> CustomerKind:
 
 
 def _page(given: Mapping[str, str], status: int = 200, **more: Any) -> Response:
-    settings = parts_of(current_app).settings
-    base = _base_url()
-    kind = _kind(given)
-    chosen = snippets().get(given.get("snippet", ""), snippets()[_FIRST_SNIPPET])
+    parts = parts_of(current_app)
+    settings, base, kind = parts.settings, base_url(), _kind(given)
+    source, chosen, aside = _source(given, base, kind)
     planned = planning(request.args)
-    typed = "" if "load" in given else given.get("source", "")
+    people = candidates(parts)
+    first = people[0].customer.id if people else ""
     return page(
         "setup.html",
         400 if planned.problem else status,
         base=base,
         doubts=_doubts(base),
         kind=kind,
-        snippets=snippets(),
-        chosen=chosen,
-        source=typed.replace("\r\n", "\n") or chosen.filled(base, kind),
+        snippets=_in_order(),
+        pictures=pictures(),
+        chosen=snippets()[chosen],
+        source=source,
+        aside=aside,
+        customer=_chosen(given)[1] if given.get("pick") else given.get("customer", first),
+        people=people,
         given=given,
+        profile=PROFILE,
+        objects=OBJECTS,
+        examples=EXAMPLES,
         settings=settings,
         webhook_key=_name(settings.bridge_webhook_keys),
         content_key=_name(settings.bridge_content_keys),
+        trigger_key=_name(settings.bridge_trigger_keys),
         credential=CREDENTIAL,
         stand_in=STAND_IN,
+        progress=_progress(base),
         planning=planned,
-        audiences=[(size, size / planned.pace.core, ceil(size / SPLIT)) for size in AUDIENCES],
+        audiences=[
+            (size, size / planned.pace.core, ceil(size / ROWS_OF_JOB)) for size in AUDIENCES
+        ],
         ask=request.args,
-        **more,
+        **{**_HELPERS, **_NO_MESSAGE, **more},
     )
 
 
-def _base_url() -> str:
-    """Where Braze reaches this bridge: as it is set, else as this request did."""
-    return parts_of(current_app).settings.bridge_public_url or request.host_url.rstrip("/")
+_NO_MESSAGE: dict[str, Any] = {
+    "message_body": '{\n  "advanced_settings": {"braze_campaign_id": "…"},\n  "user_id": "…",\n'
+    '  "user_offer_id": "…",\n  "title": "Free coffee"\n}',
+    "message_calls": [],
+    "message_problem": "",
+}
+
+
+def _in_order() -> dict[str, Snippet]:
+    """The snippets, with the one to begin with first."""
+    return {_FIRST_SNIPPET: snippets()[_FIRST_SNIPPET], **snippets()}
+
+
+def _source(given: Mapping[str, str], base: str, kind: CustomerKind) -> tuple[str, str, str]:
+    """The message to be edited, the snippet it began as, and a text that made room for it."""
+    typed = given.get("source", "").replace("\r\n", "\n")
+    aside = given.get("aside", "").replace("\r\n", "\n")
+    wanted = given.get("load", "")
+    name = wanted if wanted in snippets() else given.get("snippet", "")
+    name = name if name in snippets() else _FIRST_SNIPPET
+    if wanted == "aside":
+        return aside, name, ""
+    if not wanted:
+        return typed or snippets()[name].filled(base, kind), name, aside
+    loaded = {one.filled(base, kind).strip() for one in snippets().values()}
+    own = typed if typed.strip() and typed.strip() not in loaded else aside
+    return snippets()[name].filled(base, kind), name, own
+
+
+def _progress(base: str) -> SetupProgress:
+    found = progress(parts_of(current_app), address=not _doubts(base))
+    name_campaigns([found.send.event] if found.send else [])
+    return found
 
 
 def _doubts(base: str) -> list[str]:
-    """What may keep Braze from calling *base*."""
+    """What keeps Braze from calling *base*."""
     parts = urlsplit(base)
     host = parts.hostname or ""
-    told = {
+    if host in _OWN_MACHINE:
+        return [f"{host} is this machine alone: good for a trial, but Braze cannot reach it."]
+    doubts = {
         "It is not https: keys and customers' data would travel in the clear.": (
             parts.scheme != "https"
         ),
         f"Port {parts.port}: Braze calls ports 80 and 443 only.": parts.port not in {None, 80, 443},
-        f"{host} is a name within this machine or network: Braze cannot reach it.": (
-            host in {"127.0.0.1", "::1"} or "." not in host
-        ),
+        f"{host} is a name within this network: Braze cannot reach it.": "." not in host,
     }
-    return [doubt for doubt, holds in told.items() if holds]
+    return [doubt for doubt, holds in doubts.items() if holds]
+
+
+_OWN_MACHINE = {"127.0.0.1", "::1", "localhost"}
 
 
 def _name(keys: tuple[Key, ...]) -> str:

@@ -1,272 +1,504 @@
-"""The documented shapes of what the bridge answers, lookups apart, for OpenAPI.
+"""The shapes of the bridge's answers for OpenAPI; those of lookups are in `bridge.lookups.models`.
 
 The tests hold every answer of the application against them.
 """
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from bridge.outbox.jobs import BatchState, JobState, Source
-from bridge.outbox.schema import State
+from bridge.bulk.model import BatchState, JobState, Source
+from bridge.customer import DEMO_USER_ID
+from bridge.outbox.model import Direction, State
+
+_EVENT_ID = "019f3b1c2a4d0c6e8f9a1b2c3d4e5f60"
+_BATCH_ID = "019f3b1c2a4d0c6e8f9a1b2c3d4e5f61"
+_TAGS: dict[str, Any] = {"vip": 1, "app_user": 14, "summer_promo": 0}
 
 
-class _Shape(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+def _example(value: Any) -> Any:
+    """Return a required field with *value* as its example."""
+    return Field(examples=[value])
 
 
-class ErrorDetail(_Shape):
-    """What is wrong: a word for programs, a sentence for people."""
+def example_of(model: type[BaseModel]) -> dict[str, Any]:
+    """Return an example of *model*, made of the examples of its fields.
 
-    code: str
-    message: str
+    A required field without an example has the first value of its literal, an example of its
+    model, or the empty value of its type. An optional one is left out.
+    """
+    example = {}
+    for name, field in model.model_fields.items():
+        if field.examples:
+            example[name] = field.examples[0]
+        elif field.is_required():
+            example[name] = _value_of(field.annotation)
+    return example
 
 
-class Error(_Shape):
+def _value_of(annotation: Any) -> Any:
+    if get_origin(annotation) is Literal:
+        return get_args(annotation)[0]
+    if get_origin(annotation) is list and isinstance(item := get_args(annotation)[0], type):
+        return [example_of(item)] if issubclass(item, BaseModel) else []
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return example_of(annotation)
+    return annotation()
+
+
+def _show_example(schema: dict[str, Any], model: type[BaseModel]) -> None:
+    """Replace the examples of the fields by one of the whole model."""
+    for described in schema.get("properties", {}).values():
+        described.pop("examples", None)
+    schema["examples"] = [example_of(model)]
+
+
+class ApiShape(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra=_show_example)
+
+
+class ErrorDetail(ApiShape):
+    """What is wrong: a code for programs, a sentence for people."""
+
+    code: str = _example("no_customer")
+    message: str = _example("user_id is missing or blank: name a customer.")
+
+
+class Error(ApiShape):
     """Every error of every endpoint, in SessionM's own shape."""
 
     status: Literal["error"]
     errors: ErrorDetail
 
 
-class Ok(_Shape):
+class Ok(ApiShape):
     """Done."""
 
     status: Literal["ok"]
 
 
-class CustomerIds(_Shape):
-    """A customer by one of the two identifiers, or by none if an event names none."""
+class CustomerIds(ApiShape):
+    """A customer by one of the two identifiers; neither if an event names no customer."""
 
-    user_id: str = ""
+    user_id: str = Field("", examples=[DEMO_USER_ID])
     external_id: str = ""
 
 
-class WriteIntended(_Shape):
-    """Tags that go to SessionM in one call; without *ttl* they are counted."""
+class EventCustomer(CustomerIds):
+    """The customer of an event, by an identifier of SessionM's or of Braze's."""
 
-    tags: list[str]
-    ttl: int | None
+    braze_id: str = ""
+    user_alias: str = ""
+    email: str = ""
 
 
-class Accepted(_Shape):
+class WriteShape(ApiShape):
+    """Tags that go to SessionM in one call; without *ttl* (seconds) they are counters."""
+
+    tags: list[str] = _example(["braze_campaign_summer-sale"])
+    ttl: int | None = _example(2592000)
+
+
+class Accepted(ApiShape):
     """The webhook is on disk."""
 
     status: Literal["accepted"]
-    id: str
+    id: str = _example(_EVENT_ID)
     customer: CustomerIds
-    writes: list[WriteIntended]
+    writes: list[WriteShape]
     warnings: list[str]
     test: bool
 
 
-class Duplicate(_Shape):
+class MessageAccepted(ApiShape):
+    """A message that is stored and will be sent."""
+
+    status: Literal["accepted"]
+    id: str = _example(_EVENT_ID)
+    sends: list[dict[Literal["campaign_id", "canvas_id"], str]] = _example(
+        [{"campaign_id": "summer-sale"}]
+    )
+    warnings: list[str]
+
+
+class MessageDuplicate(ApiShape):
+    """A message that was accepted before, under *id*."""
+
+    status: Literal["duplicate"]
+    id: str = _example(_EVENT_ID)
+    warnings: list[str]
+
+
+class MessageDelivered(ApiShape):
+    """A message that Braze accepted while the sender waited."""
+
+    status: Literal["delivered"]
+    id: str = _example(_EVENT_ID)
+    dispatch_ids: list[str] = _example(["5f2e9c6b8a7d4f10"])
+
+
+class Triggered(ApiShape):
+    """The answer of Braze's own trigger endpoints."""
+
+    dispatch_id: str = _example(_EVENT_ID)
+    message: Literal["success"]
+
+
+class Duplicate(ApiShape):
     """The same event was accepted before."""
 
     status: Literal["duplicate"]
-    id: str
+    id: str = _example(_EVENT_ID)
 
 
-class Delivered(_Shape):
-    """SessionM has taken it while the caller waited."""
+class Delivered(ApiShape):
+    """SessionM confirmed the tags while the caller waited."""
 
     status: Literal["delivered"]
-    id: str
-    tags: dict[str, int]
+    id: str = _example(_EVENT_ID)
+    tags: dict[str, int] = _example({**_TAGS, "braze_campaign_summer-sale": 0})
 
 
-class TagsTaken(_Shape):
-    """SessionM's answer to a tag write, as last known, and the event's id."""
+class TagsAccepted(ApiShape):
+    """The last known answer of SessionM to a tag write, and the event's id."""
 
     status: Literal["ok"]
-    id: str
-    tags: dict[str, int]
+    id: str = _example(_EVENT_ID)
+    tags: dict[str, int] = _example(_TAGS)
 
 
-class FromSessionM(BaseModel):
-    """SessionM's own answer, as it came."""
+class SessionMTags(BaseModel):
+    """SessionM's own answer, unchanged: all tags of the customer with their counts."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(
+        extra="allow", json_schema_extra={"examples": [{"status": "ok", "tags": _TAGS}]}
+    )
 
     status: str
 
 
-class JobUncertain(_Shape):
+_SESSIONM_OFFERS: dict[str, Any] = {
+    "status": "ok",
+    "payload": {
+        "user": {"external_id": "braze-demo", "email": "demo@example.com"},
+        "user_id": "00000000-0000-0000-0000-000000000000",
+        "user_offers": [
+            {
+                "user_offer_id": "c956dd1c-e506-510c-83b7-149178be393e",
+                "offer_id": "1a2b3324-1da6-4e49-b921-afc386dabb60",
+                "offer_group_id": "00000000-0000-0000-0000-000000000000",
+                "offer_type": "manual_fulfillment",
+                "title": "A treat on the house",
+                "expiration_date": "2026-12-27T13:53:42Z",
+            }
+        ],
+        "total_records": 1,
+        "offer_groups": [
+            {
+                "id": "00000000-0000-0000-0000-000000000000",
+                "name": "All Offers",
+                "sort_order": 0,
+            }
+        ],
+        "offer_categories": [],
+        "total_points": 1000,
+        "available_points": 100,
+    },
+}
+
+
+class SessionMOffers(BaseModel):
+    """SessionM's own answer, unchanged: the customer's offers, points, groups and categories."""
+
+    model_config = ConfigDict(extra="allow", json_schema_extra={"examples": [_SESSIONM_OFFERS]})
+
+    status: str
+
+
+class SessionMJob(BaseModel):
+    """SessionM's own answer, unchanged: the batch job that it has created."""
+
+    model_config = ConfigDict(
+        extra="allow",
+        json_schema_extra={
+            "examples": [
+                {
+                    "status": "ok",
+                    "tags": {"id": 7, "request_id": "summer-2026", "status": "created"},
+                }
+            ]
+        },
+    )
+
+    status: str
+
+
+class JobUncertain(ApiShape):
     """A batch job whose submission SessionM did not confirm; *id* is the batch that follows it."""
 
     status: Literal["uncertain"]
-    message: str
-    id: str
-    tags: dict[str, Any]
+    message: str = _example("SessionM may have accepted the job: no answer within 30 s.")
+    id: str = _example(_BATCH_ID)
+    tags: dict[str, Any] = _example({"request_id": "summer-2026", "status": "unknown"})
 
 
-class EventSummary(_Shape):
-    """One stored event; times as ``2026-12-01T00:00:00Z``, blank if there is none."""
+class EventAction(ApiShape):
+    """What a person did with an event: *by* is the name of the key."""
 
-    id: str
-    state: State
-    received_at: str
-    done_at: str
-    customer: CustomerIds
-    campaign_id: str
+    at: str = _example("2026-12-01T08:05:00Z")
+    action: str = _example("replayed")
+    by: str = _example("ops")
+
+
+class EventSummary(ApiShape):
+    """One stored event; times are like ``2026-12-01T00:00:00Z``, or blank."""
+
+    id: str = _example(_EVENT_ID)
+    direction: Direction = _example("to_sessionm")
+    state: State = _example("delivered")
+    received_at: str = _example("2026-12-01T08:00:00Z")
+    done_at: str = _example("2026-12-01T08:00:01Z")
+    customer: EventCustomer
+    campaign_id: str = _example("summer-sale")
     canvas_id: str
     test: bool
     reason: str
-    key: str
-    request_id: str
+    key: str = _example("braze-webhooks")
+    request_id: str = _example("575528ae31f249416ebde679c748ba18")
+    history: list[EventAction]
 
 
-class Try(_Shape):
-    """One call to SessionM."""
+class WriteAttempt(ApiShape):
+    """One call to SessionM or Braze."""
 
-    at: str
-    status: int
-    milliseconds: int
-    outcome: str
+    at: str = _example("2026-12-01T08:00:01Z")
+    status: int = _example(200)
+    milliseconds: int = _example(84)
+    outcome: str = _example("delivered")
     error: str
 
 
-class Write(_Shape):
-    """One write of an event, and every try of it."""
+class WriteDetails(WriteShape):
+    """One write of an event, with all attempts.
 
-    tags: list[str]
-    ttl: int | None
-    state: State
-    attempts: int
+    *target*, *recipient*, *properties* and *dispatch_id* are those of a message to Braze.
+    """
+
+    target: str
+    recipient: dict[str, Any]
+    properties: dict[str, Any]
+    dispatch_id: str
+    state: State = _example("delivered")
+    attempts: int = _example(1)
     next_at: str
-    done_at: str
+    done_at: str = _example("2026-12-01T08:00:01Z")
     reason: str
     uncertain: bool
-    tries: list[Try]
+    tries: list[WriteAttempt]
 
 
-class EventStory(EventSummary):
-    """Everything about one event."""
+class EventDetails(EventSummary):
+    """One event with its body, its writes and every call for them."""
 
-    body: str
-    content_type: str
-    writes: list[Write]
+    body: str = _example('{"braze_campaign_id": "summer-sale", "user_id": "a3f1c2d4"}')
+    content_type: str = _example("application/json")
+    writes: list[WriteDetails]
 
 
-class EventList(_Shape):
-    """Events, newest first; *next* goes into ``before`` for those that follow, blank at the end."""
+class EventList(ApiShape):
+    """Events, newest first; *next* is the ``before`` of the next page, blank at the end."""
 
     status: Literal["ok"]
     events: list[EventSummary]
     next: str
 
 
-class OneEvent(_Shape):
-    """One event's story."""
+class OneEvent(ApiShape):
+    """One event in full."""
 
     status: Literal["ok"]
-    event: EventStory
+    event: EventDetails
 
 
-class Replayed(_Shape):
-    """How many events matched, how many go out again, and why the others do not."""
-
-    status: Literal["ok"]
-    matched: int
-    replayed: int
-    dry_run: bool = False
-    refused: list[str] = Field(default_factory=list)
-
-
-class Discarded(_Shape):
-    """How many events matched and were given up."""
+class Replayed(ApiShape):
+    """The number of events that matched, and of those that are sent again."""
 
     status: Literal["ok"]
-    matched: int
-    discarded: int
+    matched: int = _example(1)
+    replayed: int = _example(1)
 
 
-class DeliveryState(_Shape):
-    """Whether delivery runs; *pausing*: the deliverer has not heard yet, and may still send."""
+class AllReplayed(Replayed):
+    """The same for a filter; *refused* holds up to ten reasons why an event is not sent again."""
+
+    dry_run: bool
+    refused: list[str]
+
+
+class Discarded(ApiShape):
+    """The number of events that matched, and of those that were discarded."""
+
+    status: Literal["ok"]
+    matched: int = _example(1)
+    discarded: int = _example(1)
+
+
+class DeliveryState(ApiShape):
+    """Whether delivery runs; *pausing*: the deliverer has not stopped yet and may still send."""
 
     status: Literal["ok"]
     state: Literal["running", "paused", "pausing"]
 
 
-class Health(_Shape):
-    """Is it healthy; *reasons* say in sentences why it is not."""
+class PendingWrite(WriteShape):
+    """A write that waits for SessionM."""
 
-    status: Literal["ok", "degraded", "down"]
-    reasons: list[str]
-    version: str
-    checks: dict[str, dict[str, Any]]
+    accepted_at: str
+    attempts: int
+    event_id: str
 
 
-class RefusedLine(_Shape):
+class OneCustomer(ApiShape):
+    """What the bridge knows about one customer; *lookup* is the answer for Connected Content."""
+
+    status: Literal["ok"]
+    customer: CustomerIds
+    findings: list[str] = _example(
+        ["Nothing is wrong: her events were delivered, and lookups are answered."]
+    )
+    lookup: dict[str, Any] = _example({"status": "ok", "tags": {"vip": 1}, "offers": []})
+    pending: list[PendingWrite] = _example([])
+    events: list[EventSummary]
+
+
+class CustomerErased(ApiShape):
+    """The number of erased events, and the kinds of identifiers that they had."""
+
+    status: Literal["ok"]
+    events: int = _example(3)
+    identifiers: list[str] = _example(["user_id"])
+
+
+class IncidentShape(ApiShape):
+    """One incident; a closed one has *until*.
+
+    *writes*, *customers* and *campaigns* are those affected now, or at most for a closed one.
+    """
+
+    code: str = _example("delivery_paused")
+    since: str = _example("2026-12-01T08:00:00Z")
+    until: str = ""
+    reason: str = _example("Delivery is paused by hand, by ops.")
+    do: str = _example("Resume it when the work is done.")
+    writes: int = _example(53)
+    customers: int = _example(5)
+    campaigns: list[str] = _example(["summer-sale"])
+
+
+_CHECKS: dict[str, dict[str, Any]] = {
+    "store": {"state": "ok"},
+    "delivery": {
+        "state": "paused",
+        "reason": "paused by hand",
+        "queued": 53,
+        "oldest_seconds": 41,
+        "dead": 0,
+    },
+    "sessionm_core": {"state": "up", "p50_ms": 84.0, "p99_ms": 210.0, "last_error": ""},
+    "sessionm_connect": {"state": "up", "p50_ms": 92.0, "p99_ms": 230.0, "last_error": ""},
+    "cache": {"hit_ratio": 0.97},
+    "braze_budget": {
+        "webhook_failures_last_minute": 0,
+        "content_failures_last_minute": 0,
+        "limit": 3000,
+    },
+}
+
+
+class Health(ApiShape):
+    """The health; each incident has a cause, a start, the numbers it affects, and a remedy.
+
+    Open ones come first, then those closed in the last 30 days. *reasons* are the sentences
+    of the open ones.
+    """
+
+    status: Literal["ok", "degraded", "down"] = _example("degraded")
+    reasons: list[str] = _example(["Delivery is paused by hand, by ops."])
+    incidents: list[IncidentShape]
+    version: str = _example("0.1.0")
+    checks: dict[str, dict[str, Any]] = _example(_CHECKS)
+
+
+class RefusedLine(ApiShape):
     """A line of a file that is left out."""
 
     line: int
     reason: str
 
 
-class FirstRow(_Shape):
-    """A row as SessionM gets it, with one of the two identifiers; without *expires* it counts."""
+class FirstRow(ApiShape):
+    """A row for SessionM, with one of the two identifiers; without *expires* it is a counter."""
 
-    user_id: str = ""
+    user_id: str = Field("", examples=[DEMO_USER_ID])
     external_id: str = ""
-    tag: str
-    expires: str
+    tag: str = _example("summer_guest")
+    expires: str = _example("30 days")
 
 
-class FileTaken(_Shape):
-    """What became of the lines of a file; *counted* is a dry run, of which nothing is kept.
+class FileAccepted(ApiShape):
+    """The result for the rows of a file; *counted* is a dry run, which stores nothing.
 
     SessionM gets *rows* of them; *refused* and *repeated* are left out. *warnings* are sentences
-    about what may not be meant.
+    about possible mistakes.
     """
 
     status: Literal["accepted", "counted"]
-    id: str
-    rows: int
+    id: str = _example(_BATCH_ID)
+    rows: int = _example(1)
     refused: int
     repeated: int
-    jobs: int
+    jobs: int = _example(1)
     warnings: list[str]
     first_rows: list[FirstRow]
-    first_refused: list[RefusedLine]
+    first_refused: list[RefusedLine] = _example([])
 
 
-class Batch(_Shape):
-    """A file, or a part of the backlog, on its way through SessionM's batch jobs.
+class Batch(ApiShape):
+    """A file, or a part of the backlog, that SessionM's batch jobs carry out.
 
-    Of its *rows* those in *completed_rows* are of jobs that SessionM has completed: it did
-    *done_rows*, and could not do *failed_rows*. *refused* and *repeated* it never got.
+    *completed_rows* counts the rows of completed jobs: *done_rows* succeeded and *failed_rows*
+    failed. *refused* and *repeated* rows are not sent to SessionM.
     """
 
-    id: str
-    source: Source
-    state: BatchState
-    name: str
-    key: str
-    rows: int
-    completed_rows: int
-    done_rows: int
-    failed_rows: int
-    refused: int
+    id: str = _example(_BATCH_ID)
+    source: Source = _example("file")
+    state: BatchState = _example("running")
+    name: str = _example("summer.csv")
+    key: str = _example("ops")
+    rows: int = _example(120000)
+    completed_rows: int = _example(100000)
+    done_rows: int = _example(99998)
+    failed_rows: int = _example(2)
+    refused: int = _example(3)
     repeated: int
-    job_count: int
-    created_at: str
+    job_count: int = _example(2)
+    created_at: str = _example("2026-12-01T08:00:00Z")
     done_at: str
     reason: str
 
 
-class BatchJob(_Shape):
+class BatchJob(ApiShape):
     """One of SessionM's jobs."""
 
-    id: int
-    state: JobState
-    rows: int
+    id: int = _example(12)
+    state: JobState = _example("submitted")
+    rows: int = _example(20000)
     failed_rows: int
-    request_id: str
-    sessionm_id: str
-    attempts: int
-    submitted_at: str
-    fetched_at: str
+    request_id: str = _example("bridge-12")
+    sessionm_id: str = _example("7")
+    attempts: int = _example(1)
+    submitted_at: str = _example("2026-12-01T08:00:02Z")
+    fetched_at: str = _example("2026-12-01T08:00:03Z")
     done_at: str
     reason: str
 
@@ -277,7 +509,7 @@ class BatchWithJobs(Batch):
     jobs: list[BatchJob]
 
 
-class BatchList(_Shape):
+class BatchList(ApiShape):
     """A page of batches, newest first; *next* is blank on the last."""
 
     status: Literal["ok"]
@@ -285,22 +517,22 @@ class BatchList(_Shape):
     next: str
 
 
-class OneBatch(_Shape):
+class OneBatch(ApiShape):
     """One batch."""
 
     status: Literal["ok"]
     batch: BatchWithJobs
 
 
-class Resubmitted(_Shape):
-    """How many jobs wait to be submitted again."""
+class Resubmitted(ApiShape):
+    """The number of jobs that will be submitted again."""
 
     status: Literal["ok"]
-    resubmitted: int
+    resubmitted: int = _example(1)
 
 
-class JobsDiscarded(_Shape):
-    """How many jobs are given up."""
+class JobsDiscarded(ApiShape):
+    """The number of discarded jobs."""
 
     status: Literal["ok"]
-    discarded: int
+    discarded: int = _example(2)

@@ -1,102 +1,66 @@
-"""`POST /webhooks/braze`: a webhook is stored, then answered."""
+"""`POST /webhooks/braze`: turn a Braze webhook into SessionM tags."""
 
-import threading
-import time
-
-from flask import Blueprint, Response, current_app, g, jsonify, request
+from flask import Blueprint, Response
 from pydantic_core import to_json
 
-from bridge.customer import Customer
-from bridge.fields import FieldError
-from bridge.outbox.accept import Arrival, Receipt
-from bridge.outbox.schema import State
-from bridge.parts import Parts, parts_of
+from bridge.customer import DEMO_USER_ID
+from bridge.intake.payload import FIELDS
+from bridge.outbox.accept import Acceptance
+from bridge.parts import Parts
+from bridge.web.accepting import WAIT, IntakePath, accept_request
 from bridge.web.auth import scope
-from bridge.web.body import read_body
+from bridge.web.operation import BODY_ERRORS, Example, Operation
+from bridge.web.shapes import Accepted, Delivered, Duplicate
 
 bp = Blueprint("webhooks", __name__)
 
-PATH = "/webhooks/braze"
-LONGEST_WAIT = 60
-PEEK = 0.05
-# Under this name the environment tells whose webhook was taken in: the name of the key.
-TAKEN = "bridge.taken"
-# More than so many at once would leave too few threads for everything else.
-_waiters = threading.BoundedSemaphore(16)
 
-
-@bp.post(PATH)
-@scope("webhook")
-def braze() -> Response:
-    parts = parts_of(current_app)
-    wait = _wait()
-    g.waited = wait > 0
-    receipt = parts.acceptor.accept(arrival())
-    request.environ[TAKEN] = g.key_name
-    if wait and not receipt.duplicate and _waited(parts, receipt, wait):
-        tags = parts.lookups.last_tags(receipt.customer)
-        return jsonify(status="delivered", id=receipt.id, tags=tags)
-    body, status = told(receipt)
-    return Response(body, status, mimetype="application/json")
-
-
-def told(receipt: Receipt) -> tuple[bytes, int]:
-    """The body and the status of the answer to a webhook that nobody waits for."""
-    if receipt.duplicate:
-        return to_json({"status": "duplicate", "id": receipt.id}), 200
+def _accepted(acceptance: Acceptance) -> tuple[bytes, int]:
+    if acceptance.duplicate:
+        return to_json({"status": "duplicate", "id": acceptance.id}), 200
     accepted = {
         "status": "accepted",
-        "id": receipt.id,
-        "customer": receipt.customer.ids,
-        "writes": [{"tags": write.tags, "ttl": write.ttl} for write in receipt.writes],
-        "warnings": receipt.warnings,
-        "test": receipt.test,
+        "id": acceptance.id,
+        "customer": acceptance.customer.ids if acceptance.customer else {},
+        "writes": [{"tags": write.tags, "ttl": write.ttl} for write in acceptance.writes],
+        "warnings": acceptance.warnings,
+        "test": acceptance.test,
     }
     return to_json(accepted), 202
 
 
-def arrival(path_customer: Customer | None = None) -> Arrival:
-    """The current request as the outbox takes it."""
-    return Arrival(
-        body=read_body(),
-        content_type=request.headers.get("Content-Type", ""),
-        idempotency_key=request.headers.get("Idempotency-Key"),
-        key_name=g.key_name,
-        request_id=g.request_id,
-        path_customer=path_customer,
-    )
+def _delivered(parts: Parts, acceptance: Acceptance) -> bytes:
+    tags = parts.lookups.last_tags(acceptance.customer) if acceptance.customer else {}
+    return to_json({"status": "delivered", "id": acceptance.id, "tags": tags})
 
 
-def _wait() -> int:
-    """Seconds to wait for delivery, by ``?wait=N`` or ``Prefer: wait=N`` (RFC 7240)."""
-    preferred = [
-        value.strip()
-        for name, _, value in (part.partition("=") for part in _preferences())
-        if name.strip().lower() == "wait" and value.strip().isdecimal()
-    ]
-    asked = request.args.get("wait", preferred[0] if preferred else "0")
-    if not (asked.isascii() and asked.isdecimal()):
-        raise FieldError("wait", "must be a whole number of seconds")
-    return min(LONGEST_WAIT, int(asked[:4]))
+WEBHOOK = IntakePath("/webhooks/braze", "webhook", "webhooks", None, _accepted, _delivered)
 
 
-def _preferences() -> list[str]:
-    return request.headers.get("Prefer", "").replace(";", ",").split(",")
+@bp.post(WEBHOOK.path)
+@scope("webhook")
+@Operation(
+    {202: (Accepted,), 200: (Duplicate, Delivered)},
+    (*BODY_ERRORS, 422, 503),
+    query={"wait": WAIT},
+    body=FIELDS,
+    takes_form=True,
+    example=Example(
+        json={
+            "braze_campaign_id": "summer-sale",
+            "user_id": DEMO_USER_ID,
+            "dispatch_id": "send-1",
+        },
+        status=202,
+    ),
+)
+def braze() -> Response:
+    """Turn a Braze webhook into SessionM tags.
 
-
-def _waited(parts: Parts, receipt: Receipt, seconds: int) -> bool:
-    if not _waiters.acquire(blocking=False):
-        return False
-    try:
-        return _delivered(parts, receipt, seconds)
-    finally:
-        _waiters.release()
-
-
-def _delivered(parts: Parts, receipt: Receipt, seconds: int) -> bool:
-    until = time.monotonic() + seconds
-    while (state := parts.store.state_of(receipt.id)) is State.QUEUED:
-        if time.monotonic() >= until or parts.delivery.is_ending:
-            return False
-        time.sleep(PEEK)
-    return state is State.DELIVERED
+    The event is on disk before it is acknowledged, and the bridge retries until SessionM has
+    confirmed it. At least one of `braze_campaign_id`, `braze_canvas_id` and `tags` is needed, and
+    one of `user_id` and `external_id`. A webhook with the same `dispatch_id` (or
+    `Idempotency-Key` header), customer, IDs and tags as an earlier one is a duplicate. A refused
+    webhook is kept with the reason and can be replayed.
+    """
+    return accept_request(WEBHOOK)

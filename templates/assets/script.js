@@ -12,19 +12,97 @@ const twoDigits = { hour: "2-digit", minute: "2-digit" };
 const clock = new Intl.DateTimeFormat(undefined, { ...twoDigits, second: "2-digit" });
 const short = new Intl.DateTimeFormat(undefined, twoDigits);
 const day = new Intl.DateTimeFormat(undefined, { month: "short", day: "numeric" });
+const zone =
+  new Intl.DateTimeFormat(undefined, { timeZoneName: "short" }).formatToParts(new Date()).find((part) => part.type === "timeZoneName").value;
+
+// One way to write a moment: the time of today, else the day with it.
+function moment(at, format = clock) {
+  const today = at.toDateString() === new Date().toDateString();
+  return today ? format.format(at) : `${day.format(at)}, ${short.format(at)}`;
+}
 
 function localise(root) {
   for (const time of root.querySelectorAll("time[datetime]")) {
     const at = new Date(time.dateTime);
-    if (isNaN(at)) continue;
-    const today = at.toDateString() === new Date().toDateString();
-    time.textContent = today ? clock.format(at) : `${day.format(at)}, ${short.format(at)}`;
+    if (!isNaN(at)) time.textContent = moment(at);
   }
   for (const label of root.querySelectorAll("[data-at]")) {
-    const at = short.format(new Date(Number(label.dataset.at) * 1000));
-    label.textContent = at + (label.dataset.rest || "");
+    label.textContent = short.format(new Date(Number(label.dataset.at) * 1000));
   }
+  for (const label of root.querySelectorAll("[data-day]")) {
+    label.textContent = day.format(new Date(Number(label.dataset.day) * 1000));
+  }
+  const named = root.getElementById && root.getElementById("zone");
+  if (named) named.textContent = `Times are ${zone}`;
 }
+
+// --- Plots: what all series say at one moment, by mouse, touch and keyboard ---------------------
+
+const tip = Object.assign(document.createElement("div"), { className: "tip", hidden: true });
+
+function showTip(canvas, place) {
+  const columns = canvas.querySelectorAll(".column");
+  if (!columns.length) return;
+  place = Math.max(0, Math.min(columns.length - 1, place));
+  const column = columns[place];
+  canvas.querySelectorAll(".column.on").forEach((one) => one.classList.remove("on"));
+  column.classList.add("on");
+  canvas.dataset.place = place;
+  const lines = column.dataset.said.split("\n").map((line) => line.split("\t"));
+  const at = new Date(Number(column.dataset.moment) * 1000);
+  const heading = Object.assign(document.createElement("strong"), { textContent: moment(at, short) });
+  const rows = lines.map(([look, name, value]) => {
+    const row = document.createElement("span");
+    const key = Object.assign(document.createElement("i"), { className: look });
+    const figure = Object.assign(document.createElement("b"), { textContent: value });
+    row.append(key, `${name} `, figure);
+    return row;
+  });
+  tip.replaceChildren(heading, ...rows);
+  document.body.append(tip);
+  tip.hidden = false;
+  const box = column.getBoundingClientRect();
+  const left = Math.max(4, Math.min(innerWidth - tip.offsetWidth - 4, box.left + box.width / 2 - tip.offsetWidth / 2));
+  tip.style.left = `${left + scrollX}px`;
+  tip.style.top = `${Math.max(4, box.top - tip.offsetHeight - 8) + scrollY}px`;
+  return `${heading.textContent}: ${lines.map(([, name, value]) => `${name} ${value}`).join(", ")}`;
+}
+
+function hideTip() {
+  tip.hidden = true;
+  document.querySelectorAll(".column.on").forEach((one) => one.classList.remove("on"));
+}
+
+function placeOf(canvas, x) {
+  const box = canvas.getBoundingClientRect();
+  return Math.floor(((x - box.left) / box.width) * canvas.querySelectorAll(".column").length);
+}
+
+document.addEventListener("pointermove", (event) => {
+  const canvas = event.target.closest("[data-plot]");
+  if (canvas) showTip(canvas, placeOf(canvas, event.clientX));
+  else if (event.pointerType === "mouse" && !document.activeElement.closest("[data-plot]")) hideTip();
+});
+document.addEventListener("pointerdown", (event) => {
+  const canvas = event.target.closest("[data-plot]");
+  if (canvas) showTip(canvas, placeOf(canvas, event.clientX));
+  else hideTip();
+});
+document.addEventListener("focusin", (event) => {
+  if (event.target.matches("[data-plot]") && event.target.matches(":focus-visible")) {
+    say(showTip(event.target, Infinity));
+  }
+});
+document.addEventListener("focusout", (event) => {
+  if (event.target.matches("[data-plot]")) hideTip();
+});
+document.addEventListener("keydown", (event) => {
+  const steps = { ArrowLeft: -1, ArrowRight: 1, Home: -Infinity, End: Infinity };
+  if (event.key === "Escape") hideTip();
+  if (!event.target.matches("[data-plot]") || !(event.key in steps)) return;
+  event.preventDefault();
+  say(showTip(event.target, Number(event.target.dataset.place || 0) + steps[event.key]));
+});
 
 // --- Renewing in place: only what differs is touched, so focus, selection and scroll stay -------
 
@@ -40,7 +118,7 @@ function morph(old, fresh) {
   }
   for (const { name } of [...old.attributes]) {
     // Whether a reader has opened something, or may copy it, is for the page to say.
-    if (!fresh.hasAttribute(name) && name !== "open") old.removeAttribute(name);
+    if (!fresh.hasAttribute(name) && name !== "open" && name !== "data-place") old.removeAttribute(name);
   }
   for (const { name, value } of fresh.attributes) {
     if (old.getAttribute(name) !== value && name !== "hidden") old.setAttribute(name, value);
@@ -124,10 +202,11 @@ async function copy(button) {
     await navigator.clipboard.writeText(text);
   } catch {
     // On plain HTTP, or without leave, there is no clipboard: select it, and try the old way.
-    const range = document.createRange();
-    range.selectNodeContents(source);
-    getSelection().removeAllRanges();
-    getSelection().addRange(range);
+    if (source.select) {
+      source.select();
+    } else {
+      getSelection().selectAllChildren(source);
+    }
     done = document.execCommand("copy");
   }
   button.textContent = done ? "Copied" : "Selected: press Ctrl+C";
@@ -135,6 +214,23 @@ async function copy(button) {
   setTimeout(() => {
     button.textContent = "Copy";
   }, 2500);
+}
+
+async function copyId(button) {
+  const text = button.dataset.value;
+  try {
+    await navigator.clipboard.writeText(text);
+  } catch {
+    const field = Object.assign(document.createElement("textarea"), { value: text });
+    document.body.append(field);
+    field.select();
+    document.execCommand("copy");
+    field.remove();
+    button.focus();
+  }
+  button.classList.add("copied");
+  say("Copied to the clipboard");
+  setTimeout(() => button.classList.remove("copied"), 1500);
 }
 
 function offer(root) {
@@ -148,9 +244,7 @@ async function submit(form, button) {
   const data = new FormData(form);
   if (button && button.name) data.append(button.name, button.value);
   const query = new URLSearchParams(data);
-  const main = form.querySelector("[data-main]");
   target.setAttribute("aria-busy", "true");
-  if (main) main.textContent = "Rendering…";
   try {
     const page =
       form.method === "get"
@@ -158,8 +252,6 @@ async function submit(form, button) {
         : await fetchPage("/setup", { method: "POST", body: query });
     const found = page.getElementById(target.id);
     morph(target, found);
-    const area = form.querySelector("textarea");
-    if (area && data.has("load")) area.value = found.querySelector("textarea").value;
     if (form.method === "get") history.replaceState(null, "", `?${query}#${form.id || "planner"}`);
     offer(target);
   } catch (error) {
@@ -169,22 +261,19 @@ async function submit(form, button) {
     lost.textContent = `The bridge cannot be reached (${error.message}). Nothing was done.`;
   } finally {
     target.removeAttribute("aria-busy");
-    if (main) main.textContent = "Render";
   }
 }
 
 document.addEventListener("click", (event) => {
   const button = event.target.closest("[data-copy]");
   if (button) copy(button);
+  const id = event.target.closest(".short");
+  if (id) copyId(id);
 });
 document.addEventListener("submit", (event) => {
   if (!event.target.dataset.partial) return;
   event.preventDefault();
   submit(event.target, event.submitter);
-});
-document.addEventListener("change", (event) => {
-  if (!event.target.matches("[data-load]")) return;
-  submit(event.target.form, event.target.form.querySelector("[data-loader]"));
 });
 document.addEventListener("keydown", (event) => {
   if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey)) return;

@@ -1,0 +1,86 @@
+"""Failures of calls to other systems, by what the caller has to do next. Pure."""
+
+import json
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+from bridge.fields import MAX_DEPTH, deeper_than
+
+
+class Meaning(StrEnum):
+    """The kind of a failure."""
+
+    UNREACHABLE = "unreachable"  # no connection: nothing was sent
+    UNANSWERED = "unanswered"  # sent, but no answer: the effect is unknown
+    BUSY = "busy"  # the system is overloaded, or has an internal error
+    GARBLED = "garbled"  # an answer that is not in the system's format
+    CREDENTIALS = "credentials"  # our own credentials are refused
+    UNKNOWN_CUSTOMER = "unknown_customer"
+    REFUSED = "refused"  # any other error of the system: a retry does not help
+
+
+class CallError(Exception):
+    """A failed call.
+
+    Attributes:
+        meaning: the kind of failure.
+        status: HTTP status, 0 if there was no answer.
+        retry_after: seconds of the requested wait, or ``None``.
+        remedy: advice for an operator, or "".
+        brief: the failure and the remedy without texts of the system, which may name a customer.
+        sent_at: when the first byte was sent, by `time.monotonic`; ``None`` if nothing was sent.
+    """
+
+    def __init__(
+        self,
+        meaning: Meaning,
+        message: str,
+        *,
+        status: int = 0,
+        retry_after: float | None = None,
+        brief: str = "",
+        remedy: str = "",
+        sent_at: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.meaning = meaning
+        self.status = status
+        self.retry_after = retry_after
+        self.remedy = remedy
+        self.brief = "; ".join(filter(None, (brief or message, remedy)))
+        self.sent_at = sent_at
+
+    @property
+    def may_have_worked(self) -> bool:
+        """Whether the call may have had its effect in spite of the failure."""
+        if self.meaning is Meaning.BUSY:
+            return self.status not in _THROTTLED
+        return self.meaning in {Meaning.UNANSWERED, Meaning.GARBLED}
+
+    @property
+    def is_outage(self) -> bool:
+        """Whether the system is down, and not just this call refused."""
+        return self.meaning in _OUTAGE and self.status not in _THROTTLED
+
+
+_OUTAGE = {Meaning.UNREACHABLE, Meaning.UNANSWERED, Meaning.GARBLED, Meaning.BUSY}
+# Too Early, Too Many Requests: refused without an effect.
+_THROTTLED = {425, 429}
+
+
+class FinishedCall(NamedTuple):
+    """A call that has ended, for telemetry: the system, the duration in seconds, the failure."""
+
+    system: str
+    seconds: float
+    error: CallError | None
+
+
+def json_object(body: bytes) -> dict[str, Any]:
+    """Return the JSON object in *body*; {} if there is none, or if it is too deeply nested."""
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError):
+        return {}
+    is_usable = isinstance(document, dict) and not deeper_than(document, MAX_DEPTH)
+    return document if is_usable else {}

@@ -1,0 +1,616 @@
+"""Read a message of SessionM into sends, or refuse it with an error that names the field. Pure.
+
+There are three formats: the bridge's own (`/webhooks/sessionm/message`), and those of Braze's
+`/campaigns/trigger/send` and `/canvas/trigger/send`. All are read with the tolerance of
+`bridge.intake.payload`.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Literal, NamedTuple
+
+from bridge.customer import CUSTOMER_KINDS, Customer, CustomerKind
+from bridge.fields import (
+    TEXT_SCHEMA,
+    FieldError,
+    has_liquid,
+    identifier,
+    is_no_value,
+    shown,
+    text,
+    trim,
+)
+from bridge.intake.payload import (
+    DEDUPE_DIGITS,
+    PartialEvent,
+    RefusedError,
+    as_sent,
+    parse_object,
+    read_fields,
+)
+
+# Bytes of one recipient's properties (Braze documentation, "/campaigns/trigger/send").
+MAX_PROPERTIES = 50 * 1024
+MOST_RECIPIENTS = 50
+# Seconds for which an equal body without its own ID is a duplicate.
+BODY_DEDUPE_TIME = 600.0
+# Name of the property with the event's ID, which the bridge adds.
+EVENT_PROPERTY = "bridge_event"
+# Bytes of that property, with its name.
+_EVENT_PROPERTY_BYTES = len(f'"{EVENT_PROPERTY}": "", ') + 32
+
+BrazeKind = Literal["campaign", "canvas"]
+
+
+class MessagePath(StrEnum):
+    """The path of a message, which decides its format."""
+
+    MESSAGE = "message"
+    CAMPAIGN = "campaign"
+    CANVAS = "canvas"
+
+
+class Send(NamedTuple):
+    """One message to one recipient, or a broadcast.
+
+    Attributes:
+        braze_id: ID of the campaign or Canvas.
+        customer: the recipient as text. Sends to one customer keep their order.
+        content: JSON with these fields. ``recipient``: Braze's fields of the recipient, ``None``
+            for a broadcast. ``translate``: the SessionM customer (key) whose external ID in Braze
+            must be looked up first. ``properties``. ``call``: further fields of the call.
+            ``outdate``: the SessionM customer (key) whose lookups become outdated.
+    """
+
+    kind: BrazeKind
+    braze_id: str
+    customer: str
+    content: Mapping[str, Any]
+
+    @property
+    def target(self) -> str:
+        """The campaign or Canvas as text: ``campaign:ID``."""
+        return f"{self.kind}:{self.braze_id}"
+
+
+class Message(NamedTuple):
+    """The content of one request.
+
+    Attributes:
+        sends: in their order, at least one.
+        customer: the key of the recipient; ``None`` if there are several.
+        token: two messages with the same token are duplicates; ``None``: see `dedupe_of`.
+    """
+
+    sends: tuple[Send, ...]
+    customer: str | None
+    campaign_id: str | None = None
+    canvas_id: str | None = None
+    token: str | None = None
+
+
+@dataclass(frozen=True)
+class MessageRules:
+    """Settings for reading messages.
+
+    Attributes:
+        external_id_is: the identifier of SessionM that is the external ID in Braze.
+        may_broadcast: returns whether a campaign or Canvas may be sent to its whole segment.
+    """
+
+    external_id_is: CustomerKind = "user_id"
+    may_broadcast: Callable[[BrazeKind, str], bool] = lambda _kind, _braze_id: False
+
+
+# Field of a message -> JSON schema. All other fields are properties.
+FIELDS: dict[str, dict[str, Any]] = {
+    "braze_campaign_id": {**TEXT_SCHEMA, "description": "The campaign to send."},
+    "braze_canvas_id": {**TEXT_SCHEMA, "description": "The Canvas to start."},
+    "advanced_settings": {
+        "type": ["object", "string", "null"],
+        "description": "May hold the two IDs: an object, or its text.",
+    },
+    "custom_data": {
+        "type": ["object", "string", "null"],
+        "description": "May hold the two IDs: an object, or its text.",
+    },
+    "user_id": {**TEXT_SCHEMA, "description": "The customer's ID in SessionM."},
+    "external_id": {**TEXT_SCHEMA, "description": "The customer's ID in the retailer's system."},
+    "external_user_id": {**TEXT_SCHEMA, "description": "The customer's external ID in Braze."},
+    "braze_id": {**TEXT_SCHEMA, "description": "The customer's Braze ID."},
+    "email": {**TEXT_SCHEMA, "description": "The customer's address in Braze."},
+    "user_alias": {
+        "type": ["object", "string", "null"],
+        "description": "The customer's alias in Braze: `alias_name` and `alias_label`.",
+    },
+    "broadcast": {
+        "type": ["boolean", "string", "integer", "null"],
+        "description": "`true` sends to the whole segment, where rules.toml allows it.",
+    },
+    "dedupe_id": {**TEXT_SCHEMA, "description": "A message with the same one is a duplicate."},
+    "event_id": {**TEXT_SCHEMA, "description": "The same, where there is no `dedupe_id`."},
+    "user_offer_id": {**TEXT_SCHEMA, "description": "The same, where there are neither."},
+}
+# The fields of Braze's formats.
+TRIGGER_FIELDS: dict[str, dict[str, Any]] = {
+    "recipients": {
+        "type": ["array", "string", "null"],
+        "description": f"1 to {MOST_RECIPIENTS} recipients, as Braze documents them.",
+    },
+    "broadcast": FIELDS["broadcast"],
+}
+
+_CONTAINERS = ("advanced_settings", "custom_data")
+_TOKENS = ("dedupe_id", "event_id", "user_offer_id")
+_BRAZE_IDENTIFIERS = ("external_user_id", "braze_id", "user_alias", "email")
+_PROPERTIES = ("trigger_properties", "canvas_entry_properties", "context")
+_DEFAULT_PRIORITIZATION = ["most_recently_updated"]
+_CONSUMED = {*_BRAZE_IDENTIFIERS, "user_id", "external_id", "broadcast", "prioritization"}
+_NAME_OF: dict[BrazeKind, str] = {"campaign": "braze_campaign_id", "canvas": "braze_canvas_id"}
+_ID_OF: dict[BrazeKind, str] = {"campaign": "campaign_id", "canvas": "canvas_id"}
+
+
+def read_message(body: bytes, content_type: str, path: MessagePath, rules: MessageRules) -> Message:
+    """Read a message's *body*, sent as *content_type* to *path*.
+
+    Raises:
+        RefusedError: 400 malformed, 413 too large, 415 wrong type, 422 meaningless.
+    """
+    fields = read_fields(body, content_type)
+    try:
+        if path is MessagePath.MESSAGE:
+            return _read_own(fields, rules)
+        return _read_braze("campaign" if path is MessagePath.CAMPAIGN else "canvas", fields, rules)
+    except FieldError as error:
+        raise RefusedError(422, "invalid_field", f"{error}.") from None
+
+
+def read_partial_message(body: bytes, content_type: str, path: MessagePath) -> PartialEvent:
+    """Read the valid identifiers of a refused *body*."""
+    try:
+        fields = read_fields(body, content_type)
+    except RefusedError:
+        return PartialEvent()
+    found: Mapping[Any, str | None] = {}
+    try:
+        if path is MessagePath.MESSAGE:
+            found = _ids(fields)[0]
+        elif path is MessagePath.CAMPAIGN:
+            found = {"campaign": identifier(fields.get("campaign_id"), "campaign_id")}
+        else:
+            found = {"canvas": identifier(fields.get("canvas_id"), "canvas_id")}
+    except FieldError:
+        pass
+    customers = _sessionm_customers(fields)
+    return PartialEvent(
+        customer=customers[0] if customers else None,
+        campaign_id=found.get("campaign"),
+        canvas_id=found.get("canvas"),
+    )
+
+
+def customers_in_message(
+    body: bytes, content_type: str, external_id_is: CustomerKind
+) -> tuple[Customer, ...]:
+    """Return all SessionM customers in a message, by each of their identifiers."""
+    try:
+        fields = read_fields(body, content_type)
+    except RefusedError:
+        return ()
+    recipients = fields.get("recipients")
+    found = [fields, *(recipients if isinstance(recipients, list) else [])]
+    places = [one for one in found if isinstance(one, dict)]
+    named = [customer for one in places for customer in _sessionm_customers(one)]
+    named += [
+        Customer(external_id_is, one)
+        for place in places
+        if (one := _readable(place, "external_user_id"))
+    ]
+    return tuple(dict.fromkeys(named))
+
+
+def without_recipient(body: bytes, content_type: str, customer: str, rules: MessageRules) -> bytes:
+    """Return a body in Braze's format without the recipient *customer* (key), as JSON.
+
+    Raises:
+        RefusedError: the body cannot be read.
+    """
+    fields = read_fields(body, content_type)
+    recipients = fields.get("recipients")
+    kept = [
+        one
+        for one in (recipients if isinstance(recipients, list) else [])
+        if isinstance(one, dict) and _key_of(one, rules) != customer
+    ]
+    return json.dumps({**as_sent(fields), "recipients": as_sent(kept)}).encode()
+
+
+def _key_of(recipient: Mapping[str, Any], rules: MessageRules) -> str:
+    try:
+        return _recipient(recipient, rules, "recipients")[1]
+    except (FieldError, RefusedError):
+        return ""
+
+
+def dedupe_of(message: Message, idempotency_key: str | None, body: bytes) -> tuple[str, bool]:
+    """Return the key that equal messages share, and whether it depends on the body only.
+
+    An *idempotency_key* such as ``null`` is ignored.
+    """
+    if idempotency_key and is_no_value(idempotency_key):
+        idempotency_key = None
+    token = idempotency_key or message.token
+    targets = [send.target for send in message.sends[:2]]
+    if token:
+        recipients = [send.customer for send in message.sends]
+        parts = ["message", token, targets, recipients]
+    else:
+        parts = ["body", targets, hashlib.sha256(body).hexdigest()]
+    digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    return digest[:DEDUPE_DIGITS], not token
+
+
+# The bridge's own format.
+
+
+def _read_own(fields: Mapping[str, Any], rules: MessageRules) -> Message:
+    ids, properties = _ids(fields)
+    broadcast = _is_broadcast(fields.get("broadcast"))
+    token = next((found for name in _TOKENS if (found := _token(fields, name))), None)
+    if not ids:
+        raise RefusedError(
+            422,
+            "nothing_to_send",
+            "braze_campaign_id and braze_canvas_id are missing or blank: give one of them, in the "
+            "campaign's advanced settings.",
+        )
+    properties = _properties(properties, "properties")
+    if broadcast:
+        _refuse_broadcast(ids, rules)
+        sends = tuple(_broadcast(kind, braze_id, properties, {}) for kind, braze_id in ids.items())
+        customer = None
+    else:
+        content, customer = _recipient(fields, rules, "")
+        sends = tuple(
+            Send(kind, braze_id, customer, {**content, "properties": properties, "call": {}})
+            for kind, braze_id in ids.items()
+        )
+    return Message(sends, customer, ids.get("campaign"), ids.get("canvas"), token)
+
+
+def _ids(fields: Mapping[str, Any]) -> tuple[dict[BrazeKind, str], dict[str, Any]]:
+    """Return the IDs by kind, and the properties.
+
+    ``campaign_id`` and ``canvas_id`` are Braze's only if there is no ``braze_…`` field, blank or
+    not: SessionM has its own ``campaign_id``.
+    """
+    containers = {name: _container(fields[name], name) for name in _CONTAINERS if name in fields}
+    holders = [("", fields), *((f"{name}.", content) for name, content in containers.items())]
+    ids: dict[BrazeKind, str] = {}
+    for where, holder in reversed(holders):
+        for kind, name in _NAME_OF.items():
+            if found := identifier(holder.get(name), f"{where}{name}"):
+                # The last one takes precedence: the field beside the containers.
+                ids[kind] = found
+    rest = {name: _without_ids(content) for name, content in containers.items() if content}
+    consumed = {*_CONSUMED, *_NAME_OF.values(), *rest}
+    properties = {name: value for name, value in fields.items() if name not in consumed}
+    properties |= {name: content for name, content in rest.items() if content}
+    if not any(name in holder for _, holder in holders for name in _NAME_OF.values()):
+        for kind, name in _ID_OF.items():
+            if found := identifier(properties.pop(name, None), name):
+                ids[kind] = found
+    # Always in the same order.
+    return {kind: ids[kind] for kind in _ID_OF if kind in ids}, properties
+
+
+def _without_ids(content: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in content.items() if name not in _NAME_OF.values()}
+
+
+def _container(value: object, name: str) -> Mapping[str, Any]:
+    """Return the object in one of `_CONTAINERS`; an empty one if the value is something else.
+
+    Raises:
+        FieldError: the value begins as a JSON object and is none, or holds a placeholder.
+    """
+    if isinstance(value, dict):
+        return value
+    if isinstance(value, str) and trim(value).startswith("{"):
+        if has_liquid(value):
+            raise FieldError(name, f"still holds a placeholder ({shown(trim(value))})")
+        try:
+            found = parse_object(trim(value))
+        except ValueError:
+            raise FieldError(name, f"begins as JSON and is none: {shown(trim(value))}") from None
+        if isinstance(found, dict):
+            return found
+    return {}
+
+
+def _token(fields: Mapping[str, Any], name: str) -> str | None:
+    found = text(fields.get(name), name)
+    return f"{name}:{found}" if found and not is_no_value(found) else None
+
+
+# Braze's formats.
+
+
+def _read_braze(kind: BrazeKind, fields: Mapping[str, Any], rules: MessageRules) -> Message:
+    name = _ID_OF[kind]
+    braze_id = identifier(fields.get(name), name)
+    if braze_id is None:
+        raise RefusedError(422, "nothing_to_send", f"{name} is missing or blank.")
+    consumed = {name, "recipients", "broadcast", *_PROPERTIES}
+    call = {
+        field: _clean(as_sent(value), field)
+        for field, value in fields.items()
+        if field not in consumed
+    }
+    shared = _given_properties(fields, "")
+    ids: dict[BrazeKind, str] = {kind: braze_id}
+    recipients = fields.get("recipients")
+    if isinstance(recipients, str):
+        recipients = _printed_recipients(recipients)
+    if _is_broadcast(fields.get("broadcast")):
+        if recipients:
+            raise FieldError("recipients", "must be left out of a broadcast")
+        _refuse_broadcast(ids, rules)
+        alone = _broadcast(kind, braze_id, _properties(shared, "properties"), call)
+        return Message((alone,), None, ids.get("campaign"), ids.get("canvas"))
+    if not recipients or not isinstance(recipients, list):
+        raise RefusedError(
+            422, "no_customer", f"recipients must be a list of 1 to {MOST_RECIPIENTS}."
+        )
+    if len(recipients) > MOST_RECIPIENTS:
+        raise FieldError("recipients", f"are {len(recipients)}: at most {MOST_RECIPIENTS} a call")
+    found: dict[str, Send] = {}
+    for place, one in enumerate(recipients):
+        where = f"recipients[{place}]"
+        if not isinstance(one, dict):
+            raise FieldError(where, "must be an object")
+        content, customer = _recipient(one, rules, f"{where}.")
+        if customer in found:
+            raise FieldError(where, "is the same customer as one before: Braze would send once")
+        given = _given_properties(one, f"{where}.")
+        properties = _properties({**shared, **given}, f"{where}.properties")
+        extra = _extra_fields(one, where)
+        content = {**content, "recipient": {**extra, **content["recipient"]}}
+        found[customer] = Send(
+            kind, braze_id, customer, {**content, "properties": properties, "call": call}
+        )
+    customer_alone = next(iter(found)) if len(found) == 1 else None
+    sends = tuple(found.values())
+    return Message(sends, customer_alone, ids.get("campaign"), ids.get("canvas"))
+
+
+def _printed_recipients(value: str) -> object:
+    """Read a list of recipients in a form field."""
+    if not trim(value):
+        return None
+    try:
+        return parse_object(trim(value))
+    except ValueError:
+        raise FieldError("recipients", "must be a list, written as JSON") from None
+
+
+def _given_properties(fields: Mapping[str, Any], where: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name in _PROPERTIES:
+        given = fields.get(name)
+        if isinstance(given, str) and trim(given).startswith("{"):
+            given = _container(given, f"{where}{name}")
+        if given is None or given == "":
+            continue
+        if not isinstance(given, dict):
+            raise FieldError(f"{where}{name}", "must be an object")
+        found.update(given)
+    return found
+
+
+def _extra_fields(recipient: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return the other fields of a recipient in Braze's format, such as attributes."""
+    read = {*_BRAZE_IDENTIFIERS, *_PROPERTIES, "user_id", "external_id", "prioritization"}
+    return {
+        name: _clean(as_sent(value), f"{where}.{name}")
+        for name, value in recipient.items()
+        if name not in read
+    }
+
+
+# All formats.
+
+
+def _recipient(
+    fields: Mapping[str, Any], rules: MessageRules, where: str
+) -> tuple[dict[str, Any], str]:
+    """Read the recipient: the first fields of `Send.content`, and the customer (key).
+
+    Raises:
+        FieldError: an identifier is invalid, or there are two of Braze's.
+        RefusedError: there is no identifier.
+    """
+    sessionm = {
+        kind: found
+        for kind in CUSTOMER_KINDS
+        if (found := identifier(fields.get(kind), f"{where}{kind}"))
+    }
+    brazes = {
+        name: found
+        for name in _BRAZE_IDENTIFIERS
+        if (found := _braze_identifier(fields.get(name), name, where))
+    }
+    if len(brazes) > 1:
+        names = " and ".join(f"{where}{name}" for name in brazes)
+        raise FieldError(names, "are two identifiers of Braze's: send one of them")
+    known = [Customer(kind, sessionm[kind]) for kind in CUSTOMER_KINDS if kind in sessionm]
+    if brazes:
+        [(name, value)] = brazes.items()
+        return _braze_recipient(name, value, fields, rules, known)
+    if not known:
+        raise RefusedError(422, "no_customer", _no_customer(fields, where))
+    own = rules.external_id_is
+    direct = sessionm.get(own)
+    content: dict[str, Any] = {"outdate": known[0].key}
+    if direct is None:
+        return {**content, "recipient": {}, "translate": known[0].key}, known[0].key
+    return {**content, "recipient": {"external_user_id": direct}}, Customer(own, direct).key
+
+
+def _no_customer(fields: Mapping[str, Any], where: str) -> str:
+    names = (*CUSTOMER_KINDS, *_BRAZE_IDENTIFIERS)
+    words = " and ".join(
+        f'{where}{name} is "{shown(word)}"'
+        for name in names
+        if isinstance(value := fields.get(name), str) and (word := trim(value))
+    )
+    return (
+        f"No customer: {words or f'{where}user_id or {where}external_id is missing or blank'}. "
+        "Give one of them, or Braze's external_user_id, braze_id, user_alias or email."
+    )
+
+
+def _braze_recipient(
+    name: str,
+    value: Any,
+    fields: Mapping[str, Any],
+    rules: MessageRules,
+    known: Sequence[Customer],
+) -> tuple[dict[str, Any], str]:
+    """Return the content and the key of a recipient with one of Braze's identifiers."""
+    recipient: dict[str, Any] = {name: value}
+    if name == "external_user_id":
+        customer = Customer(rules.external_id_is, value)
+        outdate = known[0] if known else customer
+        return {"outdate": outdate.key, "recipient": recipient}, customer.key
+    if name == "email":
+        if "@" not in value:
+            raise FieldError("email", "is no address")
+        recipient["prioritization"] = _prioritization(fields.get("prioritization"))
+        key = f"email:{value.lower()}"
+    elif name == "user_alias":
+        key = f"user_alias:{value['alias_label']}:{value['alias_name']}"
+    else:
+        key = f"braze_id:{value}"
+    return {"outdate": known[0].key if known else None, "recipient": recipient}, key
+
+
+def _braze_identifier(value: object, name: str, where: str) -> Any:
+    place = f"{where}{name}"
+    if name != "user_alias":
+        return identifier(value, place)
+    if isinstance(value, str):
+        if not trim(value) or is_no_value(trim(value)):
+            return None
+        value = _container(value, place) or value
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        raise FieldError(place, "must be an object with alias_name and alias_label")
+    parts = {
+        part: identifier(value.get(part), f"{place}.{part}")
+        for part in ("alias_name", "alias_label")
+    }
+    if not any(parts.values()):
+        return None
+    for part, found in parts.items():
+        if not found:
+            raise FieldError(f"{place}.{part}", "is empty")
+    return parts
+
+
+def _prioritization(value: object) -> list[Any]:
+    """Read the rule by which Braze chooses among customers with the same address."""
+    if isinstance(value, str) and trim(value):
+        value = [trim(value)]
+    if not isinstance(value, list) or not value:
+        return _DEFAULT_PRIORITIZATION
+    return [text(one, "prioritization") for one in value]
+
+
+def _is_broadcast(value: object) -> bool:
+    if value is None or isinstance(value, bool):
+        return bool(value)
+    word = trim(value).lower() if isinstance(value, str) else None
+    if word is not None and (word in {"", "false", "0", "no"} or is_no_value(word)):
+        return False
+    if word in {"true", "1", "yes"}:
+        return True
+    raise FieldError("broadcast", "must be true or false")
+
+
+def _refuse_broadcast(ids: Mapping[BrazeKind, str], rules: MessageRules) -> None:
+    for kind, braze_id in ids.items():
+        if not rules.may_broadcast(kind, braze_id):
+            raise FieldError(
+                "broadcast",
+                f"is true, which sends the {kind} {shown(braze_id)} to its whole segment: "
+                "rules.toml must allow that with broadcast = true",
+            )
+
+
+def _broadcast(
+    kind: BrazeKind, braze_id: str, properties: Mapping[str, Any], call: Mapping[str, Any]
+) -> Send:
+    content = {"recipient": None, "outdate": None, "properties": properties, "call": call}
+    return Send(kind, braze_id, f"broadcast:{kind}:{braze_id}", content)
+
+
+def _properties(given: Mapping[str, Any], field: str) -> dict[str, Any]:
+    """Return the properties *given*, without those that have no name.
+
+    Raises:
+        FieldError: they are too large, or have a value that cannot be sent.
+    """
+    found: dict[str, Any] = {
+        name: _clean(as_sent(value), name) for name, value in given.items() if _clean(name, name)
+    }
+    size = len(json.dumps(found, ensure_ascii=False).encode())
+    if size + _EVENT_PROPERTY_BYTES > MAX_PROPERTIES:
+        raise FieldError(field, f"are {size} bytes: at most {MAX_PROPERTIES // 1024} KB")
+    return found
+
+
+def _clean(value: Any, field: str) -> Any:
+    """Return *value* if all of it can be sent.
+
+    Raises:
+        FieldError: it has a placeholder, an infinite number, or text that is not valid UTF-8.
+    """
+    pending = [value]
+    while pending:
+        one = pending.pop()
+        if isinstance(one, dict):
+            pending.extend([*one.keys(), *one.values()])
+        elif isinstance(one, list):
+            pending.extend(one)
+        elif isinstance(one, float) and not math.isfinite(one):
+            raise FieldError(shown(field), "holds a number that is too large")
+        elif isinstance(one, str) and has_liquid(one):
+            raise FieldError(
+                shown(field),
+                f"still holds a placeholder ({shown(one)}): check the template in SessionM",
+            )
+        elif isinstance(one, str) and not _is_text(one):
+            raise FieldError(shown(field), "holds what is no text")
+    return value
+
+
+def _is_text(value: str) -> bool:
+    return "\0" not in value and not any("\ud800" <= char <= "\udfff" for char in value)
+
+
+def _sessionm_customers(fields: Mapping[str, Any]) -> list[Customer]:
+    found = [(kind, _readable(fields, kind)) for kind in CUSTOMER_KINDS]
+    return [Customer(kind, one) for kind, one in found if one]
+
+
+def _readable(fields: Mapping[str, Any], name: str) -> str | None:
+    try:
+        return identifier(fields.get(name), name)
+    except FieldError:
+        return None

@@ -1,0 +1,654 @@
+"""Parse Braze's Liquid: markup, references, expressions and conditions.
+
+Braze parses in lax mode: markup that does not match is ignored silently. The patterns here are
+those of Liquid 5.2.0 (lib/liquid/*.rb), so the same markup is ignored; it is noted for a warning.
+Braze adds references, ``${first_name}``, and outputs within a tag or another output:
+``{% if {{a}} == 1 %}`` (Braze documentation, "Exceptions for double brackets").
+"""
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+from liquid import RenderContext, Token
+from liquid.exceptions import LiquidSyntaxError
+from liquid.token import TOKEN_CONTENT, TOKEN_EXPRESSION, TOKEN_OUTPUT, TOKEN_TAG
+
+from bridge.liquid import filters, values
+from bridge.liquid.run import run_of
+from bridge.liquid.values import LiquidFault, Range
+
+# --- Markup -----------------------------------------------------------------------------------
+
+REFERENCE = r"\$\{[^{}\n]*\}"
+_INNER = rf"\{{\{{(?:{REFERENCE}|(?!\}}\}}|\{{\{{|\{{%).)*+\}}\}}"
+_OUTPUT = rf"\{{\{{(?:{REFERENCE}|{_INNER}|(?!\}}\}}|\{{\{{|\{{%).)*+\}}\}}"
+OUTPUT = re.compile(_OUTPUT, re.DOTALL)
+_MARKUP = re.compile(
+    rf"(?P<tag>\{{%(?:(?!%\}}).)*+%\}})|(?P<output>{_OUTPUT}|\{{\{{[^}}]*\}}\}})"
+    r"|(?P<open>\{%|\{\{)",
+    re.DOTALL,
+)
+_END_OF_RAW = re.compile(r"\{%-?\s*endraw\b.*?%\}", re.DOTALL)
+_TAG = re.compile(r"\{%-?\s*(\w+)\s*(.*?)-?%\}", re.DOTALL | re.ASCII)
+# Replaces each character of a comment until `tokens` drops it.
+_REMOVED = "\ue000"
+# Outlook's conditional comments are not removed: their markup is sent.
+_CONDITIONAL = re.compile(r"<!--(?:\[if\b|<!\[endif\])", re.IGNORECASE)
+
+
+def without_html_comments(source: str) -> str:
+    """Return *source* with its HTML comments blanked out, so that positions do not change.
+
+    Braze documentation, "Using Liquid": HTML comments are removed before Liquid is read.
+    """
+    pieces, position = [], 0
+    start = source.find("<!--")
+    while start >= 0 and (end := source.find("-->", start + 4)) >= 0:
+        end += 3
+        if not _CONDITIONAL.match(source, start):
+            pieces += [source[position:start], _REMOVED * (end - start)]
+            position = end
+        start = source.find("<!--", end)
+    return "".join((*pieces, source[position:]))
+
+
+def tokens(source: str) -> Iterator[Token]:
+    """Yield python-liquid's tokens of *source*.
+
+    Raises:
+        LiquidSyntaxError: a tag or an output is not closed.
+    """
+    position, trim = 0, False
+    while found := _MARKUP.search(source, position):
+        itself = found[0]
+        yield from _text(source, position, found.start(), trim, itself[2:3] == "-")
+        position, trim = found.end(), itself[-3:-2] == "-"
+        read = list(_tokens_of(found, source))
+        if read[0].is_tag("raw"):
+            end = _END_OF_RAW.search(source, position)
+            if not end:
+                raise _syntax_error("`raw` needs a {% endraw %}", found.start(), source)
+            yield from _text(source, position, end.start(), False, False)
+            position, trim = end.end(), end[0][-3:-2] == "-"
+        else:
+            yield from read
+    yield from _text(source, position, len(source), trim, False)
+
+
+def _text(source: str, start: int, end: int, trim: bool, trim_end: bool) -> Iterator[Token]:  # noqa: FBT001
+    text = source[start:end].replace(_REMOVED, "")
+    text = text.lstrip() if trim else text
+    if text := text.rstrip() if trim_end else text:
+        yield Token(TOKEN_CONTENT, text, start, source)
+
+
+def _tokens_of(found: re.Match[str], source: str) -> Iterator[Token]:
+    start = found.start()
+    if found["tag"]:
+        tag = _TAG.fullmatch(found["tag"].replace(_REMOVED, ""))
+        if not tag:
+            raise _syntax_error("a tag begins with its name, such as {% if … %}", start, source)
+        yield Token(TOKEN_TAG, tag[1], start, source)
+        # Text after the name of an end tag is ignored.
+        if tag[2].strip() and not tag[1].startswith("end"):
+            yield Token(TOKEN_EXPRESSION, tag[2].strip(), start, source)
+    elif found["output"]:
+        inner = found["output"].replace(_REMOVED, "").removeprefix("{{").removesuffix("}}")
+        inner = inner.removeprefix("-").removesuffix("-")
+        yield Token(TOKEN_OUTPUT, found["output"], start, source)
+        yield Token(TOKEN_EXPRESSION, inner, start, source)
+    else:
+        close = "}}" if found["open"] == "{{" else "%}"
+        raise _syntax_error(f"{found['open']} is never closed by {close}", start, source)
+
+
+def _syntax_error(words: str, start: int, source: str) -> LiquidSyntaxError:
+    return LiquidSyntaxError(words, token=Token(TOKEN_CONTENT, source, start, source))
+
+
+# --- What Braze ignores -------------------------------------------------------------------------
+
+_ignored: ContextVar[list[tuple[Token, str]] | None] = ContextVar("ignored", default=None)
+
+
+@contextmanager
+def noting() -> Iterator[list[tuple[Token, str]]]:
+    """Collect notes about ignored markup during parsing: its token, and a sentence."""
+    notes: list[tuple[Token, str]] = []
+    before = _ignored.set(notes)
+    try:
+        yield notes
+    finally:
+        _ignored.reset(before)
+
+
+def note(token: Token, sentence: str) -> None:
+    notes = _ignored.get()
+    if notes is not None:
+        notes.append((token, sentence))
+
+
+def ignores(token: Token, rest: str) -> None:
+    """Note that Braze ignores *rest*, unless it is blank."""
+    rest = " ".join(rest.split())
+    if rest.strip(" ,"):
+        note(token, f"Braze ignores `{rest}`")
+
+
+# --- Expressions --------------------------------------------------------------------------------
+
+_QUOTED = r"\"[^\"]*\"|'[^']*'"
+_CHAR = rf"{REFERENCE}|(?!{REFERENCE})[^\s,|'\"]|{_QUOTED}"
+FRAGMENT = rf"(?:{_QUOTED}|(?:{_CHAR})++)"
+# A pattern that may match less, so that the following pattern matches.
+SHORTENABLE = rf"(?:{_QUOTED}|(?:{_CHAR})+)"
+ATTRIBUTE = re.compile(rf"(?<![\w-])-*(\w[\w-]*+)\s*:\s*({FRAGMENT})", re.ASCII)
+
+_BRACES = re.compile(rf"({_QUOTED}|{REFERENCE})|\{{\{{|\}}\}}")
+_INTEGER = re.compile(r"-?[0-9]+")
+_FLOAT = re.compile(r"-?[0-9][0-9.]+")
+_RANGE = re.compile(r"\(\s*(?>(\S+)\s*\.\.)\s*(\S+)\s*\)")
+_LITERALS = {
+    **dict.fromkeys(("nil", "null", ""), None),
+    "true": True,
+    "false": False,
+    "blank": "",
+    "empty": "",
+}
+_STEP = re.compile(rf"\[|{REFERENCE}|[\w-]+\??", re.ASCII)
+_PATH = re.compile(r"\[([^\[\]]*)\]|[^.\[\]]+")
+_COMMANDS = frozenset({"size", "first", "last"})
+# Namespaces of customers' data, in which a path without a value is not the template's mistake.
+_NAMESPACES = frozenset(
+    {
+        *("custom_attribute", "event_properties", "canvas_entry_properties", "context"),
+        *("api_trigger_properties", "campaign", "canvas", "targeted_device"),
+        *("most_recently_used_device", "sms", "subscribed_state"),
+    }
+)
+
+
+def flat(markup: str) -> str:
+    """Return *markup* without the braces of outputs within it."""
+    return _BRACES.sub(lambda found: found[1] or "", markup)
+
+
+class Expression(ABC):
+    """A part of a template that has a value."""
+
+    @abstractmethod
+    def evaluate(self, context: RenderContext) -> Any:
+        """Return the value.
+
+        Raises:
+            LiquidFault: Ruby refuses the operation.
+        """
+
+
+@dataclass(frozen=True)
+class Literal(Expression):
+    value: Any
+
+    def evaluate(self, context: RenderContext) -> Any:  # noqa: ARG002 - one for all
+        return self.value
+
+
+@dataclass(frozen=True)
+class Between(Expression):
+    """A range whose ends are variables."""
+
+    first: Expression
+    last: Expression
+
+    def evaluate(self, context: RenderContext) -> Any:
+        return Range(_end(self.first.evaluate(context)), _end(self.last.evaluate(context)))
+
+
+def _end(value: Any) -> int:
+    if value is None or isinstance(value, str):
+        return values.leading_integer(value or "")
+    return values.integer_of(value)
+
+
+def _to_i(value: Any) -> int:
+    return int(value) if isinstance(value, float) else _end(value)
+
+
+def parse_expression(markup: str, token: Token) -> Expression:
+    """Parse a value: a literal, a range or a variable (Expression.parse)."""
+    markup = markup.strip()
+    if markup in _LITERALS:
+        return Literal(_LITERALS[markup])
+    if markup[0] in "\"'" and markup[-1] == markup[0]:
+        return Literal(markup[1:-1])
+    return _number(markup) or _range(markup, token) or _variable(markup, token)
+
+
+def _number(markup: str) -> Literal | None:
+    if _INTEGER.fullmatch(markup):
+        return Literal(values.leading_integer(markup))
+    if _FLOAT.fullmatch(markup):
+        whole, _, fraction = markup.partition(".")
+        return Literal(float(f"{whole}.{fraction.partition('.')[0] or 0}"))
+    return None
+
+
+def _range(markup: str, token: Token) -> Expression | None:
+    if found := _RANGE.fullmatch(markup):
+        first, last = (parse_expression(end, token) for end in found.groups())
+        if isinstance(first, Literal) and isinstance(last, Literal):
+            return Literal(Range(_to_i(first.value), _to_i(last.value)))
+        return Between(first, last)
+    return None
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The name in ``${…}``: an existing name, or else a path."""
+
+    name: str
+
+    @property
+    def path(self) -> list[Any]:
+        """Return ``cart[0].title`` as ``["cart", 0, "title"]``."""
+        steps: list[Any] = []
+        for found in _PATH.finditer(self.name):
+            step = found[0].strip() if found[1] is None else found[1].strip("'\" ")
+            steps.append(int(step) if found[1] is not None and step.isdecimal() else step)
+        return steps
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a path: its source *text*, and whether it may be a command such as ``.size``."""
+
+    text: str
+    key: "Expression | Reference"
+
+    @property
+    def is_command(self) -> bool:
+        return self.text in _COMMANDS
+
+    def value(self, context: RenderContext) -> Any:
+        return self.key if isinstance(self.key, Reference) else self.key.evaluate(context)
+
+
+@dataclass(frozen=True)
+class Variable(Expression):
+    """A variable and the steps from it (VariableLookup).
+
+    Without a *root*, the first step is a reference to the customer's profile, ``${first_name}``.
+    """
+
+    root: Step | None
+    steps: tuple[Step, ...]
+
+    def evaluate(self, context: RenderContext) -> Any:
+        run = run_of(context)
+        name = self.root.value(context) if self.root else ""
+        if name == "content_blocks" and self.steps:
+            return self._content_block(context)
+        value, known = _resolved(name, context) if self.root else (run.attributes, True)
+        if not known:
+            self._miss_root(name, context)
+            return None
+        of_customer = not self.root or name == "custom_attribute"
+        for place, step in enumerate(self.steps):
+            key = step.value(context)
+            found, after = _stepped(value, key, step.is_command, of_customer=of_customer)
+            if not found:
+                if isinstance(value, dict) and not step.is_command:
+                    words = key.name if isinstance(key, Reference) else values.text_of(key)
+                    is_data = of_customer or name in _NAMESPACES
+                    run.miss(self._path(place + 1), words, value, is_data=is_data)
+                return None
+            value = after
+        return value
+
+    def _path(self, steps: int) -> str:
+        """Return the source text of the variable and its first *steps* steps."""
+        texts = [step.text for step in self.steps[:steps]]
+        if self.root:
+            texts.insert(0, self.root.text)
+        return "".join((texts[0], *(text if text[0] == "[" else f".{text}" for text in texts[1:])))
+
+    def _miss_root(self, name: Any, context: RenderContext) -> None:
+        if name in _NAMESPACES:
+            run_of(context).miss(self._path(len(self.steps)), "", {}, is_data=True)
+        elif isinstance(name, str) and name:
+            known = {key: 0 for scope in (context.locals, context.globals) for key in scope}
+            run_of(context).miss(name, name, known)
+
+    def _content_block(self, context: RenderContext) -> str:
+        run = run_of(context)
+        key = self.steps[0].value(context)
+        name = key.name if isinstance(key, Reference) else values.text_of(key)
+        if name in run.blocks:
+            return run.nested(str(run.blocks[name]), f"content block {name}", context)
+        run.warn(
+            f"Braze has content blocks; the preview cannot fill `{name}`: "
+            "give its text as a stand-in"
+        )
+        return f"[content block: {name}]"
+
+
+def _variable(markup: str, token: Token) -> Variable:
+    parts, rest = _parts(markup)
+    if rest := rest.replace(".", "").strip():
+        _note_rest(markup, rest, token)
+    steps = [Step(part, _key(part, token)) for part in parts or [""]]
+    if isinstance(steps[0].key, Reference):
+        return Variable(None, tuple(steps))
+    return Variable(steps[0], tuple(steps[1:]))
+
+
+def _parts(markup: str) -> tuple[list[str], str]:
+    """Return names, references and brackets in *markup* (VariableParser), and the other text."""
+    parts: list[str] = []
+    rest: list[str] = []
+    position = 0
+    while found := _STEP.search(markup, position):
+        rest.append(markup[position : found.start()])
+        part, position = found[0], found.end()
+        if part == "[":
+            end = markup.find("]", position + 1)
+            part, position = (
+                (part, position) if end < 0 else (markup[position - 1 : end + 1], end + 1)
+            )
+        (parts if part != "[" else rest).append(part)
+    return parts, "".join((*rest, markup[position:]))
+
+
+def _note_rest(markup: str, rest: str, token: Token) -> None:
+    if re.search("[“”‘’„«»]", rest):
+        note(token, f"Braze takes no curly quotes: type `{markup}` with straight ones")
+    elif re.search("[<>=!]", rest):
+        note(token, f"Braze reads `{markup}` as one name: put spaces around `{rest}`")
+    else:
+        note(token, f"Braze ignores `{rest}` in `{markup}`")
+
+
+def _key(part: str, token: Token) -> Expression | Reference:
+    if part.startswith("${"):
+        return Reference(part[2:-1].strip())
+    if part.startswith("["):
+        return parse_expression(part[1:-1], token)
+    return Literal(part)
+
+
+def _resolved(name: Any, context: RenderContext) -> tuple[Any, bool]:
+    """Return the value of the variable *name*, and whether it exists."""
+    if not isinstance(name, str):
+        return None, False
+    absent: Any = _ABSENT
+    value = context.resolve(name, default=absent)
+    # python-liquid defines `now` and `today`, Braze does not.
+    if value is absent or (name in {"now", "today"} and not isinstance(value, str)):
+        return None, False
+    return value, True
+
+
+_ABSENT = object()
+
+
+def _stepped(value: Any, key: Any, is_command: bool, *, of_customer: bool) -> tuple[bool, Any]:  # noqa: FBT001
+    """Return whether *value* has *key*, and its value (VariableLookup#evaluate)."""
+    if isinstance(key, Reference):
+        return _referred(value, key, of_customer=of_customer)
+    if isinstance(value, dict):
+        if isinstance(key, str) and key in value:
+            return True, value[key]
+        # Braze documentation, "Nested custom attributes": an object is read with [0] too.
+        if of_customer and key == 0 and isinstance(key, int):
+            return True, value
+    if isinstance(value, list) and values.is_number(key) and isinstance(key, int):
+        return True, value[key] if -len(value) <= key < len(value) else None
+    if isinstance(value, values.Drop):
+        return key in value, value.get(key)
+    return _commanded(value, key) if is_command else (False, None)
+
+
+def _referred(value: Any, key: Reference, *, of_customer: bool) -> tuple[bool, Any]:
+    if isinstance(value, dict) and key.name in value:
+        return True, value[key.name]
+    path = key.path
+    if path == [key.name]:
+        return False, None
+    for step in path:
+        found, value = _stepped(value, step, step in _COMMANDS, of_customer=of_customer)
+        if not found:
+            return False, None
+    return True, value
+
+
+def _commanded(value: Any, command: Any) -> tuple[bool, Any]:
+    """Evaluate ``.size``, ``.first`` or ``.last``."""
+    if command == "size":
+        size = values.size_of(value)
+        return size is not None, size
+    end = values.end_of(value, first=command == "first")
+    return isinstance(value, list | dict | Range), end
+
+
+# --- Outputs: a value and its filters -------------------------------------------------------------
+
+_VALUE = re.compile(rf"({FRAGMENT})(.*)", re.DOTALL)
+_FILTERS = re.compile(r"\|\s*(.*)", re.DOTALL)
+_ONE_FILTER = re.compile(rf"(?:\s+|{FRAGMENT}|,)+")
+_ARGUMENT = re.compile(rf"[:,]\s*((?:\w+\s*:\s*)?{FRAGMENT})", re.ASCII)
+_NAME = re.compile(r"\w+", re.ASCII)
+_FILTER_IN_BRACKETS = re.compile(r"\[[^\[\]\"'|]*\|")
+
+
+@dataclass(frozen=True)
+class AppliedFilter:
+    name: str
+    arguments: tuple[Expression, ...]
+    options: tuple[tuple[str, Expression], ...]
+
+
+@dataclass(frozen=True)
+class Filtered(Expression):
+    """A value and the filters applied to it (Variable)."""
+
+    value: Expression
+    filters: tuple[AppliedFilter, ...]
+
+    def evaluate(self, context: RenderContext) -> Any:
+        value = self.value.evaluate(context)
+        for one in self.filters:
+            arguments = [argument.evaluate(context) for argument in one.arguments]
+            if one.options:
+                arguments.append({name: given.evaluate(context) for name, given in one.options})
+            run_of(context).spend()
+            value = filters.invoke(context, one.name, value, *arguments)
+        return value
+
+
+def parse_output(markup: str, token: Token) -> Filtered:
+    """Parse the inside of an output: a value and its filters (Variable#lax_parse).
+
+    Raises:
+        LiquidSyntaxError: Braze's documentation calls this an error.
+    """
+    if _FILTER_IN_BRACKETS.search(markup):
+        raise LiquidSyntaxError(
+            "a filter cannot stand within [ ]: assign its value to a variable first", token=token
+        )
+    markup = flat(markup)
+    found = _VALUE.search(markup)
+    if not found:
+        ignores(token, markup)
+        return Filtered(Literal(None), ())
+    value = parse_expression(found[1], token)
+    chain = _FILTERS.search(found[2])
+    ignores(token, found[2][: chain.start()] if chain else found[2])
+    chosen = []
+    for one in _parse_filters(chain[1] if chain else "", token):
+        if filters.known(one.name):
+            chosen.append(one)
+        else:
+            note(token, f"Braze has no filter `{one.name}` and ignores it")
+        if one.name in filters.UNDOCUMENTED:
+            note(token, f"Braze's engine has the filter `{one.name}`, its documentation does not")
+    return Filtered(value, tuple(chosen))
+
+
+def _parse_filters(markup: str, token: Token) -> list[AppliedFilter]:
+    parsed = []
+    for found in _ONE_FILTER.finditer(markup):
+        if name := _NAME.search(found[0]):
+            given = [argument[1] for argument in _ARGUMENT.finditer(found[0])]
+            ignores(token, _ARGUMENT.sub("", found[0][name.end() :]).strip(": "))
+            parsed.append(_filter(name[0], given, token))
+    return parsed
+
+
+def _filter(name: str, given: list[str], token: Token) -> AppliedFilter:
+    arguments, options = [], {}
+    for argument in given:
+        if option := ATTRIBUTE.fullmatch(argument):
+            options[option[1]] = parse_expression(option[2], token)
+        else:
+            arguments.append(parse_expression(argument, token))
+    return AppliedFilter(name, tuple(arguments), tuple(options.items()))
+
+
+# --- Conditions -----------------------------------------------------------------------------------
+
+_COMPARISON = re.compile(rf"({FRAGMENT})\s*([=!<>a-z_]+)?\s*({FRAGMENT})?", re.DOTALL)
+_WORD_OPERATOR = r"\b(?:\s?and\s?|\s?or\s?)\b"
+_CONDITION_PARTS = re.compile(
+    rf"{_WORD_OPERATOR}|(?:\s*(?!{_WORD_OPERATOR})(?:{FRAGMENT}|\S+)\s*)+", re.DOTALL | re.ASCII
+)
+_PARENTHESES = re.compile(rf"{_QUOTED}|\(\s*\S+?\s*\.\.\s*\S+?\s*\)|(\()")
+
+
+@dataclass(frozen=True)
+class Method(Expression):
+    """``blank`` or ``empty``, a method of the other side (Condition::MethodLiteral)."""
+
+    name: str
+
+    def evaluate(self, context: RenderContext) -> Any:  # noqa: ARG002 - one for all
+        return self
+
+    def holds(self, other: Any) -> bool:
+        if self.name == "blank":
+            return values.is_blank(other)
+        return bool(values.is_empty(other))
+
+
+@dataclass(frozen=True)
+class Condition(Expression):
+    """A comparison, and the condition that ``and`` or ``or`` joins to its right."""
+
+    left: Expression
+    operator: str | None
+    right: Expression
+    relation: str = ""
+    child: "Condition | None" = None
+
+    def evaluate(self, context: RenderContext) -> bool:
+        condition: Condition | None = self
+        result = False
+        while condition:
+            result = condition.holds(context)
+            if condition.relation == ("or" if result else "and"):
+                break
+            condition = condition.child
+        return result
+
+    def holds(self, context: RenderContext) -> bool:
+        """Return whether the comparison itself is true, without the condition to its right."""
+        left = self.left.evaluate(context)
+        if self.operator is None:
+            return values.is_true(left)
+        return compare(left, self.operator, self.right.evaluate(context))
+
+
+def compare(left: Any, operator: str, right: Any) -> bool:
+    """Compare *left* and *right*.
+
+    Raises:
+        LiquidFault: Ruby cannot compare the two, or there is no such operator.
+    """
+    match operator:
+        case "==":
+            return _same(left, right)
+        case "!=" | "<>":
+            return not _same(left, right)
+        case "contains":
+            return _contains(left, right)
+        case "<" | ">" | "<=" | ">=":
+            return _ordered(left, operator, right)
+    raise LiquidFault(f"Unknown operator {operator}")
+
+
+def _same(left: Any, right: Any) -> bool:
+    if isinstance(left, Method):
+        return left.holds(right)
+    return right.holds(left) if isinstance(right, Method) else values.equal(left, right)
+
+
+def _contains(left: Any, right: Any) -> bool:
+    if not values.is_true(left) or not values.is_true(right):
+        return False
+    if isinstance(left, str):
+        return values.text_of(right) in left
+    if isinstance(left, list | Range):
+        return any(values.equal(item, right) for item in values.items_within(left))
+    return isinstance(left, dict) and isinstance(right, str) and right in left
+
+
+def _ordered(left: Any, operator: str, right: Any) -> bool:
+    if not all(isinstance(side, str) or values.is_number(side) for side in (left, right)):
+        return False
+    order = values.compared(left, right)
+    if order is None:
+        shown = values.inspect(right) if values.is_number(right) else values.class_name(right)
+        raise LiquidFault(f"comparison of {values.class_name(left)} with {shown} failed")
+    return {"<": order < 0, ">": order > 0, "<=": order <= 0, ">=": order >= 0}[operator]
+
+
+def parse_condition(markup: str, token: Token) -> Condition:
+    """Parse a condition (If#lax_parse); ``and`` and ``or`` are evaluated from the right.
+
+    Raises:
+        LiquidSyntaxError: the condition is missing, or has parentheses.
+    """
+    markup = flat(markup)
+    if any(found[1] for found in _PARENTHESES.finditer(markup)):
+        raise LiquidSyntaxError("a condition cannot have parentheses in Braze", token=token)
+    parts = [found[0] for found in _CONDITION_PARTS.finditer(markup)]
+    condition = _comparison(parts.pop() if parts else "", token)
+    while parts:
+        relation = parts.pop().strip()
+        first = _comparison(parts.pop() if parts else "", token)
+        if relation not in {"and", "or"}:
+            raise LiquidSyntaxError(f"`{relation}` cannot stand here", token=token)
+        condition = Condition(first.left, first.operator, first.right, relation, condition)
+    return condition
+
+
+def _comparison(markup: str, token: Token) -> Condition:
+    found = _COMPARISON.search(markup)
+    if not found:
+        raise LiquidSyntaxError("a condition is missing, such as {% if points > 5 %}", token=token)
+    end = found.end() if found[2] else found.end(1)
+    ignores(token, markup[end:])
+    return Condition(_side(found[1], token), found[2], _side(found[3] or "", token))
+
+
+def _side(markup: str, token: Token) -> Expression:
+    return Method(markup) if markup in {"blank", "empty"} else parse_expression(markup, token)
+
+
+def side(markup: str, token: Token) -> Expression:
+    """Parse one side of a comparison, as in ``when blank``."""
+    return _side(markup, token)

@@ -1,0 +1,307 @@
+"""The health of the bridge: a status, incidents and figures."""
+
+import os
+import socket
+from typing import Any
+
+from bridge import __version__, clock
+from bridge.breaker import FAILURES_IN_A_ROW
+from bridge.fields import iso
+from bridge.ops.incidents import Incident, as_json, causes, message_causes
+from bridge.ops.telemetry import BRAZE_CONTENT_SHARE, BRAZE_LIMIT, Minute, Telemetry, together
+from bridge.outbox.clocks import HEARTBEAT_FACTS, reported_clocks
+from bridge.outbox.delivery import PAUSE_FACT, is_alive
+from bridge.outbox.model import DeadGroup, Direction, Extent, QueueDepth
+from bridge.outbox.store import Store
+from bridge.parts import Parts
+from bridge.storage.database import StoreUnavailableError
+
+DAY = 86400.0
+# Seconds for which `/health` reports a batch most of whose rows failed. No action on the batch
+# could end this incident.
+NAME_FAILED_ROWS = 3600.0
+# Minutes for latencies and ratios.
+RECENT_MINUTES = 5
+
+
+def report(parts: Parts) -> dict[str, Any]:
+    """Return the body of ``/health``."""
+    body, incidents = look(parts)
+    return {**body, "incidents": [as_json(one) for one in incidents]}
+
+
+def look(parts: Parts) -> tuple[dict[str, Any], list[Incident]]:
+    """Return the body of ``/health`` without the incidents, and the incidents.
+
+    A caller that answers a request should limit the time of the queries by `in_time`.
+    """
+    now = clock.now()
+    day = parts.telemetry.minutes(now - DAY)
+    recent = together(day[-RECENT_MINUTES:])
+    checks: dict[str, Any] = {"store": {"state": "ok"}}
+    queue, dead = Extent(), list[DeadGroup]()
+    messages, dead_messages = Extent(), list[DeadGroup]()
+    try:
+        parts.probe.check()
+    except StoreUnavailableError as error:
+        checks["store"] = {"state": "down", "error": str(error)}
+    try:
+        # A store that cannot be written may still be readable.
+        checks["delivery"] = delivery_state(parts, parts.store.backlog(), now)
+        checks["delivery"] |= forecast(checks["delivery"], day[-2:], now, parts)
+        checks["delivery"]["batches"] = _batches(parts, now)
+        if parts.braze:
+            backlog = parts.messages.backlog()
+            checks["delivery_to_braze"] = delivery_state(parts, backlog, now, parts.messages)
+            checks["braze"] = _braze(parts, recent)
+        checks["store"]["events"] = parts.events.counts()
+        checks["clocks"] = clocks_state(parts.store)
+        queue = parts.extents.queue() if checks["delivery"]["queued"] else queue
+        dead = parts.extents.dead() if checks["delivery"]["dead"] else dead
+        if parts.braze and checks["delivery_to_braze"]["queued"]:
+            messages = parts.message_extents.queue()
+        if parts.braze and checks["delivery_to_braze"]["dead"]:
+            dead_messages = parts.message_extents.dead()
+    except StoreUnavailableError as error:
+        checks["store"] = {"error": str(error), **checks["store"], "state": "down"}
+        checks["delivery"], checks["store"]["as_of"] = _last_known(day)
+        checks["clocks"] = clocks_state(None)
+    for system in ("core", "connect"):
+        checks[f"sessionm_{system}"] = _system(parts, system, recent)
+    if checks["sessionm_core"]["state"] == "up" and _refuses_writes(together(day[-2:])):
+        checks["sessionm_core"]["state"] = "refusing"
+    checks["cache"] = _lookups(recent)
+    checks["offers"] = _offers(parts, day)
+    checks["webhooks"] = _webhooks(day, recent)
+    checks["braze_budget"] = _braze_budget(parts.telemetry)
+    checks["files"] = {"most_connections_used": _connections(day)}
+    store_is_up = checks["store"]["state"] == "ok"
+    found = [*causes(checks, queue, dead), *message_causes(checks, messages, dead_messages)]
+    incidents = parts.chronicle.follow(found, store_is_up=store_is_up)
+    reasons = [one.cause.reason for one in incidents if one.until is None]
+    body = {
+        "status": "down" if not store_is_up else "degraded" if reasons else "ok",
+        "reasons": reasons,
+        "version": __version__,
+        "checks": checks,
+    }
+    return body, incidents
+
+
+def delivers(parts: Parts) -> bool:
+    """Return whether any process runs the delivery loop.
+
+    Raises:
+        StoreUnavailableError: the store cannot be read.
+    """
+    return is_alive(parts.store.fact(HEARTBEAT_FACTS[parts.store.direction]) or {})
+
+
+def delivery_state(
+    parts: Parts, backlog: QueueDepth, now: float, store: Store | None = None
+) -> dict[str, Any]:
+    """Return the check ``delivery`` of ``/health`` without its batches.
+
+    Args:
+        parts: the parts of the bridge.
+        backlog: the numbers of queued and dead writes.
+        now: seconds since the epoch.
+        store: the store of the other direction, for the check ``delivery_to_braze``.
+
+    Raises:
+        StoreUnavailableError: the store cannot be read.
+    """
+    store = store or parts.store
+    beat = store.fact(HEARTBEAT_FACTS[store.direction]) or {}
+    order = parts.store.fact(PAUSE_FACT) or {}
+    by_hand = bool(order.get("paused"))
+    held_by = "hand" if by_hand else _HELD_BY.get(beat.get("mode", ""), "")
+    if not held_by and beat.get("reason"):
+        held_by = "wait"
+    alive = is_alive(beat)
+    return {
+        # While SessionM is down, the loop runs and probes.
+        "state": "stopped" if not alive else "paused" if held_by in _PAUSES else "running",
+        # Why no write is sent: "hand", "refused", "away" (SessionM is down), "wait" (SessionM asked
+        # for it), or "".
+        "held_by": held_by,
+        "reason": "paused by hand" if by_hand else beat.get("reason", ""),
+        "by": order.get("by", "") if by_hand else "",
+        "paused_at": order.get("at") if by_hand else None,
+        "beat_at": beat.get("at"),
+        "limit": parts.settings.bridge_queue_limit,
+        "host": beat.get("host", ""),
+        "pid": beat.get("pid", 0),
+        "heartbeat_seconds": round(max(0.0, now - beat["at"]), 1) if beat else -1,
+        "queued": backlog.queued,
+        "oldest_seconds": round(backlog.waits(now)),
+        "waits_for_customers": backlog.waits_for_customers,
+        "dead": backlog.dead,
+        # The number of calls past their deadline, in the deliverer or in this process.
+        "overdue": max(
+            beat.get("overdue", 0),
+            parts.sessionm.overdue() if store is parts.store else 0,
+        ),
+    }
+
+
+def forecast(
+    delivery: dict[str, Any], last: list[Minute], now: float, parts: Parts
+) -> dict[str, Any]:
+    """Return the delivery rate, and the seconds until the queue is empty; -1 for never.
+
+    Args:
+        delivery: as `delivery_state` returns it.
+        last: the minutes from which the rate is measured, the present one last.
+        now: the time.
+        parts: where the limit of the rate is set.
+    """
+    seconds = max(1.0, now - last[0].at)
+    rate = sum(minute.count("writes_sent") for minute in last) / seconds
+    if delivery["oldest_seconds"] < last[-1].at - last[0].at:
+        # For a new backlog, the measured rate is that of the time before it.
+        rate = max(rate, parts.settings.bridge_sessionm_rps)
+    moves = delivery["state"] == "running" and not delivery["held_by"] and rate > 0
+    queued = 0 if delivery["waits_for_customers"] else delivery["queued"]
+    return {
+        "rate_per_second": round(rate, 2) if queued else 0.0,
+        "done_in_seconds": 0 if not queued else round(queued / rate) if moves else -1,
+    }
+
+
+# Mode in the heartbeat -> `held_by`.
+_HELD_BY = {"down": "away", "paused": "refused"}
+_PAUSES = {"hand", "refused"}
+
+
+def _batches(parts: Parts, now: float) -> dict[str, Any]:
+    return {
+        "running": parts.batches.running(),
+        "flagged": parts.batches.flagged(),
+        "mostly_failed": parts.batches.mostly_failed(now - NAME_FAILED_ROWS),
+    }
+
+
+def _last_known(day: list[Minute]) -> tuple[dict[str, Any], str]:
+    """Return delivery in the last minute with samples, and that minute's time or ""."""
+    sampled = [minute for minute in day if minute.gauge("queued") is not None]
+    last = sampled[-1] if sampled else Minute(0.0)
+    delivery = {
+        "state": "stopped",
+        "held_by": "",
+        "reason": "",
+        "host": "",
+        "pid": 0,
+        "heartbeat_seconds": -1,
+        "queued": round(last.gauge("queued") or 0),
+        "oldest_seconds": round(last.gauge("oldest_seconds") or 0),
+        "waits_for_customers": False,
+        "dead": round(last.gauge("dead_writes") or 0),
+        "overdue": 0,
+    }
+    return delivery, iso(last.at) if sampled else ""
+
+
+def _system(parts: Parts, system: str, recent: Minute) -> dict[str, Any]:
+    """Return the state and latency of ``core``, ``connect`` or ``braze``."""
+    error = parts.telemetry.last_error(system)
+    return {
+        "state": parts.breakers[system].state(clock.steady()),
+        "p50_ms": recent.percentile(system, 0.50) or 0.0,
+        "p99_ms": recent.percentile(system, 0.99) or 0.0,
+        "calls": recent.count(f"{system}_calls"),
+        "errors": recent.count(f"{system}_errors"),
+        "last_error": error.text if error else "",
+        "last_error_at": iso(error.at) if error else "",
+    }
+
+
+def _braze(parts: Parts, recent: Minute) -> dict[str, Any]:
+    """Return the check ``braze``, with the rest of the hourly limit as far as it is known."""
+    beat = parts.messages.fact(HEARTBEAT_FACTS[Direction.TO_BRAZE]) or {}
+    quota = beat.get("quota") or {}
+    known = quota.get("resets_at", 0.0) > clock.now()
+    return {
+        **_system(parts, "braze", recent),
+        "limit": quota["limit"] if known else None,
+        "calls_left": quota["left"] if known else None,
+        "resets_at": iso(quota["resets_at"]) if known else "",
+    }
+
+
+def _refuses_writes(last: Minute) -> bool:
+    """Whether most writes are dead. Reads in between are answered, so the breaker says "up"."""
+    dead = last.count("dead")
+    return dead >= FAILURES_IN_A_ROW and dead > last.count("writes_sent")
+
+
+def clocks_state(store: Store | None) -> dict[str, Any]:
+    """Return the check ``clocks`` of ``/health``: the differences between clocks.
+
+    Args:
+        store: has the reports of a fleet's other bridges; ``None`` if it cannot be read.
+    """
+    difference = clock.store().difference()
+    others = reported_clocks(store) if store is not None and clock.store().is_fleets else {}
+    here = f"{socket.gethostname()} {os.getpid()}"
+    if clock.store().is_fleets and abs(difference) > clock.TOLERANCE:
+        others[here] = difference
+    # Several processes of a machine have one clock.
+    bridges = {name.partition(" ")[0]: round(ahead, 1) for name, ahead in others.items()}
+    is_off = bool(bridges) or abs(difference) > clock.TOLERANCE
+    return {
+        "state": "differ" if is_off else "ok",
+        "difference_seconds": round(difference, 3),
+        "bridges": bridges,
+    }
+
+
+_OUTCOMES = ("hit", "stale", "miss", "not_found", "unavailable")
+
+
+def _lookups(recent: Minute) -> dict[str, Any]:
+    outcomes = {name: recent.count(f"lookups_{name}") for name in _OUTCOMES}
+    lookups, late = sum(outcomes.values()), recent.count("lookups_late")
+    served = outcomes["hit"] + outcomes["stale"]
+    return {
+        "hit_ratio": round(served / lookups, 4) if lookups else 0.0,
+        "lookups": lookups,
+        **outcomes,
+        "late": late,
+        "in_time_ratio": round(1 - late / lookups, 4) if lookups else 1.0,
+        "p50_ms": recent.percentile("lookup", 0.50) or 0.0,
+        "p99_ms": recent.percentile("lookup", 0.99) or 0.0,
+    }
+
+
+def _connections(day: list[Minute]) -> float:
+    """Return the largest share of its connections that a process used in the last two minutes."""
+    return max((minute.most("connections") or 0.0 for minute in day[-2:]), default=0.0)
+
+
+def _offers(parts: Parts, day: list[Minute]) -> dict[str, Any]:
+    """Return the number of unreadable values in wallets; it does not degrade the status."""
+    number = sum(minute.count("values_not_understood") for minute in day)
+    last = parts.telemetry.last_error("offers") if number else None
+    return {"not_understood_last_day": number, "last_form": last.text if last else ""}
+
+
+def _webhooks(day: list[Minute], recent: Minute) -> dict[str, Any]:
+    outcomes = ("accepted", "duplicate", "rejected", "failed")
+    return {
+        **{name: recent.count(f"webhooks_{name}") for name in outcomes},
+        "rejected_last_day": sum(minute.count("webhooks_rejected") for minute in day),
+        "p50_ms": recent.percentile("webhook", 0.50) or 0.0,
+        "p99_ms": recent.percentile("webhook", 0.99) or 0.0,
+    }
+
+
+def _braze_budget(telemetry: Telemetry) -> dict[str, Any]:
+    minute = telemetry.moving_minute()
+    return {
+        "webhook_failures_last_minute": minute.count("braze_webhook_failures"),
+        "content_failures_last_minute": minute.count("braze_content_failures"),
+        "content_calls_last_minute": minute.count("braze_content_calls"),
+        "limit": BRAZE_LIMIT,
+        "content_share_limit": BRAZE_CONTENT_SHARE,
+    }

@@ -1,0 +1,647 @@
+"""Incidents: a problem, its start and end, the numbers it affects, and a remedy. Pure.
+
+`causes` derives the present causes from the checks of ``/health``. A consequence (late writes while
+SessionM is down) is not a cause of its own. `follow` compares the causes with the known incidents:
+a new cause opens an incident, and an incident without its cause is closed. Times are seconds since
+the epoch.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from bridge.fields import counted, iso, span
+from bridge.outbox.model import DeadGroup, Extent
+
+# Seconds: the age of the oldest queued write from which delivery is late.
+LATE = 300.0
+# Lookups in five minutes: with fewer, late ones are ignored. Then the share (0 to 1) of them that
+# may be late or unavailable without an incident.
+LEAST_LOOKUPS = 100
+LATE_SHARE = 0.01
+# The share of a limit from which a warning is due.
+NEAR = 0.9
+# Seconds after its end within which a cause reopens its incident.
+REOPENS = 60.0
+# Seconds: shorter incidents of the codes in _BLIPS are not kept, such as one failed call or the
+# start of the bridge.
+BLIP = 5.0
+_BLIPS = {"delivery_stopped", "sessionm_fails"}
+# Code -> code of the milder incident that it continues: the start of the milder one is kept.
+_GROWS_FROM = {"sessionm_down": "sessionm_fails", "braze_down": "braze_fails"}
+# Days for which closed incidents are kept.
+KEPT_DAYS = 30
+
+NOTHING = Extent()
+
+# All codes, the most urgent first: the order of the incidents.
+CODES = (
+    "store_full",
+    "store_locked",
+    "store_unavailable",
+    "delivery_stopped",
+    "delivery_paused",
+    "messages_stopped",
+    "sessionm_refuses",
+    "sessionm_down",
+    "sessionm_limits",
+    "sessionm_fails",
+    "braze_refuses",
+    "braze_down",
+    "braze_limits",
+    "braze_fails",
+    "queue_nearly_full",
+    "delivery_late",
+    "messages_late",
+    "calls_overdue",
+    "lookups_late",
+    "dead_writes",
+    "dead_messages",
+    "batch_flagged",
+    "batch_failed",
+    "braze_budget",
+    "connections_nearly_full",
+    "clocks_differ",
+)
+# Prefixes of codes whose causes are known only while the store can be read.
+_NEEDS_STORE = (
+    "delivery_",
+    "messages_",
+    "queue_",
+    "calls_",
+    "dead_",
+    "batch_",
+    "clocks_",
+)
+
+
+@dataclass(frozen=True)
+class Cause:
+    """One present problem.
+
+    Attributes:
+        code: one of `CODES`.
+        reason: a sentence about the problem, without any customer's name.
+        do: sentences about the remedy.
+        subject: distinguishes causes with one code: a system, a host, a reason.
+        since: the start, if known.
+        extent: the numbers that it affects.
+        order: the action that the dashboard offers: ``resume``, ``replay``, or "".
+        search: filters of ``GET /api/events`` for the affected events.
+    """
+
+    code: str
+    reason: str
+    do: str
+    subject: str = ""
+    since: float | None = None
+    extent: Extent = NOTHING
+    order: str = ""
+    search: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Incident:
+    """A cause and its duration.
+
+    Attributes:
+        cause: the present cause, or the last one.
+        since: the start.
+        until: the end; ``None`` while it is open.
+        most: the largest extent so far.
+    """
+
+    cause: Cause
+    since: float
+    until: float | None = None
+    most: Extent = NOTHING
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Code and subject, which are unique among open incidents."""
+        return self.cause.code, self.cause.subject
+
+    @property
+    def extent(self) -> Extent:
+        """The present extent, or the largest one of a closed incident."""
+        return self.cause.extent if self.until is None else self.most
+
+
+def follow(
+    known: Iterable[Incident], found: Sequence[Cause], now: float, *, store_is_up: bool = True
+) -> list[Incident]:
+    """Return the present incidents: open ones first, then closed ones, newest first.
+
+    Args:
+        known: the incidents before.
+        found: the present causes.
+        now: the present time.
+        store_is_up: if false, incidents whose cause is in the store stay open.
+    """
+    known = list(known)
+    latest, closed = _latest(known, now)
+    opened = []
+    for cause in found:
+        key = cause.code, cause.subject
+        if cause.code.endswith("_stopped") and key not in latest and _store_was_down(known, now):
+            # While the store was down, the loop could not store its heartbeat.
+            continue
+        earlier = latest.pop(key, None)
+        milder = latest.get((_GROWS_FROM.get(cause.code, ""), cause.subject))
+        began = min(milder.since if milder else now, now if cause.since is None else cause.since)
+        since = min(earlier.since, began) if earlier else began
+        most = earlier.most if earlier else NOTHING
+        opened.append(Incident(cause, since, None, most.at_least(cause.extent)))
+    for one in latest.values():
+        if one.until is not None:
+            closed.append(one)
+        elif not store_is_up and one.cause.code.startswith(_NEEDS_STORE):
+            opened.append(one)
+        elif one.cause.code not in _BLIPS or now - one.since >= BLIP:
+            closed.append(replace(one, until=now))
+    opened.sort(key=lambda one: (CODES.index(one.cause.code), one.since))
+    closed.sort(key=lambda one: -(one.until or 0.0))
+    return opened + closed
+
+
+def _store_was_down(known: Iterable[Incident], now: float) -> bool:
+    stores = (one for one in known if one.cause.code.startswith("store_"))
+    return any(one.until is None or now - one.until < BLIP for one in stores)
+
+
+def _latest(
+    known: Iterable[Incident], now: float
+) -> tuple[dict[tuple[str, str], Incident], list[Incident]]:
+    """Return the open and recently closed incidents by key, and the other closed ones."""
+    latest: dict[tuple[str, str], Incident] = {}
+    closed = []
+    # Open incidents come last, and so replace closed ones with the same key.
+    for one in sorted(known, key=lambda one: one.until or float("inf")):
+        if one.until is None or now - one.until < REOPENS:
+            if before := latest.get(one.key):
+                closed.append(before)
+            latest[one.key] = one
+        elif now - one.until < KEPT_DAYS * 86400:
+            closed.append(one)
+    return latest, closed
+
+
+def as_json(one: Incident) -> dict[str, Any]:
+    """Return an incident in the JSON of ``/health`` and of alerts."""
+    return {
+        "code": one.cause.code,
+        "since": iso(one.since),
+        **({} if one.until is None else {"until": iso(one.until)}),
+        "reason": one.cause.reason,
+        "do": one.cause.do,
+        "writes": one.extent.writes,
+        "customers": one.extent.customers,
+        "campaigns": list(one.extent.campaigns),
+    }
+
+
+def causes(
+    checks: Mapping[str, Any], queue: Extent = NOTHING, dead: Sequence[DeadGroup] = ()
+) -> list[Cause]:
+    """Return the present causes, except those of messages to Braze.
+
+    Args:
+        checks: ``checks`` of ``/health``.
+        queue: the extent of the queued writes.
+        dead: the dead writes by reason.
+    """
+    found = list(store_causes(checks["store"]))
+    if not found:
+        found += _delivery(checks, queue)
+        found += _queue_limit(checks["delivery"])
+        found += _overdue(checks["delivery"])
+        core = checks["sessionm_core"]["state"]
+        found += dead_causes(dead, core_is_up=core in {"up", "unknown"})
+        found += _batches(checks["delivery"])
+    found += _sessionm(checks, queue)
+    found += _lookups(checks)
+    found += _braze_budget(checks["braze_budget"])
+    found += _connections(checks)
+    found += clock_causes(checks["clocks"])
+    return found
+
+
+def store_causes(store: Mapping[str, Any]) -> Iterator[Cause]:
+    """Yield the cause that prevents events from being stored, if there is one."""
+    if store["state"] == "ok":
+        return
+    error = store["error"]
+    again = "No accepted webhook is lost: new ones are answered 503, and Braze retries them."
+    if "full" in error:
+        code, do = "store_full", f"Free space on the disk of the database. {again}"
+    elif "locked" in error:
+        code = "store_locked"
+        do = f"End the program that locks the database, such as a backup or a VACUUM. {again}"
+    else:
+        code = "store_unavailable"
+        do = f"Start the database again, or run `bridge check` to find the problem. {again}"
+    yield Cause(code, f"Events cannot be stored: {error}.", do)
+
+
+def delivery_causes(delivery: Mapping[str, Any], queue: Extent = NOTHING) -> list[Cause]:
+    """Return the causes that stop delivery."""
+    found = _not_running(delivery, queue)
+    if not found and delivery["held_by"]:
+        found.append(_held(delivery["held_by"], "Core", delivery["reason"], queue))
+    return found
+
+
+def _not_running(delivery: Mapping[str, Any], queue: Extent) -> list[Cause]:
+    found = []
+    if delivery["state"] == "stopped":
+        found.append(
+            Cause(
+                "delivery_stopped",
+                "Delivery has stopped: no process runs the delivery loop.",
+                "Start `bridge serve` or `bridge deliver`; the log says why the last one ended. "
+                "Webhooks are accepted and wait.",
+                since=delivery.get("beat_at"),
+                extent=queue,
+                search={"state": "queued"},
+            )
+        )
+    if delivery["held_by"] == "hand":
+        by = delivery.get("by")
+        found.append(
+            Cause(
+                "delivery_paused",
+                f"Delivery is paused by hand{f', by {by}' if by else ''}.",
+                "Resume it with the button here, or with `bridge queue resume`. Webhooks are "
+                "accepted and wait.",
+                since=delivery.get("paused_at"),
+                extent=queue,
+                order="resume",
+                search={"state": "queued"},
+            )
+        )
+    return found
+
+
+def _delivery(checks: Mapping[str, Any], queue: Extent) -> list[Cause]:
+    delivery = checks["delivery"]
+    found = _not_running(delivery, queue)
+    age = delivery["oldest_seconds"]
+    core = checks["sessionm_core"]["state"]
+    # Late writes are not a cause if another cause explains them.
+    if found or delivery["held_by"] or core in _STATES or age <= LATE:
+        return found
+    return [
+        Cause(
+            "delivery_late",
+            f"The oldest write has been waiting for {span(age)}.",
+            "Check SessionM's latency. If SessionM allows more writes a second, raise "
+            "BRIDGE_SESSIONM_RPS.",
+            extent=queue,
+            search={"state": "queued"},
+        )
+    ]
+
+
+# State of SessionM or Braze -> suffix of the code, and the predicate of the sentence.
+_STATES = {
+    "refusing": ("refuses", "refuses our calls"),
+    "limiting": ("limits", "asks us to wait"),
+    "failing": ("fails", "is failing"),
+    "down": ("down", "is down"),
+}
+# `held_by` of the check `delivery` -> the state of the destination.
+_HELD = {"refused": "refusing", "wait": "limiting", "away": "down"}
+_VARIABLES = {
+    "Core": "SESSIONM_CORE_KEY and SESSIONM_CORE_SECRET",
+    "Connect": "SESSIONM_CONNECT_AUTH and SESSIONM_RETAILER_ID",
+}
+
+
+def _sessionm(checks: Mapping[str, Any], queue: Extent) -> Iterator[Cause]:
+    store_is_up = checks["store"]["state"] == "ok"
+    delivery = checks["delivery"]
+    held = delivery["held_by"] if store_is_up and delivery["state"] != "stopped" else ""
+    if held in _HELD:
+        yield _held(held, "Core", delivery["reason"], queue)
+    for system in ("Core", "Connect"):
+        check = checks[f"sessionm_{system.lower()}"]
+        if check["state"] not in _STATES or (system == "Core" and held in _HELD):
+            continue
+        code, predicate = _STATES[check["state"]]
+        error = f": {check['last_error']}" if check["last_error"] else ""
+        if check["state"] == "refusing" and not are_credentials(error):
+            if system == "Core" and store_is_up and delivery["dead"]:
+                # The refused writes are dead, which is a cause of its own.
+                continue
+            # Without the last error, which is older: refusals are not recorded as errors.
+            predicate, error = "refuses one call after the other", ""
+        yield Cause(
+            f"sessionm_{code}",
+            f"SessionM {system} {predicate}{error}.",
+            _do(check["state"], system, check["last_error"]),
+            subject=system,
+            extent=queue if system == "Core" else NOTHING,
+            search={"state": "queued"} if system == "Core" and queue.writes else {},
+        )
+
+
+def _held(held_by: str, system: str, reason: str, queue: Extent) -> Cause:
+    """Return the cause that stops delivery; *held_by* is a key of `_HELD`."""
+    state = _HELD[held_by]
+    word = "paused" if held_by == "refused" else "held up"
+    return Cause(
+        f"sessionm_{_STATES[state][0]}",
+        f"Delivery is {word}: {reason}.",
+        _do(state, system, reason),
+        subject=system,
+        extent=queue,
+        search={"state": "queued"} if queue.writes else {},
+    )
+
+
+def _do(state: str, system: str, error: str) -> str:
+    meanwhile = "No write is lost; delivery resumes automatically."
+    if system == "Connect":
+        meanwhile = "Meanwhile, lookups of cached customers are answered from the cache."
+    if state == "limiting":
+        return f"Wait. {meanwhile} If it happens often, lower BRIDGE_SESSIONM_RPS."
+    if state == "refusing" and are_credentials(error):
+        waits = "" if system == "Connect" else " Until then writes wait, and none is lost."
+        return (
+            f"Correct {_VARIABLES[system]} and restart the bridge.{waits} `bridge check` tries the "
+            "credentials."
+        )
+    if state == "refusing":
+        return f"Check which calls are refused, and correct the rule or the template. {meanwhile}"
+    if "no SessionM answer" in error:
+        return (
+            "Ask whether SessionM is under maintenance, or whether a proxy answers instead. "
+            f"{meanwhile}"
+        )
+    return f"Ask SessionM if it lasts; `bridge check` finds problems on the way. {meanwhile}"
+
+
+def are_credentials(error: str) -> bool:
+    """Return whether *error* says that SessionM refuses the bridge's credentials."""
+    words = ("401", "credentials", "INVALID_API_KEY", "ACCESS_DENIED", "INVALID_AUTH_TOKEN")
+    return any(word in error for word in (*words, "HTTPS_ONLY"))
+
+
+_TO_BRAZE = {"state": "queued", "direction": "to_braze"}
+_BRAZE_DO = {
+    "refusing": "Correct BRAZE_REST_KEY, its permissions or BRAZE_REST_URL, and restart the "
+    "bridge; `bridge check` tries the key. Messages wait until BRIDGE_TRIGGER_MAX_AGE.",
+    "limiting": "Wait: the hourly limit of Braze is used up, and sending resumes at its reset.",
+    "failing": "Check Braze's status page if it lasts. Messages are retried.",
+    "down": "Check Braze's status page; `bridge check` finds problems on the way. "
+    "Messages wait until BRIDGE_TRIGGER_MAX_AGE.",
+}
+
+
+def message_causes(
+    checks: Mapping[str, Any], queue: Extent = NOTHING, dead: Sequence[DeadGroup] = ()
+) -> Iterator[Cause]:
+    """Yield the present causes for messages to Braze; none if they are switched off.
+
+    Args:
+        checks: ``checks`` of ``/health``.
+        queue: the extent of the queued messages.
+        dead: the dead messages by reason.
+    """
+    delivery, braze = checks.get("delivery_to_braze"), checks.get("braze")
+    if delivery is None or braze is None or checks["store"]["state"] != "ok":
+        return
+    # One process runs both loops: without it, `delivery_stopped` is the cause.
+    if delivery["state"] == "stopped" and checks["delivery"]["state"] != "stopped":
+        yield Cause(
+            "messages_stopped",
+            "Delivery to Braze has stopped: no process runs its loop.",
+            "Start `bridge serve` or `bridge deliver`; the log says why the last one ended. "
+            "Messages are accepted and wait.",
+            since=delivery.get("beat_at"),
+            extent=queue,
+            search=_TO_BRAZE,
+        )
+    held = _HELD.get(delivery["held_by"], "") if delivery["state"] != "stopped" else ""
+    state = held or braze["state"]
+    if state in _STATES:
+        code, predicate = _STATES[state]
+        error = delivery["reason"] if held else braze["last_error"]
+        reason = f"Braze's REST API {predicate}{f': {error}' if error else ''}."
+        search = _TO_BRAZE if queue.writes else {}
+        yield Cause(f"braze_{code}", reason, _BRAZE_DO[state], "Braze", extent=queue, search=search)
+    elif delivery["state"] == "running" and delivery["oldest_seconds"] > LATE:
+        yield Cause(
+            "messages_late",
+            f"The oldest message to Braze has been waiting for {span(delivery['oldest_seconds'])}.",
+            "Check Braze's latency. If Braze allows more calls a second, raise BRAZE_RPS.",
+            extent=queue,
+            search=_TO_BRAZE,
+        )
+    yield from _overdue(delivery, "Braze")
+    yield from map(_dead_messages, dead)
+
+
+def _dead_messages(group: DeadGroup) -> Cause:
+    number = group.extent.writes
+    return Cause(
+        "dead_messages",
+        f"{number:,} {'message' if number == 1 else 'messages'} to Braze "
+        f"{'is' if number == 1 else 'are'} dead: {group.reason}.",
+        "Correct the cause in Braze or in SessionM's template, then replay or discard them. A "
+        "message that is marked uncertain may have been sent: check that in Braze first.",
+        subject=group.reason,
+        since=group.since,
+        extent=group.extent,
+        search={
+            "state": "dead",
+            "direction": "to_braze",
+            **({"text": group.text} if group.text else {}),
+        },
+    )
+
+
+def _queue_limit(delivery: Mapping[str, Any]) -> Iterator[Cause]:
+    queued, limit = delivery["queued"], delivery.get("limit", 0)
+    if limit and queued >= NEAR * limit:
+        yield Cause(
+            "queue_nearly_full",
+            f"{queued:,} writes wait; at {limit:,}, webhooks are answered 503.",
+            "Remove the cause that stops delivery, or raise BRIDGE_QUEUE_LIMIT if the disk has "
+            "space.",
+            search={"state": "queued"},
+        )
+
+
+def _overdue(delivery: Mapping[str, Any], subject: str = "") -> Iterator[Cause]:
+    if delivery["overdue"]:
+        yield Cause(
+            "calls_overdue",
+            f"{counted(delivery['overdue'], 'call')} to {subject or 'SessionM'} went on past the "
+            "deadline.",
+            "Restart the bridge. It is a fault of the bridge: please report it with the log.",
+            subject,
+        )
+
+
+# Parts of a reason that mean: SessionM does not know the customer.
+_UNKNOWN = ("USER_NOT_FOUND", "NOT_FOUND", "REQUIRES_REGISTERED_USER", "HTTP 404")
+
+
+def dead_causes(groups: Sequence[DeadGroup], *, core_is_up: bool = True) -> Iterator[Cause]:
+    """Yield one cause for each group of dead writes."""
+    for group in groups:
+        number = group.extent.writes
+        one = number == 1
+        it, them = ("it", "it") if one else ("they", "them")
+        if group.passing:
+            ended = core_is_up
+            do = (
+                f"SessionM answers again: replay {them}."
+                if ended
+                else f"Wait until SessionM answers again, then replay {them}."
+            )
+        elif any(part in group.reason for part in _UNKNOWN):
+            ended = group.mended
+            do = f"Create the customers in SessionM or correct the ID in Braze, then replay {them}."
+        else:
+            ended = group.mended
+            do = (
+                "Correct what SessionM refuses (the tag, the rule or the template) before you "
+                f"replay {them}: unchanged, {it} will be refused again. Or discard {them}."
+            )
+        yield Cause(
+            "dead_writes",
+            f"{number:,} {'write is' if one else 'writes are'} dead: {group.reason}.",
+            do,
+            subject=group.reason,
+            since=group.since,
+            extent=group.extent,
+            order="replay" if ended else "",
+            search={"state": "dead", "text": group.text} if group.text else {"state": "dead"},
+        )
+
+
+def _batches(delivery: Mapping[str, Any]) -> Iterator[Cause]:
+    batches = delivery.get("batches", {})
+    if flagged := batches.get("flagged", 0):
+        needs = "batch needs" if flagged == 1 else "batches need"
+        yield Cause(
+            "batch_flagged",
+            f"{flagged} {needs} a person: see `bridge batch status`.",
+            "Correct the cause and run `bridge batch resubmit ID`, or `bridge batch discard ID`.",
+        )
+    for one in batches.get("mostly_failed", ()):
+        rows = f"{one['failed_rows']} of {counted(one['rows'], 'row')}"
+        yield Cause(
+            "batch_failed",
+            f"SessionM could not do {rows} of batch {one['id']}: see `bridge batch status "
+            f"{one['id']}`.",
+            "Check that the column holds the identifiers that SessionM knows, and submit the file "
+            "again.",
+            subject=one["id"],
+        )
+
+
+def _lookups(checks: Mapping[str, Any]) -> Iterator[Cause]:
+    lookups = checks["cache"]
+    number, late, away = lookups["lookups"], lookups["late"], lookups["unavailable"]
+    if number < LEAST_LOOKUPS or late + away <= LATE_SHARE * number:
+        return
+    problems = [
+        words
+        for count, words in (
+            (late, f"{_percent(late / number)} took over 2 s"),
+            (away, f"{_percent(away / number)} could not be answered"),
+        )
+        if count
+    ]
+    systems = [
+        f"SessionM {system}"
+        for system in ("Core", "Connect")
+        if checks[f"sessionm_{system.lower()}"]["state"] in _STATES
+    ]
+    if systems:
+        do = f"This is a consequence of the incident of {' and '.join(systems)}."
+    elif away > late:
+        do = (
+            "SessionM was down or slow, and is not any more. The last five minutes count, so this "
+            "incident ends automatically. If it does not, compare SessionM's latency below."
+        )
+    else:
+        do = (
+            "Compare the latency of SessionM below. Before a send, `bridge warm` fetches the "
+            "audience's lookups; longer maximum ages let the cache answer more of them."
+        )
+    yield Cause(
+        "lookups_late",
+        f"Of {number:,} lookups in five minutes {' and '.join(problems)}: messages go out without "
+        "their content.",
+        do,
+    )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.3g} %"
+
+
+def _braze_budget(budget: Mapping[str, Any]) -> Iterator[Cause]:
+    half = budget["limit"] / 2
+    # Braze pauses Connected Content only if nearly all calls fail.
+    content = max(half, budget["content_calls_last_minute"] * budget["content_share_limit"] / 2)
+    for kind, name, most in (
+        ("webhook", "webhooks", half),
+        ("content", "Connected Content", content),
+    ):
+        failures = budget[f"{kind}_failures_last_minute"]
+        if failures > most:
+            yield Cause(
+                "braze_budget",
+                f"Over half of Braze's failure budget is used: {name}.",
+                f"{failures:,} calls failed in the last minute; above {budget['limit']:,} Braze "
+                "pauses calls to this host for a minute. Remove the cause of the failures: see the "
+                "other incidents, or answers of 5xx and 429 in the log.",
+                subject=name,
+            )
+
+
+def _connections(checks: Mapping[str, Any]) -> Iterator[Cause]:
+    share = checks["files"]["most_connections_used"]
+    if share >= NEAR:
+        yield Cause(
+            "connections_nearly_full",
+            f"A process uses {_percent(share)} of its maximum number of connections.",
+            "Raise the limit of open files (`ulimit -n`, LimitNOFILE) or run more workers; the "
+            "proxy in front may keep too many idle connections.",
+        )
+
+
+def clock_causes(clocks: Mapping[str, Any]) -> list[Cause]:
+    """Return a cause for each wrong clock.
+
+    Args:
+        clocks: the check ``clocks`` of ``/health``.
+    """
+    if clocks["bridges"]:
+        return [
+            Cause(
+                "clocks_differ",
+                f"The clock of {host} is {abs(ahead):g} seconds "
+                f"{'ahead of' if ahead > 0 else 'behind'} the database's: set it by NTP.",
+                "Let NTP set the clock of this machine, and the database's.",
+                subject=host,
+            )
+            for host, ahead in sorted(clocks["bridges"].items())
+        ]
+    if clocks["state"] == "ok":
+        return []
+    ahead = clocks["difference_seconds"]
+    step = f"{'forward' if ahead > 0 else 'back'} by {abs(ahead):.0f} seconds"
+    return [
+        Cause(
+            "clocks_differ",
+            f"The clock of this machine was set {step} while writes wait: the bridge uses the "
+            "earlier time until no write waits.",
+            "Check that NTP sets the clock of this machine.",
+        )
+    ]

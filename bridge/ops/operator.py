@@ -1,0 +1,234 @@
+"""Actions of an operator, for the command line and the admin API: replay, discard, erase, pause."""
+
+import logging
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from bridge import clock
+from bridge.bulk.store import BatchStore
+from bridge.customer import Customer
+from bridge.fields import FieldError
+from bridge.intake.payload import RefusedError
+from bridge.outbox.accept import Acceptor
+from bridge.outbox.clocks import HEARTBEAT_FACTS
+from bridge.outbox.delivery import HEARTBEAT, PAUSE_FACT, is_alive
+from bridge.outbox.events import REPLAYABLE, Events, Stored
+from bridge.outbox.model import Direction, State
+from bridge.outbox.search import Filter
+from bridge.outbox.store import DELIVERER_FACT, Store
+
+log = logging.getLogger(__name__)
+
+# Seconds in which the deliverer must confirm a pause, and between two reads of its heartbeat.
+PAUSE_TIMEOUT = 2 * HEARTBEAT
+PAUSE_POLL = 0.05
+
+
+@dataclass(frozen=True)
+class Done:
+    """The number of matching events, of changed ones, and why others were not changed."""
+
+    matched: int
+    changed: int
+    refused: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Erased:
+    """The number of erased events, and the customer's other identifiers in them."""
+
+    events: int
+    others: tuple[Customer, ...] = ()
+
+
+class Operator:
+    """Carries out actions on stored events.
+
+    *by* of each action is the name of the operator's key, for the log and the history of the
+    events. Each action raises `StoreUnavailableError` if the store is unavailable.
+
+    Args:
+        store: the writes, and the facts about delivery.
+        events: the events.
+        acceptor: reads rejected events again.
+        batches: the batches, in which customers are erased too.
+        changed: called with the key of a customer whose events were changed.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        events: Events,
+        acceptor: Acceptor,
+        batches: BatchStore,
+        changed: Callable[[str], None],
+    ) -> None:
+        self._store = store
+        self._events = events
+        self._acceptor = acceptor
+        self._batches = batches
+        self._changed = changed
+
+    def replay(self, chosen: Filter, *, by: str = "", dry_run: bool = False) -> Done:
+        """Send every event again that *chosen* matches, by default the dead ones.
+
+        A rejected event is read again with the present rules, and accepted if it is valid now.
+
+        Raises:
+            FieldError: events in the chosen state cannot be replayed.
+        """
+        state = chosen.state or State.DEAD
+        if state not in REPLAYABLE:
+            raise FieldError("state", f"must be one of {', '.join(REPLAYABLE)} to be replayed")
+        chosen = replace(chosen, state=state)
+        if dry_run and state is not State.REJECTED:
+            return Done(self._events.count(chosen), 0)
+        matched = changed = 0
+        refused: list[str] = []
+        for batch in self._events.matching(chosen):
+            matched += len(batch)
+            done = self._replay(batch, by, dry_run=dry_run)
+            changed += done.changed
+            refused.extend(done.refused)
+        return Done(matched, changed, tuple(refused))
+
+    def replay_one(self, event_id: str, by: str = "") -> Done | None:
+        """Send one event again; ``None`` if no event has the id."""
+        event = self._events.one(event_id)
+        if event is None:
+            return None
+        if event.state not in REPLAYABLE:
+            return Done(1, 0, (f"it is {event.state}",))
+        return self._replay([event], by)
+
+    def discard(self, chosen: Filter, *, by: str = "", dry_run: bool = False) -> Done:
+        """Discard every event that *chosen* matches, by default the dead ones.
+
+        Raises:
+            FieldError: events in the chosen state cannot be discarded.
+        """
+        state = chosen.state or State.DEAD
+        if state not in {State.DEAD, State.REJECTED, State.QUEUED}:
+            raise FieldError("state", "must be dead, rejected or queued to be discarded")
+        chosen = replace(chosen, state=state)
+        if dry_run:
+            return Done(self._events.count(chosen), 0)
+        matched = changed = 0
+        for batch in self._events.matching(chosen):
+            matched += len(batch)
+            changed += self._discard([event.id for event in batch], by)
+            self._report_changed(batch)
+        return Done(matched, changed)
+
+    def discard_one(self, event_id: str, by: str = "") -> Done | None:
+        """Discard one event; ``None`` if no event has the id."""
+        event = self._events.one(event_id)
+        if event is None:
+            return None
+        changed = self._discard([event_id], by)
+        self._report_changed([event])
+        return Done(1, changed, () if changed else (f"it is {event.state}",))
+
+    def pause(self, by: str = "") -> bool:
+        """Send no write until `resume`, also after restarts.
+
+        Returns:
+            Whether the deliverer has confirmed the pause within `PAUSE_TIMEOUT`, so that no call
+            begins any more; also true without a deliverer.
+        """
+        order = uuid.uuid4().hex
+        self._store.set_fact(PAUSE_FACT, {"paused": True, "id": order, "at": clock.now(), "by": by})
+        log.warning("delivery paused by hand", extra={"action": "paused", "by": by})
+        until = time.monotonic() + PAUSE_TIMEOUT
+        while any(self._is_unconfirmed(direction, order) for direction in Direction):
+            if time.monotonic() > until:
+                return False
+            time.sleep(PAUSE_POLL)
+        return True
+
+    def _is_unconfirmed(self, direction: Direction, order: str) -> bool:
+        beat = self._store.fact(HEARTBEAT_FACTS[direction]) or {}
+        deliverer = self._store.fact(DELIVERER_FACT[direction]) or {"ended": True}
+        return not deliverer["ended"] and is_alive(beat) and beat.get("order") != order
+
+    def resume(self, by: str = "") -> None:
+        """Send writes again at once, also if SessionM asked the bridge to wait."""
+        order = {"paused": False, "id": uuid.uuid4().hex, "at": clock.now(), "by": by}
+        self._store.set_fact(PAUSE_FACT, order)
+        log.warning("delivery resumed by hand", extra={"action": "resumed", "by": by})
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether delivery is paused by hand."""
+        return bool((self._store.fact(PAUSE_FACT) or {}).get("paused"))
+
+    def erase(self, customer: Customer, by: str = "") -> Erased:
+        """Erase *customer* from the outbox and from batches.
+
+        - An event with both identifiers is erased by either of them, and yields the other one.
+        - A rejected event, or one whose customer cannot be read, is erased if its body contains
+          the identifier.
+        - An event for several recipients loses only this recipient.
+        """
+        chosen, others, cut = [], {}, 0
+        for event in self._events.mentioning(customer):
+            named = self._acceptor.customers_in(event)
+            if event.has_several and customer in named and event.state is not State.REJECTED:
+                # The other recipients keep their messages.
+                cut += self._events.remove_recipient(
+                    event.id, customer, self._acceptor.without(event, customer)
+                )
+                continue
+            if customer in named and not event.has_several:
+                others.update(dict.fromkeys(one for one in named if one != customer))
+            elif (
+                customer not in named
+                and event.state is not State.REJECTED
+                and event.customer not in {None, customer.key}
+            ):
+                # The text is a tag, or a part of another customer's identifier.
+                continue
+            chosen.append(event.id)
+        self._batches.erase(customer)
+        erased = self._events.erase(customer, chosen)
+        self._changed(customer.key)
+        extra = {"action": "erased", "customer": customer.key, "by": by}
+        log.warning("customer erased", extra=extra)
+        return Erased(erased + cut, tuple(others))
+
+    def _report_changed(self, changed: list[Stored]) -> None:
+        for event in changed:
+            if event.customer:
+                self._changed(event.customer)
+
+    def _replay(self, batch: list[Stored], by: str, *, dry_run: bool = False) -> Done:
+        rejected = [event for event in batch if event.state is State.REJECTED]
+        others = [event.id for event in batch if event.state is not State.REJECTED]
+        replayed: list[str] = []
+        if others and not dry_run:
+            replayed += sorted(self._events.requeue(others, clock.now(), by))
+            self._report_changed(batch)
+        refused = []
+        for event in rejected:
+            try:
+                accepted = self._acceptor.read_again(event)
+            except RefusedError as refusal:
+                refused.append(f"{event.id}: {refusal}")
+                continue
+            if not dry_run and self._events.accept_rejected(accepted, by):
+                replayed.append(event.id)
+                self._changed(accepted.customer or "")
+        _log("replayed", replayed, by)
+        return Done(len(batch), len(replayed), tuple(refused))
+
+    def _discard(self, event_ids: list[str], by: str) -> int:
+        discarded = self._events.discard(event_ids, clock.now(), by)
+        _log("discarded", sorted(discarded), by)
+        return len(discarded)
+
+
+def _log(action: str, event_ids: list[str], by: str) -> None:
+    for event_id in event_ids:
+        log.info("event %s", action, extra={"action": action, "event": event_id, "by": by})

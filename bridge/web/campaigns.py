@@ -1,0 +1,77 @@
+"""One campaign or Canvas: what became of its events, and why some failed."""
+
+from collections import Counter
+from typing import Any
+
+from flask import Blueprint, Response, current_app
+from werkzeug.exceptions import MethodNotAllowed, NotFound
+
+from bridge.outbox.extent import kind_of, text_of
+from bridge.outbox.model import State
+from bridge.outbox.search import Filter
+from bridge.outbox.tallies import CampaignFigures
+from bridge.parts import Parts, parts_of
+from bridge.web.auth import scope
+from bridge.web.pages import campaign_name, guard, name_campaigns, page
+
+bp = Blueprint("campaigns", __name__)
+guard(bp)
+
+# Events of which the reasons are counted, and those that are shown.
+COUNTED = 200
+SHOWN = 10
+# What an accepted event may become, in the order of the funnel.
+_FUNNEL = (
+    ("delivered", "delivered", "good"),
+    ("queued", "pending", "calm"),
+    ("dead", "dead", "bad"),
+    ("expired", "expired", "warn"),
+    ("discarded", "discarded", "calm"),
+)
+
+
+@bp.get("/campaigns/<path:campaign_id>")
+@scope("viewer")
+def show(campaign_id: str) -> Response:
+    """Show one campaign or Canvas with its funnel."""
+    if campaign_id == "trigger/send":
+        # Braze's own path, which `bridge.web.messages` takes by POST.
+        raise MethodNotAllowed(["POST"])
+    parts = parts_of(current_app)
+    found = parts.events.campaign(campaign_id)
+    newest = parts.events.find(Filter(campaign=campaign_id), SHOWN).events
+    if not found and not newest:
+        raise NotFound
+    name_campaigns(newest)
+    return page(
+        "campaign.html",
+        campaign_id=campaign_id,
+        name=campaign_name(campaign_id, found),
+        figures=[(one, _funnel(one)) for one in found],
+        failures=[
+            (state.value, _reasons(parts, campaign_id, state))
+            for state in (State.DEAD, State.REJECTED, State.EXPIRED)
+        ],
+        events=newest,
+    )
+
+
+def _funnel(figures: CampaignFigures) -> list[dict[str, Any]]:
+    """The rows of the funnel: what the accepted events have become."""
+    most = max(1, figures.accepted)
+    rows: list[dict[str, Any]] = [
+        {"state": "", "word": "accepted", "look": "accent", "number": figures.accepted}
+    ]
+    rows += [
+        {"state": state, "word": word, "look": look, "number": getattr(figures, word)}
+        for state, word, look in _FUNNEL
+        if getattr(figures, word) or word in {"delivered", "dead"}
+    ]
+    return [{**row, "share": row["number"] / most} for row in rows]
+
+
+def _reasons(parts: Parts, campaign_id: str, state: State) -> list[tuple[str, int, str]]:
+    """The commonest reasons of the newest events in *state*: reason, number, words to seek."""
+    events = parts.events.find(Filter(state=state, campaign=campaign_id), COUNTED).events
+    counted = Counter(kind_of(event["reason"]) for event in events)
+    return [(reason, number, text_of(reason)) for reason, number in counted.most_common(5)]

@@ -1,0 +1,321 @@
+"""A template tried out on a customer: the message, its calls, and the fields it may show."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from threading import BoundedSemaphore
+from typing import Any
+from urllib.parse import parse_qsl, urlencode, urlsplit
+
+from flask import copy_current_request_context, current_app, request
+from werkzeug.exceptions import HTTPException
+
+from bridge.customer import Customer
+from bridge.fields import counted
+from bridge.intake.payload import RefusedError
+from bridge.liquid.connected_content import ConnectedContentCall, ContentAnswer, ContentRequest
+from bridge.liquid.fieldtree import AnswerField, field_tree
+from bridge.liquid.render import LiquidError, render
+from bridge.liquid.snippets import BASIC_PLACEHOLDER
+from bridge.lookups.models import LookupHead
+from bridge.outbox.events import Stored
+from bridge.outbox.model import State
+from bridge.parts import parts_of
+from bridge.web.auth import Keyring, scope_of
+
+# The name under which the snippets use a credential that Braze stores.
+CREDENTIAL = "bridge"
+# Stands for a key's secret; the secret itself never comes near a page or a template.
+STAND_IN = "YOUR-CONTENT-SECRET"
+# What a preview has for `campaign.${…}` and `canvas.${…}`.
+CAMPAIGN = {
+    "api_id": "example-campaign-id",
+    "name": "Example campaign",
+    "dispatch_id": "example-dispatch-id",
+}
+CANVAS = {"api_id": "example-canvas-id", "name": "Example Canvas"}
+
+# Previews rendered at once in one process: each takes a thread and up to 1 s of its time.
+_places = BoundedSemaphore(2)
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What became of a template.
+
+    Attributes:
+        text: the message.
+        aborted: why it would not be sent, ``None`` if it would.
+        problem: why there is neither, "" if there is.
+        calls: the calls of the template in the order made.
+        warnings: what Braze ignores silently, what has no value, what the preview cannot fill.
+    """
+
+    text: str = ""
+    aborted: str | None = None
+    problem: str = ""
+    calls: tuple[ConnectedContentCall, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def source(self) -> str:
+        """The message without the blank lines that Liquid's tags leave."""
+        return re.sub(r"\n[ \t]*(?:\r?\n[ \t]*)+(?=\n|\S)", "\n", self.text.strip())
+
+
+@dataclass(frozen=True)
+class PreviewWrite:
+    """Tags that a webhook would write; *ttl* ``None`` for counters."""
+
+    tags: tuple[str, ...]
+    ttl: int | None
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A template tried out.
+
+    Attributes:
+        message: rendered, or aborted, or why not.
+        customer: as SessionM knows it.
+        status: SessionM's of that customer: ``ok``, ``not_found`` or ``unavailable``.
+        swapped: whether the template asks by the other kind of identifier than SessionM knows.
+        fields: one tree for each variable that holds an answer.
+        refusal: why the text would be refused as a webhook's body; "" if it would not, or is none.
+        writes: what it would write as a webhook's body.
+    """
+
+    message: Preview
+    customer: Customer
+    status: str
+    swapped: bool
+    fields: tuple[AnswerField, ...]
+    refusal: str
+    writes: tuple[PreviewWrite, ...]
+
+    @property
+    def is_webhook(self) -> bool:
+        return bool(self.refusal or self.writes)
+
+    @property
+    def summary(self) -> str:
+        """The outcome in one line, for everybody and for screen readers."""
+        calls, warnings = self.message.calls, self.message.warnings
+        if self.message.problem:
+            return "The message cannot be rendered."
+        failed = sum(bool(call.error or call.says) for call in calls)
+        told = ["Nothing would be sent" if self.message.aborted is not None else "Rendered"]
+        if calls:
+            told.append(counted(len(calls), "call") + (f", {failed} failed" if failed else ""))
+        if warnings:
+            told.append(counted(len(warnings), "warning"))
+        return ": ".join([told[0], ", ".join(told[1:])] if told[1:] else told) + "."
+
+
+def try_out(source: str, customer: Customer, attributes: Mapping[str, Any], base_url: str) -> Trial:
+    """Render *source*, whose lookups ask the bridge at *base_url*, for *customer*.
+
+    If SessionM knows the identifier as one of the other kind, the calls ask by that.
+
+    *attributes* are Braze's side, as `bridge.liquid.render` takes them.
+    """
+    inside = _Inside(base_url, customer)
+    message = _preview(source, {**attributes, "user_id": customer.id}, inside, base_url)
+    refusal, writes = _as_webhook(message.text)
+    return Trial(
+        message,
+        inside.customer,
+        inside.status,
+        inside.swapped,
+        _trees(inside, message.calls),
+        refusal,
+        writes,
+    )
+
+
+def _preview(
+    source: str, attributes: Mapping[str, Any], inside: "_Inside", base_url: str
+) -> Preview:
+    if not _places.acquire(timeout=2):
+        return Preview(problem="Other previews are being rendered: try again in a moment.")
+    try:
+        done = render(
+            source,
+            attributes=attributes,
+            campaign=CAMPAIGN,
+            canvas=CANVAS,
+            credentials={CREDENTIAL: (CREDENTIAL, STAND_IN)},
+            variables={"endpoint_connect": base_url},
+            # A call may be made in a thread of its own.
+            send=copy_current_request_context(inside.answer),
+            # Waiting between the tries of a :retry would show nothing.
+            pause=lambda _seconds: None,
+        )
+    except LiquidError as error:
+        problem = f"{str(error)[:1].upper()}{str(error)[1:]}"
+        return Preview(problem=problem, calls=error.calls, warnings=error.warnings)
+    finally:
+        _places.release()
+    return Preview(done.text, done.aborted, calls=done.calls, warnings=done.warnings)
+
+
+class _Inside:
+    """Makes a template's calls from within the service.
+
+    The view of a lookup is called as a call by Braze would cause it to be, but for the doors
+    before it, and without being counted: nothing goes over HTTP, to this bridge or to another host.
+
+    Attributes:
+        customer: the *customer* given, under the kind of identifier that SessionM knows.
+        status: of that customer's lookup.
+        swapped: whether a call asked by the other kind, and was made by this one.
+    """
+
+    def __init__(self, base_url: str, customer: Customer) -> None:
+        self._base_url = base_url
+        self._hosts = {urlsplit(base_url).netloc, request.host}
+        self._keyring = Keyring(parts_of(current_app).settings)
+        self.customer, self.status = customer, "not_found"
+        self.swapped = False
+        for one in (customer, _of_other_kind(customer)):
+            status = self.look("tags", one).get("status", "unavailable")
+            if status != "not_found":
+                self.customer, self.status = one, status
+                break
+
+    def look(self, lookup: str, customer: Customer) -> dict[str, Any]:
+        """What *lookup* answers for *customer*, as an object."""
+        url = f"{self._base_url}/connected-content/{lookup}?{urlencode(customer.ids)}"
+        sent = {"Authorization": f"Basic {BASIC_PLACEHOLDER}"}
+        return _object(self.answer(ContentRequest("GET", url, sent, "")))
+
+    def answer(self, asked: ContentRequest) -> ContentAnswer:
+        parts = urlsplit(asked.url)
+        if parts.scheme not in {"http", "https"} or not parts.netloc:
+            return ContentAnswer(0, error="This is no address that can be called.")
+        if parts.netloc not in self._hosts:
+            return ContentAnswer(
+                0, error="The preview calls no host but this bridge, so this call was not made."
+            )
+        with current_app.test_request_context(
+            parts.path,
+            query_string=self._as_known(parts.query),
+            method=asked.method,
+            headers=list(asked.headers.items()),
+            data=asked.body,
+        ):
+            try:
+                response = current_app.make_response(self._dispatch())
+            except Exception as failure:  # noqa: BLE001 - answered as any request's failure is
+                response = current_app.make_response(current_app.handle_user_exception(failure))
+            return ContentAnswer(
+                response.status_code, response.get_data(), headers=dict(response.headers)
+            )
+
+    def _as_known(self, query: str) -> str:
+        """*query* by the kind of identifier that SessionM knows the customer by."""
+        wrong = _of_other_kind(self.customer)
+        asked = parse_qsl(query, keep_blank_values=True)
+        if (wrong.kind, wrong.id) not in asked or self.status != "ok":
+            return query
+        self.swapped = True
+        return urlencode(
+            [
+                (self.customer.kind if name == wrong.kind else name, value)
+                for name, value in asked
+                if name != self.customer.kind
+            ]
+        )
+
+    def _dispatch(self) -> Any:
+        if isinstance(request.routing_exception, HTTPException):
+            raise request.routing_exception
+        if scope_of(request.endpoint or "") != "content":
+            raise RefusedError(
+                403, "wrong_scope", "This path is not for lookups: a content key does not open it."
+            )
+        if not self._opens(request.headers.get("Authorization", "")):
+            raise RefusedError(
+                401,
+                "unauthorized",
+                f"The tag sends no content key of the bridge: add :basic_auth {CREDENTIAL}.",
+            )
+        return current_app.dispatch_request()
+
+    def _opens(self, given: str) -> bool:
+        stored = request.authorization
+        by_name = stored and (stored.username, stored.password) == (CREDENTIAL, STAND_IN)
+        return bool(
+            by_name or BASIC_PLACEHOLDER in given or self._keyring.accepts("content", given)
+        )
+
+
+def _of_other_kind(customer: Customer) -> Customer:
+    return Customer("external_id" if customer.kind == "user_id" else "user_id", customer.id)
+
+
+def _object(answer: ContentAnswer) -> dict[str, Any]:
+    """An answer's JSON object, ``{}`` if it is none."""
+    try:
+        found = json.loads(answer.body)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _trees(inside: _Inside, calls: tuple[ConnectedContentCall, ...]) -> tuple[AnswerField, ...]:
+    """The answers that the message holds in variables; without any, what a call would bring."""
+    saved = {call.saved_as: _object(call.answer) for call in calls if call.saved_as}
+    if not saved:
+        saved = {"customer": inside.look("customer", inside.customer)}
+    return tuple(
+        field_tree(name, {**_without_head(answer), **answer})
+        for name, answer in saved.items()
+        if answer
+    )
+
+
+def _without_head(answer: dict[str, Any]) -> dict[str, Any]:
+    """What messages show of a lookup; what is about the lookup itself comes behind it."""
+    return {name: value for name, value in answer.items() if name not in LookupHead.model_fields}
+
+
+def pretty(body: bytes) -> str:
+    """Return the JSON of an answer on several lines, or what it is instead."""
+    try:
+        return json.dumps(json.loads(body), indent=2, ensure_ascii=False)
+    except (ValueError, RecursionError):
+        return body.decode(errors="replace")
+
+
+def cache_words(call: ConnectedContentCall) -> str:
+    """Return what the header Cache-Status of a call's answer says, in words; "" without one."""
+    stated = call.answer.headers.get("Cache-Status", "")
+    if not stated:
+        return ""
+    if "detail=unavailable" in stated:
+        return "not cached: SessionM gave no answer"
+    if "; hit" not in stated:
+        return "miss: SessionM was asked"
+    return "stale hit" if "ttl=-" in stated else "hit"
+
+
+def located(words: str) -> tuple[int, int, str]:
+    """Split ``line 2, column 5: what is wrong`` into its parts; 0, 0 without a place."""
+    found = _PLACE.match(words)
+    return (int(found[1]), int(found[2]), words[found.end() :]) if found else (0, 0, words)
+
+
+_PLACE = re.compile(r"[Ll]ine (\d+), column (\d+): ")
+
+
+def _as_webhook(body: str) -> tuple[str, tuple[PreviewWrite, ...]]:
+    if not body.lstrip().startswith("{"):
+        return "", ()
+    arrived = Stored("", State.REJECTED, body.encode(), "application/json", None)
+    try:
+        read = parts_of(current_app).acceptor.read_again(arrived)
+    except RefusedError as refusal:
+        return f"{refusal.status}: {refusal}", ()
+    return "", tuple(PreviewWrite(write.tags, write.ttl) for write in read.writes)

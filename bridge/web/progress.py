@@ -1,0 +1,164 @@
+"""How far the setup is: what has arrived from Braze, and what became of the last test send."""
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+from bridge import clock
+from bridge.calls import Meaning
+from bridge.fields import instant
+from bridge.intake.payload import UNSENT, RefusedError
+from bridge.ops.telemetry import Minute, together
+from bridge.outbox.accept import warnings_of
+from bridge.outbox.model import Direction, State
+from bridge.outbox.search import Filter
+from bridge.parts import Parts
+from bridge.storage.database import StoreUnavailableError
+
+log = logging.getLogger(__name__)
+
+# Events among which a test send is looked for: on a busy bridge others come in between.
+LOOKED_AT = 50
+# Refused sends whose bodies are read for that.
+MOST_REFUSED = 5
+# Seconds in which refused calls count as those of the person who is setting Braze up.
+RECENT = 15 * 60
+# Lookups that were answered for a content key.
+_LOOKUPS = ("hit", "stale", "miss", "unavailable", "not_found")
+
+
+@dataclass(frozen=True)
+class ArrivedSend:
+    """A send that arrived at the webhook.
+
+    Attributes:
+        event: as `bridge.outbox.events.Events.story` returns it.
+        warnings: as Braze was answered.
+    """
+
+    event: dict[str, Any]
+    warnings: tuple[str, ...]
+
+    @property
+    def is_refused(self) -> bool:
+        return bool(self.event["state"] == State.REJECTED)
+
+    @property
+    def is_of_unknown_customer(self) -> bool:
+        """Whether SessionM has answered that it has no such customer."""
+        return any(
+            write["state"] == State.QUEUED
+            and write["tries"]
+            and write["tries"][-1]["outcome"] == Meaning.UNKNOWN_CUSTOMER
+            for write in self.event["writes"]
+        )
+
+
+@dataclass(frozen=True)
+class SetupProgress:
+    """How far the setup is.
+
+    Attributes:
+        unknown: why nothing of it can be read, "" if it can.
+        address: whether Braze can use the bridge's address.
+        send: the last test send, or the last send if there is none; ``None`` before the first.
+        lookups: Connected Content calls that were answered, since the first start.
+        looked_up_at: the minute of the last one within an hour, seconds since 1970, or ``None``.
+        refused: Connected Content calls without a lookup within `RECENT` seconds, from the minute
+            of the last lookup on.
+        keys_refused: webhooks with a wrong key, or without one, within `RECENT` seconds, from the
+            minute of *send* on if that was accepted.
+    """
+
+    unknown: str
+    address: bool
+    send: ArrivedSend | None = None
+    lookups: int = 0
+    looked_up_at: float | None = None
+    refused: int = 0
+    keys_refused: int = 0
+
+    @property
+    def test(self) -> bool:
+        return self.send is not None and not self.send.is_refused
+
+    @property
+    def as_json(self) -> dict[str, Any]:
+        """What differs whenever the page has something new to show."""
+        send = self.send and {
+            "id": self.send.event["id"],
+            "state": self.send.event["state"],
+            "unknown_customer": self.send.is_of_unknown_customer,
+            "test": self.send.event["test"],
+        }
+        return {
+            "status": "ok",
+            "steps": {
+                "address": self.address,
+                "webhook": self.send is not None,
+                "credential": self.lookups > 0,
+                "test": self.test,
+            },
+            "send": send,
+            "refused": self.refused,
+            "keys_refused": self.keys_refused,
+        }
+
+
+def progress(parts: Parts, *, address: bool) -> SetupProgress:
+    """Return how far the setup is; *address*: whether Braze can use the bridge's."""
+    try:
+        send, total = _last_send(parts), parts.telemetry.totals()
+        minutes = parts.telemetry.minutes(clock.now() - 3600)
+    except StoreUnavailableError as error:
+        log.warning("no progress: %s", error, extra={"action": "progress_unreadable"})
+        return SetupProgress(f"The bridge cannot reach its database: {error}.", address)
+    recent = minutes[-RECENT // 60 :]
+    looked_up_at = next((one.at for one in reversed(minutes) if _lookups(one)), None)
+    answered = together(since(recent, looked_up_at))
+    arrived_at = None if send is None or send.is_refused else instant(send.event["received_at"])
+    return SetupProgress(
+        unknown="",
+        address=address,
+        send=send,
+        lookups=_lookups(total),
+        looked_up_at=looked_up_at,
+        refused=max(0, answered.count("braze_content_calls") - _lookups(answered)),
+        keys_refused=together(since(recent, arrived_at)).count("webhooks_not_let_in"),
+    )
+
+
+def since(minutes: list[Minute], at: float | None) -> list[Minute]:
+    """Those of *minutes* that end after *at*: what went wrong before a success is corrected."""
+    return [one for one in minutes if at is None or one.at + 60 > at]
+
+
+def _lookups(minute: Minute) -> int:
+    return sum(minute.count(f"lookups_{outcome}") for outcome in _LOOKUPS)
+
+
+def _last_send(parts: Parts) -> ArrivedSend | None:
+    """The newest test send; without one, the newest send."""
+    newest = parts.events.find(Filter(direction=Direction.TO_SESSIONM), LOOKED_AT).events
+    refused = [one["id"] for one in newest if one["state"] == State.REJECTED][:MOST_REFUSED]
+    tests = (one for one in newest if one["test"] or _is_refused_test(parts, one["id"], refused))
+    chosen = next(tests, newest[0] if newest else None)
+    event = parts.events.details(chosen["id"]) if chosen else None
+    return ArrivedSend(event, _warnings(parts, event["id"])) if event else None
+
+
+def _is_refused_test(parts: Parts, event_id: str, refused: list[str]) -> bool:
+    """Whether a refused send is a test send: only its body says so."""
+    stored = parts.events.one(event_id) if event_id in refused else None
+    return stored is not None and UNSENT.encode() in stored.body
+
+
+def _warnings(parts: Parts, event_id: str) -> tuple[str, ...]:
+    stored = parts.events.one(event_id)
+    if stored is None or stored.state is State.REJECTED:
+        return ()
+    try:
+        return warnings_of(parts.acceptor.read_again(stored))
+    except RefusedError as refusal:
+        # The rules have changed since it was accepted.
+        return (f"Sent now, it would be refused: {refusal}",)

@@ -1,0 +1,351 @@
+"use strict";
+// What the setup page can do more where scripts run: it renders the message while it is written,
+// fills typed secrets into what is copied, keeps a draft, and turns green as calls arrive.
+// It uses `morph`, `offer` and `say` of script.js.
+
+const trial = document.getElementById("trial");
+const editor = document.getElementById("source");
+const about = document.getElementById("about");
+const asideNote = document.getElementById("aside");
+// A tab's own store: what is in it is gone when the tab is closed, and is sent to nobody.
+const kept = {
+  get: (name) => sessionStorage.getItem(`setup.${name}`),
+  set: (name, value) => sessionStorage.setItem(`setup.${name}`, value),
+  drop: (name) => sessionStorage.removeItem(`setup.${name}`),
+};
+
+// --- Secrets: typed once, kept in this tab, filled into what is copied ----------------------------
+
+function fill(scope) {
+  const secret = kept.get(`secret.${scope}`) || "";
+  const placeholder = `YOUR-${scope.toUpperCase()}-SECRET`;
+  for (const place of document.querySelectorAll(`[data-fill="${scope}"]`)) {
+    place.textContent = place.dataset.pattern.replaceAll(placeholder, () => secret || placeholder);
+    place.classList.toggle("filled", Boolean(secret));
+  }
+}
+
+for (const input of document.querySelectorAll("[data-secret]")) {
+  const scope = input.dataset.secret;
+  input.closest(".secret").hidden = false;
+  input.value = kept.get(`secret.${scope}`) || "";
+  fill(scope);
+  input.addEventListener("input", () => {
+    // People paste the whole header, or NAME:SECRET as it was handed to them.
+    kept.set(`secret.${scope}`, input.value.trim().replace(/^(Bearer\s+|[^\s:]+:)/, ""));
+    fill(scope);
+  });
+}
+for (const button of document.querySelectorAll("[data-forget]")) {
+  button.addEventListener("click", () => {
+    const scope = button.dataset.forget;
+    kept.drop(`secret.${scope}`);
+    document.querySelector(`[data-secret="${scope}"]`).value = "";
+    fill(scope);
+    say("Forgotten");
+  });
+}
+
+// --- The draft: a reload or another snippet loses nothing ------------------------------------------
+
+const samples = [...document.querySelectorAll(".sample")];
+const codeOf = (sample) => sample.querySelector("pre").textContent;
+const isSnippet = (text) => samples.some((sample) => codeOf(sample).trim() === text.trim());
+
+// Through the browser's own editing, so that Ctrl+Z takes it back.
+function type(text) {
+  editor.focus({ preventScroll: true });
+  if (document.execCommand("insertText", false, text)) return;
+  editor.setRangeText(text, editor.selectionStart, editor.selectionEnd, "end");
+  editor.dispatchEvent(new Event("input", { bubbles: true }));
+}
+
+function replaceAll(text) {
+  editor.select();
+  type(text);
+  editor.setSelectionRange(0, 0);
+  editor.scrollTop = 0;
+}
+
+function showAside() {
+  asideNote.hidden = !kept.get("aside");
+  trial.elements.aside.value = kept.get("aside") || "";
+}
+
+function mark(sample) {
+  for (const one of samples) {
+    one.toggleAttribute("data-chosen", one === sample);
+    const button = one.querySelector("button");
+    if (one === sample) button.setAttribute("aria-current", "true");
+    else button.removeAttribute("aria-current");
+  }
+  const words = about.ownerDocument.createElement("strong");
+  words.textContent = `${sample.querySelector("h4").textContent}.`;
+  const where = document.createElement("span");
+  where.className = "dim";
+  where.textContent = sample.dataset.where && `Where it goes in Braze: ${sample.dataset.where}`;
+  about.replaceChildren(words, ` ${sample.dataset.about} `, where);
+  trial.elements.snippet.value = sample.dataset.name;
+}
+
+function load(name) {
+  const sample = samples.find((one) => one.dataset.name === name);
+  const own = editor.value;
+  if (own.trim() && !isSnippet(own)) kept.set("aside", own);
+  showAside();
+  mark(sample);
+  replaceAll(codeOf(sample));
+  say(asideNote.hidden ? "Snippet loaded" : "Snippet loaded. Your own text was put aside");
+}
+
+function bringBack() {
+  const own = kept.get("aside");
+  kept.drop("aside");
+  showAside();
+  if (own) replaceAll(own);
+}
+
+function keep() {
+  if (isSnippet(editor.value)) kept.drop("draft");
+  else kept.set("draft", editor.value);
+  kept.set("customer", trial.elements.customer.value);
+}
+
+// --- Rendering while somebody types ----------------------------------------------------------------
+
+const PAUSE = 300; // ms without a key before the message is rendered
+const outcome = document.getElementById("outcome");
+let typing = 0;
+let asked = null;
+
+function schedule() {
+  keep();
+  clearTimeout(typing);
+  typing = setTimeout(render, PAUSE);
+}
+
+async function render() {
+  clearTimeout(typing);
+  if (asked) asked.abort();
+  if (!trial.elements.customer.value.trim()) return;
+  const mine = (asked = new AbortController());
+  const form = new URLSearchParams(new FormData(trial));
+  form.set("part", "outcome");
+  outcome.setAttribute("aria-busy", "true");
+  try {
+    const answer = await fetch(new URL("/setup", location.origin), {
+      method: "POST",
+      body: form,
+      signal: mine.signal,
+    });
+    if (!(answer.headers.get("Content-Type") || "").startsWith("text/html")) {
+      throw new Error(`HTTP ${answer.status}`);
+    }
+    const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+    show(page);
+  } catch (error) {
+    if (error.name === "AbortError") return;
+    document.getElementById("summary").textContent =
+      `Not rendered: ${error.name === "TypeError" ? "the bridge cannot be reached" : error.message}. Your text is kept in this tab.`;
+  } finally {
+    if (asked === mine) outcome.removeAttribute("aria-busy");
+  }
+}
+
+function lose(words) {
+  const lost = document.getElementById("lost");
+  lost.hidden = !words;
+  lost.textContent = words;
+}
+
+function show(page) {
+  const framed = document.getElementById("frames");
+  const coming = page.getElementById("frames");
+  // The frame in view stays until the next message is there.
+  if (framed && coming) coming.replaceWith(framed.cloneNode(true));
+  for (const id of ["result", "fields"]) morph(document.getElementById(id), page.getElementById(id));
+  offer(outcome);
+  frameMessage();
+  chooseView();
+  markCustomer();
+  markRendered();
+}
+
+// --- The message in its frame ----------------------------------------------------------------------
+
+const MOST = 200000; // characters that the service takes in one field
+let frames = 0;
+
+function frameMessage() {
+  const form = document.getElementById("show");
+  if (!form) return;
+  form.hidden = true;
+  const message = form.elements.message.value;
+  const holder = document.getElementById("frames");
+  if (holder.shown === message || message.length > MOST) return;
+  holder.shown = message;
+  for (const late of holder.querySelectorAll("[data-coming]")) late.remove();
+  const old = holder.querySelector("iframe");
+  // A new frame for every message: a form that is sent into an old one makes an entry in the
+  // browser's history, and its page is white until the answer is there.
+  const next = document.createElement("iframe");
+  next.setAttribute("sandbox", "");
+  next.title = "The message as an e-mail";
+  next.name = `shown-${(frames += 1)}`;
+  next.dataset.coming = "";
+  holder.append(next);
+  form.target = next.name;
+  next.addEventListener("load", () => {
+    delete next.dataset.coming;
+    if (old && old !== next) old.remove();
+  });
+  form.submit();
+}
+
+const view = document.getElementById("view");
+view.addEventListener("change", () => kept.set("view", view.querySelector(":checked").value));
+
+// A webhook's body is no e-mail, an e-mail no source.
+function chooseView() {
+  const views = document.querySelector(".views");
+  const now = view.querySelector(":checked").value;
+  const wanted = views && views.dataset.kind === "source" ? "source" : kept.get("view") || "email";
+  if (now !== wanted) view.querySelector(`[value="${wanted}"]`).checked = true;
+}
+
+// --- Fields, customers, places of faults -----------------------------------------------------------
+
+let touched = false;
+editor.addEventListener("focus", () => {
+  touched = true;
+});
+
+function insert(text) {
+  if (!touched) editor.setSelectionRange(editor.value.length, editor.value.length);
+  const start = editor.selectionStart;
+  type(text);
+  // What has to be replaced is selected, so that the next key does it.
+  const gap = text.indexOf("…");
+  if (gap >= 0) editor.setSelectionRange(start + gap, start + gap + 1);
+  say("Inserted");
+}
+
+function insertFirst(text) {
+  editor.setSelectionRange(0, 0);
+  type(text);
+}
+
+function goTo(line, column) {
+  const lines = editor.value.split("\n");
+  const at = lines.slice(0, line - 1).join("\n").length + (line > 1 ? 1 : 0) + column - 1;
+  editor.focus();
+  editor.setSelectionRange(at, Math.min(at + 1, editor.value.length));
+}
+
+function markCustomer() {
+  const typed = trial.elements.customer.value.trim();
+  for (const one of document.querySelectorAll(".person")) {
+    if (one.value.slice(one.value.indexOf(":") + 1) === typed) one.setAttribute("aria-current", "true");
+    else one.removeAttribute("aria-current");
+  }
+}
+
+document.addEventListener("click", (event) => {
+  const on = (selector) => event.target.closest(selector);
+  const found = on("[data-insert], [data-insert-first], [data-line], [data-snippet]");
+  if (!found) return;
+  if (found.dataset.insert) insert(found.dataset.insert);
+  else if (found.dataset.insertFirst) insertFirst(found.dataset.insertFirst);
+  else if (found.dataset.line) goTo(Number(found.dataset.line), Number(found.dataset.column));
+  else {
+    event.preventDefault();
+    load(found.dataset.snippet);
+    location.hash = "message";
+  }
+});
+
+trial.addEventListener("submit", (event) => {
+  event.preventDefault();
+  const button = event.submitter;
+  if (button && button.name === "load") {
+    if (button.value === "aside") bringBack();
+    else load(button.value);
+  } else if (button && button.name === "pick") {
+    trial.elements.customer.value = button.value.slice(button.value.indexOf(":") + 1);
+    keep();
+  }
+  render();
+});
+editor.addEventListener("input", schedule);
+for (const field of trial.elements) {
+  if (field === editor || !field.matches("input:not([type=hidden]), textarea")) continue;
+  // A half-typed ID would ask SessionM for a customer that does not exist.
+  field.addEventListener(field.name === "customer" ? "change" : "input", schedule);
+}
+
+const kinds = document.querySelector(".choose");
+kinds.querySelector("[data-kind-button]").hidden = true;
+kinds.addEventListener("change", () => kinds.requestSubmit());
+
+// --- Steps that turn green by themselves -----------------------------------------------------------
+
+const EVERY = 2000; // ms
+const plain = (text) => JSON.stringify(JSON.parse(text));
+let known = plain(document.querySelector(".steps").dataset.known);
+let watch = 0;
+
+function markRendered() {
+  const step = document.querySelector('#steps a[href="#message"]');
+  if (document.querySelector("#result[data-rendered]")) kept.set("rendered", "1");
+  if (!kept.get("rendered") || step.parentElement.className === "done") return;
+  step.parentElement.className = "done";
+  step.querySelector(".badge").textContent = "✓";
+  step.querySelector(".what .dim").textContent = "rendered";
+}
+
+async function look() {
+  clearTimeout(watch);
+  if (document.hidden) return;
+  try {
+    const signal = AbortSignal.timeout(10000);
+    const answer = await fetch(new URL("/setup/progress", location.origin), { signal });
+    if (!answer.ok) throw new Error(`HTTP ${answer.status}`);
+    const now = plain(await answer.text());
+    if (now !== known) await turn(JSON.parse(now), JSON.parse(known));
+    known = now;
+    if (!document.body.classList.contains("old")) lose("");
+  } catch (error) {
+    lose(`The bridge cannot be reached (${error.name === "TypeError" ? "no connection" : error.message}). This page keeps trying.`);
+  }
+  watch = setTimeout(look, EVERY);
+}
+
+async function turn(now, before) {
+  const page = await fetchPage("/setup?part=progress", {});
+  for (const id of ["steps", "credential-state", "arrived"]) {
+    morph(document.getElementById(id), page.getElementById(id));
+  }
+  markRendered();
+  if (now.send && (!before.send || now.send.id !== before.send.id)) {
+    say(now.send.state === "rejected" ? "A send arrived and was refused" : "A send has arrived");
+  } else if (now.steps.credential && !before.steps.credential) {
+    say("The first Connected Content call has arrived");
+  }
+}
+
+// --- Begin -----------------------------------------------------------------------------------------
+
+// A page that was answered to a form shows what was sent; a fresh one goes on where the tab was.
+const draft = kept.get("draft");
+if (!location.search.includes("snippet=") && draft !== null && isSnippet(editor.value)) editor.value = draft;
+else if (draft !== null && draft !== editor.value) kept.set("aside", draft);
+if (kept.get("customer")) trial.elements.customer.value = kept.get("customer");
+if (asideNote.hidden) showAside();
+else kept.set("aside", trial.elements.aside.value);
+chooseView();
+markRendered();
+markCustomer();
+if (document.getElementById("show")) frameMessage();
+else render();
+look();
+document.addEventListener("visibilitychange", () => (document.hidden ? clearTimeout(watch) : look()));

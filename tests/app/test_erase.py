@@ -1,0 +1,132 @@
+"""`bridge erase` forgets a customer: under both identifiers, in every file, and nobody else."""
+
+import json
+import os
+import time
+from pathlib import Path
+from urllib.parse import quote_plus
+
+import requests
+
+from bridge.customer import Customer
+from bridge.parts import parts_of
+from bridge.sandbox import SandboxServer
+from tests.commands import run_bridge
+from tests.conftest import MakeApp, MakeService, Service, bearer, environment, eventually
+
+USER, LOYAL = "zoë/31@example.com", "loyal-zoë-31"
+OTHER = "somebody-else@example.com"
+
+
+def erase(url: str, folder: Path, *arguments: str) -> str:
+    environ = {**os.environ, **environment(url, folder)}
+    done = run_bridge("erase", *arguments, env=environ, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def traces(folder: Path, *ids: str) -> set[tuple[str, str]]:
+    """Which of *ids* stand in which of the bridge's files, in any writing."""
+    forms = {form for i in ids for form in (i, json.dumps(i)[1:-1], quote_plus(i))}
+    return {
+        (path.name, form)
+        for path in folder.glob("bridge.db*")
+        for form in forms
+        if form.encode() in path.read_bytes()
+    }
+
+
+def webhook(service: Service, body: str | bytes, kind: str = "application/json") -> int:
+    headers = {**bearer("webhook"), "Content-Type": kind}
+    url = f"{service.url}/webhooks/braze"
+    data = body if isinstance(body, bytes) else body.encode()
+    return requests.post(url, data=data, headers=headers, timeout=20).status_code
+
+
+def test_a_customer_erased_is_in_no_file_under_either_identifier(
+    make_service: MakeService, sandbox: SandboxServer, tmp_path: Path
+) -> None:
+    sandbox.sandbox.put_customer({"user_id": USER, "external_id": LOYAL})
+    sandbox.sandbox.put_customer({"user_id": OTHER})
+    service = make_service()
+    # A lookup tells the bridge that the two are one.
+    service.lookup("customer", external_id=LOYAL)
+    service.lookup("tags", user_id=USER)
+    service.lookup("tags", user_id=OTHER)
+    assert service.webhook(user_id=USER, tags=["a"], ttl=600).status_code == 202
+    assert service.webhook(external_id=LOYAL, tags=["b"]).status_code == 202
+    assert service.webhook(user_id=OTHER, tags=["about " + USER], ttl=60).status_code == 202
+    # Refused ones name nobody, and write the id in ways of their own.
+    assert webhook(service, json.dumps({"user_id": USER, "ttl": -1})) == 422
+    form = "application/x-www-form-urlencoded"
+    assert webhook(service, f"user_id={quote_plus(USER)}&ttl=x", form) == 422
+    assert webhook(service, f'{{"user_id": "{USER}", '.encode()) == 400
+    eventually(lambda: service.health()["checks"]["delivery"]["queued"] == 0)
+    assert traces(tmp_path, USER, LOYAL)
+
+    told = erase(sandbox.url, tmp_path, "--external-id", LOYAL)
+    assert told == (
+        "Erased: 5 events, and what was cached. "
+        "The other identifier was known, and is erased too.\n"
+    )
+    # Somebody else's tag is theirs.
+    assert {name for name, _ in traces(tmp_path, USER, LOYAL)} <= {
+        "bridge.db",
+        "bridge.db.cache",
+    }
+    listed = requests.get(f"{service.url}/api/events", headers=bearer("admin"), timeout=10).json()
+    assert [event["customer"] for event in listed["events"]] == [{"user_id": OTHER}]
+    erase(sandbox.url, tmp_path, "--user-id", OTHER)
+    assert traces(tmp_path, USER, LOYAL, OTHER) == set()
+    assert service.lookup("tags", user_id=OTHER).json()["status"] == "ok"
+
+
+def test_a_refused_event_goes_also_after_it_was_discarded(
+    make_service: MakeService, sandbox: SandboxServer, tmp_path: Path
+) -> None:
+    service = make_service()
+    assert webhook(service, json.dumps({"user_id": USER, "ttl": -1})) == 422
+    assert webhook(service, json.dumps({"user_id": OTHER, "tags": [USER], "ttl": -1})) == 422
+    assert webhook(service, f'{{"user_id": "{USER}", '.encode()) == 400
+    headers = bearer("admin")
+    url = f"{service.url}/api/events"
+    for event in requests.get(url, headers=headers, timeout=10).json()["events"]:
+        requests.delete(f"{url}/{event['id']}", headers=headers, timeout=10)
+    assert "Erased: 2 events" in erase(sandbox.url, tmp_path, "--user-id", USER)
+    [left] = requests.get(url, headers=headers, timeout=10).json()["events"]
+    assert left["customer"] == {"user_id": OTHER}
+
+
+def test_an_event_with_both_identifiers_tells_that_they_are_one(
+    make_service: MakeService, sandbox: SandboxServer, tmp_path: Path
+) -> None:
+    service = make_service(BRIDGE_SESSIONM_RPS="0.001")
+    assert service.webhook(user_id="u-771", external_id="e-771", tags=["a"]).status_code == 202
+    assert service.webhook(user_id="u-771", tags=["b"]).status_code == 202
+    assert service.webhook(user_id="u-7710", tags=["u-771"]).status_code == 202
+    assert "Erased: 2 events" in erase(sandbox.url, tmp_path, "--external-id", "e-771")
+    listed = requests.get(f"{service.url}/api/events", headers=bearer("admin"), timeout=10).json()
+    assert [event["customer"] for event in listed["events"]] == [{"user_id": "u-7710"}]
+
+
+def test_what_is_fetched_while_its_customer_is_erased_is_not_kept(
+    make_app: MakeApp, sandbox: SandboxServer
+) -> None:
+    app = make_app(BRIDGE_TAGS_MAX_AGE="0")
+    client, cache = app.test_client(), parts_of(app).cache
+    sandbox.sandbox.set_faults({"latency_ms": 20})
+    customers = [Customer("user_id", f"erased-{number}") for number in range(50)]
+    erased_at = {}
+    for number, customer in enumerate(customers):
+        sandbox.sandbox.put_customer({"user_id": customer.id})
+        for _ in range(2):
+            url = f"/connected-content/tags?user_id={customer.id}"
+            assert client.get(url, headers=bearer("content")).get_json()["status"] == "ok"
+        # The second look has begun a refresh, which ends about now and is stored a little later.
+        time.sleep(0.018 + number * 0.0004)
+        erased_at[customer.key] = time.time()
+        cache.erase(customer)
+    time.sleep(0.2)
+    kept = dict(cache.stored_for(["tags"], customers))
+    # On a busy machine a refresh may begin only afterwards.
+    assert not {key for key, entry in kept.items() if entry.fetched_at < erased_at[key]}

@@ -1,0 +1,160 @@
+"""Events as CSV, the pages of one campaign and of one customer."""
+
+import csv
+import io
+from typing import Any
+
+import pytest
+from flask.testing import FlaskClient
+
+from bridge.sandbox import SandboxServer
+from bridge.web.customers import findings
+from bridge.web.export import COLUMNS
+from tests.app.test_operator import make_dead, state_of
+from tests.app.test_pages import get, post, words
+from tests.conftest import ALICE, MakeApp, bearer, eventually, send
+
+ADMIN, VIEWER = bearer("admin"), bearer("viewer")
+
+
+def table(client: FlaskClient, path: str) -> list[dict[str, str]]:
+    answer = client.get(path, headers=VIEWER)
+    assert (answer.status_code, answer.mimetype) == (200, "text/csv")
+    return list(csv.DictReader(io.StringIO(answer.text)))
+
+
+def test_events_come_as_csv_with_their_names(client: FlaskClient) -> None:
+    send(client, braze_campaign_id="summer", campaign_name="Summer promotion")
+    send(client, external_id="loyal-1", user_id="", braze_canvas_id="welcome")
+    newest, oldest = table(client, "/events.csv")
+    assert list(newest) == list(COLUMNS)
+    assert (newest["external_id"], newest["canvas_id"]) == ("loyal-1", "welcome")
+    assert oldest["campaign_name"] == "Summer promotion"
+    assert (oldest["user_id"], oldest["state"]) == (ALICE, "queued")
+    assert len(table(client, "/events.csv?campaign=summer")) == 1
+    assert client.get("/events.csv?state=happy", headers=ADMIN).status_code == 400
+
+
+def test_a_posted_filter_is_read_in_body_and_query_alike(client: FlaskClient) -> None:
+    send(client, braze_campaign_id="summer")
+    send(client, user_id="somebody-else", braze_campaign_id="summer")
+    for body in ({"data": {"customer": ALICE}}, {"json": {"customer": ALICE}}):
+        answer = client.post("/events.csv?campaign=summer", headers=VIEWER, **body)
+        [row] = csv.DictReader(io.StringIO(answer.text))
+        assert row["user_id"] == ALICE
+    assert client.post("/events.csv?state=happy", headers=VIEWER).status_code == 400
+
+
+def test_a_cell_is_never_a_formula(client: FlaskClient) -> None:
+    for nasty in ("=1+1", "+1", "-1", "@SUM(A1)"):
+        send(client, user_id=nasty, braze_campaign_id="summer", campaign_name=nasty)
+    for row in table(client, "/events.csv"):
+        for value in row.values():
+            assert not value.startswith(("=", "+", "-", "@"))
+        assert row["user_id"][0] == "'"
+
+
+def test_all_that_matches_is_in_the_file(client: FlaskClient) -> None:
+    for number in range(12):
+        send(client, braze_campaign_id=f"c{number}")
+    assert len(table(client, "/events.csv?state=queued&since=1h")) == 12
+    assert "/events.csv?state=queued" in client.get("/events?state=queued", headers=ADMIN).text
+
+
+# --- One campaign -----------------------------------------------------------------------------
+
+
+def test_a_campaign_has_a_page_with_its_funnel_and_its_reasons(
+    make_app: MakeApp, sandbox: SandboxServer
+) -> None:
+    client = make_app(deliver=True).test_client()
+    make_dead(client, sandbox, braze_campaign_id="summer", campaign_name="Summer promotion")
+    event = send(client, braze_campaign_id="summer")
+    eventually(lambda: state_of(client, event) == "delivered")
+    told = get(client, "/campaigns/summer")
+    for part in ("Summer promotion", "accepted 2 100 %", "delivered 1 50 %", "dead 1 50 %"):
+        assert part in told
+    assert "Why events are dead 1 HTTP 200: VALIDATION" in told
+    assert client.get("/campaigns/nonsense", headers=ADMIN).status_code == 404
+    refused = client.get("/campaigns/trigger/send", headers=ADMIN)
+    assert (refused.status_code, refused.headers["Allow"]) == (405, "POST")
+    assert "Summer promotion" in get(client, "/events")
+    assert "Summer promotion" in get(client, f"/events/{event}")
+
+
+# --- One customer -----------------------------------------------------------------------------
+
+
+def about(client: FlaskClient, **customer: str) -> dict[str, Any]:
+    [(kind, name)] = customer.items()
+    answer = client.get(f"/api/customers/{kind}/{name}", headers=VIEWER)
+    assert answer.status_code == 200
+    found: dict[str, Any] = answer.get_json()
+    return found
+
+
+def test_a_customer_is_told_with_what_waits_and_what_became_of_her_events(
+    client: FlaskClient,
+) -> None:
+    send(client, braze_campaign_id="summer")
+    send(client, user_id="somebody-else", braze_campaign_id="summer")
+    found = about(client, user_id=ALICE)
+    assert found["customer"] == {"user_id": ALICE}
+    assert found["lookup"]["status"] == "ok"
+    assert [write["tags"] for write in found["pending"]] == [["braze_campaign_summer"]]
+    assert len(found["events"]) == 1
+    client.get("/health", headers=ADMIN)
+    assert "1 write waits. Delivery has stopped" in " ".join(
+        about(client, user_id=ALICE)["findings"]
+    )
+    unknown = about(client, external_id="nobody")
+    assert "does not know this customer" in unknown["findings"][0]
+    assert "No send has named this customer" in unknown["findings"][1]
+
+
+@pytest.mark.parametrize("method", ["GET", "DELETE"])
+def test_programs_are_told_of_a_bad_customer_in_json(client: FlaskClient, method: str) -> None:
+    answer = client.open(f"/api/customers/user_id/{'x' * 256}", method=method, headers=ADMIN)
+    assert (answer.status_code, answer.mimetype) == (400, "application/json")
+    assert "customer_id" in answer.get_json()["errors"]["message"]
+
+
+def test_the_page_of_a_customer_keeps_her_out_of_the_address(client: FlaskClient) -> None:
+    send(client, braze_campaign_id="summer")
+    assert "Why did a customer not get it?" in get(client, "/customers")
+    answer = post(client, "/customers", kind="user_id", id=ALICE)
+    assert answer.status_code == 200
+    assert "braze_campaign_summer" in words(answer)
+    assert "Waiting for SessionM" in words(answer)
+    assert ALICE not in " ".join(part for part in answer.text.split('"') if part.startswith("/"))
+    assert post(client, "/customers", kind="user_id", id=" ").status_code == 400
+
+
+def test_a_customer_is_erased_after_a_question(client: FlaskClient) -> None:
+    send(client, braze_campaign_id="summer")
+    asked = post(client, "/customers/erase", kind="user_id", id=ALICE)
+    assert "Erase this customer?" in words(asked)
+    assert len(about(client, user_id=ALICE)["events"]) == 1
+    done = post(client, "/customers/erase", kind="user_id", id=ALICE, sure="yes")
+    assert "1 event is gone" in words(done)
+    assert about(client, user_id=ALICE)["events"] == []
+    send(client, braze_campaign_id="summer")
+    path = f"/api/customers/user_id/{ALICE}"
+    assert client.delete(path, headers=VIEWER).status_code == 403
+    assert client.delete(path, headers=ADMIN).get_json()["events"] == 1
+
+
+@pytest.mark.parametrize(
+    ("lookup", "events", "waiting", "says"),
+    [
+        ({"status": "ok", "offers": [1]}, [{"state": "delivered", "reason": ""}], 0, "Nothing is"),
+        ({"status": "ok", "offers": []}, [{"state": "delivered", "reason": ""}], 0, "no current"),
+        ({"status": "unavailable", "reason": "SessionM is down."}, [], 0, "SessionM is down."),
+        ({"status": "ok", "offers": [1]}, [{"state": "dead", "reason": "No."}], 0, "newest: No."),
+        ({"status": "ok", "offers": [1]}, [{"state": "queued", "reason": ""}], 2, "2 writes wait"),
+    ],
+)
+def test_findings_say_why_a_message_lacks_something(
+    lookup: dict[str, Any], events: list[dict[str, Any]], waiting: int, says: str
+) -> None:
+    assert says in " ".join(findings(lookup, events, waiting, []))

@@ -1,0 +1,108 @@
+"""Incidents on `/health`: their beginning survives restarts, their extent leads to the events."""
+
+from typing import Any
+
+from flask.testing import FlaskClient
+
+from bridge.fields import instant
+from bridge.parts import parts_of
+from bridge.sandbox import SandboxServer
+from tests.app.test_operator import make_dead, state_of
+from tests.app.test_pages import words
+from tests.conftest import ALICE, MakeApp, bearer, eventually, send
+
+ADMIN = bearer("admin")
+
+
+def incidents(client: FlaskClient) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = client.get("/health", headers=ADMIN).get_json()["incidents"]
+    return found
+
+
+def opened(client: FlaskClient) -> list[dict[str, Any]]:
+    return [one for one in incidents(client) if "until" not in one]
+
+
+def test_dead_writes_are_grouped_by_reason_with_what_they_concern(
+    make_app: MakeApp, sandbox: SandboxServer
+) -> None:
+    client = make_app(deliver=True).test_client()
+    for number, campaign in enumerate(["summer", "summer", "winter"]):
+        make_dead(client, sandbox, user_id=f"customer-{number}", braze_campaign_id=campaign)
+    [one] = opened(client)
+    assert one["code"] == "dead_writes"
+    assert "3 writes are dead: HTTP 200: VALIDATION" in one["reason"]
+    assert (one["writes"], one["customers"]) == (3, 3)
+    assert one["campaigns"] == ["summer", "winter"]
+    told = client.get("/health", headers=ADMIN).get_json()
+    assert told["status"] == "degraded"
+    assert told["reasons"] == [one["reason"]]
+
+
+def test_the_dashboard_names_the_cause_and_the_campaign(
+    make_app: MakeApp, sandbox: SandboxServer
+) -> None:
+    client = make_app(deliver=True).test_client()
+    for number in range(5):
+        make_dead(client, sandbox, braze_campaign_id="c-1", campaign_name="Sale", dedupe=number)
+    # Reads are answered meanwhile.
+    client.get(f"/connected-content/tags?user_id={ALICE}", headers=bearer("content"))
+    seen = words(client.get("/dashboard", headers=ADMIN))
+    assert "1 incident open. Cause: writes that SessionM did not take." in seen
+    assert "5 writes 1 customer Sale" in seen
+    assert "SessionM Core ! refuses us" in seen
+
+
+def test_since_survives_a_restart_and_what_is_over_is_listed(
+    make_app: MakeApp, sandbox: SandboxServer
+) -> None:
+    first = make_app(deliver=True)
+    client = first.test_client()
+    event = make_dead(client, sandbox, braze_campaign_id="summer")
+    [one] = opened(client)
+    parts_of(first).close()
+    client = make_app(deliver=True).test_client()
+    eventually(lambda: [again["code"] for again in opened(client)] == ["dead_writes"])
+    [again] = opened(client)
+    assert again["since"] == one["since"]
+    client.post(f"/api/events/{event}/replay", headers=ADMIN)
+    eventually(lambda: state_of(client, event) == "delivered")
+    [closed] = eventually(lambda: [] if opened(client) else incidents(client))
+    assert closed["since"] == one["since"]
+    assert (instant(closed["until"]) or 0) >= (instant(closed["since"]) or 0)
+    assert closed["writes"] == 1
+
+
+def test_replay_is_advised_when_a_write_of_the_campaign_came_through(
+    make_app: MakeApp, sandbox: SandboxServer
+) -> None:
+    app = make_app(deliver=True)
+    client = app.test_client()
+    make_dead(client, sandbox, braze_campaign_id="summer")
+    extents = parts_of(app).extents
+    assert [group.mended for group in extents.dead()] == [False]
+    event = send(client, user_id="another", braze_campaign_id="summer")
+    # Delivered, or it waits for its customer.
+    sandbox.sandbox.put_customer({"user_id": "another"})
+    eventually(lambda: state_of(client, event) == "delivered")
+    assert [group.mended for group in extents.dead()] == [True]
+
+
+def test_a_pause_is_an_incident_with_what_waits(make_app: MakeApp) -> None:
+    client = make_app(deliver=True).test_client()
+    eventually(lambda: not opened(client))
+    client.post("/api/delivery/pause", headers=ADMIN)
+    send(client, user_id=ALICE, braze_campaign_id="summer")
+    [one] = eventually(lambda: [one for one in opened(client) if one["writes"]])
+    assert (one["code"], one["customers"], one["campaigns"]) == ("delivery_paused", 1, ["summer"])
+    client.post("/api/delivery/resume", headers=ADMIN)
+    eventually(lambda: not opened(client))
+
+
+def test_two_processes_name_the_same_beginning(make_app: MakeApp) -> None:
+    first, second = make_app(), make_app()
+    # Nothing delivers here.
+    [one] = opened(first.test_client())
+    [other] = opened(second.test_client())
+    assert one["code"] == other["code"] == "delivery_stopped"
+    assert one["since"] == other["since"]

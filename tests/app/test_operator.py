@@ -1,0 +1,433 @@
+"""What an operator orders: through the admin API, and through `bridge queue` and `bridge erase`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask.testing import FlaskClient
+from werkzeug.test import TestResponse
+
+from bridge.intake.payload import UNSENT
+from bridge.outbox.model import State
+from bridge.parts import parts_of
+from bridge.sandbox import SandboxServer
+from tests.app.conftest import goes_round
+from tests.commands import run_bridge
+from tests.conftest import ALICE, MakeApp, bearer, environment, eventually, rows, send
+
+ADMIN = bearer("admin")
+
+
+def listed(client: FlaskClient, **filters: Any) -> list[dict[str, Any]]:
+    answer = client.get("/api/events", query_string=filters, headers=ADMIN)
+    assert answer.status_code == 200, answer.get_json()
+    found: list[dict[str, Any]] = answer.get_json()["events"]
+    return found
+
+
+def state_of(client: FlaskClient, event_id: str) -> str:
+    state: str = client.get(f"/api/events/{event_id}", headers=ADMIN).get_json()["event"]["state"]
+    return state
+
+
+def post(client: FlaskClient, path: str, **body: Any) -> TestResponse:
+    return client.post(f"/api{path}", json=body, headers=ADMIN)
+
+
+def make_dead(client: FlaskClient, sandbox: SandboxServer, **fields: Any) -> str:
+    sandbox.sandbox.set_faults({"ok_error": True, "code": "validation", "match": "POST"})
+    event = send(client, **fields)
+    eventually(lambda: state_of(client, event) == "dead")
+    sandbox.sandbox.set_faults({})
+    return event
+
+
+def test_an_event_tells_its_whole_story(make_app: MakeApp, sandbox: SandboxServer) -> None:
+    client = make_app(deliver=True).test_client()
+    event = make_dead(client, sandbox, braze_campaign_id="summer")
+    story = client.get(f"/api/events/{event}", headers=ADMIN).get_json()["event"]
+    assert json.loads(story["body"])["braze_campaign_id"] == "summer"
+    assert (story["campaign_id"], story["customer"]) == ("summer", {"user_id": ALICE})
+    assert "VALIDATION" in story["reason"]
+    [write] = story["writes"]
+    assert write["tags"] == ["braze_campaign_summer"]
+    [tried] = write["tries"]
+    assert (tried["status"], tried["outcome"]) == (200, "refused")
+    assert tried["milliseconds"] >= 0
+    assert tried["at"].endswith("Z")
+
+
+def test_a_dead_event_is_replayed_and_delivered(make_app: MakeApp, sandbox: SandboxServer) -> None:
+    client = make_app(deliver=True).test_client()
+    event = make_dead(client, sandbox, braze_campaign_id="summer", dispatch_id="d1")
+    again = client.post(
+        "/webhooks/braze",
+        json={"user_id": ALICE, "braze_campaign_id": "summer", "dispatch_id": "d1"},
+        headers=bearer("webhook"),
+    )
+    assert again.get_json() == {"status": "duplicate", "id": event}
+    assert post(client, f"/events/{event}/replay").get_json()["replayed"] == 1
+    eventually(lambda: state_of(client, event) == "delivered")
+    assert "braze_campaign_summer" in sandbox.sandbox.tags(ALICE)
+    assert post(client, f"/events/{event}/replay").status_code == 409
+
+
+def test_events_are_replayed_by_filter_after_a_dry_run(
+    make_app: MakeApp, sandbox: SandboxServer
+) -> None:
+    client = make_app(deliver=True).test_client()
+    dead = [make_dead(client, sandbox, braze_campaign_id="summer") for _ in range(3)]
+    other = make_dead(client, sandbox, braze_campaign_id="winter")
+    filters = {"state": "dead", "campaign": "summer"}
+    dry = post(client, "/events/replay", dry_run=True, **filters).get_json()
+    assert (dry["matched"], dry["replayed"]) == (3, 0)
+    done = post(client, "/events/replay", **filters).get_json()
+    assert (done["status"], done["matched"], done["replayed"]) == ("ok", 3, 3)
+    for event in dead:
+        eventually(lambda event=event: state_of(client, event) == "delivered")  # type: ignore[misc]
+    assert state_of(client, other) == "dead"
+
+
+def test_a_rejected_event_is_taken_in_once_a_rule_is_mended(
+    make_app: MakeApp, sandbox: SandboxServer, tmp_path: Path
+) -> None:
+    rules = tmp_path / "rules.toml"
+    rules.write_text('[defaults]\nunknown = "reject"\n')
+    strict = make_app(BRIDGE_RULES=str(rules)).test_client()
+    refused = strict.post(
+        "/webhooks/braze",
+        json={"user_id": ALICE, "braze_campaign_id": "summer"},
+        headers=bearer("webhook"),
+    )
+    assert refused.status_code == 422
+    [event] = listed(strict, state="rejected")
+    still = post(strict, "/events/replay", state="rejected").get_json()
+    assert (still["matched"], still["replayed"]) == (1, 0)
+    assert "summer" in still["refused"][0]
+
+    rules.write_text('[campaigns.summer]\ntags = ["summer_promo"]\n')
+    client = make_app(deliver=True, BRIDGE_RULES=str(rules)).test_client()
+    assert post(client, f"/events/{event['id']}/replay").status_code == 200
+    eventually(lambda: state_of(client, event["id"]) == "delivered")
+    assert "summer_promo" in sandbox.sandbox.tags(ALICE)
+
+
+def refuse(client: FlaskClient, **fields: Any) -> str:
+    """Send a webhook that must be refused; its event's id."""
+    answer = client.post("/webhooks/braze", json=fields, headers=bearer("webhook"))
+    assert answer.status_code == 422, answer.get_json()
+    found: str = listed(client, state="rejected")[0]["id"]
+    return found
+
+
+def test_a_refused_event_is_found_by_what_could_be_read_of_it(client: FlaskClient) -> None:
+    placeholder = "{{${user_id}}}"
+    first = refuse(client, user_id=ALICE, braze_campaign_id="summer", ttl="soon")
+    second = refuse(client, user_id=placeholder, canvas_id="welcome", campaign_id="summer")
+    third = refuse(
+        client, user_id=placeholder, external_id="loyal-1", braze_campaign_id=placeholder
+    )
+    client.post("/webhooks/braze", data='{"user_id": "u1", ', headers=bearer("webhook"))
+
+    def found(**filters: str) -> list[str]:
+        return [event["id"] for event in listed(client, state="rejected", **filters)]
+
+    assert found(campaign="summer") == [second, first]
+    assert found(campaign="welcome") == [second]
+    assert found(customer=ALICE) == [first]
+    assert found(customer="loyal-1") == [third]
+    assert found(customer="u1") == []
+    # Nothing was accepted of any of them.
+    parts = parts_of(client.application)
+    assert parts.events.campaigns() == []
+    assert client.delete(f"/api/events/{first}", headers=ADMIN).status_code == 200
+    assert parts.events.campaigns() == []
+
+
+def test_refused_events_of_a_campaign_are_taken_in_from_the_shell(
+    make_app: MakeApp, shell: "Shell", tmp_path: Path
+) -> None:
+    rules = tmp_path / "rules.toml"
+    rules.write_text('[defaults]\nunknown = "reject"\n')
+    strict = make_app(BRIDGE_RULES=str(rules)).test_client()
+    events = [refuse(strict, user_id=ALICE, braze_campaign_id="summer") for _ in range(2)]
+    refuse(strict, user_id=ALICE, braze_campaign_id="winter")
+    rules.write_text('[campaigns.summer]\ntags = ["summer_promo"]\n')
+    told = shell("queue", "replay", "--state", "rejected", "--campaign", "summer")
+    assert told == "2 of 2 replayed.\n"
+    assert {state_of(strict, event) for event in events} == {"queued"}
+    [summer] = parts_of(strict.application).events.campaigns()
+    assert (summer.id, summer.accepted, summer.pending) == ("summer", 2, 2)
+
+
+def test_a_refused_call_to_sessionms_own_path_is_read_again_as_such(
+    make_app: MakeApp, tmp_path: Path
+) -> None:
+    rules = tmp_path / "rules.toml"
+    rules.write_text('[campaigns.a]\ncounters = ["promo"]\n')
+    strict = make_app(BRIDGE_RULES=str(rules)).test_client()
+    # What such a call says beside its tags counts for nothing, now and later.
+    body = {"user_id": ALICE, "braze_campaign_id": "summer", "tags": ["promo"], "ttl": 60}
+    path = f"/priv/v1/apps/bridge/users/{ALICE}/tags"
+    assert strict.post(path, json=body, headers=bearer("webhook")).status_code == 422
+    [event] = listed(strict, state="rejected", customer=ALICE)
+    assert event["campaign_id"] == ""
+    rules.write_text("")
+    client = make_app(BRIDGE_RULES=str(rules)).test_client()
+    assert post(client, f"/events/{event['id']}/replay").status_code == 200
+    story = client.get(f"/api/events/{event['id']}", headers=ADMIN).get_json()["event"]
+    assert story["customer"] == {"user_id": ALICE}
+    assert [write["tags"] for write in story["writes"]] == [["promo"]]
+
+
+def test_events_are_found_by_each_filter(client: FlaskClient) -> None:
+    first = send(client, braze_campaign_id="summer")
+    second = send(client, user_id="u2", braze_canvas_id="welcome")
+    client.post("/webhooks/braze", data="{", headers=bearer("webhook"))
+    ids = [event["id"] for event in listed(client)]
+    assert ids[1:] == [second, first]
+    assert [event["id"] for event in listed(client, customer="u2")] == [second]
+    assert [event["id"] for event in listed(client, campaign="welcome")] == [second]
+    assert len(listed(client, state="queued")) == 2
+    assert len(listed(client, text="JSON", state="rejected")) == 1
+    assert len(listed(client, since="1h")) == 3
+    assert listed(client, since="2999-01-01T00:00:00Z") == []
+
+
+def test_a_list_is_read_page_by_page(client: FlaskClient) -> None:
+    sent = [send(client, user_id=f"u{i}", braze_campaign_id="c") for i in range(5)]
+    seen: list[str] = []
+    page: dict[str, Any] = {"next": ""}
+    for _ in range(3):
+        query = {"limit": 2, **({"before": page["next"]} if page["next"] else {})}
+        page = client.get("/api/events", query_string=query, headers=ADMIN).get_json()
+        seen += [event["id"] for event in page["events"]]
+    assert seen == sent[::-1]
+    assert page["next"] == ""
+
+
+@pytest.mark.parametrize(
+    "query", [{"state": "lost"}, {"colour": "red"}, {"since": "yesterday"}, {"limit": "0"}]
+)
+def test_a_bad_filter_is_named(client: FlaskClient, query: dict[str, str]) -> None:
+    answer = client.get("/api/events", query_string=query, headers=ADMIN)
+    assert answer.status_code == 400
+    assert next(iter(query)) in answer.get_json()["errors"]["message"]
+
+
+def test_a_discarded_event_is_not_delivered(make_app: MakeApp, sandbox: SandboxServer) -> None:
+    app = make_app()
+    client = app.test_client()
+    event = send(client, braze_campaign_id="summer")
+    other = send(client, user_id="b4e2d3c5-1c6f-4d70-9b82-a3c4d5e6f702", braze_campaign_id="c")
+    assert client.delete(f"/api/events/{event}", headers=ADMIN).status_code == 200
+    assert client.delete(f"/api/events/{event}", headers=ADMIN).status_code == 409
+    assert client.delete("/api/events/none", headers=ADMIN).status_code == 404
+    delivering = make_app(deliver=True).test_client()
+    eventually(lambda: state_of(delivering, other) == "delivered")
+    assert state_of(client, event) == "discarded"
+    assert "braze_campaign_summer" not in sandbox.sandbox.tags(ALICE)
+
+
+def test_a_pause_by_hand_survives_a_restart(make_app: MakeApp, sandbox: SandboxServer) -> None:
+    assert post(make_app().test_client(), "/delivery/pause").status_code == 200
+    client = make_app(deliver=True).test_client()
+    event = send(client, braze_campaign_id="summer")
+
+    def delivery() -> str:
+        health = client.get("/health", headers=ADMIN).get_json()
+        state: str = health["checks"]["delivery"]["state"]
+        return state
+
+    eventually(lambda: delivery() == "paused")
+    assert sandbox.sandbox.counts()["tags_write"] == 0
+    assert post(client, "/delivery/resume").status_code == 200
+    eventually(lambda: state_of(client, event) == "delivered")
+
+
+def test_once_a_pause_is_answered_no_write_goes_out(
+    make_app: MakeApp, sandbox: SandboxServer
+) -> None:
+    app = make_app(deliver=True, BRIDGE_SESSIONM_RPS="20")
+    client = app.test_client()
+    for number in range(100):
+        send(client, user_id=f"u{number}", braze_campaign_id="summer")
+    sent = sandbox.sandbox.counts
+    eventually(lambda: sent()["tags_write"] > 0)
+    assert post(client, "/delivery/pause").get_json()["state"] == "paused"
+    # Those under way end.
+    eventually(lambda: all(call["status"] for call in sandbox.sandbox.calls(method="POST")))
+    before = sent()["tags_write"]
+    goes_round(parts_of(app))
+    assert sent()["tags_write"] == before < 100
+
+
+def test_forgetting_a_lookup_asks_sessionm_again(
+    client: FlaskClient, sandbox: SandboxServer
+) -> None:
+    path = f"/connected-content/tags?user_id={ALICE}"
+    client.get(path, headers=bearer("content"))
+    assert client.delete(f"/api/cache?user_id={ALICE}", headers=ADMIN).status_code == 200
+    client.get(path, headers=bearer("content"))
+    assert sandbox.sandbox.counts()["tags_read"] == 2
+    assert client.delete("/api/cache", headers=ADMIN).status_code == 400
+
+
+def test_the_admin_api_needs_an_admin_key(client: FlaskClient) -> None:
+    refused = client.get("/api/events")
+    assert refused.status_code == 401
+    assert "a viewer or admin key's secret" in refused.get_json()["errors"]["message"]
+    assert client.get("/api/events", headers=bearer("webhook")).status_code == 403
+
+
+class Shell:
+    """`bridge …` on the store of this test."""
+
+    def __init__(self, sandbox: SandboxServer, folder: Path, database: str, **more: str) -> None:
+        self._environ = environment(sandbox.url, folder, BRIDGE_DATABASE_URL=database, **more)
+        self._folder = folder
+
+    def __call__(self, *arguments: str, status: int = 0, told: bool = False) -> str:
+        """What it writes; where it fails, or is *told*, on stderr."""
+        ended = run_bridge(*arguments, env={"PATH": "", **self._environ}, cwd=self._folder)
+        assert ended.returncode == status, ended.stdout + ended.stderr
+        assert "Traceback" not in ended.stderr
+        return ended.stderr if status or told else ended.stdout
+
+
+@pytest.fixture
+def shell(sandbox: SandboxServer, tmp_path: Path, database: str) -> Shell:
+    return Shell(sandbox, tmp_path, database)
+
+
+def test_the_queue_is_put_in_order_from_the_shell(
+    make_app: MakeApp, sandbox: SandboxServer, shell: Shell
+) -> None:
+    client = make_app(deliver=True).test_client()
+    events = [make_dead(client, sandbox, braze_campaign_id="summer") for _ in range(2)]
+    assert "Dead      2 writes\n" in shell("queue", "status")
+    assert events[0] in shell("queue", "list", "--state", "dead")
+    assert json.loads(shell("queue", "show", events[0], "--json"))["state"] == "dead"
+    assert shell("queue", "replay", "--campaign", "summer", "--dry-run").startswith("2 of 2 ")
+    assert "filter" in shell("queue", "replay", status=2)
+    assert "--dry-run" in shell("queue", "replay", events[0], "--dry-run", status=2)
+    assert state_of(client, events[0]) == "dead"
+    assert shell("queue", "replay", events[0]) == f"{events[0]} replayed.\n"
+    eventually(lambda: state_of(client, events[0]) == "delivered")
+    assert "no such event" in shell("queue", "replay", "nonsense", status=1)
+    assert shell("queue", "discard", "--state", "dead") == "1 of 1 discarded.\n"
+    assert json.loads(shell("queue", "status", "--json"))["dead"] == 0
+
+
+def test_a_list_from_the_shell_marks_test_sends_and_says_when_it_is_empty(
+    client: FlaskClient, shell: Shell
+) -> None:
+    send(client, braze_campaign_id="summer", dispatch_id=UNSENT)
+    send(client, braze_campaign_id="winter", dispatch_id="d1")
+    _header, real, test = shell("queue", "list").splitlines()
+    assert (real.split()[-1], test.split()[-3:]) == ("winter", ["summer", "test", "send"])
+    assert shell("queue", "list", "--state", "dead", told=True) == "No event matches.\n"
+    assert shell("queue", "list", "--state", "dead", "--json") == "[]\n"
+
+
+def test_the_shell_tells_since_when_what_waits(
+    make_app: MakeApp, sandbox: SandboxServer, shell: Shell
+) -> None:
+    assert shell("queue", "status").splitlines() == [
+        "Delivery  stopped",
+        "Backlog   0 writes",
+        "Dead      0 writes",
+        "To Braze  stopped, 0 messages waiting, 0 dead",
+        "Delivery has stopped: no process runs the delivery loop.",
+        (
+            "  -> Start `bridge serve` or `bridge deliver`; the log says why the last one ended. "
+            "Webhooks are accepted and wait."
+        ),
+    ]
+    client = make_app(deliver=True).test_client()
+    event = send(client, user_id="not-there-yet", braze_campaign_id="summer")
+
+    def tried() -> bool:
+        story = client.get(f"/api/events/{event}", headers=ADMIN).get_json()["event"]
+        return bool(story["writes"][0]["tries"])
+
+    eventually(tried)
+    _delivery, backlog, oldest, *_rest = shell("queue", "status").splitlines()
+    assert backlog == "Backlog   1 write, waiting for customers to be created"
+    assert oldest.startswith("Oldest    20")
+    asked = json.loads(shell("queue", "status", "--json"))
+    assert (asked["waits_for_customers"], asked["oldest"][:2]) == (True, "20")
+    delivery = client.get("/health", headers=ADMIN).get_json()["checks"]["delivery"]
+    assert (delivery["waits_for_customers"], delivery["oldest_seconds"]) == (True, 0)
+    sandbox.sandbox.set_faults({"status": 503, "match": "POST"})
+    send(client, braze_campaign_id="summer")
+    assert "Backlog   2 writes\nOldest    20" in shell("queue", "status")
+
+
+def test_the_shell_says_when_the_backlog_is_delivered(
+    make_app: MakeApp, sandbox: SandboxServer, tmp_path: Path, database: str
+) -> None:
+    slow = {"BRIDGE_SESSIONM_RPS": "1"}
+    client = make_app(deliver=True, **slow).test_client()
+    sandbox.sandbox.set_faults({"hang": 60, "match": "POST"})
+    for campaign in ("spring", "summer", "winter"):
+        send(client, braze_campaign_id=campaign)
+    shell = Shell(sandbox, tmp_path, database, **slow)
+    eventually(lambda: "Done      in about 3 s at 1 a second\n" in shell("queue", "status"))
+    found = json.loads(shell("queue", "status", "--json"))
+    assert (found["done_in_seconds"], found["rate_per_second"]) == (3, 1.0)
+
+
+def test_the_shell_tells_why_delivery_is_paused(
+    make_app: MakeApp, sandbox: SandboxServer, shell: Shell
+) -> None:
+    client = make_app(deliver=True).test_client()
+    sandbox.sandbox.set_faults({"status": 401, "code": "invalid_api_key"})
+    send(client, braze_campaign_id="summer")
+    told = "Delivery is paused: SessionM refuses our credentials"
+    eventually(lambda: told in shell("queue", "status"))
+    assert json.loads(shell("queue", "status", "--json"))["state"] == "paused"
+
+
+def test_delivery_is_paused_and_resumed_from_the_shell(make_app: MakeApp, shell: Shell) -> None:
+    client = make_app(deliver=True).test_client()
+    shell("queue", "pause")
+    assert json.loads(shell("queue", "status", "--json"))["paused_by_hand"] is True
+    event = send(client, braze_campaign_id="summer")
+    shell("queue", "resume")
+    eventually(lambda: state_of(client, event) == "delivered")
+
+
+def test_an_erased_customer_is_nowhere_in_the_database(
+    make_app: MakeApp, shell: Shell, database: str
+) -> None:
+    app = make_app(deliver=True)
+    client = app.test_client()
+    event = send(client, braze_campaign_id="summer")
+    eventually(lambda: parts_of(app).store.state_of(event) is State.DELIVERED)
+    client.post("/webhooks/braze", json={"user_id": ALICE}, headers=bearer("webhook"))
+    for path in (f"customer?user_id={ALICE}", "offers?external_id=loyal-1001"):
+        client.get(f"/connected-content/{path}", headers=bearer("content"))
+    assert mentions(database, ALICE)
+    assert "2 events" in shell("erase", "--user-id", ALICE)
+    assert mentions(database, ALICE) == []
+
+
+def mentions(database: str, word: str) -> list[str]:
+    """The tables in which *word* stands."""
+    tables = "SELECT name FROM sqlite_master WHERE type='table'"
+    databases = [database, f"{database}.cache"]
+    if database.startswith("postgresql:"):
+        tables = "SELECT relname FROM pg_stat_user_tables"
+        databases = [database]
+    return [
+        table
+        for one in databases
+        for (table,) in rows(one, tables)
+        if any(holds(value, word) for row in rows(one, f"SELECT * FROM {table}") for value in row)  # noqa: S608
+    ]
+
+
+def holds(value: object, word: str) -> bool:
+    return word.encode() in (value if isinstance(value, bytes) else str(value).encode())

@@ -1,0 +1,1148 @@
+"""The SessionM sandbox, over real HTTP."""
+
+import hashlib
+import json
+import logging
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, quote, urlsplit
+
+import pytest
+import requests
+
+from bridge.sandbox import Credentials, Sandbox, SandboxServer, SeedError, load_seed, serve
+
+DEMO = "00000000-0000-0000-0000-000000000000"
+ADA = "a3f1c2d4-0b5e-4c6f-8a71-92b3c4d5e601"
+EMPTY = "c5d3e4b6-2d70-4e81-8c93-b4d5e6f70803"
+MANY = "d6c4f5a7-3e81-4f92-9da4-c5e6f7081904"
+ODD = "loyal/42?é"
+NOW = 1_790_000_000.0  # 2026-09-21T14:13:20Z
+CORE = "/priv/v1/apps/sandbox-key"
+OFFERS = "/offers/api/2.0/offers/get_user_offers"
+CREDENTIALS = Credentials()
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = NOW
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Api:
+    """SessionM's calls as a client makes them, on one connection that is kept."""
+
+    def __init__(self, url: str, http: requests.Session) -> None:
+        self.url = url
+        self.http = http
+        self.core = (CREDENTIALS.core_key, CREDENTIALS.core_secret)
+        self.connect = (CREDENTIALS.connect_user, CREDENTIALS.connect_password)
+
+    def call(self, method: str, path: str, **options: Any) -> requests.Response:
+        options.setdefault("timeout", 10)
+        options.setdefault("allow_redirects", False)
+        return self.http.request(method, self.url + path, **options)
+
+    def read(self, user_id: str = DEMO, **options: Any) -> requests.Response:
+        return self.call("GET", f"{CORE}/users/{user_id}/tags", auth=self.core, **options)
+
+    def write(self, body: Any, user_id: str = DEMO, **options: Any) -> requests.Response:
+        path = f"{CORE}/users/{user_id}/tags"
+        return self.call("POST", path, json=body, auth=self.core, **options)
+
+    def offers(self, user_id: str = DEMO, **body: Any) -> requests.Response:
+        body = {"retailer_id": CREDENTIALS.retailer_id, "user_id": user_id, **body}
+        return self.call("POST", OFFERS, json=body, auth=self.connect)
+
+    def wallet(self, user_id: str = DEMO, **body: Any) -> dict[str, Any]:
+        payload: dict[str, Any] = self.offers(user_id, **body).json()["payload"]
+        return payload
+
+    def fault(self, **fault: Any) -> requests.Response:
+        answer = self.call("POST", "/sandbox/faults", json=fault)
+        assert answer.status_code == 200, answer.text
+        return answer
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def sandbox(clock: Clock) -> Sandbox:
+    return Sandbox(clock=clock)
+
+
+@pytest.fixture
+def server(sandbox: Sandbox) -> Iterator[SandboxServer]:
+    with serve(sandbox, port=0) as running:
+        yield running
+
+
+@pytest.fixture
+def http() -> Iterator[requests.Session]:
+    with requests.Session() as session:
+        session.trust_env = False
+        yield session
+
+
+@pytest.fixture
+def api(server: SandboxServer, http: requests.Session) -> Api:
+    return Api(server.url, http)
+
+
+def code(answer: requests.Response) -> tuple[int, str]:
+    """Return the HTTP status and SessionM's error code, having checked the error's shape."""
+    body = answer.json()
+    assert body["status"] == "error"
+    assert isinstance(body["errors"]["message"], str)
+    return answer.status_code, body["errors"]["code"]
+
+
+# what it says of itself
+
+
+def test_the_root_says_that_it_is_not_sessionm_and_lists_the_routes(api: Api) -> None:
+    answer = api.call("GET", "/")
+    assert "It is neither SessionM nor Braze" in answer.json()["message"]
+    assert f"POST {OFFERS}" in answer.json()["routes"]
+    assert answer.headers["Server"] == "sessionm-sandbox"
+
+
+def test_every_answer_names_the_sandbox_once_as_the_server(api: Api) -> None:
+    for answer in (api.read(), api.call("GET", "/nowhere"), api.call("GET", f"{CORE}/x")):
+        assert answer.headers["Server"] == "sessionm-sandbox"
+
+
+@pytest.mark.parametrize(
+    "path", ["/nowhere", f"{CORE}/users/{DEMO}/tags/", "/sandbox", f"{CORE}/users"]
+)
+def test_an_unknown_path_is_a_404_in_sessionms_shape(api: Api, path: str) -> None:
+    assert code(api.call("GET", path, auth=api.core)) == (404, "not_found")
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("PUT", f"{CORE}/users/{DEMO}/tags"), ("GET", OFFERS), ("PATCH", "/sandbox/faults")],
+)
+def test_a_method_that_a_path_does_not_have_is_a_405(api: Api, method: str, path: str) -> None:
+    assert code(api.call(method, path, auth=api.core))[0] == 405
+
+
+# authentication
+
+
+@pytest.mark.parametrize("auth", [None, ("sandbox-key", "wrong"), ("other-key", "sandbox-secret")])
+def test_core_refuses_a_missing_or_wrong_credential(api: Api, auth: tuple[str, str] | None) -> None:
+    answer = api.call("GET", f"{CORE}/users/{DEMO}/tags", auth=auth)
+    assert code(answer) == (401, "invalid_api_key")
+
+
+def test_core_refuses_another_key_in_the_path(api: Api) -> None:
+    answer = api.call("GET", f"/priv/v1/apps/other/users/{DEMO}/tags", auth=api.core)
+    assert code(answer) == (401, "invalid_api_key")
+
+
+def test_core_and_connect_do_not_take_each_others_credential(api: Api) -> None:
+    body = {"retailer_id": CREDENTIALS.retailer_id, "user_id": DEMO}
+    assert api.call("POST", OFFERS, json=body, auth=api.core).status_code == 401
+    path = f"{CORE}/users/{DEMO}/tags"
+    assert api.call("GET", path, auth=api.connect).status_code == 401
+
+
+def test_a_bearer_token_is_a_wrong_credential(api: Api) -> None:
+    headers = {"Authorization": "Bearer sandbox-secret"}
+    answer = api.call("GET", f"{CORE}/users/{DEMO}/tags", headers=headers)
+    assert answer.status_code == 401
+
+
+# tags
+
+
+def test_a_counter_is_created_at_one_and_then_incremented(api: Api) -> None:
+    assert api.write({"tags": ["visit"]}, EMPTY).json() == {"status": "ok", "tags": {"visit": 1}}
+    assert api.write({"tags": ["visit"]}, EMPTY).json()["tags"] == {"visit": 2}
+
+
+def test_a_tag_repeated_in_one_call_counts_once(api: Api) -> None:
+    assert api.write({"tags": ["visit", "visit"]}, EMPTY).json()["tags"] == {"visit": 1}
+
+
+def test_the_answer_to_a_write_holds_all_of_the_customers_tags(api: Api) -> None:
+    answer = api.write({"tags": ["new"]})
+    assert answer.json()["tags"] == {"tag1": 2, "tag2": 5, "tag3": 0, "new": 1}
+    assert api.read().json() == answer.json()
+
+
+def test_an_expiring_tag_shows_zero_and_is_gone_after_its_ttl(api: Api, clock: Clock) -> None:
+    assert api.write({"tags": ["promo"], "ttl": 60}, EMPTY).json()["tags"] == {"promo": 0}
+    clock.now += 59.9
+    assert api.read(EMPTY).json()["tags"] == {"promo": 0}
+    clock.now += 0.1
+    assert api.read(EMPTY).json()["tags"] == {}
+
+
+def test_setting_an_expiring_tag_again_extends_it(api: Api, clock: Clock) -> None:
+    api.write({"tags": ["promo"], "ttl": 60}, EMPTY)
+    clock.now += 50
+    api.write({"tags": ["promo"], "ttl": 60}, EMPTY)
+    clock.now += 50
+    assert api.read(EMPTY).json()["tags"] == {"promo": 0}
+
+
+@pytest.mark.parametrize("body", [{"tags": ["new", "tag1"], "ttl": 60}, {"tags": ["new", "tag3"]}])
+def test_a_tag_of_the_other_kind_is_refused_and_nothing_is_applied(api: Api, body: Any) -> None:
+    assert code(api.write(body)) == (200, "validation")
+    assert api.read().json()["tags"] == {"tag1": 2, "tag2": 5, "tag3": 0}
+
+
+def test_a_tag_may_change_its_kind_when_it_has_expired(api: Api, clock: Clock) -> None:
+    api.write({"tags": ["promo"], "ttl": 60}, EMPTY)
+    clock.now += 60
+    assert api.write({"tags": ["promo"]}, EMPTY).json()["tags"] == {"promo": 1}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"tags": []},
+        {"tags": "vip"},
+        {"tags": ["vip", 1]},
+        {"tags": [""]},
+        {"tags": ["vip"], "ttl": 0},
+        {"tags": ["vip"], "ttl": -5},
+        {"tags": ["vip"], "ttl": "60"},
+        {"tags": ["vip"], "ttl": 1.5},
+        {"tags": ["vip"], "ttl": True},
+        {"tags": ["vip"], "ttl": None},
+        {"tags": ["vip"], "ttl": 10**400},
+    ],
+)
+def test_a_write_that_means_nothing_is_refused_in_the_body_of_a_200(api: Api, body: Any) -> None:
+    assert code(api.write(body, EMPTY)) == (200, "argument_error")
+    assert api.read(EMPTY).json()["tags"] == {}
+
+
+@pytest.mark.parametrize("body", ["", "{", '{"tags":["a",]}', "[]", '{"ttl":NaN}', "[" * 100_000])
+def test_a_body_that_is_no_json_object_is_a_400(api: Api, body: str) -> None:
+    answer = api.call("POST", f"{CORE}/users/{DEMO}/tags", data=body, auth=api.core)
+    assert code(answer) == (400, "argument_error")
+
+
+def test_an_unknown_customer_cannot_be_read_or_tagged(api: Api) -> None:
+    assert code(api.write({"tags": ["vip"]}, "nobody")) == (404, "user_not_found")
+    assert code(api.read("nobody")) == (404, "user_not_found")
+
+
+def test_a_customer_is_the_same_by_both_identifiers(api: Api) -> None:
+    path = f"{CORE}/external/users/loyal-1003/tags"
+    api.call("POST", path, json={"tags": ["vip"]}, auth=api.core)
+    assert api.read(EMPTY).json()["tags"] == {"vip": 1}
+    assert api.call("GET", path, auth=api.core).json()["tags"] == {"vip": 1}
+
+
+def test_an_identifier_with_a_slash_is_one_segment_when_it_is_encoded(api: Api) -> None:
+    path = f"{CORE}/external/users/{quote(ODD, safe='')}/tags"
+    answer = api.call("POST", path, json={"tags": ["vip"]}, auth=api.core)
+    assert answer.json()["tags"] == {"newsletter": 1, "vip": 1}
+    unencoded = f"{CORE}/external/users/loyal/42/tags"
+    assert code(api.call("GET", unencoded, auth=api.core)) == (404, "not_found")
+
+
+def test_counters_lose_nothing_when_many_write_at_once(server: SandboxServer) -> None:
+    def write(_: int) -> None:
+        with requests.Session() as http:
+            for _ in range(20):
+                Api(server.url, http).write({"tags": ["race"]}, EMPTY).raise_for_status()
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, range(8)))
+    assert server.sandbox.tags(EMPTY) == {"race": 160}
+
+
+# profiles
+
+
+@pytest.mark.parametrize("path", [f"external/users/{quote(ODD, safe='')}", "users/{id}"])
+def test_a_profile_is_found_by_either_identifier(api: Api, path: str) -> None:
+    user_id = "e7b506d8-4f92-40a3-8eb5-d6f708192a05"
+    answer = api.call("GET", f"{CORE}/{path.format(id=user_id)}", auth=api.core).json()
+    assert answer["status"] == "ok"
+    user = answer["user"]
+    assert (user["id"], user["external_id"], user["first_name"]) == (user_id, ODD, "Zoë")
+    assert user["available_points"] == 640
+
+
+def test_there_is_no_profile_of_an_unknown_customer(api: Api) -> None:
+    answer = api.call("GET", f"{CORE}/external/users/nobody", auth=api.core)
+    assert code(answer) == (404, "user_not_found")
+
+
+# offers
+
+
+def test_the_wallet_of_the_sample_customer_is_that_of_the_partner_guide(api: Api) -> None:
+    answer = api.offers(skip=0, take=1000, include_pending_extended_data=False, culture="en-US")
+    document = answer.json()
+    assert document["status"] == "ok"
+    payload = document["payload"]
+    assert payload["user_id"] == DEMO
+    assert payload["user"]["opted_in"] is False
+    assert payload["user"]["activated"] is False
+    (offer,) = payload["user_offers"]
+    assert offer["offer_id"] == "1a2b3324-1da6-4e49-b921-afc386dabb60"
+    assert offer["offer_group_id"] == DEMO
+    assert offer["offer_type"] == "manual_fulfillment"
+    assert payload["offer_groups"] == [{"id": DEMO, "name": "All Offers", "sort_order": 0}]
+    assert payload["offer_categories"] == [
+        {"id": "9a82f973-aae6-4e10-839b-7117a852cf9e", "name": "All Offers", "sort_order": 0}
+    ]
+    assert payload["total_records"] == 1
+    assert (payload["total_points"], payload["available_points"]) == (1000, 100)
+
+
+def test_a_wallet_holds_offers_that_end_soon_ended_already_and_never_end(api: Api) -> None:
+    offers = {offer["title"]: offer for offer in api.wallet(ADA)["user_offers"]}
+    dates = {title: offer["expiration_date"] for title, offer in offers.items()}
+    assert dates["Free barista coffee"] == "2026-09-23T14:13:20Z"
+    assert dates["Iced tea for 1.00"] == "2026-09-18T14:13:20Z"
+    assert dates["Birthday dessert, any day you like"] is None
+    types = {offer["offer_type"] for offer in offers.values()}
+    assert types == {"manual_fulfillment", "discount", "points_multiplier"}
+    assert not [key for offer in offers.values() for key in offer if key.endswith("_in_days")]
+
+
+def test_skip_and_take_page_through_a_wallet(api: Api) -> None:
+    pages = [api.wallet(MANY, skip=skip, take=25) for skip in (0, 25, 50, 75)]
+    assert [len(page["user_offers"]) for page in pages] == [25, 25, 10, 0]
+    assert {page["total_records"] for page in pages} == {60}
+    paged = [offer["user_offer_id"] for page in pages for offer in page["user_offers"]]
+    whole = [offer["user_offer_id"] for offer in api.wallet(MANY)["user_offers"]]
+    assert paged == whole
+    assert len(set(whole)) == 60
+
+
+def test_an_empty_wallet_is_an_answer_like_any_other(api: Api) -> None:
+    payload = api.wallet(EMPTY)
+    assert (payload["user_offers"], payload["total_records"]) == ([], 0)
+    assert (payload["offer_groups"], payload["offer_categories"]) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("culture", "title"),
+    [
+        ("en-US", "Free barista coffee"),
+        ("fr-FR", "Un café barista offert"),
+        ("es-ES", "Un café de barista gratis"),
+        ("de-DE", "Free barista coffee"),
+    ],
+)
+def test_offers_come_in_the_culture_asked_for_or_in_english(
+    api: Api, culture: str, title: str
+) -> None:
+    assert api.wallet(ADA, culture=culture)["user_offers"][0]["title"] == title
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"retailer_id": "another"},
+        {"user_id": ""},
+        {"user_id": 7},
+        {"skip": -1},
+        {"take": "all"},
+        {"culture": 1},
+    ],
+)
+def test_offers_refuse_arguments_that_are_wrong(api: Api, body: dict[str, Any]) -> None:
+    body = {"retailer_id": CREDENTIALS.retailer_id, "user_id": DEMO} | body
+    answer = api.call("POST", OFFERS, json=body, auth=api.connect)
+    assert code(answer) == (200, "argument_error")
+
+
+def test_an_unknown_customer_has_no_wallet(api: Api) -> None:
+    assert code(api.offers("nobody")) == (404, "user_not_found")
+
+
+# batch jobs
+
+
+class Customer:
+    """The machine of SessionM's customer: serves one file, and is notified."""
+
+    def __init__(self) -> None:
+        self.file = b""
+        self.notified: queue.Queue[dict[str, list[str]]] = queue.Queue()
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, args=[0.02], daemon=True).start()
+
+    def _handler(self) -> type[BaseHTTPRequestHandler]:
+        customer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                url = urlsplit(self.path)
+                if url.path.startswith("/notify"):
+                    customer.notified.put({"path": [url.path], **parse_qs(url.query)})
+                missing = url.path == "/missing.csv"
+                self.send_response(404 if missing else 200)
+                self.end_headers()
+                self.wfile.write(customer.file)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        return Handler
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.fixture
+def customer() -> Iterator[Customer]:
+    there = Customer()
+    yield there
+    there.close()
+
+
+def submit(api: Api, customer: Customer, file: str, **changes: Any) -> tuple[int, Any]:
+    """Submit a batch and wait for the notification; return the job's number and it."""
+    customer.file = file.encode()
+    notify = f"{customer.url}/notify/JOB_ID?id=JOB_ID&status=JOB_STATUS&request_id=JOB_REQUEST_ID"
+    body = {
+        "request_id": "917",
+        "url": f"{customer.url}/tags.csv",
+        "md5": hashlib.md5(customer.file, usedforsecurity=False).hexdigest(),
+        "notify": notify,
+    }
+    answer = api.call("POST", f"{CORE}/batch/tags", json={"tags": body | changes}, auth=api.core)
+    receipt = answer.json()["tags"]
+    assert receipt["status"] == "created"
+    return receipt["id"], customer.notified.get(timeout=10)
+
+
+def job(api: Api, number: int) -> dict[str, Any]:
+    answer = api.call("GET", f"{CORE}/batch/tags/{number}", auth=api.core)
+    shown: dict[str, Any] = answer.json()["tags"]
+    return shown
+
+
+def test_a_batch_job_tags_the_rows_and_notifies(api: Api, customer: Customer, clock: Clock) -> None:
+    file = f"external_id,tag,expires\nloyal-1003,foo,\nloyal-1003,bar,1 day\n{ODD},foo,\n"
+    number, notified = submit(api, customer, file, request_id="a&b 1")
+    assert notified["id"] == [str(number)]
+    assert notified["status"] == ["completed"]
+    assert notified["request_id"] == ["a&b 1"]
+    assert notified["path"] == ["/notify/JOB_ID"], "the words are replaced in the query only"
+    assert api.read(EMPTY).json()["tags"] == {"foo": 1, "bar": 0}
+    clock.now += 86400
+    assert api.read(EMPTY).json()["tags"] == {"foo": 1}
+    shown = job(api, number)
+    assert (shown["rows"], shown["applied"], shown["failed"]) == (3, 3, 0)
+
+
+def test_a_batch_row_prefers_user_id_and_bad_rows_are_counted(api: Api, customer: Customer) -> None:
+    file = (
+        "\ufeffuser_id , external_id,tag,expires\r\n"
+        f"{EMPTY},loyal-1001,first,30 days\r\n"
+        f",loyal-1003,second,90 Minutes\r\n"
+        "nobody,loyal-1003,third,\r\n"
+        f"{EMPTY},,,\r\n"
+        f"{EMPTY},,fourth,soon\r\n"
+        f"{EMPTY},,first,\r\n"
+        f"{EMPTY}\r\n"
+    )
+    number, _ = submit(api, customer, file)
+    assert api.read(EMPTY).json()["tags"] == {"first": 0, "second": 0}
+    shown = job(api, number)
+    assert (shown["status"], shown["applied"], shown["failed"]) == ("completed", 2, 5)
+    assert shown["errors"][0] == "row 3: There is no such customer."
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "why"),
+    [
+        ("external_id,tag\nloyal-1003,foo\n", {"md5": "0" * 32}, "md5"),
+        ("external_id,tag\nloyal-1003,foo\n", {"url": "http://127.0.0.1:1/x.csv"}, "refused"),
+        ("external_id,tag\nloyal-1003,foo\n", {"url": "file:///etc/hosts"}, "file:"),
+        ("external_id,label\nloyal-1003,foo\n", {}, "header"),
+        ("tag\nfoo\n", {}, "header"),
+        ("", {}, "header"),
+    ],
+)
+def test_a_batch_job_fails_as_a_whole_and_says_why(
+    api: Api, customer: Customer, file: str, changes: dict[str, Any], why: str
+) -> None:
+    number, notified = submit(api, customer, file, **changes)
+    assert notified["status"] == ["failed"]
+    shown = job(api, number)
+    assert shown["status"] == "failed"
+    assert why in shown["message"]
+    assert api.read(EMPTY).json()["tags"] == {}
+
+
+def test_a_batch_file_that_is_not_there_fails_the_job(api: Api, customer: Customer) -> None:
+    _, notified = submit(api, customer, "", url=f"{customer.url}/missing.csv")
+    assert notified["status"] == ["failed"]
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        None,
+        {"url": "http://x/", "md5": "0"},
+        {"request_id": "1", "md5": "0"},
+        {"request_id": "1", "url": "http://x/"},
+        {"request_id": "1", "url": "http://x/", "md5": "0", "notify": 1},
+    ],
+)
+def test_a_batch_job_without_what_it_needs_is_refused(api: Api, tags: Any) -> None:
+    answer = api.call("POST", f"{CORE}/batch/tags", json={"tags": tags}, auth=api.core)
+    assert code(answer) == (200, "argument_error")
+
+
+@pytest.mark.parametrize("number", ["1", "none"])
+def test_an_unknown_batch_job_is_not_found(api: Api, number: str) -> None:
+    assert code(api.call("GET", f"{CORE}/batch/tags/{number}", auth=api.core))[0] == 404
+
+
+# faults
+
+
+def test_a_fault_with_a_status_answers_with_it_and_applies_nothing(api: Api) -> None:
+    api.fault(status=503, retry_after=7, code="not_available")
+    answer = api.write({"tags": ["vip"]}, EMPTY)
+    assert code(answer) == (503, "not_available")
+    assert answer.headers["Retry-After"] == "7"
+    api.fault()
+    assert api.read(EMPTY).json()["tags"] == {}
+
+
+def test_retry_after_may_be_a_date(api: Api) -> None:
+    api.fault(status=429, retry_after="http-date:+90")
+    assert api.read().headers["Retry-After"] == "Mon, 21 Sep 2026 14:14:50 GMT"
+
+
+@pytest.mark.parametrize(("rate", "status"), [(0, 200), (1, 502)])
+def test_an_error_rate_is_the_share_of_calls_that_fail(api: Api, rate: int, status: int) -> None:
+    api.fault(error_rate=rate, error_status=502)
+    assert {api.read().status_code for _ in range(20)} == {status}
+
+
+def test_an_ok_error_is_a_200_whose_body_says_error(api: Api) -> None:
+    api.fault(ok_error=True, code="REQUIRES_REGISTERED_USER")
+    assert code(api.write({"tags": ["vip"]}, EMPTY)) == (200, "REQUIRES_REGISTERED_USER")
+    assert api.call("GET", "/sandbox/calls").json()["calls"][0]["applied"] is False
+
+
+@pytest.mark.parametrize(("drop", "tags"), [("before", {}), ("after", {"vip": 1}), ("reset", {})])
+def test_a_dropped_call_gets_no_answer(api: Api, sandbox: Sandbox, drop: str, tags: Any) -> None:
+    api.fault(drop=drop)
+    with pytest.raises(requests.ConnectionError):
+        api.write({"tags": ["vip"]}, EMPTY)
+    assert sandbox.tags(EMPTY) == tags
+    (call,) = sandbox.calls()
+    assert (call["status"], call["applied"]) == (None, bool(tags))
+
+
+def test_a_drop_is_an_orderly_close_but_a_reset_is_a_reset(
+    server: SandboxServer, sandbox: Sandbox
+) -> None:
+    def ask() -> bytes:
+        with socket.create_connection(("127.0.0.1", server.port), 5) as connection:
+            connection.sendall(f"GET {CORE}/users/x/tags HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            return connection.recv(1)
+
+    sandbox.set_faults({"drop": "before"})
+    assert ask() == b""
+    sandbox.set_faults({"drop": "reset"})
+    with pytest.raises(ConnectionResetError):
+        ask()
+
+
+@pytest.mark.parametrize(
+    ("fault", "status"),
+    [
+        ({"garbage": True, "redirect": "https://x/", "status": 502}, 502),
+        ({"redirect": "https://x/", "status": 502}, 302),
+        ({"status": 502, "ok_error": True}, 502),
+        ({"ok_error": True, "error_rate": 1}, 200),
+    ],
+)
+def test_of_outcomes_that_exclude_each_other_the_first_applies(
+    api: Api, fault: dict[str, Any], status: int
+) -> None:
+    api.fault(**fault)
+    assert api.read().status_code == status
+    api.fault(**fault, drop="before")
+    with pytest.raises(requests.ConnectionError):
+        api.read()
+
+
+def test_a_drop_rate_of_zero_drops_nothing(api: Api) -> None:
+    api.fault(drop="before", drop_rate=0)
+    assert api.read().status_code == 200
+
+
+def test_garbage_is_a_page_where_json_was_expected(api: Api) -> None:
+    api.fault(garbage=True)
+    answer = api.read()
+    assert (answer.status_code, answer.headers["Content-Type"][:9]) == (200, "text/html")
+    api.fault(garbage=True, status=502)
+    assert api.read().status_code == 502
+
+
+def test_garbage_may_be_json_that_breaks_off(api: Api) -> None:
+    api.fault(garbage="json")
+    answer = api.read()
+    assert (answer.status_code, answer.headers["Content-Type"]) == (200, "application/json")
+    with pytest.raises(requests.JSONDecodeError):
+        answer.json()
+
+
+def test_hang_answers_late_and_applies_no_write(api: Api) -> None:
+    api.fault(hang=0.2)
+    began = time.monotonic()
+    assert code(api.write({"tags": ["vip"]}, EMPTY)) == (500, "internal_server_error")
+    assert time.monotonic() - began >= 0.2
+    assert api.read(EMPTY).json()["tags"] == {}, "a read is only late"
+
+
+def test_hang_after_applies_the_write_and_holds_up_nobody_else(api: Api, sandbox: Sandbox) -> None:
+    api.fault(hang_after=5, match="^POST")
+    with pytest.raises(requests.Timeout):
+        api.write({"tags": ["vip"]}, EMPTY, timeout=0.3)
+    began = time.monotonic()
+    assert api.read(EMPTY).json()["tags"] == {"vip": 1}
+    assert time.monotonic() - began < 2
+    first = sandbox.calls()[0]
+    assert (first["applied"], first["status"]) == (True, None), "it is under way still"
+
+
+def test_latency_delays_each_call_but_many_at_once(server: SandboxServer) -> None:
+    server.sandbox.set_faults({"latency_ms": [200, 210]})
+
+    def read(_: int) -> int:
+        with requests.Session() as http:
+            return Api(server.url, http).read().status_code
+
+    began = time.monotonic()
+    with ThreadPoolExecutor(16) as pool:
+        assert set(pool.map(read, range(16))) == {200}
+    assert 0.2 <= time.monotonic() - began < 1.6
+
+
+def test_drip_sends_the_body_byte_by_byte(api: Api) -> None:
+    api.fault(drip=0.005)
+    began = time.monotonic()
+    answer = api.read()
+    assert answer.json()["tags"] == {"tag1": 2, "tag2": 5, "tag3": 0}
+    assert time.monotonic() - began >= 0.005 * len(answer.content)
+
+
+def test_a_huge_answer_is_valid_json_of_that_size(api: Api) -> None:
+    api.fault(huge=2_000_000)
+    answer = api.read()
+    assert len(answer.content) == 2_000_000
+    assert answer.json()["tags"] == {"tag1": 2, "tag2": 5, "tag3": 0}
+
+
+def test_a_redirect_points_elsewhere(api: Api) -> None:
+    api.fault(redirect="https://elsewhere.example.com/login")
+    answer = api.read()
+    assert answer.status_code == 302
+    assert answer.headers["Location"] == "https://elsewhere.example.com/login"
+
+
+def test_a_fault_hits_only_the_calls_that_match(api: Api) -> None:
+    api.fault(status=500, match=f"^GET .*{ADA}")
+    assert api.read(ADA).status_code == 500
+    assert api.read(DEMO).status_code == 200
+    assert api.write({"tags": ["vip"]}, ADA).json()["status"] in ("ok", "error")
+
+
+@pytest.mark.parametrize(
+    ("where", "statuses"), [("core", (500, 200)), ("connect", (200, 500)), ("both", (500, 500))]
+)
+def test_a_fault_hits_only_the_side_it_is_for(
+    api: Api, where: str, statuses: tuple[int, int]
+) -> None:
+    api.fault(status=500, where=where)
+    assert (api.read().status_code, api.offers().status_code) == statuses
+
+
+def test_a_fault_with_times_clears_itself(api: Api) -> None:
+    api.fault(status=500, times=2)
+    assert [api.read().status_code for _ in range(4)] == [500, 500, 200, 200]
+    assert api.call("GET", "/sandbox/faults").json()["faults"] == []
+
+
+def test_of_several_faults_the_first_that_matches_wins(api: Api) -> None:
+    first, second = {"status": 429, "times": 1}, {"status": 503, "match": DEMO}
+    api.fault(faults=[first, second])
+    assert [api.read().status_code for _ in range(2)] == [429, 503]
+    assert api.read(ADA).status_code == 200
+
+
+def test_faults_are_shown_with_what_is_left_of_them_and_cleared(api: Api) -> None:
+    api.fault(status=500, times=3)
+    api.read()
+    shown = api.call("GET", "/sandbox/faults").json()
+    assert shown == {"status": "ok", "faults": [{"status": 500, "times": 2}]}
+    assert api.call("DELETE", "/sandbox/faults").json()["faults"] == []
+    assert api.read().status_code == 200
+
+
+def test_faults_never_hit_the_sandboxs_own_routes(api: Api) -> None:
+    api.fault(status=500)
+    assert api.call("GET", "/").status_code == 200
+    assert api.call("GET", "/sandbox/calls").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("fault", "named"),
+    [
+        ({"latency": 5}, "latency"),
+        ({"latency_ms": -1}, "latency_ms"),
+        ({"latency_ms": [1]}, "latency_ms"),
+        ({"error_rate": 1.5}, "error_rate"),
+        ({"error_rate": True}, "error_rate"),
+        ({"error_rate": 1, "error_status": 200}, "error_status"),
+        ({"status": "500"}, "status"),
+        ({"status": 10**400}, "status"),
+        ({"status": 500, "code": ""}, "code"),
+        ({"status": 429, "retry_after": "soon"}, "retry_after"),
+        ({"status": 429, "retry_after": -1}, "retry_after"),
+        ({"ok_error": 1}, "ok_error"),
+        ({"drop": "maybe"}, "drop"),
+        ({"garbage": "html"}, "garbage"),
+        ({"hang": "5"}, "hang"),
+        ({"huge": 1.5}, "huge"),
+        ({"redirect": "https://x/\r\nSet-Cookie: a"}, "redirect"),
+        ({"match": "("}, "match"),
+        ({"match": 5}, "match"),
+        ({"times": 0}, "times"),
+        ({"where": "elsewhere"}, "where"),
+        ({"faults": {}}, "faults"),
+        ({"faults": [5]}, "faults[0]"),
+        ({"faults": [], "status": 500}, "status"),
+    ],
+)
+def test_a_fault_that_is_not_understood_is_refused_by_name(
+    api: Api, fault: Any, named: str
+) -> None:
+    api.fault(status=503)
+    answer = api.call("POST", "/sandbox/faults", json=fault)
+    assert code(answer) == (400, "argument_error")
+    assert named in answer.json()["errors"]["message"]
+    assert "\n" not in answer.json()["errors"]["message"]
+    assert api.read().status_code == 503, "the present fault stays"
+
+
+# what it received
+
+
+def test_calls_are_listed_in_order_with_what_was_sent_and_answered(api: Api) -> None:
+    path = f"{CORE}/external/users/{quote(ODD, safe='')}/tags"
+    api.call("POST", path, json={"tags": ["vip"]}, auth=api.core)
+    api.call("POST", path, data="{oops", auth=api.core)
+    api.call("GET", "/nowhere")
+    listed = api.call("GET", "/sandbox/calls").json()
+    good, bad, lost = listed["calls"]
+    assert (good["method"], good["path"], good["at"]) == ("POST", path, NOW)
+    assert (good["body"], good["status"], good["applied"]) == ({"tags": ["vip"]}, 200, True)
+    assert (bad["body"], bad["status"], bad["applied"]) == ("{oops", 400, False)
+    assert (lost["body"], lost["status"]) == (None, 404)
+    assert listed["count"] == 3
+
+
+def test_calls_tell_whether_the_credential_was_right_and_never_what_it_was(api: Api) -> None:
+    path = f"{CORE}/users/{DEMO}/tags"
+    api.call("GET", path)
+    api.call("GET", path, auth=("sandbox-key", "a-private-secret"))
+    api.read()
+    answer = api.call("GET", "/sandbox/calls")
+    given = [call["authorization"] for call in answer.json()["calls"]]
+    assert given == ["missing", "wrong", "ok"]
+    assert "a-private-secret" not in answer.text
+    assert "Basic" not in answer.text
+
+
+def test_calls_are_counted_by_kind(api: Api) -> None:
+    api.write({"tags": ["vip"]})
+    api.read()
+    api.read()
+    api.offers()
+    api.call("GET", f"{CORE}/users/{DEMO}", auth=api.core)
+    api.call("POST", f"{CORE}/batch/tags", json={}, auth=api.core)
+    counts = api.call("GET", "/sandbox/calls").json()["counts"]
+    assert counts == {
+        "tags_write": 1,
+        "tags_read": 2,
+        "profile": 1,
+        "offers": 1,
+        "batch": 1,
+        "trigger": 0,
+    }
+
+
+def test_calls_are_filtered_by_method_expression_and_time(api: Api, clock: Clock) -> None:
+    api.read(DEMO)
+    clock.now += 10
+    api.read(ADA)
+    api.write({"tags": ["vip"]}, EMPTY)
+
+    def count(**filters: Any) -> int:
+        listed: int = api.call("GET", "/sandbox/calls", params=filters).json()["count"]
+        return listed
+
+    assert count(method="get") == 2
+    assert count(match=f"POST .*{EMPTY}") == 1
+    assert count(since=NOW + 10) == 2
+    assert count(method="GET", since=NOW + 10) == 1
+
+
+def test_the_latest_calls_may_be_asked_for_alone(api: Api) -> None:
+    api.read(DEMO)
+    api.read(ADA)
+    listed = api.call("GET", "/sandbox/calls", params={"limit": 1}).json()
+    assert ADA in listed["calls"][0]["path"]
+    assert (len(listed["calls"]), listed["count"]) == (1, 2)
+
+
+@pytest.mark.parametrize("query", ["match=(", "since=today", "limit=few"])
+def test_a_bad_filter_is_refused(api: Api, query: str) -> None:
+    assert code(api.call("GET", f"/sandbox/calls?{query}")) == (400, "argument_error")
+
+
+def test_calls_can_be_cleared(api: Api) -> None:
+    api.read()
+    api.call("DELETE", "/sandbox/calls")
+    listed = api.call("GET", "/sandbox/calls").json()
+    assert (listed["calls"], sum(listed["counts"].values())) == ([], 0)
+
+
+# customers
+
+
+def test_the_built_in_customers_are_listed(api: Api) -> None:
+    listed = api.call("GET", "/sandbox/customers").json()
+    sizes = {each["external_id"]: each["offers"] for each in listed["customers"]}
+    assert listed["count"] == len(sizes) == 6
+    assert (sizes["braze-demo"], sizes["loyal-1003"], sizes["loyal-1004"]) == (1, 0, 60)
+    assert ODD in sizes
+
+
+def test_a_customer_can_be_created_and_replaced_while_it_runs(api: Api) -> None:
+    given = {
+        "user_id": "u-1",
+        "external_id": "e-1",
+        "tags": {"vip": 3, "promo": {"ttl": 60}},
+        "offers": [{"use": "free-coffee", "title": "Mine"}, {"expiration_date_in_days": 1}],
+        "total_points": 80,
+        "available_points": 70,
+    }
+    assert api.call("POST", "/sandbox/customers", json=given).status_code == 200
+    assert api.read("u-1").json()["tags"] == {"vip": 3, "promo": 0}
+    wallet = api.wallet("u-1")
+    assert [offer["title"] for offer in wallet["user_offers"]] == ["Mine", "An offer"]
+    assert wallet["user_offers"][1]["expiration_date"] == "2026-09-22T14:13:20Z"
+    assert (wallet["total_points"], wallet["available_points"]) == (80, 70)
+    api.call("POST", "/sandbox/customers", json={"user_id": "u-1", "tags": {"plain": 1}})
+    assert api.read("u-1").json()["tags"] == {"plain": 1}
+    answer = api.call("GET", f"{CORE}/external/users/e-1", auth=api.core)
+    assert answer.status_code == 404, "the old external id is gone with the old customer"
+
+
+def test_a_customer_can_be_removed(api: Api) -> None:
+    assert api.call("DELETE", f"/sandbox/customers/{ADA}").status_code == 200
+    assert api.read(ADA).status_code == 404
+    assert code(api.call("DELETE", f"/sandbox/customers/{ADA}")) == (404, "user_not_found")
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({}, "user_id"),
+        ({"user_id": " "}, "user_id"),
+        ({"user_id": "u", "external_id": 5}, "external_id"),
+        ({"user_id": "u", "external_id": "loyal-1001"}, ADA),
+        ({"user_id": "u", "name": "x"}, "name"),
+        ({"user_id": "u", "total_points": "many"}, "total_points"),
+        ({"user_id": "u", "profile": []}, "profile"),
+        ({"user_id": "u", "tags": 5}, "tags"),
+        ({"user_id": "u", "tags": {"": 1}}, "tags"),
+        ({"user_id": "u", "tags": {"a": 0}}, "tags.a"),
+        ({"user_id": "u", "tags": {"a": {"ttl": -1}}}, "tags.a"),
+        ({"user_id": "u", "offers": {}}, "offers"),
+        ({"user_id": "u", "offers": [{"use": "nothing"}]}, "nothing"),
+        ({"user_id": "u", "offers": [{"copies": 0}]}, "copies"),
+        ({"user_id": "u", "offers": [{"translations": []}]}, "translations"),
+        ({"user_id": "u", "offers": [{"acquire_date_in_days": "1"}]}, "acquire_date_in_days"),
+        ({"user_id": "u", "offers": [{"acquire_date_in_days": 1e11}]}, "acquire_date_in_days"),
+    ],
+)
+def test_a_customer_that_makes_no_sense_is_refused_by_name(
+    api: Api, given: Any, named: str
+) -> None:
+    answer = api.call("POST", "/sandbox/customers", json=given)
+    assert code(answer) == (400, "argument_error")
+    assert named in answer.json()["errors"]["message"]
+
+
+def test_with_any_customer_unknown_identifiers_become_customers(http: requests.Session) -> None:
+    with serve(Sandbox(any_customer=True), port=0) as server:
+        api = Api(server.url, http)
+        assert api.write({"tags": ["vip"]}, "new-1").json()["tags"] == {"vip": 1}
+        assert api.wallet("new-2")["total_records"] == 2
+        path = f"{CORE}/external/users/new-3"
+        user = api.call("GET", path, auth=api.core).json()["user"]
+        assert user["external_id"] == "new-3"
+        tags = api.call("POST", f"{path}/tags", json={"tags": ["vip"]}, auth=api.core).json()
+        assert api.read(user["id"]).json() == tags
+
+
+# the seed
+
+
+@pytest.mark.parametrize(
+    ("seed", "named"),
+    [
+        ({"people": []}, "people"),
+        ({"customers": {}}, "customers"),
+        ({"customers": [{"user_id": "a"}, {}]}, "customers[1].user_id"),
+        ({"customers": [{"user_id": "a"}, {"user_id": "a"}]}, "user_id is there twice"),
+        ({"customers": [{"user_id": "a", "offers": [{"use": "b"}]}]}, "no offer 'b'"),
+        ({"offers": []}, "offers"),
+        ({"offer_groups": [{"name": "All"}]}, "offer_groups[0]"),
+        ({"any_customer": "yes"}, "any_customer"),
+        ({"new_customer": {"user_id": "a"}}, "new_customer"),
+    ],
+)
+def test_a_seed_that_makes_no_sense_is_refused_by_name(seed: Any, named: str) -> None:
+    with pytest.raises(SeedError) as refused:
+        Sandbox(seed=seed)
+    assert named in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("text", [None, "{", "[]", "\xff"])
+def test_a_seed_file_that_cannot_be_read_is_refused_by_its_path(
+    tmp_path: Path, text: str | None
+) -> None:
+    file = tmp_path / "seed.json"
+    if text is not None:
+        file.write_text(text, "latin-1")
+    with pytest.raises(SeedError, match=r"seed\.json"):
+        load_seed(file)
+
+
+def test_a_seed_file_of_ones_own_takes_the_place_of_the_built_in_one(
+    tmp_path: Path, http: requests.Session
+) -> None:
+    file = tmp_path / "seed.json"
+    file.write_text(json.dumps({"customers": [{"user_id": "only", "tags": {"a": 2}}]}))
+    with serve(Sandbox(seed=load_seed(file)), port=0) as server:
+        api = Api(server.url, http)
+        assert api.read("only").json()["tags"] == {"a": 2}
+        assert api.read(DEMO).status_code == 404
+
+
+# the server
+
+
+def test_a_connection_is_kept_and_answers_come_without_delay(
+    api: Api, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "urllib3")
+    began = time.monotonic()
+    for _ in range(20):
+        api.write({"tags": ["vip"]}, EMPTY)
+    assert time.monotonic() - began < 20 * 0.03, "Nagle and delayed ACK would cost 40 ms each"
+    assert caplog.text.count("Starting new HTTP connection") == 1
+    assert "Resetting dropped connection" not in caplog.text
+
+
+def test_a_kept_connection_survives_refusals_with_a_body_unread(server: SandboxServer) -> None:
+    body = b'{"tags":["vip"]}'
+    head = f"POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    with socket.create_connection(("127.0.0.1", server.port), 5) as connection:
+        connection.sendall((head + body) * 2)
+        answers = connection.makefile("rb")
+        statuses = []
+        for _ in range(2):
+            statuses.append(answers.readline())
+            length = 0
+            while line := answers.readline().strip():
+                name, _, value = line.partition(b":")
+                length = int(value) if name == b"Content-Length" else length
+            answers.read(length)
+        answers.close()
+    assert statuses == [b"HTTP/1.1 404 NOT FOUND\r\n"] * 2
+
+
+def test_a_chunked_body_is_understood(api: Api) -> None:
+    chunks = iter([b'{"tags":', b'["vip"]}'])
+    path = f"{CORE}/users/{EMPTY}/tags"
+    assert api.call("POST", path, data=chunks, auth=api.core).json()["tags"] == {"vip": 1}
+
+
+def test_a_stopped_server_refuses_connections_and_can_be_started_again(api: Api) -> None:
+    with serve(Sandbox(), port=0) as server:
+        url, port = server.url, server.port
+        api.call("GET", "/")
+        with requests.Session() as http:
+            other = Api(url, http)
+            other.write({"tags": ["vip"]}, EMPTY).raise_for_status()
+            server.stop()
+            with pytest.raises(requests.ConnectionError):
+                other.read(EMPTY)
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(("127.0.0.1", port), 5)
+            server.start()
+            assert (server.url, server.port) == (url, port)
+            assert other.read(EMPTY).json()["tags"] == {"vip": 1}, "what it knows it keeps"
+
+
+def test_stopping_cuts_a_call_that_is_under_way(sandbox: Sandbox) -> None:
+    sandbox.set_faults({"hang": 30})
+    with serve(sandbox, port=0) as server, requests.Session() as http:
+        pool = ThreadPoolExecutor(1)
+        waiting = pool.submit(Api(server.url, http).read)
+        wait_until(lambda: bool(sandbox.calls()))
+        server.stop()
+        with pytest.raises(requests.ConnectionError):
+            waiting.result(timeout=5)
+        pool.shutdown()
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 5
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_port_that_is_taken_is_an_error_of_the_operating_system(server: SandboxServer) -> None:
+    with pytest.raises(OSError, match="in use"):
+        serve(Sandbox(), port=server.port)
+
+
+def test_the_sandbox_needs_neither_flask_nor_the_rest_of_the_bridge() -> None:
+    script = "import sys, bridge.sandbox; print(*sys.modules)"
+    loaded = set(subprocess.check_output([sys.executable, "-c", script], text=True).split())
+    assert not loaded & {"flask", "sqlalchemy"}
+    of_the_bridge = {name.split(".")[1] for name in loaded if name.startswith("bridge.")}
+    assert of_the_bridge == {"sandbox", "clock"}
+
+
+@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT])
+def test_the_command_says_how_to_use_it_and_ends_cleanly(ending: signal.Signals) -> None:
+    script = "from bridge.sandbox.server import run; run('127.0.0.1', 0, None)"
+    with subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONIOENCODING": "utf-8"},
+        encoding="utf-8",
+    ) as process:
+        assert process.stdout
+        assert process.stderr
+        try:
+            said = ""
+            while "Ctrl-C" not in said:
+                line = process.stdout.readline()
+                assert line, process.stderr.read()
+                said += line
+            settings = dict(line.split(" ", 1)[1].split("=", 1) for line in exports(said))
+            url = settings["SESSIONM_CORE_URL"]
+            assert requests.get(url, timeout=30).headers["Server"] == "sessionm-sandbox"
+            process.send_signal(ending)
+            assert process.wait(30) == 0
+            assert process.stderr.read() == ""
+        finally:
+            process.kill()
+    assert "it is not SessionM" in said
+    assert settings == CREDENTIALS.environment(url)
+    assert DEMO in said
+
+
+def exports(said: str) -> list[str]:
+    return [line for line in said.splitlines() if line.startswith("export ")]
+
+
+BRAZE_KEY = {"Authorization": "Bearer sandbox-braze-key"}
+PERSON = {"external_user_id": "ann"}
+
+
+def trigger(api_url: str, body: Any, path: str = "campaigns", **headers: str) -> Any:
+    url = f"{api_url}/{path}/trigger/send"
+    return requests.post(url, json=body, headers={**BRAZE_KEY, **headers}, timeout=10)
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ({"recipients": [PERSON]}, "Invalid Campaign ID"),
+        ({"campaign_id": "c"}, "recipients"),
+        ({"campaign_id": "c", "recipients": [PERSON] * 51}, "50"),
+        ({"campaign_id": "c", "recipients": [PERSON], "broadcast": True}, "broadcast"),
+        ({"campaign_id": "c", "recipients": [{**PERSON, "braze_id": "b"}]}, "identifier"),
+        ({"campaign_id": "c", "recipients": [{"email": "a@b.c"}]}, "prioritization"),
+        (
+            {
+                "campaign_id": "c",
+                "recipients": [{**PERSON, "trigger_properties": {"x": "y" * 52_000}}],
+            },
+            "50 KB",
+        ),
+    ],
+    ids=str,
+)
+def test_brazes_part_refuses_as_braze_does(body: Any, says: str) -> None:
+    with serve(Sandbox(), port=0) as server:
+        answer = trigger(server.url, body)
+        assert answer.status_code == 400
+        assert says in answer.json()["message"]
+        assert server.sandbox.braze.sent() == []
+
+
+def test_brazes_part_sends_one_message_to_one_person() -> None:
+    with serve(Sandbox(), port=0) as server:
+        answer = trigger(server.url, {"canvas_id": "v", "recipients": [PERSON, PERSON]}, "canvas")
+        assert (answer.status_code, answer.json()["message"]) == (201, "success")
+        assert answer.headers["X-RateLimit-Remaining"] == "249999"
+        shown = requests.get(f"{server.url}/sandbox/messages", timeout=10).json()["messages"]
+        assert [one["recipient"] for one in shown] == [PERSON]
+        wrong = trigger(server.url, {}, Authorization="Bearer other")
+        assert (wrong.status_code, "message" in wrong.json()) == (401, True)
+
+
+def test_brazes_part_has_an_hourly_limit_and_the_same_faults() -> None:
+    with serve(Sandbox(), port=0) as server:
+        url = f"{server.url}/sandbox/braze"
+        assert requests.post(url, json={"limit": 1, "reset_in": 60}, timeout=10).ok
+        body = {"campaign_id": "c", "recipients": [PERSON]}
+        assert trigger(server.url, body).status_code == 201
+        refused = trigger(server.url, body)
+        assert (refused.status_code, refused.headers["X-RateLimit-Remaining"]) == (429, "0")
+        server.sandbox.set_faults({"status": 503, "where": "braze"})
+        failed = trigger(server.url, body)
+        assert (failed.status_code, list(failed.json())) == (503, ["message"])

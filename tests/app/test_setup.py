@@ -1,0 +1,540 @@
+"""The setup page without a browser: steps, previews, fields, frames, and the send planner."""
+
+import base64
+import re
+import time
+from collections.abc import Callable
+from html import unescape
+from threading import Thread
+from typing import Any
+
+import pytest
+from flask.testing import FlaskClient
+
+from bridge.liquid.snippets import snippets
+from bridge.ops.telemetry import Minute
+from bridge.sandbox import SandboxServer
+from bridge.web.progress import since
+from tests.app.test_pages import ADMIN, get, post, words
+from tests.conftest import ALICE, KEYS, MakeApp, bearer, eventually, send
+from tests.conftest import post as send_webhook
+
+UNSENT = "dispatch_id_for_unsent_campaign"
+
+
+def test_the_setup_is_filled_in_with_the_address_that_braze_uses(make_app: MakeApp) -> None:
+    seen = get(make_app().test_client(), "/setup")
+    assert "http://localhost/webhooks/braze" in seen
+    assert "localhost is this machine alone" in seen
+    near = {"Host": "bridge:8080", **ADMIN}
+    seen = words(make_app().test_client().get("/setup", headers=near))
+    assert "It is not https" in seen
+    assert "Port 8080: Braze calls ports 80 and 443 only" in seen
+    assert "bridge is a name within this network" in seen
+    seen = get(make_app(BRIDGE_PUBLIC_URL="https://bridge.example").test_client(), "/setup")
+    assert "https://bridge.example/webhooks/braze" in seen
+    assert "https://bridge.example/connected-content/offers" in seen
+    assert "YOUR-BRIDGE" not in seen
+    assert "Braze can use this address" in seen
+    through = {"X-Forwarded-Host": "b.example", "X-Forwarded-Proto": "https", **ADMIN}
+    proxied = make_app(BRIDGE_TRUSTED_PROXIES="1").test_client().get("/setup", headers=through)
+    assert "https://b.example/webhooks/braze" in proxied.text
+
+
+def test_the_setup_shows_names_of_keys_and_no_secret(client: FlaskClient) -> None:
+    told = client.get("/setup", headers=ADMIN).text
+    assert "YOUR-WEBHOOK-SECRET" in told
+    for secret in KEYS.values():
+        assert secret not in told
+
+
+def test_a_customer_may_be_known_by_an_external_id(client: FlaskClient) -> None:
+    told = get(client, "/setup?id=external_id")
+    assert "?external_id={{${user_id} | url_param_escape}}" in told
+    assert '"external_id": "{{${user_id} | json_escape}}"' in told
+    assert "user_id={{${user_id} | url" not in told.replace("external_id=", "")
+
+
+@pytest.fixture
+def render(client: FlaskClient) -> Callable[..., str]:
+    """Renders a template on the setup page; what the page then says of it."""
+
+    def try_out(source: str, customer: str = ALICE, **more: str) -> str:
+        answer = post(client, "/setup", part="outcome", source=source, customer=customer, **more)
+        assert answer.status_code == 200, words(answer)
+        return words(answer)
+
+    return try_out
+
+
+OFFERS = (
+    "{% connected_content http://localhost/connected-content/offers?user_id={{${user_id}}}&limit=1"
+    " :basic_auth bridge :save wallet %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ("Hi {{${first_name}}}" + OFFERS + "{{wallet.first.title}}", "Hi Ann"),
+        (OFFERS + "{{wallet.first.title}}", "Free barista coffee"),
+        (OFFERS.replace("http://localhost", "https://YOUR-BRIDGE") + "{{wallet.status}}!", "ok!"),
+        ("{% abort_message('no offer') %}", "The message is aborted: no offer"),
+        (
+            "{{ 'a' | nofilter }}",
+            "Line 1, column 1 : Braze has no filter `nofilter` and ignores it.",
+        ),
+        (
+            "x\n {% if %}{% endif %}",
+            "cannot be rendered. Line 2, column 2 : a condition is missing",
+        ),
+        ("{% endfor %}", "Line 1, column 1 : `endfor` belongs to no open tag here"),
+        ("{% if 'a' > 5 %}x{% endif %}", "a text cannot be compared with the number 5"),
+        (OFFERS + "{{wallet.frist.title}}", "`wallet.frist` does not exist; did you mean `first`?"),
+        ("a{% promotion('spring') %}b", "a[promotion('spring')]b"),
+        ("{{content_blocks.${footer}}}", "give its text as a stand-in"),
+        ("a<!-- " + OFFERS + " -->b", "ab Connected Content calls none"),
+        (OFFERS.replace(" :basic_auth bridge", ""), "add :basic_auth bridge"),
+        (OFFERS.replace("bridge :save", "other :save"), "no credential is named 'other'"),
+        (OFFERS.replace("localhost", "127.0.0.1:9"), "no host but this bridge"),
+        (OFFERS.replace("http://localhost", ""), "no address that can be called"),
+        (OFFERS.replace("limit=1", "limit=none"), "limit must be a whole number"),
+        (OFFERS.replace("offers?", "nothing?"), "There is nothing at this path"),
+        (
+            OFFERS.replace("{{${user_id}}}", "{{${unknown}}}"),
+            "user_id is missing or blank",
+        ),
+        (
+            OFFERS.replace("connected-content/offers", "health").replace("&limit=1", ""),
+            "a content key does not open it",
+        ),
+        (
+            '{"braze_campaign_id": "{{campaign.${api_id}}}", "user_id": "{{${user_id}}}"}',
+            "would be accepted , and would write: braze_campaign_example-campaign-id for 30 d",
+        ),
+        ('{"braze_campaign_id": "x"}', "this would be refused. 422"),
+        ("{% for i in (1..100000000) %}x{% endfor %}", "the loops take over 100,000 rounds"),
+        ("<script>alert(1)</script>", "<script>alert(1)</script>"),
+    ],
+)
+def test_a_template_is_tried_out_and_its_faults_are_explained(
+    render: Callable[..., str], source: str, told: str
+) -> None:
+    assert told in render(source, first_name="Ann")
+
+
+def test_a_preview_works_while_sessionm_is_away(
+    render: Callable[..., str], sandbox: SandboxServer
+) -> None:
+    sandbox.sandbox.set_faults({"status": 500})
+    told = render(OFFERS + "{% if wallet.status != 'ok' %}a fallback{% endif %}", "cold")
+    assert "a fallback" in told
+    assert "SessionM is unavailable" in told
+    told = render(OFFERS.replace("&limit=1", "&on_error=retry").replace(":save", ":retry :save"))
+    assert "The message is aborted: Connected Content failed: HTTP 503" in told
+
+
+def test_a_preview_reads_no_secret_and_counts_nothing(make_app: MakeApp) -> None:
+    app = make_app(BRIDGE_ALLOWED_IPS="10.0.0.0/8")
+    client = app.test_client()
+    answer = post(
+        client,
+        "/setup",
+        part="outcome",
+        source="{{settings}}{{credentials}}" + OFFERS + "{{wallet.status}}"
+        "{% connected_content http://localhost/connected-content/tags?user_id={{${user_id}}}"
+        ' :headers {"Authorization":"Basic YOUR-BASE64-ENCODED-KEY"} :save r %}'
+        "{{r.status}} YOUR-BASE64-ENCODED-KEY",
+        customer=ALICE,
+    )
+    assert "okok YOUR-BASE64-ENCODED-KEY" in words(answer)
+    for secret in KEYS.values():
+        assert secret not in answer.text
+        assert base64.b64encode(f"test:{secret}".encode()).decode() not in answer.text
+    health = client.get("/health", headers=ADMIN).get_json()
+    assert health["checks"]["cache"]["lookups"] == 0
+
+
+TYPED = {
+    "language": "fr",
+    "time_zone": "Asia/Tokyo",
+    "custom_attribute": '{"points": 600, "vip": true}',
+    "event_properties": '{"items": [{"sku": "A1"}]}',
+    "context": '{"n": 2.5}',
+    "api_trigger_properties": '{"code": "00501"}',
+    "stand_ins": '{"content_blocks": {"hi": "Hello {{${first_name}}}"}}',
+}
+
+
+def test_a_preview_has_what_braze_knows_with_types(render: Callable[..., str]) -> None:
+    told = render(
+        "{% if custom_attribute.${points} >= 500 %}gold{% else %}silver{% endif %}"
+        "{% if custom_attribute.${vip} == true %} vip{% endif %} ${language}={{${language}}}"
+        " {{ 1628067600 | time_zone: ${time_zone} | date: '%H' }}"
+        " {{event_properties.${items}[0].sku}} {{context.${n} | round}}"
+        " {{api_trigger_properties.${code}}} {{content_blocks.${hi}}}!",
+        first_name="Ann",
+        **TYPED,
+    )
+    assert "gold vip ${language}=fr 18 A1 3 00501 Hello Ann!" in told
+    assert "Worth a look" not in told
+
+
+def test_what_braze_knows_stays_on_the_page(client: FlaskClient) -> None:
+    answer = post(client, "/setup", source="x", customer=ALICE, **TYPED)
+    for value in TYPED.values():
+        assert value in unescape(answer.text)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "told"),
+    [
+        ("custom_attribute", "{points: 5}", "Custom attributes is not JSON: line 1, column 2"),
+        ("context", "[1]", "Context is not a JSON object"),
+        ("event_properties", "{“a”: 1}", "curly quotes, pasted from a word processor?"),
+        ("stand_ins", '{"catalogs": 5}', 'Stand-ins needs an object for "catalogs"'),
+        ("api_trigger_properties", "{" + " " * 100_000, "is longer than 100,000 characters"),
+    ],
+)
+def test_what_braze_knows_is_refused_by_name_if_it_is_no_json(
+    client: FlaskClient, field: str, value: str, told: str
+) -> None:
+    answer = post(client, "/setup", source="my own words", customer=ALICE, **{field: value})
+    assert answer.status_code == 400
+    assert told in words(answer)
+    assert "my own words" in answer.text
+
+
+def test_a_template_that_never_ends_harms_nobody(client: FlaskClient) -> None:
+    endless = "{% for i in (1..90000) %}{{ i | sha2 | slice: 0 }}{% endfor %}" * 900
+    huge = '{% assign a = "x" %}{% for i in (1..60) %}{% assign a = a | append: a %}{% endfor %}'
+    for source, told in (
+        (endless, "more than 0.5 s to render; it is in a loop of 90,000 rounds"),
+        (huge, "grows beyond 1,000,000 characters"),
+        ("x" * 100_001, "longer than"),
+    ):
+        assert told in words(post(client, "/setup", source=source, customer=ALICE))
+
+
+def test_lookups_are_answered_while_a_hostile_template_renders(make_app: MakeApp) -> None:
+    app = make_app()
+    lookup = f"/connected-content/tags?user_id={ALICE}"
+    client = app.test_client()
+    assert client.get(lookup, headers=bearer("content")).status_code == 200
+    endless = "{% for i in (1..90000) %}{{ i | sha2 | slice: 0 }}{% endfor %}" * 900
+    previews = [
+        Thread(target=post, args=(app.test_client(), "/setup"), kwargs=kwargs)
+        for kwargs in [{"source": endless, "customer": ALICE}] * 2
+    ]
+    for preview in previews:
+        preview.start()
+    answered = 0
+    while any(preview.is_alive() for preview in previews):
+        assert client.get(lookup, headers=bearer("content")).get_json()["status"] == "ok"
+        answered += 1
+    assert answered > 20
+
+
+def test_a_one_line_preview_costs_little(client: FlaskClient) -> None:
+    post(client, "/setup", source="warm", customer=ALICE)
+    started = time.process_time()
+    assert "Hi Ann!" in words(
+        post(client, "/setup", source="Hi {{${first_name}}}!", customer=ALICE, first_name="Ann")
+    )
+    assert time.process_time() - started < 0.15
+
+
+def test_a_preview_without_a_customer_says_so(client: FlaskClient) -> None:
+    answer = post(client, "/setup", source="my own words", customer=" ")
+    assert answer.status_code == 400
+    assert "type one that SessionM knows" in words(answer)
+    assert "my own words" in answer.text
+
+
+def test_another_snippet_is_loaded_without_scripts(client: FlaskClient) -> None:
+    answer = post(client, "/setup", load="tag_check", source="my own", customer=ALICE)
+    assert "Your VIP lounge is open." in edited(answer.text)
+    assert f'value="{ALICE}"' in answer.text
+    assert "Your own text was put aside" in words(answer)
+    back = post(client, "/setup", load="aside", source=edited(answer.text), aside="my own")
+    assert edited(back.text) == "my own"
+
+
+def test_a_snippet_that_was_not_changed_is_not_put_aside(client: FlaskClient) -> None:
+    first = edited(client.get("/setup", headers=ADMIN).text)
+    answer = post(client, "/setup", load="tag_check", source=first, aside="kept before")
+    assert 'name="aside" value="kept before"' in answer.text
+    answer = post(client, "/setup", load="tag_check", source=first)
+    assert 'name="aside" value=""' in answer.text
+
+
+def edited(page: str) -> str:
+    """What the page has in its editor."""
+    found = re.search(r'<textarea id="source"[^>]*>\n(.*?)</textarea>', page, re.DOTALL)
+    assert found
+    return unescape(found[1])
+
+
+def test_a_send_is_planned(make_app: MakeApp) -> None:
+    client = make_app(BRIDGE_SESSIONM_RPS="20").test_client()
+    told = get(client, "/setup?recipients=100,000&message=webhook")
+    assert "Set the rate limit in Braze to 960 messages a minute" in told
+    assert "80 % of 20 calls/s × 60 ÷ 1 calls per recipient = 960 a minute, the lowest" in told
+    told = get(client, "/setup?recipients=100000&message=webhook&counters=1&speed=6000")
+    assert "Set the rate limit in Braze to 480" in told
+    assert "Tags come faster than SessionM takes them: 200 writes a second against 20" in told
+    assert "without one, a retry by Braze counts twice" in told
+    bad = client.get("/setup?recipients=many", headers=ADMIN)
+    assert bad.status_code == 400
+    assert "The number of recipients must be a whole number" in words(bad)
+
+
+def test_the_setup_says_which_way_suits_a_large_audience(make_app: MakeApp) -> None:
+    off = get(make_app(BRIDGE_SESSIONM_RPS="20").test_client(), "/setup")
+    assert "at most 20 calls a second to SessionM Core" in off
+    assert "1,000,000 1,000,000 calls, 13 h 53 min 10 jobs" in off
+    assert "Off here. Where the person who runs the bridge switches it on" in off
+    assert "Batch jobs are off on this bridge" in off
+    assert "bridge batch submit segment.csv --tag" in off
+    on = make_app(
+        BRIDGE_SESSIONM_RPS="20",
+        BRIDGE_BULK_THRESHOLD="500",
+        BRIDGE_PUBLIC_URL="https://bridge.acme.com",
+    )
+    told = get(on.test_client(), "/setup")
+    assert "On here: above a backlog of 500 writes" in told
+    assert "Batch jobs are off" not in told
+    planned = get(on.test_client(), "/setup?recipients=100000&message=webhook&speed=60000")
+    assert "delivered by batch jobs" in planned
+
+
+def test_no_name_of_a_setting_is_shown_to_a_marketer(make_app: MakeApp) -> None:
+    for path in ("/setup", "/setup?recipients=1000000&message=both&speed=900000"):
+        assert "BRIDGE_" not in make_app().test_client().get(path, headers=ADMIN).text
+
+
+# --- Customers to try -----------------------------------------------------------------------------
+
+
+def test_customers_of_recent_sends_come_first_then_the_sandboxs(client: FlaskClient) -> None:
+    picked = re.compile('name="pick" value="([^"]*)"')
+    before = picked.findall(client.get("/setup", headers=ADMIN).text)
+    assert f"user_id:{ALICE}" in before
+    send(client, user_id="somebody-new", braze_campaign_id="c")
+    send(client, user_id=None, external_id="loyal-1002", braze_campaign_id="c")
+    send_webhook(client, user_id="{{${user_id}}}", braze_campaign_id="c")
+    found = picked.findall(client.get("/setup", headers=ADMIN).text)
+    assert found[:2] == ["external_id:loyal-1002", "user_id:somebody-new"]
+    assert len(found) == len(set(found)) == 6
+
+
+def test_a_sandbox_that_is_away_is_no_harm(make_app: MakeApp, sandbox: SandboxServer) -> None:
+    client = make_app().test_client()
+    sandbox.stop()
+    assert "ask for the ID of a test customer" in get(client, "/setup")
+
+
+def test_a_picked_customer_is_rendered_without_scripts(client: FlaskClient) -> None:
+    told = words(post(client, "/setup", pick=f"user_id:{ALICE}", source="{{${user_id}}}!"))
+    assert f"{ALICE}!" in told
+
+
+@pytest.mark.parametrize(
+    ("typed", "kind", "is_external"),
+    [("loyal-1001", "user_id", True), (ALICE, "external_id", False)],
+)
+def test_an_id_of_the_other_kind_is_found_and_said(
+    render: Callable[..., str], typed: str, kind: str, *, is_external: bool
+) -> None:
+    source = OFFERS.replace("?user_id=", f"?{kind}=") + "{{wallet.first.title}}"
+    told = render(source, customer=typed, id=kind)
+    assert "Free barista coffee" in told
+    other = ("an external ID", "external ID") if is_external else ("a user ID", "user ID")
+    assert f"{typed} is {other[0]} in SessionM" in told
+    assert f"use the {other[1]} in step 1" in told
+
+
+def test_an_id_of_the_right_kind_is_not_commented_on(render: Callable[..., str]) -> None:
+    told = render(OFFERS + "{{wallet.first.title}}")
+    assert "in SessionM, and the message asks by" not in told
+    assert "neither by user ID" in render(OFFERS, customer="nobody")
+
+
+# --- Calls, fields, frame -------------------------------------------------------------------------
+
+
+def test_a_call_shows_what_brazes_debugger_shows(render: Callable[..., str]) -> None:
+    render(OFFERS)
+    told = render(OFFERS)
+    assert "✓ 1 answered" in told
+    assert "cache hit" in told
+    assert "Authorization ***" in told
+    assert "Cache-Status bridge; hit" in told
+    assert '"available_points": 1240' in told
+
+
+def test_fields_are_listed_with_the_customers_values(client: FlaskClient) -> None:
+    page = post(client, "/setup", part="outcome", source=OFFERS, customer=ALICE).text
+    inserts = [unescape(one) for one in re.findall('data-insert="([^"]*)"', page)]
+    assert "{{ wallet.first.title | default: '…' }}" in inserts
+    assert "{{ wallet.available_points | default: 0 }}" in inserts
+    assert "{{ wallet.first.expires_at | date: '%d %B %Y' }}" in inserts
+    assert "{% for offer in wallet.offers %}\n  {{ offer.title }}\n{% endfor %}" in inserts
+    assert "Free barista coffee" in unescape(page)
+
+
+def test_a_message_without_a_call_is_offered_one(
+    client: FlaskClient, render: Callable[..., str]
+) -> None:
+    page = post(client, "/setup", part="outcome", source="Hi", customer=ALICE).text
+    found = re.search('data-insert-first="([^"]*)"', page)
+    assert found
+    assert "1240" in render(unescape(found[1]) + "{{ customer.available_points }}")
+
+
+def test_every_field_shows_what_its_liquid_renders(
+    client: FlaskClient, render: Callable[..., str]
+) -> None:
+    page = post(client, "/setup", part="outcome", source=OFFERS, customer=ALICE).text
+    for one in sorted({unescape(one) for one in re.findall('data-insert="([^"]*)"', page)}):
+        told = render(f"{OFFERS}{one}")
+        assert "Worth a look" not in told, one
+        assert "cannot be rendered" not in told, one
+
+
+@pytest.mark.parametrize("message", ["<p style='color:red'>Hi", "<!DOCTYPE html><html>Hi"])
+def test_a_message_is_a_document_in_which_nothing_runs(client: FlaskClient, message: str) -> None:
+    answer = post(client, "/setup/frame", message=message)
+    policy = answer.headers["Content-Security-Policy"]
+    assert policy.startswith("sandbox; default-src 'none'; style-src 'unsafe-inline'")
+    assert "script" not in policy
+    assert "frame-ancestors 'self'" in policy
+    assert answer.headers["X-Frame-Options"] == "SAMEORIGIN"
+    assert answer.headers["Referrer-Policy"] == "no-referrer"
+    assert answer.text.lower().count("<html") == 1
+    assert message in answer.text
+    away = {"Sec-Fetch-Site": "cross-site", **ADMIN}
+    assert client.post("/setup/frame", data={"message": "x"}, headers=away).status_code == 403
+
+
+# --- Snippets -------------------------------------------------------------------------------------
+
+
+def test_each_snippet_has_a_picture_of_what_it_becomes(client: FlaskClient) -> None:
+    page = client.get("/setup", headers=ADMIN).text
+    pictures = re.findall(r'class="picture">(.*?)</div>', page, re.DOTALL)
+    assert len(pictures) == len(snippets())
+    assert all(re.sub("<[^>]*>", "", one).strip() for one in pictures)
+    assert "Free barista coffee" in pictures[0]
+    assert "{{" not in "".join(pictures)
+
+
+def test_sends_say_the_names_of_campaign_and_canvas(render: Callable[..., str]) -> None:
+    campaign = snippets()["webhook_campaign"].filled("http://localhost", "user_id")
+    assert '"campaign_name": "Example campaign"' in render(campaign)
+    canvas = snippets()["webhook_canvas"].filled("http://localhost", "user_id")
+    assert '"canvas_name": "Example Canvas"' in render(canvas)
+    assert "would be accepted" in render(canvas)
+
+
+# --- Progress -------------------------------------------------------------------------------------
+
+
+def progress_of(client: FlaskClient) -> dict[str, Any]:
+    answer = client.get("/setup/progress", headers=ADMIN)
+    assert answer.headers["Cache-Control"] == "no-store"
+    found: dict[str, Any] = answer.get_json()
+    return found
+
+
+def arrived(client: FlaskClient) -> str:
+    return get(client, "/setup?part=progress")
+
+
+def test_the_steps_wait_on_a_new_bridge(client: FlaskClient) -> None:
+    told = progress_of(client)
+    assert not any(told["steps"].values())
+    assert told["send"] is None
+    assert "Waiting for your test send" in arrived(client)
+    assert "Waiting for the first Connected Content call" in arrived(client)
+
+
+def test_a_test_send_is_shown_with_what_it_became(make_app: MakeApp) -> None:
+    client = make_app(deliver=True, BRIDGE_PUBLIC_URL="https://b.example").test_client()
+    event = send(client, braze_campaign_id="summer", dispatch_id=UNSENT, colour="red")
+    eventually(lambda: progress_of(client)["send"]["state"] == "delivered")
+    # Real sends come in between.
+    send(client, braze_campaign_id="other", user_id="somebody-else")
+    told = progress_of(client)
+    assert told["send"] == {
+        "id": event,
+        "state": "delivered",
+        "unknown_customer": False,
+        "test": True,
+    }
+    assert told["steps"] == {"address": True, "webhook": True, "credential": False, "test": True}
+    seen = arrived(client)
+    assert "Your test send has arrived" in seen
+    assert f"{ALICE} (user ID, as Braze sent it)" in seen
+    assert "braze_campaign_summer for 30 d" in seen
+    assert "in SessionM" in seen
+    assert "colour" in seen
+
+
+@pytest.mark.parametrize("body", ['{"user_id": "", "braze_campaign_id": "c", "dispatch_id": "%s"}'])
+def test_a_refused_test_send_says_why(client: FlaskClient, body: str) -> None:
+    refused = client.post(
+        "/webhooks/braze",
+        data=body % UNSENT,
+        content_type="application/json",
+        headers=bearer("webhook"),
+    )
+    assert refused.status_code == 422
+    send(client, braze_campaign_id="a-real-one")
+    assert progress_of(client)["steps"]["webhook"]
+    assert not progress_of(client)["steps"]["test"]
+    seen = arrived(client)
+    assert "Your send arrived and was refused" in seen
+    assert refused.get_json()["errors"]["message"] in seen
+
+
+def test_a_test_send_for_an_unknown_customer_says_what_to_do(
+    make_app: MakeApp,
+) -> None:
+    client = make_app(deliver=True).test_client()
+    send(client, braze_campaign_id="summer", campaign_name="Summer sale", user_id="loyal-1001")
+    eventually(lambda: progress_of(client)["send"]["unknown_customer"])
+    seen = arrived(client)
+    assert "SessionM has no customer with this user ID" in seen
+    event = progress_of(client)["send"]["id"]
+    assert "SessionM has no customer with this ID" in get(client, f"/events/{event}")
+    assert "HTTP 404" not in seen
+    assert "Summer sale" in seen
+
+
+def test_a_send_with_a_wrong_key_is_told(client: FlaskClient) -> None:
+    client.post("/webhooks/braze", json={}, headers={"Authorization": "Bearer wrong"})
+    assert progress_of(client)["keys_refused"] == 1
+    assert "1 send of the last 15 minutes had a wrong key, or none" in arrived(client)
+
+
+def test_what_was_wrong_before_the_last_success_does_not_count() -> None:
+    minutes = [Minute(at) for at in (0.0, 60.0, 120.0)]
+    assert [one.at for one in since(minutes, 60.0)] == [60, 120]
+    assert [one.at for one in since(minutes, 119.0)] == [60, 120]
+    assert since(minutes, None) == minutes
+
+
+def test_a_connected_content_call_marks_the_credential(client: FlaskClient) -> None:
+    path = f"/connected-content/tags?user_id={ALICE}"
+    client.get(path, headers={"Authorization": "Bearer wrong"})
+    # A person's browser is asked for its key as well.
+    client.get("/setup")
+    post(client, "/setup", part="outcome", source=OFFERS, customer=ALICE)
+    told = progress_of(client)
+    assert not told["steps"]["credential"]
+    assert told["refused"] == 1
+    assert "1 call of the last 15 minutes refused" in arrived(client)
+    client.get(path, headers=bearer("content"))
+    assert progress_of(client)["steps"]["credential"]
+    assert "Braze uses the credential. 1 Connected Content call answered" in arrived(client)

@@ -1,0 +1,570 @@
+"""The setup page in a real browser, as a marketer uses it: mouse, keyboard, touch, no scripts."""
+
+import re
+from typing import Any
+
+import pytest
+import requests
+from playwright.sync_api import FrameLocator, Page, expect
+
+from bridge.liquid.snippets import snippets
+from bridge.sandbox import SandboxServer
+from tests.browser.conftest import OpenPage
+from tests.browser.test_browser import NASTY, check, complaints_of, tab_to
+from tests.conftest import ALICE, Service, eventually
+
+UNSENT = "dispatch_id_for_unsent_campaign"
+
+
+def open_setup(service: Service, open_page: OpenPage, path: str = "/setup", **options: Any) -> Page:
+    page = open_page(f"{service.url}{path}", **options)
+    expect(page.locator("#summary")).to_contain_text("Rendered")
+    return page
+
+
+def editor(page: Page) -> Any:
+    return page.get_by_label("Message, in Braze's Liquid")
+
+
+def message(page: Page) -> Any:
+    """The source of the rendered message, whichever view is chosen."""
+    return page.locator(".view.source pre")
+
+
+def mail(page: Page) -> FrameLocator:
+    return page.frame_locator("iframe:not([data-coming])")
+
+
+def choose(page: Page, customer: str) -> None:
+    page.get_by_label("Customer ID").fill(customer)
+    page.get_by_label("Customer ID").press("Enter")
+
+
+def use(page: Page, snippet: str) -> None:
+    page.locator(f'button[name=load][value="{snippet}"]').click()
+
+
+# --- From the page to a message -------------------------------------------------------------------
+
+
+def test_a_newcomer_sees_an_offer_without_typing_anything(
+    service: Service, open_page: OpenPage
+) -> None:
+    service.webhook(user_id=ALICE, braze_campaign_id="summer")
+    page = open_setup(service, open_page)
+    expect(page.get_by_label("Customer ID")).to_have_value(ALICE)
+    expect(mail(page).locator("body")).to_contain_text("Your offer: Free barista coffee")
+    expect(page.locator("#steps li", has_text="Message")).to_have_class("done")
+
+
+def test_a_message_is_rendered_while_it_is_written(service: Service, open_page: OpenPage) -> None:
+    page = open_setup(service, open_page)
+    choose(page, ALICE)
+    expect(message(page)).to_contain_text("Free barista coffee")
+    length = page.evaluate("history.length")
+    editor(page).press("Control+End")
+    editor(page).press_sequentially("<p style='color: red'>P.S. {{wallet.available_points}} points")
+    expect(mail(page).locator("body")).to_contain_text("P.S. 1240 points")
+    # E-mails bring their own styles, and each render leaves the browser's history alone.
+    red = mail(page).locator("p").last.evaluate("(one) => getComputedStyle(one).color")
+    assert red == "rgb(255, 0, 0)"
+    assert page.evaluate("history.length") == length
+
+
+def test_faults_are_explained_and_lead_to_their_place(
+    service: Service, open_page: OpenPage
+) -> None:
+    page = open_setup(service, open_page)
+    choose(page, ALICE)
+    editor(page).press("Control+End")
+    editor(page).press_sequentially("{{wallet.frist}}")
+    expect(page.locator("#result")).to_contain_text("did you mean `first`?")
+    expect(page.locator("#summary")).to_have_text("Rendered: 1 call, 1 warning.")
+    editor(page).fill("Hi\n  {% endif %}")
+    expect(page.locator("#result")).to_contain_text("This template cannot be rendered. Line 2")
+    page.get_by_role("button", name="Line 2, column 3").click()
+    expect(editor(page)).to_be_focused()
+    assert page.evaluate("document.getElementById('source').selectionStart") == 5
+    choose(page, "nobody")
+    expect(page.locator("#result")).to_contain_text("SessionM does not know this customer")
+    choose(page, "")
+    page.get_by_role("button", name="Preview").click()
+    assert complaints_of(open_page) == []
+
+
+def test_what_is_rendered_is_announced(service: Service, open_page: OpenPage) -> None:
+    page = open_setup(service, open_page)
+    summary = page.get_by_role("status").filter(has_text="Rendered")
+    choose(page, ALICE)
+    expect(summary).to_have_text("Rendered: 1 call.")
+    editor(page).fill("{% abort_message('no') %}")
+    expect(page.locator("#summary")).to_have_text("Nothing would be sent.")
+    assert page.locator("#summary").get_attribute("role") == "status"
+
+
+def test_a_customer_is_picked_with_a_finger(
+    service: Service, sandbox: SandboxServer, open_page: OpenPage
+) -> None:
+    sandbox.sandbox.put_customer({"user_id": "with-a-quite-long-identifier-" * 3, "tags": {}})
+    page = open_setup(
+        service, open_page, viewport={"width": 390, "height": 800}, has_touch=True, is_mobile=True
+    )
+    page.locator(f'button.person[value="user_id:{ALICE}"]').tap()
+    expect(page.get_by_label("Customer ID")).to_have_value(ALICE)
+    expect(mail(page).locator("body")).to_contain_text("Free barista coffee")
+    expect(page.locator(f'button.person[value="user_id:{ALICE}"]')).to_have_attribute(
+        "aria-current", "true"
+    )
+    page.locator("label", has_text="Push or SMS").tap()
+    expect(page.locator(".view.push .words")).to_contain_text("Free barista coffee")
+    page.get_by_role("button", name="available_points").tap()
+    expect(editor(page)).to_have_value(
+        snippets()["best_offer"].filled(service.url, "user_id")
+        + "{{ wallet.available_points | default: 0 }}"
+    )
+
+
+def test_an_external_id_is_found_by_itself(service: Service, open_page: OpenPage) -> None:
+    page = open_setup(service, open_page)
+    choose(page, "loyal-1001")
+    expect(page.locator("#result")).to_contain_text("loyal-1001 is an external ID in SessionM")
+    expect(message(page)).to_contain_text("Free barista coffee")
+    page.get_by_role("link", name="use the external ID in step 1").click()
+    expect(page.get_by_label("external ID", exact=True)).to_be_checked()
+    expect(page.locator("#summary")).to_contain_text("Rendered")
+    assert "?external_id={{" in editor(page).input_value()
+    expect(page.locator("#result")).not_to_contain_text("in SessionM, and the message asks")
+
+
+# --- Fields ---------------------------------------------------------------------------------------
+
+
+def test_a_field_is_inserted_where_the_cursor_is(service: Service, open_page: OpenPage) -> None:
+    page = open_setup(service, open_page)
+    choose(page, ALICE)
+    source = editor(page).input_value() + "Hello !"
+    editor(page).fill(source)
+    editor(page).press("ArrowLeft")
+    title = page.locator("button.insert", has_text="title").first
+    expect(title).to_contain_text("Free barista coffee")
+    title.focus()
+    page.keyboard.press("Enter")
+    expect(editor(page)).to_be_focused()
+    inserted = "{{ wallet.first.title | default: '…' }}"
+    expect(editor(page)).to_have_value(f"{source[:-1]}{inserted}!")
+    # What stands for a default is selected: the next keys replace it.
+    page.keyboard.type("friend")
+    expect(message(page)).to_contain_text("Hello Free barista coffee!")
+    assert "default: 'friend'" in editor(page).input_value()
+    for _ in range(2):
+        page.keyboard.press("Control+Z")
+    eventually(lambda: "friend" not in editor(page).input_value())
+
+
+def test_a_message_without_a_call_gets_one(service: Service, open_page: OpenPage) -> None:
+    page = open_setup(service, open_page)
+    choose(page, ALICE)
+    editor(page).fill("Points: ")
+    expect(page.locator("#fields")).to_contain_text("needs a call")
+    page.get_by_role("button", name="put one on top").click()
+    expect(page.locator("#summary")).to_have_text("Rendered: 1 call.")
+    editor(page).press("Control+End")
+    page.get_by_role("button", name="available_points").click()
+    expect(message(page)).to_contain_text("Points: 1240")
+
+
+def test_calls_are_shown_as_in_brazes_debugger(service: Service, open_page: OpenPage) -> None:
+    page = open_setup(service, open_page)
+    choose(page, ALICE)
+    drawer = page.locator(".drawer")
+    expect(drawer.locator("summary").first).to_contain_text("1 answered")
+    drawer.locator("summary").first.click()
+    call = drawer.locator("li details")
+    expect(call).to_contain_text("HTTP 200")
+    expect(call).to_contain_text(" ms · cache ")
+    call.locator("summary").click()
+    expect(page.get_by_role("region", name="Body of call 1")).to_contain_text('"status": "ok"')
+    expect(call).to_contain_text("Cache-Status")
+    # It stays open, as it was left, when the message is rendered again.
+    editor(page).fill(editor(page).input_value() + "again")
+    expect(message(page)).to_contain_text("again")
+    expect(page.get_by_role("region", name="Body of call 1")).to_be_visible()
+
+
+# --- Nothing is lost ------------------------------------------------------------------------------
+
+
+def test_a_snippet_never_throws_a_text_away(service: Service, open_page: OpenPage) -> None:
+    page = open_setup(service, open_page)
+    aside = page.locator("#aside")
+    use(page, "points_balance")
+    expect(aside).to_be_hidden()
+    editor(page).fill("my own words")
+    use(page, "tag_check")
+    expect(editor(page)).to_have_value(snippets()["tag_check"].filled(service.url, "user_id"))
+    expect(aside).to_contain_text("Your own text was put aside")
+    # Another snippet is no text of one's own.
+    use(page, "offer_list")
+    aside.get_by_role("button", name="Bring it back").click()
+    expect(editor(page)).to_have_value("my own words")
+    expect(aside).to_be_hidden()
+    use(page, "tag_check")
+    page.keyboard.press("Control+Z")
+    expect(editor(page)).to_have_value("my own words")
+
+
+def test_a_reload_loses_neither_text_nor_customer(service: Service, open_page: OpenPage) -> None:
+    page = open_setup(service, open_page)
+    choose(page, ALICE)
+    editor(page).fill("my own words")
+    expect(message(page)).to_have_text("my own words")
+    page.reload()
+    expect(editor(page)).to_have_value("my own words")
+    expect(page.get_by_label("Customer ID")).to_have_value(ALICE)
+    page.goto(f"{service.url}/setup?snippet=tag_check#message")
+    expect(editor(page)).to_have_value(snippets()["tag_check"].filled(service.url, "user_id"))
+    page.get_by_role("button", name="Bring it back").click()
+    expect(editor(page)).to_have_value("my own words")
+
+
+def test_a_text_is_kept_while_the_bridge_is_away(service: Service, open_page: OpenPage) -> None:
+    page = open_setup(service, open_page)
+    service.kill()
+    editor(page).fill("my own words")
+    expect(page.locator("#summary")).to_contain_text("the bridge cannot be reached")
+    expect(page.locator("#lost")).to_contain_text("This page keeps trying")
+    service.start()
+    expect(page.locator("#lost")).to_be_hidden()
+    page.get_by_role("button", name="Preview").click()
+    expect(message(page)).to_have_text("my own words")
+    assert all("net::ERR_" in one for one in complaints_of(open_page))
+    complaints_of(open_page).clear()
+
+
+# --- Secrets --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("typed", ["s3cr&t$1", "Bearer s3cr&t$1", "test:s3cr&t$1", " s3cr&t$1 "])
+def test_a_secret_is_typed_once_and_leaves_the_browser_never(
+    service: Service, open_page: OpenPage, typed: str
+) -> None:
+    page = open_setup(service, open_page)
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    sent: list[str] = []
+    page.on("request", lambda one: sent.append(f"{one.url} {one.post_data} {one.headers}"))
+    page.get_by_label("Secret of the webhook key test").fill(typed)
+    page.get_by_label("Secret of the content key test").fill("another")
+    expect(page.locator("#webhook_campaign-auth")).to_have_text("Bearer s3cr&t$1")
+    expect(page.locator("#curl")).to_contain_text("Bearer s3cr&t$1")
+    expect(page.locator("#credential-password")).to_have_text("another")
+    page.get_by_label("Secret of the trigger key test").fill("a-third")
+    expect(page.locator("#sessionm-auth")).to_have_text("Bearer a-third")
+    page.locator('[data-copy="webhook_campaign-auth"]').click()
+    expect(page.locator("#said")).to_have_text("Copied to the clipboard")
+    assert page.evaluate("navigator.clipboard.readText()") == "Bearer s3cr&t$1"
+    use(page, "tag_check")
+    expect(page.locator("#summary")).to_contain_text("Rendered")
+    page.reload()
+    expect(page.locator("#webhook_canvas-auth")).to_have_text("Bearer s3cr&t$1")
+    assert sent
+    assert not [one for one in sent if re.search("s3cr|another|a-third", one)]
+    page.locator('[data-forget="webhook"]').click()
+    expect(page.locator("#webhook_campaign-auth")).to_have_text("Bearer YOUR-WEBHOOK-SECRET")
+    page.reload()
+    expect(page.get_by_label("Secret of the webhook key test")).to_have_value("")
+
+
+# --- Steps that turn green ------------------------------------------------------------------------
+
+
+def test_a_test_send_turns_the_page_green_by_itself(service: Service, open_page: OpenPage) -> None:
+    page = open_setup(service, open_page)
+    arrived = page.locator("#arrived")
+    expect(arrived).to_contain_text("Waiting for your test send")
+    expect(page.locator("#steps li", has_text="Test")).to_have_class("open")
+    refused = service.webhook(user_id="", braze_campaign_id="summer", dispatch_id=UNSENT)
+    expect(arrived).to_contain_text("Your send arrived and was refused")
+    expect(arrived).to_contain_text(refused.json()["errors"]["message"])
+    expect(page.locator("#steps li", has_text="Test")).to_have_class("bad")
+    page.get_by_label("Customer ID").focus()
+    service.webhook(user_id=ALICE, braze_campaign_id="summer", dispatch_id=UNSENT)
+    expect(arrived).to_contain_text("Your test send has arrived")
+    expect(arrived).to_contain_text("in SessionM")
+    expect(arrived.locator(".tag")).to_have_text("braze_campaign_summer")
+    for step in ("Webhook", "Test", "Message"):
+        expect(page.locator("#steps li", has_text=step)).to_have_class("done")
+    expect(page.get_by_label("Customer ID")).to_be_focused()
+    expect(page.locator("#said")).to_have_text("A send has arrived")
+
+
+def test_a_connected_content_call_turns_the_credential_green(
+    service: Service, open_page: OpenPage
+) -> None:
+    page = open_setup(service, open_page)
+    state = page.locator("#credential-state")
+    expect(state).to_contain_text("Waiting for the first Connected Content call")
+    wrong = {"Authorization": "Bearer wrong"}
+    path = f"{service.url}/connected-content/tags"
+    requests.get(path, params={"user_id": ALICE}, headers=wrong, timeout=30)
+    expect(state).to_contain_text("refused")
+    service.lookup("tags", user_id=ALICE)
+    expect(state).to_contain_text("Braze uses the credential")
+    expect(page.locator("#steps li", has_text="Credential")).to_have_class("done")
+
+
+def test_a_page_that_nobody_sees_does_not_poll(service: Service, open_page: OpenPage) -> None:
+    page = open_page("about:blank")
+    page.clock.install()
+    page.goto(f"{service.url}/setup")
+    expect(page.locator("#steps")).to_be_visible()
+    page.evaluate(
+        "Object.defineProperty(document, 'hidden', {value: true, configurable: true});"
+        "document.dispatchEvent(new Event('visibilitychange'))"
+    )
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.clock.run_for(60_000)
+    assert not [url for url in asked if "progress" in url]
+    with page.expect_response("**/setup/progress"):
+        page.evaluate(
+            "Object.defineProperty(document, 'hidden', {value: false});"
+            "document.dispatchEvent(new Event('visibilitychange'))"
+        )
+    page.close()
+    # The clock is a script that Playwright puts into every frame, the message's too.
+    assert all("sandboxed" in one for one in complaints_of(open_page))
+    complaints_of(open_page).clear()
+
+
+# --- Safe, for everybody, at every size -----------------------------------------------------------
+
+
+def test_a_message_runs_nothing(
+    service: Service, sandbox: SandboxServer, open_page: OpenPage
+) -> None:
+    sandbox.sandbox.put_customer(
+        {"user_id": ALICE, "tags": {NASTY: 1}, "offers": [{"offer_id": "1", "title": NASTY}]}
+    )
+    page = open_setup(service, open_page)
+    choose(page, ALICE)
+    editor(page).fill(
+        "{% connected_content " + service.url + "/connected-content/offers?user_id={{${user_id}}}"
+        " :basic_auth bridge :save w %}{{w.first.title}}"
+        "<form action='/delivery/pause' method=post><button>x</button></form>" + NASTY
+    )
+    expect(message(page)).to_contain_text("onerror")
+    expect(mail(page).locator("img[src=x]").first).to_be_attached()
+    assert page.locator("img[src=x]").count() == 0
+    assert "pwned" not in page.title()
+    assert mail(page).locator("body").evaluate("() => document.title") == "The message"
+    assert page.locator("iframe").get_attribute("sandbox") == ""
+    mail(page).get_by_role("button", name="x").click(force=True)
+    expect(mail(page).locator("img[src=x]").first).to_be_attached()
+    assert service.health()["checks"]["delivery"]["state"] == "running"
+    # The browser reports what it did not run.
+    assert all("sandbox" in one or "Content Security" in one for one in complaints_of(open_page))
+    complaints_of(open_page).clear()
+
+
+WIDTHS = [320, 390, 768, 1024, 1440, 1920, 2560]
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_every_screen_shows_all_of_it(service: Service, open_page: OpenPage, width: int) -> None:
+    long = "a-customer-with-quite-a-long-id" * 6
+    service.webhook(
+        user_id=long, braze_campaign_id="summer" * 30, tags=["tag" * 60], dispatch_id=UNSENT
+    )
+    page = open_setup(service, open_page, viewport={"width": width, "height": 900})
+    for view in ("Source", "Push or SMS", "E-mail"):
+        page.locator("label", has_text=view).click()
+        over = page.evaluate("document.documentElement.scrollWidth - innerWidth")
+        assert over <= 0, (view, over)
+    assert page.get_by_label("Customer ID").input_value() == long
+    left, right = editor(page).bounding_box(), page.locator("#result").bounding_box()
+    assert left
+    assert right
+    # Side by side where there is room.
+    assert (abs(left["y"] - right["y"]) < 100) == (width >= 960)
+
+
+def test_axe_finds_nothing_in_any_state(service: Service, open_page: OpenPage) -> None:
+    page = open_setup(service, open_page)
+    check(page, "waiting")
+    choose(page, ALICE)
+    expect(message(page)).to_contain_text("Free barista coffee")
+    for summary in page.locator(".setup summary").all():
+        if summary.is_visible():
+            summary.click()
+    for view in ("Source", "Push or SMS", "E-mail"):
+        page.locator("label", has_text=view).click()
+        check(page, view)
+    for source in ("{{wallet.x}} {% endif %}", "{% abort_message('no') %}", "{{${nick}}}"):
+        editor(page).fill(source)
+        expect(page.locator("#result .notice").first).to_be_visible()
+        expect(page.locator("#outcome[aria-busy]")).to_have_count(0)
+        check(page, source)
+    use(page, "webhook_campaign")
+    expect(page.locator("#result")).to_contain_text("would be accepted")
+    check(page, "a webhook's body")
+    service.webhook(user_id="", braze_campaign_id="summer", dispatch_id=UNSENT)
+    expect(page.locator("#arrived")).to_contain_text("refused")
+    check(page, "refused")
+    service.webhook(user_id=ALICE, braze_campaign_id="summer", dispatch_id=UNSENT)
+    expect(page.locator("#arrived")).to_contain_text("has arrived")
+    check(page, "arrived")
+
+
+def test_everything_is_within_reach_of_the_keyboard(service: Service, open_page: OpenPage) -> None:
+    page = open_setup(service, open_page)
+    tab_to(page, "Use: Offer list")
+    page.keyboard.press("Enter")
+    expect(editor(page)).to_have_value(snippets()["offer_list"].filled(service.url, "user_id"))
+    page.get_by_label("Campaign", exact=True).focus()
+    page.keyboard.press("ArrowRight")
+    expect(page.locator("#webhook_canvas-url")).to_be_visible()
+    page.get_by_label("E-mail").focus()
+    page.keyboard.press("ArrowRight")
+    expect(page.locator(".view.push")).to_be_visible()
+    page.keyboard.press("ArrowRight")
+    expect(message(page)).to_be_visible()
+    # Enter in the customer's field previews; it loads no snippet.
+    choose(page, ALICE)
+    expect(editor(page)).to_have_value(snippets()["offer_list"].filled(service.url, "user_id"))
+
+
+def test_everything_works_without_scripts(service: Service, open_page: OpenPage) -> None:
+    page = open_page(f"{service.url}/setup", java_script_enabled=False)
+    expect(page.get_by_role("button", name="Copy").first).to_be_hidden()
+    expect(page.locator("[data-secret]").first).to_be_hidden()
+    page.get_by_label("Customer ID").fill(ALICE)
+    page.get_by_role("button", name="Preview", exact=True).last.click()
+    page.locator("label", has_text="Source").click()
+    expect(message(page)).to_contain_text("Free barista coffee")
+    page.locator("label", has_text="E-mail").click()
+    page.get_by_role("button", name="Show as an e-mail").click()
+    expect(page.frame_locator("iframe").locator("body")).to_contain_text("Free barista coffee")
+    use(page, "tag_check")
+    expect(editor(page)).to_contain_text("Your VIP lounge is open.")
+    expect(page.get_by_label("Customer ID")).to_have_value(ALICE)
+    page.locator(f'button.person[value="user_id:{ALICE}"]').click()
+    page.locator("label", has_text="Source").click()
+    expect(message(page)).to_contain_text("Your VIP lounge is open.")
+    page.get_by_label("Recipients", exact=True).fill("50000")
+    page.get_by_role("button", name="Plan").click()
+    expect(page.locator(".answer")).to_contain_text("messages a minute")
+
+
+# --- Copying, snippets and constructs -------------------------------------------------------------
+
+
+def test_a_snippet_is_copied(service: Service, open_page: OpenPage) -> None:
+    page = open_setup(service, open_page)
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    button = page.get_by_role("button", name="Copy: A webhook campaign, request body")
+    button.focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("#said")).to_have_text("Copied to the clipboard")
+    copied = page.evaluate("navigator.clipboard.readText()")
+    assert copied == page.locator("#webhook_campaign-body").text_content()
+    assert '"user_id": "{{${user_id} | json_escape}}"' in copied
+    page.get_by_role("button", name="Copy the message").click()
+    eventually(
+        lambda: page.evaluate("navigator.clipboard.readText()") == editor(page).input_value()
+    )
+
+
+# What the page has for Alice, whose first name in Braze is Alex.
+SNIPPETS = {
+    "abort_when_no_offer": "Free barista coffee",
+    "best_offer": "Free barista coffee",
+    "fallback_when_unavailable": "1,240",
+    "offer_list": "Free barista coffee",
+    "offers_expiring_soon": "Do not miss:",
+    "points_balance": "1,240",
+    "retry_until_available": "Free barista coffee",
+    "tag_check": "Your VIP lounge is open.",
+    "webhook_campaign": "example-campaign-id",
+    "webhook_canvas": "example-canvas-id",
+}
+# Constructs of Braze's documentation, in our own words.
+CONSTRUCTS = [
+    ("{{${first_name} | default: 'there'}}", "Alex"),
+    ("{{${nick_name} | default: 'there'}}", "there"),
+    ("{{custom_attribute.${zip code}}}", "75001"),
+    ("{{custom_attribute.${address.city}}}", "Ulm"),
+    ("{{custom_attribute.${address}[0].city}}", "Ulm"),
+    ("{{custom_attribute.${cart[1].title} | upcase}}", "TEA"),
+    ("{% if custom_attribute.${points} >= 500 %}gold{% else %}silver{% endif %}", "gold"),
+    ("{% if {{custom_attribute.${vip}}} == true %}vip{% endif %}", "vip"),
+    ("{% if ${nick_name} == blank %}nameless{% endif %}", "nameless"),
+    ("{% assign sum = {{custom_attribute.${points} | plus: 40}} %}{{sum}}", "640"),
+    ("{% for one in {{custom_attribute.${cart}}} limit:1 %}{{one.title}}{% endfor %}", "Pie"),
+    ("{% case ${language} %}{% when 'fr' %}Salut{% when 'en' %}Hello{% endcase %}", "Hello"),
+    ("{% unless ${language} == 'fr' %}not French{% endunless %}", "not French"),
+    ("{% capture full %}{{${first_name}}} Doe{% endcapture %}{{full}}", "Alex Doe"),
+    ("{{event_properties.${line_items[0].sku}}}", "A1"),
+    ("{{context.${price} | money}}", "17.80"),
+    ("{{api_trigger_properties.${code}}}", "00501"),
+    ("{{campaign.${api_id}}} {{canvas.${api_id}}}", "example-campaign-id example-canvas-id"),
+    ("{{ 1628067600 | date: '%b %d, %Y %H:%M' }}", "Aug 04, 2021 09:00"),
+    ("{{ 1628067600 | time_zone: {{${time_zone}}} | date: '%I:%M %p' }}", "05:00 AM"),
+    ("{{ '06/03/2021' | date: '%B %e' }}", "March 6"),
+    ("{{ 1234567 | number_with_delimiter }}", "1,234,567"),
+    ("{{ 'hey' | hmac_sha1_hex: 'secret_key' }}", "2a3969bed25bfeefb00aca4063eb9590b4df8f0e"),
+    ("{{ 'a&b' | url_param_escape }} {{ 'hey' | md5 }}", "a%26b 6057f13c496ecf7fd777ceb9e79ae285"),
+    ("{% assign l = 'b,a,,' | split: ',' %}{{ l | sort | join: '+' }} {{ l.size }}", "a+b 2"),
+    ("{% assign one = '[{\"id\":7}]' | json_parse %}{{ one[0].id }}", "7"),
+    ("{{ 15 | divided_by: 2 }} {{ 17.8 | divided_by: 100.00 }} {{ 2.5 | round }}", "7 0.178 3"),
+    ("a<!-- {{${first_name}}} -->b", "ab"),
+    ("{% promotion('spring25') %}", "[promotion('spring25')]"),
+    ("{{content_blocks.${hi}}}", "Hello Alex"),
+    ("{% catalog_items games 1 %}{{ items[0].title }}", "Go"),
+    (
+        "{% message_extras :key a :value 1 %}{% if false %}{% abort_message('x') %}{% endif %}ok",
+        "ok",
+    ),
+]
+TYPED = {
+    "Custom attributes": (
+        '{"points": 600, "vip": true, "zip code": "75001", "address": {"city": "Ulm"},'
+        ' "cart": [{"title": "Pie"}, {"title": "Tea"}]}'
+    ),
+    "Event properties": '{"line_items": [{"sku": "A1"}]}',
+    "Context": '{"price": 17.8}',
+    "API trigger properties": '{"code": "00501"}',
+    "Stand-ins for content blocks and catalogs": (
+        '{"content_blocks": {"hi": "Hello {{${first_name}}}"},'
+        ' "catalogs": {"games": {"1": {"title": "Go"}}}}'
+    ),
+}
+
+
+def test_snippets_and_documented_constructs_are_previewed(
+    service: Service, open_page: OpenPage
+) -> None:
+    page = open_setup(service, open_page)
+    choose(page, ALICE)
+    page.locator("summary", has_text="What Braze knows").click()
+    for label, value in TYPED.items():
+        page.get_by_label(label, exact=True).fill(value)
+    for name, said in SNIPPETS.items():
+        use(page, name)
+        editor(page).fill(f"{editor(page).input_value()}\n{name} is rendered")
+        expect(message(page)).to_contain_text(f"{name} is rendered")
+        expect(message(page)).to_contain_text(said)
+    for number, (source, said) in enumerate(CONSTRUCTS):
+        editor(page).fill(f"{number}: {source}.")
+        editor(page).press("Control+Enter")
+        expect(message(page)).to_have_text(f"{number}: {said}.")
+
+
+def test_a_send_is_planned_in_place(service: Service, open_page: OpenPage) -> None:
+    page = open_page(f"{service.url}/setup#planner")
+    page.get_by_label("Recipients", exact=True).fill("1 000 000")
+    page.get_by_label("Each gets").select_option("webhook")
+    page.get_by_role("button", name="Plan").click()
+    expect(page.locator(".answer")).to_contain_text("messages a minute")
+    assert "recipients=1+000+000" in page.url
+    page.reload()
+    expect(page.locator(".answer")).to_contain_text("messages a minute")

@@ -1,0 +1,44 @@
+"""Make the pictures of the README from a running demo.
+
+Start `bridge demo` in one terminal, and give this script the admin key that the demo prints:
+
+    .venv/bin/python -m tests.screenshots http://127.0.0.1:8080 ADMIN-KEY
+"""
+
+import shutil
+import sys
+from pathlib import Path
+
+from playwright.sync_api import Page, sync_playwright
+
+FOLDER = Path(__file__).parents[1] / "docs"
+
+
+def main(url: str, key: str) -> None:
+    """Write dashboard.png and setup.png in docs/."""
+    with sync_playwright() as playwright:
+        chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        credentials = {"username": "demo", "password": key}
+        page = browser.new_page(
+            http_credentials=credentials,  # type: ignore[arg-type]
+            viewport={"width": 1280, "height": 900},
+        )
+        page.goto(f"{url}/dashboard")
+        page.screenshot(path=FOLDER / "dashboard.png")
+        page.goto(f"{url}/setup")
+        _render(page)
+        page.screenshot(path=FOLDER / "setup.png")
+        browser.close()
+
+
+def _render(page: Page) -> None:
+    """Wait for the message beside the editor, and bring both into view."""
+    frame = page.locator("iframe").first
+    frame.wait_for()
+    frame.content_frame.locator("body *").first.wait_for()
+    frame.scroll_into_view_if_needed()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,368 @@
+"""Causes become incidents: one per cause, with a beginning, an end, an extent and advice."""
+
+from typing import Any
+
+import pytest
+
+from bridge.ops.incidents import (
+    CODES,
+    KEPT_DAYS,
+    REOPENS,
+    Cause,
+    Incident,
+    as_json,
+    causes,
+    follow,
+)
+from bridge.outbox.extent import kind_of, text_of
+from bridge.outbox.model import DeadGroup, Extent
+
+QUEUE = Extent(103, 41, ("summer",))
+
+
+def checks(**changes: dict[str, Any]) -> dict[str, Any]:
+    """The checks of a healthy bridge, but for *changes* in some of them."""
+    system = {"state": "up", "last_error": ""}
+    found: dict[str, dict[str, Any]] = {
+        "store": {"state": "ok"},
+        "delivery": {
+            "state": "running",
+            "held_by": "",
+            "reason": "",
+            "queued": 0,
+            "dead": 0,
+            "limit": 1000,
+            "oldest_seconds": 0,
+            "overdue": 0,
+            "batches": {"flagged": 0, "mostly_failed": []},
+        },
+        "sessionm_core": dict(system),
+        "sessionm_connect": dict(system),
+        "cache": {"lookups": 0, "late": 0, "unavailable": 0},
+        "braze_budget": {
+            "webhook_failures_last_minute": 0,
+            "content_failures_last_minute": 0,
+            "content_calls_last_minute": 0,
+            "limit": 3000,
+            "content_share_limit": 0.9,
+        },
+        "files": {"most_connections_used": 0.0},
+        "clocks": {"state": "ok", "bridges": {}, "difference_seconds": 0.0},
+    }
+    for name, change in changes.items():
+        found[name] |= change
+    return found
+
+
+def codes(found: list[Cause]) -> list[str]:
+    return [cause.code for cause in found]
+
+
+def test_a_healthy_bridge_has_none() -> None:
+    assert causes(checks()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "says", "advice"),
+    [
+        (
+            {"store": {"state": "down", "error": "the database's disk is full"}},
+            "store_full",
+            "Events cannot be stored: the database's disk is full.",
+            "Free space",
+        ),
+        (
+            {"store": {"state": "down", "error": "the database is locked, or too slow"}},
+            "store_locked",
+            "locked",
+            "backup",
+        ),
+        (
+            {"store": {"state": "down", "error": "no connection"}},
+            "store_unavailable",
+            "no connection",
+            "bridge check",
+        ),
+        ({"delivery": {"state": "stopped"}}, "delivery_stopped", "has stopped", "bridge deliver"),
+        (
+            {"delivery": {"state": "paused", "held_by": "hand", "by": "ann"}},
+            "delivery_paused",
+            "paused by hand, by ann",
+            "Resume it",
+        ),
+        (
+            {
+                "delivery": {
+                    "state": "paused",
+                    "held_by": "refused",
+                    "reason": "SessionM refuses our credentials (HTTP 401: INVALID_API_KEY)",
+                },
+                "sessionm_core": {"state": "refusing"},
+            },
+            "sessionm_refuses",
+            "Delivery is paused: SessionM refuses our credentials",
+            "SESSIONM_CORE_KEY",
+        ),
+        (
+            {"delivery": {"held_by": "away", "reason": "SessionM is unavailable (HTTP 503)"}},
+            "sessionm_down",
+            "Delivery is held up: SessionM is unavailable",
+            "No write is lost",
+        ),
+        (
+            {"delivery": {"held_by": "wait", "reason": "SessionM asked us to wait until 9:00"}},
+            "sessionm_limits",
+            "asked us to wait",
+            "BRIDGE_SESSIONM_RPS",
+        ),
+        (
+            {"sessionm_connect": {"state": "refusing", "last_error": "HTTP 401: no"}},
+            "sessionm_refuses",
+            "SessionM Connect refuses our calls: HTTP 401",
+            "SESSIONM_CONNECT_AUTH",
+        ),
+        (
+            {"sessionm_core": {"state": "failing", "last_error": "no SessionM answer in the body"}},
+            "sessionm_fails",
+            "is failing",
+            "maintenance",
+        ),
+        ({"delivery": {"oldest_seconds": 301}}, "delivery_late", "5 min 1 s", "latency"),
+        ({"delivery": {"queued": 900}}, "queue_nearly_full", "900 writes wait; at 1,000", "503"),
+        ({"delivery": {"overdue": 2}}, "calls_overdue", "went on past the deadline", "Restart"),
+        ({"delivery": {"batches": {"flagged": 1}}}, "batch_flagged", "1 batch needs", "resubmit"),
+        (
+            {"cache": {"lookups": 1000, "late": 40}},
+            "lookups_late",
+            "Of 1,000 lookups in five minutes 4 % took over 2 s",
+            "bridge warm",
+        ),
+        (
+            {"braze_budget": {"webhook_failures_last_minute": 1501}},
+            "braze_budget",
+            "webhooks",
+            "3,000",
+        ),
+        ({"files": {"most_connections_used": 0.95}}, "connections_nearly_full", "95 %", "ulimit"),
+        (
+            {"clocks": {"state": "differ", "bridges": {"web-2": 7.0}}},
+            "clocks_differ",
+            "web-2 is 7 seconds ahead",
+            "NTP",
+        ),
+    ],
+)
+def test_each_cause_is_named_once_with_what_to_do(
+    changes: dict[str, dict[str, Any]], code: str, says: str, advice: str
+) -> None:
+    [cause] = causes(checks(**changes), QUEUE)
+    assert cause.code == code
+    assert code in CODES
+    assert says in cause.reason
+    assert advice in cause.do + cause.reason
+
+
+def test_refused_writes_are_no_second_incident() -> None:
+    refusing = {"state": "refusing", "last_error": "HTTP 503: of yesterday"}
+    found = causes(checks(sessionm_core=refusing, delivery={"dead": 53}), dead=[dead()])
+    assert codes(found) == ["dead_writes"]
+    [alone] = causes(checks(sessionm_core=refusing))
+    assert "yesterday" not in alone.reason
+    assert "credentials" not in alone.do
+
+
+def test_writes_that_wait_for_a_sessionm_that_is_away_are_no_second_incident() -> None:
+    away = checks(
+        delivery={"held_by": "away", "reason": "SessionM is unavailable", "oldest_seconds": 900},
+        sessionm_core={"state": "down", "last_error": "HTTP 503"},
+    )
+    [cause] = causes(away, QUEUE)
+    assert cause.extent == QUEUE
+    assert cause.search == {"state": "queued"}
+
+
+@pytest.mark.parametrize(
+    ("lookups", "late", "unavailable", "is_late"),
+    [
+        (99, 99, 0, False),
+        (100, 1, 0, False),
+        (100, 2, 0, True),
+        (100, 1, 1, True),
+        (1000, 10, 0, False),
+        (1000, 0, 11, True),
+    ],
+)
+def test_over_one_percent_of_at_least_a_hundred_lookups(
+    lookups: int, late: int, unavailable: int, *, is_late: bool
+) -> None:
+    cache = {"lookups": lookups, "late": late, "unavailable": unavailable}
+    assert codes(causes(checks(cache=cache))) == ["lookups_late"] * is_late
+
+
+def test_a_lookup_incident_points_at_the_system_that_is_away() -> None:
+    found = causes(
+        checks(
+            cache={"lookups": 200, "unavailable": 100},
+            sessionm_connect={"state": "down", "last_error": "HTTP 503"},
+        )
+    )
+    [late] = [one for one in found if one.code == "lookups_late"]
+    assert "incident of SessionM Connect" in late.do
+
+
+def dead(reason: str = "HTTP 200: VALIDATION bad tag", **more: Any) -> DeadGroup:
+    return DeadGroup(reason, reason, 1000.0, Extent(53, 5, ("a", "b")), **more)
+
+
+@pytest.mark.parametrize(
+    ("group", "state", "order", "advice"),
+    [
+        (dead(), "up", "", "Correct what SessionM refuses"),
+        (dead(mended=True), "up", "replay", "Correct what SessionM refuses"),
+        (dead("HTTP 404: USER_NOT_FOUND"), "up", "", "Create the customers"),
+        (dead("HTTP 503: gone", passing=True), "down", "", "Wait until SessionM answers"),
+        (dead("HTTP 503: gone", passing=True), "up", "replay", "SessionM answers again: replay"),
+    ],
+)
+def test_replay_is_offered_only_after_the_cause_has_ended(
+    group: DeadGroup, state: str, order: str, advice: str
+) -> None:
+    found = causes(checks(sessionm_core={"state": state}), dead=[group])
+    [cause] = [one for one in found if one.code == "dead_writes"]
+    assert (cause.order, cause.since) == (order, 1000.0)
+    assert advice in cause.do
+    assert cause.search == {"state": "dead", "text": group.text}
+
+
+def test_each_reason_of_dead_writes_is_an_incident_of_its_own() -> None:
+    found = follow([], causes(checks(), dead=[dead(), dead("HTTP 400: ARGUMENT_ERROR")]), 2000.0)
+    assert [one.cause.subject for one in found] == [
+        "HTTP 200: VALIDATION bad tag",
+        "HTTP 400: ARGUMENT_ERROR",
+    ]
+    shown = as_json(found[0])
+    assert shown == {
+        "code": "dead_writes",
+        "since": "1970-01-01T00:16:40Z",
+        "reason": "53 writes are dead: HTTP 200: VALIDATION bad tag.",
+        "do": found[0].cause.do,
+        "writes": 53,
+        "customers": 5,
+        "campaigns": ["a", "b"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("reason", "kind", "text"),
+    [
+        (
+            'HTTP 200: VALIDATION Tag "x-7" of user a3f1c2d4-0b5e is bad',
+            "HTTP 200: VALIDATION Tag … of user … is bad",
+            "HTTP 200: VALIDATION Tag",
+        ),
+        ("HTTP 503: no SessionM answer in the body", None, None),
+        ("HTTP 400: ann.21@acme.com is no customer of 12345", None, " is no customer of "),
+        ("", "no reason", ""),
+    ],
+)
+def test_reasons_of_one_kind_are_one_whatever_they_name(
+    reason: str, kind: str | None, text: str | None
+) -> None:
+    found = kind_of(reason)
+    assert kind is None or found == kind
+    assert "ann.21" not in found
+    assert "12345" not in found
+    assert text_of(found) == (found if text is None else text.strip())
+    assert text_of(found) in reason
+
+
+def test_lookups_that_were_unanswered_before_sessionm_came_back_need_nobody() -> None:
+    [cause] = causes(checks(cache={"lookups": 200, "unavailable": 90}))
+    assert "ends automatically" in cause.do
+
+
+# --- In time ------------------------------------------------------------------------------------
+
+DOWN = Cause("sessionm_down", "It is down.", "Wait.", subject="Core", extent=QUEUE)
+
+
+def test_an_incident_keeps_its_beginning_and_ends_with_its_cause() -> None:
+    [opened] = follow([], [DOWN], 100.0)
+    [later] = follow([opened], [DOWN], 160.0)
+    assert (later.since, later.until) == (100.0, None)
+    [closed] = follow([later], [], 200.0)
+    assert (closed.since, closed.until) == (100.0, 200.0)
+    assert as_json(closed)["until"] == "1970-01-01T00:03:20Z"
+    assert follow([closed], [], 900.0) == [closed]
+
+
+def test_what_fails_and_then_is_down_began_when_it_failed() -> None:
+    fails = Cause("sessionm_fails", "It is failing.", "Wait.", subject="Core")
+    opened = follow([], [fails], 100.0)
+    down, closed = follow(opened, [DOWN], 110.0)
+    assert (down.cause.code, down.since) == ("sessionm_down", 100.0)
+    assert (closed.cause.code, closed.until) == ("sessionm_fails", 110.0)
+
+
+def test_a_closed_one_tells_its_worst() -> None:
+    first = follow([], [DOWN], 100.0)
+    later = Cause(**{**vars(DOWN), "extent": Extent(7, 3, ("winter",))})
+    second = follow(first, [later], 160.0)
+    assert second[0].extent == Extent(7, 3, ("winter",))
+    [closed] = follow(second, [], 200.0)
+    assert closed.extent == Extent(103, 41, ("winter", "summer"))
+
+
+def test_a_cause_that_is_back_at_once_has_not_been_away() -> None:
+    [closed] = follow(follow([], [DOWN], 100.0), [], 200.0)
+    [same] = follow([closed], [DOWN], 199.0 + REOPENS)
+    assert (same.since, same.until) == (100.0, None)
+    found = follow([closed], [DOWN], 201.0 + REOPENS)
+    assert [(one.since, one.until) for one in found] == [
+        (201.0 + REOPENS, None),
+        (100.0, 200.0),
+    ]
+
+
+def test_a_heartbeat_that_could_not_be_stored_is_no_stopped_delivery() -> None:
+    locked = Cause("store_locked", "It is locked.", "End it.")
+    stopped = Cause("delivery_stopped", "It has stopped.", "Start it.", since=90.0)
+    known = follow([], [locked], 100.0)
+    [ended] = follow(known, [stopped], 110.0)
+    assert (ended.cause.code, ended.until) == ("store_locked", 110.0)
+    assert [one.cause.code for one in follow([ended], [stopped], 120.0)] == [
+        "delivery_stopped",
+        "store_locked",
+    ]
+
+
+def test_a_start_of_the_bridge_is_not_remembered() -> None:
+    stopped = Cause("delivery_stopped", "It has stopped.", "Start it.")
+    assert follow(follow([], [stopped], 100.0), [], 104.0) == []
+    assert len(follow(follow([], [stopped], 100.0), [], 106.0)) == 1
+
+
+def test_open_ones_come_first_by_weight_then_the_closed_ones_newest_first() -> None:
+    old = [
+        Incident(Cause("dead_writes", "Old.", ""), 1.0, 1000.0),
+        Incident(Cause("delivery_late", "Newer.", ""), 2.0, 2000.0),
+    ]
+    found = follow(old, [Cause("braze_budget", "B.", ""), Cause("store_full", "S.", "")], 9000.0)
+    assert [one.cause.code for one in found] == [
+        "store_full",
+        "braze_budget",
+        "delivery_late",
+        "dead_writes",
+    ]
+    month = KEPT_DAYS * 86400
+    assert [one.cause.reason for one in follow(old, [], 1000.0 + month)] == ["Newer."]
+
+
+def test_what_cannot_be_told_without_the_store_stays_open() -> None:
+    opened = follow([], [DOWN, Cause("dead_writes", "Dead.", "")], 100.0)
+    found = follow(opened, [Cause("store_locked", "Locked.", "")], 200.0, store_is_up=False)
+    assert [(one.cause.code, one.until) for one in found] == [
+        ("store_locked", None),
+        ("dead_writes", None),
+        ("sessionm_down", 200.0),
+    ]
