@@ -2,9 +2,11 @@
 
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,8 +23,8 @@ from bridge.sandbox import Credentials, Sandbox, SandboxServer, serve
 from bridge.settings import load
 from bridge.shared import open_shared
 from tests.commands import Command
+from tests.postgres import ReusedDatabase, fresh_database
 from tests.postgres import free_port as free_port  # noqa: PLC0414 - for the tests as well
-from tests.postgres import fresh_database
 
 # No deadline: a busy machine is slow, not wrong. `--hypothesis-profile=long` tries more.
 hypothesis.settings.register_profile("bridge", deadline=None, max_examples=50)
@@ -67,6 +69,33 @@ def eventually(look: Callable[[], T], seconds: float = 60.0) -> T:
         assert time.monotonic() < until, f"did not happen within {seconds} s"
         time.sleep(0.02)
     return found
+
+
+@dataclass
+class Lag:
+    """By how many seconds this machine woke a sleeping thread too late, at worst."""
+
+    worst: float = 0.0
+
+
+@contextmanager
+def machine_lag() -> Iterator[Lag]:
+    """Measure how late this machine is meanwhile, which no deadline of a bridge can prevent."""
+    lag, over = Lag(), threading.Event()
+
+    def measure() -> None:
+        while not over.is_set():
+            began = time.monotonic()
+            time.sleep(0.01)
+            lag.worst = max(lag.worst, time.monotonic() - began - 0.01)
+
+    thread = threading.Thread(target=measure)
+    thread.start()
+    try:
+        yield lag
+    finally:
+        over.set()
+        thread.join()
 
 
 def post(client: FlaskClient, **fields: Any) -> TestResponse:
@@ -136,15 +165,11 @@ def migrated_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def migrated_database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The name of a PostgreSQL database as a bridge's first start makes it; a template."""
-    folder = tmp_path_factory.mktemp("template")
+def reused_database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ReusedDatabase]:
+    """A PostgreSQL database as a bridge's first start makes it."""
     with fresh_database() as url:
-        more = {"BRIDGE_DATABASE_URL": url}
-        open_shared(
-            load(environment("http://127.0.0.1:9", folder, **more), folder / "none")
-        ).close()
-        yield url.rpartition("/")[2]
+        _migrate(tmp_path_factory.mktemp("migrated"), BRIDGE_DATABASE_URL=url)
+        yield ReusedDatabase(url)
 
 
 def _migrate(folder: Path, **more: str) -> None:
@@ -158,8 +183,9 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     if getattr(request, "param", "sqlite") == "sqlite":
         yield f"sqlite:///{tmp_path}/bridge.db"
     else:
-        with fresh_database(template=request.getfixturevalue("migrated_database")) as url:
-            yield url
+        reused: ReusedDatabase = request.getfixturevalue("reused_database")
+        yield reused.url
+        reused.reset()
 
 
 Provide = Callable[[str], None]

@@ -40,6 +40,59 @@ def fresh_database(template: str = "template0", encoding: str = "UTF8") -> Itera
             administrator.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
 
 
+_SCHEMA = """
+    SELECT oid, relname, relkind, relnatts, relchecks, relhastriggers FROM pg_class
+    WHERE relnamespace = 'public'::regnamespace ORDER BY oid
+"""
+_TABLES = (
+    "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind = 'r'"
+)
+_CHANGED = f"{_TABLES} AND pg_relation_size(oid) > 0"
+_END_OTHERS = """
+    SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+    WHERE datname = current_database() AND pid <> pg_backend_pid()
+"""
+
+
+class ReusedDatabase:
+    """A database for one test after the other: `reset` makes it as it was at first.
+
+    A database for each test makes the server write a checkpoint for each that is dropped, which
+    holds up the tests beside it for seconds.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        with self._connect() as connection:
+            self._schema = connection.execute(_SCHEMA).fetchall()
+            changed = [name for (name,) in connection.execute(_CHANGED)]
+            self._content = {name: _content(connection, name) for name in changed}
+
+    def reset(self) -> None:
+        """End all sessions, and put the first content back.
+
+        Raises:
+            AssertionError: a test has changed the schema.
+        """
+        with self._connect() as connection:
+            connection.execute(_END_OTHERS)
+            assert connection.execute(_SCHEMA).fetchall() == self._schema
+            if changed := [name for (name,) in connection.execute(_CHANGED)]:
+                truncate = f"TRUNCATE {', '.join(changed)} RESTART IDENTITY CASCADE"
+                connection.execute(truncate.encode())
+            for name, content in self._content.items():
+                with connection.cursor().copy(f"COPY {name} FROM STDIN".encode()) as copy:
+                    copy.write(content)
+
+    def _connect(self) -> psycopg.Connection:
+        return psycopg.connect(self.url, autocommit=True)
+
+
+def _content(connection: psycopg.Connection, table: str) -> bytes:
+    with connection.cursor().copy(f"COPY {table} TO STDOUT".encode()) as copy:
+        return b"".join(map(bytes, copy))
+
+
 # Linux gives 32768 and above to outgoing connections, unless it is set to something else.
 PORTS = range(10_000, 32_768)
 
