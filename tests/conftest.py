@@ -4,7 +4,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,8 +21,8 @@ from bridge.sandbox import Credentials, Sandbox, SandboxServer, serve
 from bridge.settings import load
 from bridge.shared import open_shared
 from tests.commands import Command
+from tests.postgres import ReusedDatabase, fresh_database
 from tests.postgres import free_port as free_port  # noqa: PLC0414 - for the tests as well
-from tests.postgres import fresh_database
 
 # No deadline: a busy machine is slow, not wrong. `--hypothesis-profile=long` tries more.
 hypothesis.settings.register_profile("bridge", deadline=None, max_examples=50)
@@ -136,15 +136,13 @@ def migrated_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def migrated_database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The name of a PostgreSQL database as a bridge's first start makes it; a template."""
+def migrated_database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ReusedDatabase]:
+    """A PostgreSQL database as a bridge's first start makes it, for one test after another."""
     folder = tmp_path_factory.mktemp("template")
     with fresh_database() as url:
-        more = {"BRIDGE_DATABASE_URL": url}
-        open_shared(
-            load(environment("http://127.0.0.1:9", folder, **more), folder / "none")
-        ).close()
-        yield url.rpartition("/")[2]
+        _migrate(folder, BRIDGE_DATABASE_URL=url)
+        with closing(ReusedDatabase(template=url.rpartition("/")[2])) as made:
+            yield made
 
 
 def _migrate(folder: Path, **more: str) -> None:
@@ -158,8 +156,9 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     if getattr(request, "param", "sqlite") == "sqlite":
         yield f"sqlite:///{tmp_path}/bridge.db"
     else:
-        with fresh_database(template=request.getfixturevalue("migrated_database")) as url:
-            yield url
+        reused: ReusedDatabase = request.getfixturevalue("migrated_database")
+        yield reused.url
+        reused.renew()
 
 
 Provide = Callable[[str], None]
