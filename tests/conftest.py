@@ -309,6 +309,21 @@ def service(make_service: MakeService) -> Service:
     return make_service()
 
 
+@pytest.fixture(scope="module")
+def shared_service(
+    tmp_path_factory: pytest.TempPathFactory, migrated_files: Path
+) -> Iterator[Service]:
+    """One service for those tests of a file that neither stop it nor depend on its events."""
+    folder = tmp_path_factory.mktemp("shared")
+    shutil.copytree(migrated_files, folder, dirs_exist_ok=True)
+    with serve(Sandbox(), port=0) as sandbox:
+        service = Service(environment(sandbox.url, folder), folder)
+        try:
+            yield service.start()
+        finally:
+            service.kill()
+
+
 def listeners(port: int) -> int:
     """How many sockets listen on *port*, as the kernel tells."""
     rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
