@@ -5,7 +5,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -61,13 +61,14 @@ def eventually(look: Callable[[], T], seconds: float = 60.0) -> T:
     """Return the first truthy value of *look*; fail the test if there is none in time.
 
     Args:
-        look: asked 50 times a second.
+        look: asked 100 times a second at first and 10 times later: what is asked has work to do.
         seconds: by default more than a busy machine takes; fewer where being prompt is the promise.
     """
-    until = time.monotonic() + seconds
+    began = time.monotonic()
     while not (found := look()):
-        assert time.monotonic() < until, f"did not happen within {seconds} s"
-        time.sleep(0.02)
+        waited = time.monotonic() - began
+        assert waited < seconds, f"did not happen within {seconds} s"
+        time.sleep(min(max(0.01, waited / 8), 0.1))
     return found
 
 
@@ -165,11 +166,13 @@ def migrated_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def reused_database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ReusedDatabase]:
-    """A PostgreSQL database as a bridge's first start makes it."""
+def migrated_database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ReusedDatabase]:
+    """A PostgreSQL database as a bridge's first start makes it, for one test after another."""
+    folder = tmp_path_factory.mktemp("template")
     with fresh_database() as url:
-        _migrate(tmp_path_factory.mktemp("migrated"), BRIDGE_DATABASE_URL=url)
-        yield ReusedDatabase(url)
+        _migrate(folder, BRIDGE_DATABASE_URL=url)
+        with closing(ReusedDatabase(template=url.rpartition("/")[2])) as made:
+            yield made
 
 
 def _migrate(folder: Path, **more: str) -> None:
@@ -183,9 +186,9 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     if getattr(request, "param", "sqlite") == "sqlite":
         yield f"sqlite:///{tmp_path}/bridge.db"
     else:
-        reused: ReusedDatabase = request.getfixturevalue("reused_database")
+        reused: ReusedDatabase = request.getfixturevalue("migrated_database")
         yield reused.url
-        reused.reset()
+        reused.renew()
 
 
 Provide = Callable[[str], None]
@@ -333,6 +336,21 @@ def make_service(
 @pytest.fixture
 def service(make_service: MakeService) -> Service:
     return make_service()
+
+
+@pytest.fixture(scope="module")
+def shared_service(
+    tmp_path_factory: pytest.TempPathFactory, migrated_files: Path
+) -> Iterator[Service]:
+    """One service for those tests of a file that neither stop it nor depend on its events."""
+    folder = tmp_path_factory.mktemp("shared")
+    shutil.copytree(migrated_files, folder, dirs_exist_ok=True)
+    with serve(Sandbox(), port=0) as sandbox:
+        service = Service(environment(sandbox.url, folder), folder)
+        try:
+            yield service.start()
+        finally:
+            service.kill()
 
 
 def listeners(port: int) -> int:

@@ -9,7 +9,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -40,57 +40,67 @@ def fresh_database(template: str = "template0", encoding: str = "UTF8") -> Itera
             administrator.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
 
 
-_SCHEMA = """
-    SELECT oid, relname, relkind, relnatts, relchecks, relhastriggers FROM pg_class
-    WHERE relnamespace = 'public'::regnamespace ORDER BY oid
-"""
-_TABLES = (
-    "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind = 'r'"
+_VERSIONS = (
+    "SELECT schema_version.version, cache_schema_version.version "
+    "FROM schema_version, cache_schema_version"
 )
-_CHANGED = f"{_TABLES} AND pg_relation_size(oid) > 0"
-_END_OTHERS = """
-    SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-    WHERE datname = current_database() AND pid <> pg_backend_pid()
+_SCHEMA = """
+SELECT string_agg(concat_ws(' ', c.relname, c.relkind, a.attname, a.atttypid), ',' ORDER BY
+c.relname, a.attnum) FROM pg_class c LEFT JOIN pg_attribute a ON a.attrelid = c.oid
+WHERE c.relnamespace = 'public'::regnamespace
+"""
+_OTHERS = """
+SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity
+WHERE datname = current_database() AND pid <> pg_backend_pid()
 """
 
 
 class ReusedDatabase:
-    """A database for one test after the other: `reset` makes it as it was at first.
+    """A database for one test after another, each of which finds it as the first one did.
 
-    A database for each test makes the server write a checkpoint for each that is dropped, which
-    holds up the tests beside it for seconds.
+    To empty its tables takes 1 ms of CPU time, to create a database 300 ms.
+
+    Args:
+        template: the name of a migrated database without any other row than its versions.
     """
 
-    def __init__(self, url: str) -> None:
-        self.url = url
-        with self._connect() as connection:
-            self._schema = connection.execute(_SCHEMA).fetchall()
-            changed = [name for (name,) in connection.execute(_CHANGED)]
-            self._content = {name: _content(connection, name) for name in changed}
+    def __init__(self, template: str) -> None:
+        self._template = template
+        self._stack = ExitStack()
+        self._create()
 
-    def reset(self) -> None:
-        """End all sessions, and put the first content back.
+    def _create(self) -> None:
+        self.url = self._stack.enter_context(fresh_database(self._template))
+        with psycopg.connect(self.url) as connection:
+            self._state = self._read_state(connection)
+            relations = connection.execute(
+                "SELECT relname, relkind = 'S' FROM pg_class "
+                "WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'S')"
+            ).fetchall()
+        clear = ["DELETE FROM {}", "SELECT setval('{}', 1, false)"]
+        self._clear = ";".join(
+            clear[is_sequence].format(name)
+            for name, is_sequence in relations
+            if not name.endswith("schema_version")
+        )
 
-        Raises:
-            AssertionError: a test has changed the schema.
-        """
-        with self._connect() as connection:
-            connection.execute(_END_OTHERS)
-            assert connection.execute(_SCHEMA).fetchall() == self._schema
-            if changed := [name for (name,) in connection.execute(_CHANGED)]:
-                truncate = f"TRUNCATE {', '.join(changed)} RESTART IDENTITY CASCADE"
-                connection.execute(truncate.encode())
-            for name, content in self._content.items():
-                with connection.cursor().copy(f"COPY {name} FROM STDIN".encode()) as copy:
-                    copy.write(content)
+    def renew(self) -> None:
+        """End all connections, and make it as it was; create another one if that is not enough."""
+        with psycopg.connect(self.url) as connection:
+            connection.execute(_OTHERS)
+            is_as_it_was = self._read_state(connection) == self._state
+            if is_as_it_was:
+                connection.execute(self._clear.encode())
+        if not is_as_it_was:
+            self.close()
+            self._create()
 
-    def _connect(self) -> psycopg.Connection:
-        return psycopg.connect(self.url, autocommit=True)
+    def close(self) -> None:
+        self._stack.close()
 
-
-def _content(connection: psycopg.Connection, table: str) -> bytes:
-    with connection.cursor().copy(f"COPY {table} TO STDOUT".encode()) as copy:
-        return b"".join(map(bytes, copy))
+    def _read_state(self, connection: psycopg.Connection) -> list[object]:
+        """The names and types of all columns, and the versions."""
+        return [connection.execute(query).fetchone() for query in (_SCHEMA, _VERSIONS)]
 
 
 # Linux gives 32768 and above to outgoing connections, unless it is set to something else.
