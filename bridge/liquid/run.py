@@ -51,7 +51,7 @@ class Run:
     def warn(self, words: str) -> None:
         self.warnings[words] = None
 
-    def spend(self) -> None:
+    def check_time(self) -> None:
         """Check the CPU time of the render.
 
         Raises:
@@ -64,7 +64,7 @@ class Run:
                 f"the template takes more than {RENDER_SECONDS:g} s to render{where}", token=None
             )
 
-    def miss(
+    def warn_missing(
         self, path: str, name: str, siblings: Mapping[str, Any], *, is_data: bool = False
     ) -> None:
         """Warn about a missing field, and suggest a similar name from *siblings*.
