@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Literal, NamedTuple
 
-from bridge.customer import CUSTOMER_KINDS, Customer, CustomerKind
+from bridge.customer import CUSTOMER_KINDS, Customer, CustomerKind, named_customers
 from bridge.fields import (
     TEXT_SCHEMA,
     FieldError,
@@ -437,11 +437,7 @@ def _recipient(
         FieldError: an identifier is invalid, or there are two of Braze's.
         RefusedError: there is no identifier.
     """
-    sessionm = {
-        kind: found
-        for kind in CUSTOMER_KINDS
-        if (found := identifier(fields.get(kind), f"{where}{kind}"))
-    }
+    known = named_customers(fields, where)
     brazes = {
         name: found
         for name in _BRAZE_IDENTIFIERS
@@ -450,18 +446,16 @@ def _recipient(
     if len(brazes) > 1:
         names = " and ".join(f"{where}{name}" for name in brazes)
         raise FieldError(names, "are two identifiers of Braze's: send one of them")
-    known = [Customer(kind, sessionm[kind]) for kind in CUSTOMER_KINDS if kind in sessionm]
     if brazes:
         [(name, value)] = brazes.items()
         return _braze_recipient(name, value, fields, rules, known)
     if not known:
         raise RefusedError(422, "no_customer", _no_customer(fields, where))
-    own = rules.external_id_is
-    direct = sessionm.get(own)
     content: dict[str, Any] = {"outdate": known[0].key}
+    direct = next((one for one in known if one.kind == rules.external_id_is), None)
     if direct is None:
         return {**content, "recipient": {}, "translate": known[0].key}, known[0].key
-    return {**content, "recipient": {"external_user_id": direct}}, Customer(own, direct).key
+    return {**content, "recipient": {"external_user_id": direct.id}}, direct.key
 
 
 def _no_customer(fields: Mapping[str, Any], where: str) -> str:

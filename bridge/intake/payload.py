@@ -145,29 +145,21 @@ class RefusedError(Exception):
         self.code = code
 
 
-def read_event(body: bytes, content_type: str) -> Event:
+def read_event(body: bytes, content_type: str, path_customer: Customer | None = None) -> Event:
     """Read a webhook's *body*, sent as *content_type*.
+
+    With *path_customer*, it is SessionM's own format ``{"tags":["…"],"ttl":N}`` for the customer
+    in the path.
 
     Raises:
         RefusedError: 400 malformed, 413 over `MAX_BODY` bytes, 415 wrong type, 422 meaningless.
     """
     fields = read_fields(body, content_type)
+    if path_customer:
+        known = {name: fields[name] for name in TAG_FIELDS if name in fields}
+        fields = {**known, **path_customer.ids}
     try:
         return _event(fields)
-    except FieldError as error:
-        raise RefusedError(422, "invalid_field", f"{error}.") from None
-
-
-def read_tag_event(body: bytes, content_type: str, kind: CustomerKind, path_id: str) -> Event:
-    """Read SessionM's own format ``{"tags":["…"],"ttl":N}`` for the customer in the path.
-
-    Raises:
-        RefusedError: as `read_event`.
-    """
-    fields = read_fields(body, content_type)
-    known: dict[str, Any] = {name: fields[name] for name in TAG_FIELDS if name in fields}
-    try:
-        return _event({**known, kind: path_id})
     except FieldError as error:
         raise RefusedError(422, "invalid_field", f"{error}.") from None
 

@@ -473,7 +473,7 @@ def over_http(session: requests.Session, timeout: float) -> Send:
     """Return a function that makes calls over HTTP.
 
     Args:
-        session: used for the calls and not closed.
+        session: used for the calls.
         timeout: seconds within which a call's whole answer must be received; 2 in Braze.
     """
 

@@ -7,7 +7,6 @@ those of Braze (its fork of Liquid 5.2.0, in lax mode), so that a preview shows 
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, TextIO
 
@@ -128,7 +127,6 @@ def render(
     auth_tokens: Mapping[str, Mapping[str, str]] | None = None,
     variables: Mapping[str, Any] | None = None,
     timeout: float = 2.0,
-    session: requests.Session | None = None,
     send: Send | None = None,
     rewrite: Callable[[str], str] = str,
     pause: Callable[[float], None] = time.sleep,
@@ -150,7 +148,6 @@ def render(
         auth_tokens: ``{name: {header: value}}``, for ``:auth_credentials name``.
         variables: other variables of the template.
         timeout: seconds within which a call's whole answer must be received; 2 in Braze.
-        session: used for the calls and not closed.
         send: makes the calls instead of HTTP.
         rewrite: converts the URL in the template to the URL to call.
         pause: waits for a number of seconds between the attempts of a ``:retry``.
@@ -161,7 +158,7 @@ def render(
             preview.
     """
     known = {**_variables(attributes, campaign, canvas), **(variables or {})}
-    with nullcontext(session) if session else requests.Session() as http:
+    with requests.Session() as http:
         calls = ContentCalls(
             send or over_http(http, timeout), credentials or {}, auth_tokens or {}, pause, rewrite
         )
@@ -207,9 +204,7 @@ def _render(source: str, run: Run) -> str:
     if len(source) > LARGEST_TEMPLATE:
         raise LiquidError(f"the template is longer than {LARGEST_TEMPLATE:,} characters")
     try:
-        template, notes = _parsed(source)
-        for token, words in notes:
-            run.warn(f"{_position(token, source)}: {words}")
+        template = _parse(source, run)
         context = BrazeContext(template, globals=run.counters)
         begin(context, run)
         return _render_nodes(template, context)
@@ -217,9 +212,13 @@ def _render(source: str, run: Run) -> str:
         raise _liquid_error(error, source) from error
 
 
-def _parsed(source: str) -> tuple[BoundTemplate, list[tuple[Token, str]]]:
+def _parse(source: str, run: Run, prefix: str = "") -> BoundTemplate:
+    """Parse *source*; warn about what Braze ignores in it, with *prefix* before the position."""
     with collect_notes() as notes:
-        return _ENVIRONMENT.from_string(without_html_comments(source)), notes
+        template = _ENVIRONMENT.from_string(without_html_comments(source))
+    for token, words in notes:
+        run.warn(f"{prefix}{_position(token, source)}: {words}")
+    return template
 
 
 def _render_nodes(template: BoundTemplate, context: RenderContext) -> str:
@@ -243,10 +242,7 @@ def _nested(source: str, name: str, context: RenderContext) -> str:
         raise _NestedFault(f"{name} contains itself, or too many others")
     run.depth += 1
     try:
-        template, notes = _parsed(source)
-        for token, words in notes:
-            run.warn(f"{name}, {_position(token, source)}: {words}")
-        return _render_nodes(template, context)
+        return _render_nodes(_parse(source, run, f"{name}, "), context)
     except MarkupError as error:
         if isinstance(error.__cause__, _NestedFault):
             raise error.__cause__ from error

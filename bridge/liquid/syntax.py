@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from liquid import RenderContext, Token
@@ -631,7 +631,7 @@ def parse_condition(markup: str, token: Token) -> Condition:
         first = _comparison(parts.pop() if parts else "", token)
         if relation not in {"and", "or"}:
             raise LiquidSyntaxError(f"`{relation}` cannot stand here", token=token)
-        condition = Condition(first.left, first.operator, first.right, relation, condition)
+        condition = replace(first, relation=relation, child=condition)
     return condition
 
 
