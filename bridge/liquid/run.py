@@ -1,7 +1,7 @@
 """The state of one render: its limits, its data and its warnings."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
@@ -65,7 +65,7 @@ class Run:
             )
 
     def warn_missing(
-        self, path: str, name: str, siblings: Mapping[str, Any], *, is_data: bool = False
+        self, path: str, name: str, siblings: Iterable[object], *, is_data: bool = False
     ) -> None:
         """Warn about a missing field, and suggest a similar name from *siblings*.
 

@@ -255,6 +255,9 @@ class Reference:
 
     name: str
 
+    def __str__(self) -> str:
+        return self.name
+
     @property
     def path(self) -> list[Any]:
         """Return ``cart[0].title`` as ``["cart", 0, "title"]``."""
@@ -305,9 +308,9 @@ class Variable(Expression):
             after = _next_value(value, key, is_command=step.is_command, of_customer=of_customer)
             if after is _ABSENT:
                 if isinstance(value, dict) and not step.is_command:
-                    words = key.name if isinstance(key, Reference) else values.text_of(key)
+                    path, words = self._path(index + 1), values.text_of(key)
                     is_data = of_customer or name in _NAMESPACES
-                    run.warn_missing(self._path(index + 1), words, value, is_data=is_data)
+                    run.warn_missing(path, words, value, is_data=is_data)
                 return None
             value = after
         return value
@@ -321,15 +324,13 @@ class Variable(Expression):
 
     def _warn_missing_root(self, name: Any, context: RenderContext) -> None:
         if name in _NAMESPACES:
-            run_of(context).warn_missing(self._path(len(self.steps)), "", {}, is_data=True)
+            run_of(context).warn_missing(self._path(len(self.steps)), "", (), is_data=True)
         elif isinstance(name, str) and name:
-            known = {key: 0 for scope in (context.locals, context.globals) for key in scope}
-            run_of(context).warn_missing(name, name, known)
+            run_of(context).warn_missing(name, name, [*context.locals, *context.globals])
 
     def _content_block(self, context: RenderContext) -> str:
         run = run_of(context)
-        key = self.steps[0].value(context)
-        name = key.name if isinstance(key, Reference) else values.text_of(key)
+        name = values.text_of(self.steps[0].value(context))
         if name in run.blocks:
             return run.nested(str(run.blocks[name]), f"content block {name}", context)
         run.warn(
