@@ -48,14 +48,7 @@ FORM_TYPE = "application/x-www-form-urlencoded"
 
 @dataclass(frozen=True)
 class ContentRequest:
-    """A call of a template.
-
-    Attributes:
-        method: ``GET`` or ``POST``.
-        url: the template's URL, including credentials.
-        headers: all headers that Braze would send.
-        body: the body, or "".
-    """
+    """A call of a template: its URL with credentials, and all headers that Braze would send."""
 
     method: str
     url: str
@@ -332,11 +325,7 @@ class ContentCalls:
     """The calls of one render, and their answers: Braze calls a URL only once.
 
     Attributes:
-        send: makes one call.
-        credentials: ``{name: (user, password)}``, for ``:basic_auth name``.
-        auth_tokens: ``{name: {header: value}}``, for ``:auth_credentials name``.
-        rewrite: converts the URL in the template to the URL to call.
-        pause: waits for a number of seconds between the attempts of a ``:retry``.
+        send, credentials, auth_tokens, pause, rewrite: as for `bridge.liquid.render.render`.
         made: all calls in order, including retries.
     """
 
