@@ -1,4 +1,4 @@
-"""What all tests share: constants, helpers, and real parts. Each room has more of its own."""
+"""What all tests share: constants, helpers, and real parts. Each folder has more of its own."""
 
 import os
 import shutil
