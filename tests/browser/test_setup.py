@@ -231,6 +231,7 @@ def test_a_snippet_fills_in_what_it_shows_and_keeps_what_was_typed(
     service: Service, open_page: OpenPage
 ) -> None:
     page = open_setup(service, open_page)
+    choose(page, ALICE)
     properties = page.get_by_label("API trigger properties", exact=True)
     use(page, "offer_awarded")
     expect(properties).to_be_visible()
