@@ -90,6 +90,7 @@ def test_messages_that_wait_for_braze_have_a_forecast(
 
     eventually(lambda: seen().count(forecast) == 2)
     assert "3 waiting , nothing goes out now" in seen()
+    assert "3 messages 3 customers award" in seen()
     checks = client.get("/health", headers=ADMIN).get_json()["checks"]
     assert checks["delivery_to_braze"]["held_by"] == "down"
 
