@@ -141,6 +141,11 @@ class Breaker:
             return "limiting"
         return "failing" if numbers.last == _Last.FAILURE else "up"
 
+    def idle(self, now: float) -> float:
+        """Return the seconds since the last call ended; 0 if there was none."""
+        numbers = self._read()
+        return 0.0 if numbers.last == _Last.NOTHING else now - numbers.ended_at
+
     def record(self, error: CallError | None, began_at: float, now: float) -> None:
         """Record the outcome of a call.
 

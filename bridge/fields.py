@@ -204,6 +204,12 @@ def duration(value: object) -> int:
     return int(match[1]) * _UNIT[match[2]]
 
 
+def as_duration(seconds: int) -> str:
+    """Write whole seconds as `duration` reads them, in the largest unit: ``30d``, ``36h``."""
+    unit = next(unit for unit in "dhms" if seconds % _UNIT[unit] == 0)
+    return f"{seconds // _UNIT[unit]}{unit}"
+
+
 def ttl(value: object, field: str) -> int | None:
     """Read a tag's TTL in seconds; ``None`` when it is absent or blank.
 

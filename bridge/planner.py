@@ -50,12 +50,12 @@ class Kind:
 
 KINDS = {
     "webhook": Kind("Webhook: writes tags", writes=True),
-    "tags": Kind("Message with one lookup: tags", core=1),
-    "offers": Kind("Message with one lookup: offers", connect=1),
-    "customer": Kind("Message with one lookup: tags and offers", core=1, connect=1),
-    "triggered": Kind("Message that SessionM triggers, with offers", connect=1, triggered=True),
-    "context": Kind("Canvas Context step with offers", connect=1, serial=True),
-    "offers_webhook": Kind("Message with offers, and a webhook after it", writes=True, connect=1),
+    "tags": Kind("Message with tags", core=1),
+    "offers": Kind("Message with offers", connect=1),
+    "customer": Kind("Message with tags and offers", core=1, connect=1),
+    "triggered": Kind("Message that SessionM triggers", connect=1, triggered=True),
+    "context": Kind("Canvas Context step", connect=1, serial=True),
+    "offers_webhook": Kind("Message with offers, and webhook", writes=True, connect=1),
 }
 
 

@@ -3,6 +3,7 @@
 import os
 import queue
 import secrets
+import shlex
 import signal
 import socket
 import subprocess
@@ -29,6 +30,8 @@ AWARD_CAMPAIGN = "0d2f6f5e-5a3b-4c1d-9e8f-7a6b5c4d3e2f"
 AWARD = "Free coffee this weekend"
 # Seconds between two looks at whether something has happened.
 POLL = 0.1
+# Seconds after which all workers have added their lookups to the totals.
+COUNTED_AFTER = 2.0
 # Seconds that the bridge has to end: gunicorn gives its workers 30.
 STOP_TIMEOUT = 35.0
 
@@ -64,21 +67,24 @@ class Demo:
             sandbox = stack.enter_context(serve(Sandbox(), HOST, 0))
             sandbox.sandbox.braze.on_message = self._render
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="bridge-demo-"))
-            bridge = _Bridge(self._port, self._environment(sandbox.url, folder), Path(folder))
+            settings = self._settings(sandbox.url, folder)
+            # With it, commands in this folder are about the demo's bridge.
+            lines = (f"{name}={value}\n" for name, value in settings.items())
+            Path(folder, ".env").write_text("".join(lines), encoding="utf-8")
+            bridge = _Bridge(self._port, settings, Path(folder))
             stack.callback(bridge.stop)
             try:
                 _on_signals(_interrupt)
                 if not early:
-                    self._show(sandbox.url, bridge)
+                    self._show(sandbox.url, folder, bridge)
             except KeyboardInterrupt:
                 pass
             finally:
                 _on_signals(signal.SIG_IGN)
         click.echo("\nEnded; nothing is left running.")
 
-    def _environment(self, sandbox_url: str, folder: str) -> dict[str, str]:
+    def _settings(self, sandbox_url: str, folder: str) -> dict[str, str]:
         return {
-            **{name: value for name, value in os.environ.items() if not _matters(name)},
             **Credentials().environment(sandbox_url),
             **{f"BRIDGE_{s.upper()}_KEYS": f"demo:{key}" for s, key in self._keys.items()},
             "BRIDGE_DATABASE_URL": f"sqlite:///{folder}/bridge.db",
@@ -86,16 +92,20 @@ class Demo:
             "BRIDGE_LOG_FORMAT": "text",
         }
 
-    def _show(self, sandbox_url: str, bridge: "_Bridge") -> None:
+    def _show(self, sandbox_url: str, folder: str, bridge: "_Bridge") -> None:
         while not bridge.call("GET", f"{self._url}/readyz").ok:
             time.sleep(POLL)
-        self._explain(sandbox_url)
+        self._explain(sandbox_url, folder)
         self._show_traffic(sandbox_url, bridge)
         self._show_award(sandbox_url, bridge)
         click.echo("\nRunning. Ctrl-C ends it.")
+        # The steps of the setup page turn green by the reader's own calls.
+        time.sleep(COUNTED_AFTER)
+        bridge.call("POST", f"{self._url}/setup/progress", self._keys["admin"])
         bridge.wait()
 
-    def _explain(self, sandbox_url: str) -> None:
+    def _explain(self, sandbox_url: str, folder: str) -> None:
+        bridge = Path(sys.executable).with_name("bridge")
         click.secho("\nThe bridge runs.\n", bold=True)
         click.echo(f"  bridge            {self._url}")
         click.echo(f"  SessionM sandbox  {sandbox_url}   (a stand-in, not SessionM)")
@@ -116,7 +126,9 @@ class Demo:
             f'    -d \'{{"braze_campaign_id":"spring-sale","user_id":"{CUSTOMER}"}}\' \\\n'
             f"    '{self._url}/webhooks/braze'\n\n"
             "  SessionM fails until you send {} in the same way:\n"
-            f"  curl -d '{{\"status\":503}}' {sandbox_url}/sandbox/faults"
+            f"  curl -d '{{\"status\":503}}' {sandbox_url}/sandbox/faults\n\n"
+            "  What an operator sees; the settings are in this folder's .env:\n"
+            f"  cd {folder} && {shlex.quote(str(bridge))} queue status"
         )
 
     def _show_traffic(self, sandbox_url: str, bridge: "_Bridge") -> None:
@@ -222,17 +234,17 @@ class Demo:
 class _Bridge:
     """`bridge serve` in a process of its own."""
 
-    def __init__(self, port: int, environment: dict[str, str], folder: Path) -> None:
+    def __init__(self, port: int, settings: dict[str, str], folder: Path) -> None:
         self._log = folder / "bridge.log"
         self._http = requests.Session()
         # Every address is loopback: never through a proxy of the environment.
         self._http.trust_env = False
         with self._log.open("wb") as log:
-            # In a folder of its own, where no .env or rules.toml of the user's lies, and in a
+            # In a folder of its own, where no rules.toml of the user's lies, and in a
             # group of its own, so that Ctrl-C reaches it through us and in order.
             self._process = subprocess.Popen(  # noqa: S603 - our own command
                 [sys.executable, "-m", "bridge", "serve", "--bind", f"{HOST}:{port}"],
-                env=environment,
+                env={**_other_variables(), **settings},
                 cwd=folder,
                 stdout=log,
                 stderr=log,
@@ -312,6 +324,11 @@ def _check_free(port: int) -> None:
             ) from None
 
 
-def _matters(name: str) -> bool:
-    """Whether *name* is a setting of the bridge, or a proxy: SessionM's stand-in needs none."""
-    return name.startswith(("BRIDGE_", "SESSIONM_", "BRAZE_")) or name.lower().endswith("_proxy")
+def _other_variables() -> dict[str, str]:
+    """The environment without settings of a bridge and proxies: SessionM's stand-in needs none."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("BRIDGE_", "SESSIONM_", "BRAZE_"))
+        and not name.lower().endswith("_proxy")
+    }

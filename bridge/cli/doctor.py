@@ -176,6 +176,7 @@ def _sessionm(settings: Settings, sessionm: SessionM) -> Iterator[Finding]:
         lambda: sessionm.read_tags(Customer("user_id", UNKNOWN_USER_ID), TIMEOUT),
         "SESSIONM_CORE_URL",
         "SESSIONM_CORE_KEY and SESSIONM_CORE_SECRET",
+        "ask SessionM whether the Tags API is on for this account",
     )
     if not settings.offers_on:
         yield Finding("SessionM Connect", True, "not configured: offer lookups are off")
@@ -186,6 +187,7 @@ def _sessionm(settings: Settings, sessionm: SessionM) -> Iterator[Finding]:
         lambda: sessionm.offers(body, TIMEOUT),
         "SESSIONM_CONNECT_URL",
         "SESSIONM_CONNECT_AUTH and SESSIONM_RETAILER_ID",
+        "check SESSIONM_RETAILER_ID, then ask SessionM whether offers are on for it",
     )
 
 
@@ -226,15 +228,39 @@ def _network_path(settings: Settings, sessionm: SessionM) -> Iterator[Finding]:
         yield Finding("authorities", True, f"certificates are checked against {trusted}")
 
 
-def _try_call(name: str, call: Callable[[], object], url: str, credentials: str) -> Finding:
+def _try_call(
+    name: str, call: Callable[[], object], url: str, credentials: str, refused: str
+) -> Finding:
     try:
         call()
     except SessionMError as error:
-        if error.meaning is Meaning.UNKNOWN_CUSTOMER:
-            return Finding(name, True, "reachable, credentials accepted")
-        if error.meaning is Meaning.BUSY:
-            busy = "SessionM is down or overloaded: wait, and contact SessionM if it lasts"
-            return Finding(name, False, str(error), busy)
-        blamed = credentials if error.meaning is Meaning.CREDENTIALS else url
-        return Finding(name, False, str(error), error.remedy or f"check {blamed}")
+        if error.meaning is not Meaning.UNKNOWN_CUSTOMER:
+            remedy = error.remedy or _remedy(error, url, credentials, refused)
+            return Finding(name, False, str(error), remedy)
     return Finding(name, True, "reachable, credentials accepted")
+
+
+def _remedy(error: SessionMError, url: str, credentials: str, refused: str) -> str:
+    """Return what to do about the answer of a failed call.
+
+    Args:
+        error: the answer.
+        url: the setting of the URL.
+        credentials: the settings of the credentials.
+        refused: what to do if SessionM refuses the call, but not the credentials.
+    """
+    if error.status in {425, 429}:
+        return "SessionM limits our calls: wait, and lower BRIDGE_SESSIONM_RPS if it lasts"
+    remedies = {
+        Meaning.CREDENTIALS: f"check {credentials}",
+        Meaning.BUSY: "SessionM is down or overloaded: wait, and contact SessionM if it lasts",
+        Meaning.REFUSED: f"SessionM is reached, and refuses this call: {refused}",
+        # Not an answer of SessionM: by the class of the status, or the status.
+        0: f"check {url}, and firewalls on the way",
+        3: f"the address redirects: set {url} to where it leads",
+        403: "a firewall in front of SessionM refuses: have this machine's address allowed",
+        404: f"there is nothing at this address: check host and path of {url}",
+    }
+    keys = (error.meaning, error.status, error.status // 100)
+    other = f"something else than SessionM answers: check {url}, proxies and maintenance"
+    return next((remedies[key] for key in keys if key in remedies), other)

@@ -1,7 +1,8 @@
 """`bridge queue`: the outbox on the command line; and `bridge erase`."""
 
+import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import click
@@ -10,9 +11,9 @@ from bridge import clock
 from bridge.cli.common import connected, one_line
 from bridge.cli.output import Form, Row, dump, forms, local, state, table, zone
 from bridge.customer import Customer
-from bridge.fields import FieldError, counted, iso, number, span
-from bridge.ops.health import delivery_state, forecast
-from bridge.ops.incidents import NOTHING, Cause, dead_causes, delivery_causes
+from bridge.fields import FieldError, as_duration, counted, instant, iso, number, span
+from bridge.ops.health import delivers, delivery_state, forecast
+from bridge.ops.incidents import NOTHING, Cause, dead_causes, delivery_causes, message_causes
 from bridge.ops.operator import Done
 from bridge.outbox.events import PAGE
 from bridge.outbox.model import Direction, State
@@ -30,26 +31,46 @@ WATCH = 2.0
 def filters(command: Command) -> Command:
     """Give *command* the options that choose events."""
     for option in (
-        click.option("--text", metavar="WORDS", help="Words of the reason."),
-        click.option("--since", metavar="TIME", help="2026-12-01T08:00:00Z, or how long ago: 2h."),
-        click.option("--campaign", metavar="ID", help="A campaign's or Canvas's."),
-        click.option("--customer", metavar="ID", help="user_id or external_id."),
+        click.option("--text", metavar="WORDS", help="Words in the reason."),
+        click.option(
+            "--since", metavar="TIME", help="Received since: 2h, 7d or 2026-12-01T08:00:00Z."
+        ),
+        click.option("--campaign", metavar="ID", help="API identifier of the campaign or Canvas."),
+        click.option("--customer", metavar="ID", help="The customer's user_id or external_id."),
         click.option(
             "--direction",
             type=click.Choice([one.value for one in Direction]),
-            help="to_braze: SessionM's messages.",
+            help="to_sessionm: webhooks of Braze; to_braze: messages of SessionM.",
         ),
         click.option(
-            "--state", type=click.Choice([one.value for one in State]), help="Of the event."
+            "--state",
+            type=click.Choice([one.value for one in State]),
+            help="State of the events; replay and discard: dead, if it is not given.",
         ),
     ):
         command = option(command)
     return command
 
 
-@click.group()
+class _InOrder(click.Group):
+    """A group whose help lists the commands in the order in which they are used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's
+        return list(self.commands)
+
+
+@click.group(cls=_InOrder)
 def queue() -> None:
-    """Look into the outbox and put it in order."""
+    """Look into the outbox and put it in order.
+
+    \b
+    At night:
+      bridge queue status                         what is wrong, and what to do
+      bridge queue list --state dead              what SessionM or Braze refused
+      bridge queue show ID                        one event, with each call
+      bridge queue replay --state dead --dry-run  how many would be sent again
+      bridge queue replay --state dead            send them again
+    """  # noqa: D301 - click's mark for lines to be kept
 
 
 @queue.command()
@@ -77,18 +98,23 @@ def _status(parts: Parts) -> tuple[Row, list[Cause]]:
     backlog = parts.store.backlog()
     now = clock.now()
     delivery = delivery_state(parts, backlog, now)
-    delivery |= forecast(delivery, parts.telemetry.minutes(now - 60), now, parts)
+    minutes = parts.telemetry.minutes(now - 60)
+    delivery |= forecast(delivery, minutes, now, parts)
     paused = parts.operator.is_paused
     oldest_at = backlog.oldest_at or backlog.unknown_at
     queue = parts.extents.queue() if backlog.queued else NOTHING
     causes = delivery_causes(delivery, queue)
     if paused:
-        by_hand = Cause("delivery_paused", "Delivery is paused by hand.", "bridge queue resume")
+        by_hand = Cause("delivery_paused", "Delivery is paused by hand.", "`bridge queue resume`")
         causes = [by_hand, *(cause for cause in causes if cause.code != by_hand.code)]
     if backlog.dead:
         causes += dead_causes(parts.extents.dead())
     messages = parts.messages.backlog()
-    to_braze = delivery_state(parts, messages, now, parts.messages) if parts.braze else {}
+    to_braze = {}
+    if parts.braze:
+        to_braze = delivery_state(parts, messages, now, parts.messages)
+        to_braze |= forecast(to_braze, minutes, now, parts, Direction.TO_BRAZE)
+        causes += _message_causes(parts, delivery, to_braze)
     return {
         "to_braze": {
             "queued": messages.queued,
@@ -96,10 +122,12 @@ def _status(parts: Parts) -> tuple[Row, list[Cause]]:
             "dead": messages.dead,
             "state": to_braze.get("state", "off"),
             "reason": to_braze.get("reason", ""),
+            "done_in_seconds": to_braze.get("done_in_seconds", 0),
         },
         "queued": backlog.queued,
         "oldest": iso(oldest_at) if oldest_at else "",
         "waits_for_customers": backlog.waits_for_customers,
+        "unknown_customer_seconds": delivery["unknown_customer_seconds"],
         "rate_per_second": delivery["rate_per_second"],
         "done_in_seconds": delivery["done_in_seconds"],
         "dead": backlog.dead,
@@ -109,12 +137,30 @@ def _status(parts: Parts) -> tuple[Row, list[Cause]]:
     }, causes
 
 
+def _message_causes(parts: Parts, delivery: Row, to_braze: Row) -> list[Cause]:
+    """Return what stops messages to Braze or has made them dead."""
+    checks = {
+        "store": {"state": "ok"},
+        "delivery": delivery,
+        "delivery_to_braze": to_braze,
+        # Only the service knows how its calls ended.
+        "braze": {"state": "unknown", "last_error": ""},
+    }
+    queue = parts.message_extents.queue() if to_braze["queued"] else NOTHING
+    dead = parts.message_extents.dead() if to_braze["dead"] else []
+    return list(message_causes(checks, queue, dead))
+
+
 def _show_status(found: Row, causes: list[Cause]) -> None:
     waiting = ", waiting for customers to be created" if found["waits_for_customers"] else ""
     click.echo(f"Delivery  {state(found['state'])}")
     click.echo(f"Backlog   {counted(found['queued'], 'write')}{waiting}")
     if found["oldest"]:
-        click.echo(f"Oldest    {local(found['oldest'])} {zone()}")
+        age = span(max(1.0, clock.now() - (instant(found["oldest"]) or 0.0)))
+        unknown = found["unknown_customer_seconds"]
+        others = f"; for their customer to be created, others wait {span(unknown)}"
+        others = "" if found["waits_for_customers"] or not unknown else others
+        click.echo(f"Oldest    {local(found['oldest'])} {zone()}, {age} ago{others}")
     if found["done_in_seconds"] > 0:
         takes, rate = span(found["done_in_seconds"]), number(found["rate_per_second"])
         click.echo(f"Done      in about {takes} at {rate} a second")
@@ -123,9 +169,9 @@ def _show_status(found: Row, causes: list[Cause]) -> None:
     if to_braze["state"] != "off":
         oldest = f", oldest {local(to_braze['oldest'])}" if to_braze["oldest"] else ""
         waits = f"{counted(to_braze['queued'], 'message')} waiting{oldest}"
+        if to_braze["done_in_seconds"] > 0:
+            waits += f", done in about {span(to_braze['done_in_seconds'])}"
         click.echo(f"To Braze  {state(to_braze['state'])}, {waits}, {to_braze['dead']} dead")
-    if to_braze["reason"]:
-        click.secho(to_braze["reason"], fg="yellow")
     for cause in causes:
         click.secho(cause.reason, fg="yellow")
         if cause.extent.writes:
@@ -133,6 +179,17 @@ def _show_status(found: Row, causes: list[Cause]) -> None:
             customers = counted(extent.customers, "customer")
             click.echo(f"  {least}{customers}, {counted(len(extent.campaigns), 'campaign')}")
         click.echo(f"  -> {cause.do}")
+        for command in _commands_for(cause):
+            click.echo(f"     {command}")
+
+
+def _commands_for(cause: Cause) -> Iterator[str]:
+    """Yield the commands that show the events of *cause*, and send dead ones again."""
+    options = " ".join(f"--{name} {shlex.quote(value)}" for name, value in cause.search.items())
+    if cause.extent.writes:
+        yield f"bridge queue list {options}"
+    if cause.code.startswith("dead_"):
+        yield f"bridge queue replay {options} --dry-run"
 
 
 @queue.command("list")
@@ -142,9 +199,10 @@ def _show_status(found: Row, causes: list[Cause]) -> None:
     default=PAGE,
     show_default=True,
     type=click.IntRange(1, 500),
-    help="Most events of a page.",
+    metavar="N",
+    help="Most events to print, 1 to 500.",
 )
-@click.option("--before", default="", metavar="ID", help="Go on where a page ended.")
+@click.option("--before", default="", metavar="ID", help="Only events that are older than this.")
 @forms
 def list_events(*, limit: int, before: str, form: Form, **given: Any) -> None:
     """List events, newest first."""
@@ -154,26 +212,33 @@ def list_events(*, limit: int, before: str, form: Form, **given: Any) -> None:
     if form:
         dump(form, found.events, [_flat(event) for event in found.events])
     elif found.events:
-        header = ("ID", f"RECEIVED ({zone()})", "STATE", "CUSTOMER", "CAMPAIGN OR CANVAS", "REASON")
+        received = f"RECEIVED ({zone()})"
+        header = (received, "STATE", "TO", "CAMPAIGN OR CANVAS", "CUSTOMER", "ID", "REASON")
         table(header, [_columns(event) for event in found.events])
     if not (found.events or found.next):
         click.echo("No event matches.", err=True)
     elif not found.events:
         click.echo("No event matches among those looked at so far.", err=True)
     if found.next:
-        click.echo(f"More: --before {found.next}", err=True)
+        click.echo(f"There are more: add --before {found.next}", err=True)
+    elif found.events and not form:
+        click.echo("One of them with each call: bridge queue show ID", err=True)
 
 
 def _columns(event: Row) -> tuple[str, ...]:
     reason = " ".join(filter(None, ["test send" if event["test"] else "", event["reason"]]))
     return (
-        event["id"],
         local(event["received_at"]),
         event["state"],
-        next(iter(event["customer"].values()), "-"),
+        _SYSTEMS[event["direction"]],
         event["campaign_id"] or event["canvas_id"] or "-",
+        next(iter(event["customer"].values()), "-"),
+        event["id"],
         reason,
     )
+
+
+_SYSTEMS = {Direction.TO_SESSIONM: "SessionM", Direction.TO_BRAZE: "Braze"}
 
 
 def _flat(event: Row) -> Row:
@@ -224,7 +289,7 @@ def _tell_story(story: Row) -> None:
     customer = "  ".join(f"{kind} {value}" for kind, value in story["customer"].items())
     for name, value in (
         ("Event", story["id"]),
-        ("Direction", story["direction"]),
+        ("To", _SYSTEMS[story["direction"]]),
         ("State", state(story["state"])),
         ("Reason", story["reason"]),
         ("Received", f"{local(story['received_at'])} {zone()}"),
@@ -242,6 +307,8 @@ def _tell_story(story: Row) -> None:
         click.echo(f"\n{_what_goes_out(write)}: {state(write['state'])}")
         if write["reason"]:
             click.echo(f"          {write['reason']}")
+        if write["target"] and write["state"] == State.DELIVERED:
+            click.echo("          Braze has accepted it; whether the customer got it is in Braze.")
         if write["uncertain"]:
             system = "Braze" if write["target"] else "SessionM"
             click.secho(f"          Uncertain: {system} may have it, or not.", fg="yellow")
@@ -254,6 +321,18 @@ def _tell_story(story: Row) -> None:
                 + (f"  {one['error']}" if one["error"] else "")
             )
     click.echo(f"\nBody      {story['content_type']}\n{story['body']}")
+    if advice := _NEXT.get(story["state"]):
+        click.echo(f"\n-> {advice.format(story['id'])}", err=True)
+
+
+# State of an event -> what an operator may do.
+_NEXT = {
+    State.DEAD: "Correct the cause, then: bridge queue replay {0}. Or give it up: "
+    "bridge queue discard {0}",
+    State.REJECTED: "Correct the template, which sends new ones, or rules.toml, and then: "
+    "bridge queue replay {0}",
+    State.DISCARDED: "To send it after all: bridge queue replay {0}",
+}
 
 
 def _what_goes_out(write: Row) -> str:
@@ -263,14 +342,16 @@ def _what_goes_out(write: Row) -> str:
         name = next((str(v) for v in recipient.values()), "its customer") if recipient else "all"
         dispatched = f", dispatch {write['dispatch_id']}" if write["dispatch_id"] else ""
         return f"Message   {write['target']} for {name}{dispatched}"
-    kind = "counters" if write["ttl"] is None else f"for {write['ttl']} s"
+    kind = "counters" if write["ttl"] is None else f"for {as_duration(write['ttl'])}"
     return f"Write     {' '.join(write['tags'])}, {kind}"
 
 
 def _changes(command: Command) -> Command:
     for option in (
-        click.option("--dry-run", is_flag=True, help="Only count."),
-        click.option("--all", "everything", is_flag=True, help="Without any filter."),
+        click.option("--dry-run", is_flag=True, help="Only count; change nothing."),
+        click.option(
+            "--all", "everything", is_flag=True, help="All dead events, without a filter."
+        ),
     ):
         command = option(command)
     return forms(filters(command))
@@ -320,7 +401,8 @@ def pause() -> None:
     with one_line(), connected() as parts:
         noticed = parts.operator.pause(BY)
     click.echo(
-        "Paused. Webhooks are accepted and queued."
+        "Paused, to SessionM and to Braze. Webhooks are accepted and queued until "
+        "`bridge queue resume`."
         if noticed
         else "Ordered. The deliverer has not noticed yet: until then writes may go out."
     )
@@ -328,10 +410,11 @@ def pause() -> None:
 
 @queue.command()
 def resume() -> None:
-    """Send writes again."""
+    """Send again after `pause`, or before a requested wait ends."""
     with one_line(), connected() as parts:
         parts.operator.resume(BY)
-    click.echo("Resumed.")
+        is_alive = delivers(parts)
+    click.echo("Resumed." if is_alive else "Resumed, but nothing delivers: start `bridge serve`.")
 
 
 @click.command()
@@ -390,8 +473,11 @@ def _tell(done: Done, word: str, form: Form, *, dry_run: bool) -> None:
         return
     if dry_run:
         click.echo(f"{would} of {done.matched} would be {word}.")
+        click.echo("Nothing was changed: run it again without --dry-run.", err=True)
     else:
         click.echo(f"{done.changed} of {done.matched} {word}.")
+        if word == "discarded" and done.changed:
+            click.echo("`bridge queue replay --state discarded` takes them back.", err=True)
     for refused in done.refused[:10]:
         click.echo(f"  not: {refused}", err=True)
 

@@ -106,7 +106,7 @@ def render(
         )
     except LiquidError as error:
         _report(error.calls, error.warnings, url)
-        raise click.ClickException(f"{template}: {error}") from None
+        raise click.ClickException(f"{template}: {error}".replace("`", "")) from None
     except UnicodeDecodeError as error:
         raise click.ClickException(f"{template}: {error}") from None
     _report(rendered.calls, rendered.warnings, url)
@@ -129,7 +129,7 @@ def _report(calls: tuple[ConnectedContentCall, ...], warnings: tuple[str, ...], 
         elif call.status in {401, 403}:
             click.echo("  The key is refused: see --key.", err=True)
     for warning in warnings:
-        click.echo(f"warning: {warning}", err=True)
+        click.echo(f"warning: {warning.replace('`', '')}", err=True)
 
 
 def _failed(calls: tuple[ConnectedContentCall, ...]) -> int:

@@ -14,6 +14,12 @@ TEMPLATES = next(
 _COMMENT = re.compile(r"\{% comment %\}(.*?)\{% endcomment %\}\n?", re.DOTALL)
 # The bridge's address in the snippets.
 PLACEHOLDER = "https://YOUR-BRIDGE"
+# Snippet -> field of Braze's side -> values without which a preview shows a gap.
+_EXAMPLES = {
+    "offer_awarded": {
+        "api_trigger_properties": {"title": "Free barista coffee", "bridge_event": "example-event"}
+    }
+}
 # A credential in Braze's guide to SessionM.
 BASIC_PLACEHOLDER = "YOUR-BASE64-ENCODED-KEY"
 
@@ -37,6 +43,11 @@ class Snippet:
     @property
     def title(self) -> str:
         return self.name.replace("_", " ").capitalize()
+
+    @property
+    def examples(self) -> dict[str, dict[str, str]]:
+        """Field of Braze's side -> example values that the snippet needs."""
+        return _EXAMPLES.get(self.name, {})
 
     @property
     def is_webhook(self) -> bool:

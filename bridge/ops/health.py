@@ -1,7 +1,9 @@
 """The health of the bridge: a status, incidents and figures."""
 
+import math
 import os
 import socket
+from collections.abc import Mapping
 from typing import Any
 
 from bridge import __version__, clock
@@ -22,6 +24,9 @@ DAY = 86400.0
 NAME_FAILED_ROWS = 3600.0
 # Minutes for latencies and ratios.
 RECENT_MINUTES = 5
+# Seconds without a call after which a failure is reported in the past tense: probes of a queue
+# come more often while SessionM is down.
+IDLE = 20.0
 
 
 def report(parts: Parts) -> dict[str, Any]:
@@ -52,8 +57,8 @@ def look(parts: Parts) -> tuple[dict[str, Any], list[Incident]]:
         checks["delivery"]["batches"] = _batches(parts, now)
         if parts.braze:
             backlog = parts.messages.backlog()
-            checks["delivery_to_braze"] = delivery_state(parts, backlog, now, parts.messages)
-            checks["braze"] = _braze(parts, recent)
+            checks["delivery_to_braze"] = _to_braze(parts, backlog, day, now)
+            checks["braze"] = _braze(parts, recent, checks["delivery_to_braze"])
         checks["store"]["events"] = parts.events.counts()
         checks["clocks"] = clocks_state(parts.store)
         queue = parts.extents.queue() if checks["delivery"]["queued"] else queue
@@ -66,10 +71,8 @@ def look(parts: Parts) -> tuple[dict[str, Any], list[Incident]]:
         checks["store"] = {"error": str(error), **checks["store"], "state": "down"}
         checks["delivery"], checks["store"]["as_of"] = _last_known(day)
         checks["clocks"] = clocks_state(None)
-    for system in ("core", "connect"):
-        checks[f"sessionm_{system}"] = _system(parts, system, recent)
-    if checks["sessionm_core"]["state"] == "up" and _refuses_writes(together(day[-2:])):
-        checks["sessionm_core"]["state"] = "refusing"
+    checks["sessionm_core"] = _core(parts, day, checks["delivery"])
+    checks["sessionm_connect"] = _system(parts, "connect", recent)
     checks["cache"] = _lookups(recent)
     checks["offers"] = _offers(parts, day)
     checks["webhooks"] = _webhooks(day, recent)
@@ -115,27 +118,28 @@ def delivery_state(
     beat = store.fact(HEARTBEAT_FACTS[store.direction]) or {}
     order = parts.store.fact(PAUSE_FACT) or {}
     by_hand = bool(order.get("paused"))
-    held_by = "hand" if by_hand else _HELD_BY.get(beat.get("mode", ""), "")
-    if not held_by and beat.get("reason"):
-        held_by = "wait"
+    held_by = "hand" if by_hand else _held_by(beat)
     alive = is_alive(beat)
+    waiting = {"queued": backlog.queued, "waits_for_customers": backlog.waits_for_customers}
     return {
         # While SessionM is down, the loop runs and probes.
         "state": "stopped" if not alive else "paused" if held_by in _PAUSES else "running",
-        # Why no write is sent: "hand", "refused", "away" (SessionM is down), "wait" (SessionM asked
-        # for it), or "".
+        # Why no write is sent: "hand", "refused" (our credentials), "down" (the other side is
+        # down), "limit" (it asked for a wait), or "".
         "held_by": held_by,
         "reason": "paused by hand" if by_hand else beat.get("reason", ""),
         "by": order.get("by", "") if by_hand else "",
         "paused_at": order.get("at") if by_hand else None,
         "beat_at": beat.get("at"),
+        "idle_since": _idle_since(now - beat.get("called_at", now), now, waiting),
         "limit": parts.settings.bridge_queue_limit,
         "host": beat.get("host", ""),
         "pid": beat.get("pid", 0),
         "heartbeat_seconds": round(max(0.0, now - beat["at"]), 1) if beat else -1,
-        "queued": backlog.queued,
+        **waiting,
         "oldest_seconds": round(backlog.waits(now)),
-        "waits_for_customers": backlog.waits_for_customers,
+        # The age of the oldest write whose customer does not exist in SessionM.
+        "unknown_customer_seconds": round(max(0.0, now - (backlog.unknown_at or now))),
         "dead": backlog.dead,
         # The number of calls past their deadline, in the deliverer or in this process.
         "overdue": max(
@@ -146,7 +150,11 @@ def delivery_state(
 
 
 def forecast(
-    delivery: dict[str, Any], last: list[Minute], now: float, parts: Parts
+    delivery: dict[str, Any],
+    last: list[Minute],
+    now: float,
+    parts: Parts,
+    direction: Direction = Direction.TO_SESSIONM,
 ) -> dict[str, Any]:
     """Return the delivery rate, and the seconds until the queue is empty; -1 for never.
 
@@ -154,24 +162,35 @@ def forecast(
         delivery: as `delivery_state` returns it.
         last: the minutes from which the rate is measured, the present one last.
         now: the time.
-        parts: where the limit of the rate is set.
+        parts: where the limits of the rates are set.
+        direction: of the queue.
     """
     seconds = max(1.0, now - last[0].at)
-    rate = sum(minute.count("writes_sent") for minute in last) / seconds
+    to_sessionm, settings = direction is Direction.TO_SESSIONM, parts.settings
+    sent = "writes_sent" if to_sessionm else "messages_sent"
+    most = settings.bridge_sessionm_rps if to_sessionm else settings.braze_rps
+    rate = sum(minute.count(sent) for minute in last) / seconds
     if delivery["oldest_seconds"] < last[-1].at - last[0].at:
         # For a new backlog, the measured rate is that of the time before it.
-        rate = max(rate, parts.settings.bridge_sessionm_rps)
+        rate = max(rate, most)
     moves = delivery["state"] == "running" and not delivery["held_by"] and rate > 0
     queued = 0 if delivery["waits_for_customers"] else delivery["queued"]
     return {
         "rate_per_second": round(rate, 2) if queued else 0.0,
-        "done_in_seconds": 0 if not queued else round(queued / rate) if moves else -1,
+        "done_in_seconds": 0 if not queued else max(1, round(queued / rate)) if moves else -1,
+        # While nothing goes out: how long the queue takes afterwards.
+        "takes_seconds": math.ceil(queued / most),
+        "most_per_second": most,
     }
 
 
-# Mode in the heartbeat -> `held_by`.
-_HELD_BY = {"down": "away", "refused": "refused"}
 _PAUSES = {"hand", "refused"}
+
+
+def _held_by(beat: Mapping[str, Any]) -> str:
+    if beat.get("mode") in {"down", "refused"}:
+        return str(beat["mode"])
+    return "limit" if beat.get("reason") else ""
 
 
 def _batches(parts: Parts, now: float) -> dict[str, Any]:
@@ -196,16 +215,32 @@ def _last_known(day: list[Minute]) -> tuple[dict[str, Any], str]:
         "queued": round(last.gauge("queued") or 0),
         "oldest_seconds": round(last.gauge("oldest_seconds") or 0),
         "waits_for_customers": False,
+        "unknown_customer_seconds": 0,
         "dead": round(last.gauge("dead_writes") or 0),
         "overdue": 0,
     }
     return delivery, iso(last.at) if sampled else ""
 
 
-def _system(parts: Parts, system: str, recent: Minute) -> dict[str, Any]:
-    """Return the state and latency of ``core``, ``connect`` or ``braze``."""
+def _to_braze(parts: Parts, backlog: QueueDepth, day: list[Minute], now: float) -> dict[str, Any]:
+    """Return the check ``delivery_to_braze``."""
+    found = delivery_state(parts, backlog, now, parts.messages)
+    found |= forecast(found, day[-2:], now, parts, Direction.TO_BRAZE)
+    left = parts.settings.bridge_trigger_max_age - found["oldest_seconds"]
+    return found | ({"expires_in_seconds": max(0, left)} if found["queued"] else {})
+
+
+def _system(
+    parts: Parts, system: str, recent: Minute, queue: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return the state and latency of ``core``, ``connect`` or ``braze``.
+
+    *queue* is `delivery_state` of the queue whose writes probe the system, if there is one.
+    """
     error = parts.telemetry.last_error(system)
+    idle = parts.breakers[system].idle(clock.steady())
     return {
+        "idle_since": _idle_since(idle, clock.now(), queue or {}),
         "state": parts.breakers[system].state(clock.steady()),
         "p50_ms": recent.percentile(system, 0.50) or 0.0,
         "p99_ms": recent.percentile(system, 0.99) or 0.0,
@@ -216,23 +251,47 @@ def _system(parts: Parts, system: str, recent: Minute) -> dict[str, Any]:
     }
 
 
-def _braze(parts: Parts, recent: Minute) -> dict[str, Any]:
+def _core(parts: Parts, day: list[Minute], queue: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the check ``sessionm_core``."""
+    found = _system(parts, "core", together(day[-RECENT_MINUTES:]), queue)
+    if found["state"] == "up" and _refuses_writes(*day[-2:]):
+        found["state"] = "refusing"
+        # Reads are answered: the minutes say when the last write was refused.
+        found["idle_since"] = "" if day[-1].count("dead") else iso(day[-1].at)
+    return found
+
+
+def _braze(parts: Parts, recent: Minute, queue: Mapping[str, Any]) -> dict[str, Any]:
     """Return the check ``braze``, with the rest of the hourly limit as far as it is known."""
     beat = parts.messages.fact(HEARTBEAT_FACTS[Direction.TO_BRAZE]) or {}
     quota = beat.get("quota") or {}
     known = quota.get("resets_at", 0.0) > clock.now()
     return {
-        **_system(parts, "braze", recent),
+        **_system(parts, "braze", recent, queue),
         "limit": quota["limit"] if known else None,
         "calls_left": quota["left"] if known else None,
         "resets_at": iso(quota["resets_at"]) if known else "",
     }
 
 
-def _refuses_writes(last: Minute) -> bool:
+def _idle_since(idle: float, now: float, queue: Mapping[str, Any]) -> str:
+    """Return when the last call ended if none follows before there is new work, else "".
+
+    Args:
+        idle: seconds since the last call.
+        now: seconds since the epoch.
+        queue: `delivery_state` of the queue whose writes probe the system, if there is one.
+    """
+    probes = queue.get("queued", 0) and not queue["waits_for_customers"]
+    return "" if idle < IDLE or probes else iso(now - idle)
+
+
+def _refuses_writes(*last: Minute) -> bool:
     """Whether most writes are dead. Reads in between are answered, so the breaker says "up"."""
-    dead = last.count("dead")
-    return dead >= FAILURES_IN_A_ROW and dead > last.count("writes_sent")
+    if last[-1].count("writes_sent") and not last[-1].count("dead"):
+        return False
+    dead = together(last).count("dead")
+    return dead >= FAILURES_IN_A_ROW and dead > together(last).count("writes_sent")
 
 
 def clocks_state(store: Store | None) -> dict[str, Any]:

@@ -247,7 +247,7 @@ def delivery_causes(delivery: Mapping[str, Any], queue: Extent = NOTHING) -> lis
     """Return the causes that stop delivery."""
     found = _not_running(delivery, queue)
     if not found and delivery["held_by"]:
-        found.append(_held(delivery["held_by"], "Core", delivery["reason"], queue))
+        found.append(_held(delivery, queue))
     return found
 
 
@@ -302,15 +302,16 @@ def _delivery(checks: Mapping[str, Any], queue: Extent) -> list[Cause]:
     ]
 
 
-# State of SessionM or Braze -> suffix of the code, and the predicate of the sentence.
+# State of SessionM or Braze -> suffix of the code, and the predicate of the sentence: now, and
+# after the last call.
 _STATES = {
-    "refusing": ("refuses", "refuses our calls"),
-    "limiting": ("limits", "asks us to wait"),
-    "failing": ("fails", "is failing"),
-    "down": ("down", "is down"),
+    "refusing": ("refuses", "refuses our calls", "refused our calls"),
+    "limiting": ("limits", "asks us to wait", "asked us to wait"),
+    "failing": ("fails", "is failing", "failed"),
+    "down": ("down", "is down", "was down"),
 }
 # `held_by` of the check `delivery` -> the state of the destination.
-_HELD = {"refused": "refusing", "wait": "limiting", "away": "down"}
+_HELD = {"refused": "refusing", "limit": "limiting", "down": "down"}
 _VARIABLES = {
     "Core": "SESSIONM_CORE_KEY and SESSIONM_CORE_SECRET",
     "Connect": "SESSIONM_CONNECT_AUTH and SESSIONM_RETAILER_ID",
@@ -322,38 +323,55 @@ def _sessionm(checks: Mapping[str, Any], queue: Extent) -> Iterator[Cause]:
     delivery = checks["delivery"]
     held = delivery["held_by"] if store_is_up and delivery["state"] != "stopped" else ""
     if held in _HELD:
-        yield _held(held, "Core", delivery["reason"], queue)
+        yield _held(delivery, queue)
     for system in ("Core", "Connect"):
         check = checks[f"sessionm_{system.lower()}"]
         if check["state"] not in _STATES or (system == "Core" and held in _HELD):
             continue
-        code, predicate = _STATES[check["state"]]
+        code, predicate, past = _STATES[check["state"]]
         error = f": {check['last_error']}" if check["last_error"] else ""
+        idle_since = check.get("idle_since", "")
         if check["state"] == "refusing" and not are_credentials(error):
             if system == "Core" and store_is_up and delivery["dead"]:
                 # The refused writes are dead, which is a cause of its own.
                 continue
             # Without the last error, which is older: refusals are not recorded as errors.
-            predicate, error = "refuses one call after the other", ""
+            predicate, past = "refuses one call after the other", "refused one call after the other"
+            error = ""
+        words = f"{past} until {idle_since}; no call since" if idle_since else predicate
+        lookups = _without_connect(checks["cache"]) if system == "Connect" else ""
         yield Cause(
             f"sessionm_{code}",
-            f"SessionM {system} {predicate}{error}.",
-            _do(check["state"], system, check["last_error"]),
+            f"SessionM {system} {words}{error}.",
+            _do(check["state"], system, check["last_error"]) + lookups,
             subject=system,
             extent=queue if system == "Core" else NOTHING,
             search={"state": "queued"} if system == "Core" and queue.writes else {},
         )
 
 
-def _held(held_by: str, system: str, reason: str, queue: Extent) -> Cause:
-    """Return the cause that stops delivery; *held_by* is a key of `_HELD`."""
-    state = _HELD[held_by]
-    word = "paused" if held_by == "refused" else "held up"
+def _without_connect(lookups: Mapping[str, Any]) -> str:
+    """Return how many lookups an incident of Connect concerns: customers are not counted."""
+    without, stale = lookups["unavailable"], lookups.get("stale", 0)
+    if not without + stale:
+        return ""
+    return (
+        f" Of {counted(lookups['lookups'], 'lookup')} in five minutes {without:,} could not be "
+        f"answered, and {stale:,} were answered with older data."
+    )
+
+
+def _held(delivery: Mapping[str, Any], queue: Extent) -> Cause:
+    """Return the cause that stops delivery; its ``held_by`` is a key of `_HELD`."""
+    state, reason = _HELD[delivery["held_by"]], delivery["reason"]
+    word = "paused" if delivery["held_by"] == "refused" else "held up"
+    if idle_since := delivery.get("idle_since"):
+        reason += f". The last call was at {idle_since}; the next write tries again"
     return Cause(
         f"sessionm_{_STATES[state][0]}",
         f"Delivery is {word}: {reason}.",
-        _do(state, system, reason),
-        subject=system,
+        _do(state, "Core", reason),
+        subject="Core",
         extent=queue,
         search={"state": "queued"} if queue.writes else {},
     )
@@ -425,8 +443,10 @@ def message_causes(
     held = _HELD.get(delivery["held_by"], "") if delivery["state"] != "stopped" else ""
     state = held or braze["state"]
     if state in _STATES:
-        code, predicate = _STATES[state]
+        code, predicate, past = _STATES[state]
         error = delivery["reason"] if held else braze["last_error"]
+        if idle_since := (delivery if held else braze).get("idle_since"):
+            predicate = f"{past} until {idle_since}; no call since"
         reason = f"Braze's REST API {predicate}{f': {error}' if error else ''}."
         search = _TO_BRAZE if queue.writes else {}
         yield Cause(f"braze_{code}", reason, _BRAZE_DO[state], "Braze", extent=queue, search=search)

@@ -14,7 +14,7 @@ from bridge.intake.payload import RefusedError
 from bridge.outbox.accept import Acceptor
 from bridge.outbox.clocks import HEARTBEAT_FACTS
 from bridge.outbox.delivery import HEARTBEAT, PAUSE_FACT, is_alive
-from bridge.outbox.events import REPLAYABLE, Events, Stored
+from bridge.outbox.events import DISCARDABLE, REPLAYABLE, Events, Stored
 from bridge.outbox.model import Direction, State
 from bridge.outbox.search import Filter
 from bridge.outbox.store import DELIVERER_FACT, Store
@@ -81,7 +81,7 @@ class Operator:
         """
         state = chosen.state or State.DEAD
         if state not in REPLAYABLE:
-            raise FieldError("state", f"must be one of {', '.join(REPLAYABLE)} to be replayed")
+            raise FieldError("state", f"must be {_any_of(REPLAYABLE)} to be replayed")
         chosen = replace(chosen, state=state)
         if dry_run and state is not State.REJECTED:
             return Done(self._events.count(chosen), 0)
@@ -100,7 +100,7 @@ class Operator:
         if event is None:
             return None
         if event.state not in REPLAYABLE:
-            return Done(1, 0, (f"it is {event.state}",))
+            return Done(1, 0, (f"it is {event.state}, not {_any_of(REPLAYABLE)}",))
         return self._replay([event], by)
 
     def discard(self, chosen: Filter, *, by: str = "", dry_run: bool = False) -> Done:
@@ -110,8 +110,8 @@ class Operator:
             FieldError: events in the chosen state cannot be discarded.
         """
         state = chosen.state or State.DEAD
-        if state not in {State.DEAD, State.REJECTED, State.QUEUED}:
-            raise FieldError("state", "must be dead, rejected or queued to be discarded")
+        if state not in DISCARDABLE:
+            raise FieldError("state", f"must be {_any_of(DISCARDABLE)} to be discarded")
         chosen = replace(chosen, state=state)
         if dry_run:
             return Done(self._events.count(chosen), 0)
@@ -129,7 +129,8 @@ class Operator:
             return None
         changed = self._discard([event_id], by)
         self._report_changed([event])
-        return Done(1, changed, () if changed else (f"it is {event.state}",))
+        why = f"it is {event.state}, not {_any_of(DISCARDABLE)}"
+        return Done(1, changed, () if changed else (why,))
 
     def pause(self, by: str = "") -> bool:
         """Send no write until `resume`, also after restarts.
@@ -227,6 +228,10 @@ class Operator:
         discarded = self._events.discard(event_ids, clock.now(), by)
         _log("discarded", sorted(discarded), by)
         return len(discarded)
+
+
+def _any_of(states: tuple[State, ...]) -> str:
+    return f"{', '.join(states[:-1])} or {states[-1]}"
 
 
 def _log(action: str, event_ids: list[str], by: str) -> None:

@@ -521,6 +521,7 @@ class Delivery:
                 "mode": _MODES[self._breaker.mode],
                 "reason": self._reason(),
                 "hold_until": self._hold_until(),
+                "called_at": clock.now() - self._breaker.idle(clock.steady()),
                 "order": self._order,
                 "under_way": len(self._in_flight),
                 **self._destination.report(),

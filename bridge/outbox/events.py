@@ -47,7 +47,7 @@ CAMPAIGN_ORDERS: dict[str, tuple[sa.ColumnElement[Any], ...]] = {
 }
 # Retention deletes only these: a queued or dead event is never deleted by age.
 _FORGETTABLE = (State.DELIVERED, State.REJECTED, State.DISCARDED, State.EXPIRED)
-_DISCARDABLE = (State.QUEUED, State.DEAD, State.REJECTED)
+DISCARDABLE = (State.QUEUED, State.DEAD, State.REJECTED)
 REPLAYABLE = (State.DEAD, State.REJECTED, State.DISCARDED)
 
 
@@ -286,7 +286,7 @@ class Events:
                 .values(**discarded_now)
             )
             chosen = lock_events(
-                connection, events.c.id.in_(event_ids), events.c.state.in_(_DISCARDABLE)
+                connection, events.c.id.in_(event_ids), events.c.state.in_(DISCARDABLE)
             )
             for event in chosen:
                 tally.event(event, event.state, State.DISCARDED)

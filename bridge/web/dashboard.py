@@ -101,7 +101,6 @@ def dashboard() -> Response:
         spans=SPANS,
         span=span,
         offers_on=parts.settings.offers_on,
-        writes_per_second=parts.settings.bridge_sessionm_rps,
     )
 
 
@@ -192,6 +191,7 @@ def _links(checks: dict[str, Any], hour: list[Minute]) -> list[dict[str, Any]]:
                 check["p99_ms"],
                 _of(check["errors"], check["calls"], "failed"),
             )
+            | {"idle_since": check["idle_since"]}
         )
     return found
 
@@ -225,7 +225,7 @@ def _message_links(checks: dict[str, Any], hour: list[Minute]) -> list[dict[str,
             braze["p99_ms"],
             _of(braze["errors"], braze["calls"], "failed"),
         )
-        | {"left": note},
+        | {"left": note, "idle_since": braze["idle_since"]},
     ]
 
 
@@ -296,9 +296,18 @@ def _plots(parts: Parts, span: Span, incidents: Sequence[Incident]) -> list[Plot
         for one in incidents
     ]
 
+    # The table of campaigns counts the events of both directions.
+    kinds = ("webhooks", "messages") if parts.braze else ("webhooks",)
+
     def counted(name: str, look: str, *counts: str) -> Series:
         values = [sum(bucket.count(one) for one in counts) for bucket in buckets]
         return Series(name, look, values, number(sum(values)))
+
+    def came(name: str, look: str, outcome: str) -> Series:
+        return counted(name, look, *(f"{kind}_{outcome}" for kind in kinds))
+
+    def ended(name: str, look: str, state: str) -> Series:
+        return counted(name, look, state, *([f"messages_{state}"] if parts.braze else []))
 
     def within(name: str, look: str, histogram: str) -> Series:
         values = [bucket.percentile(histogram, 0.99) for bucket in buckets]
@@ -315,15 +324,15 @@ def _plots(parts: Parts, span: Span, incidents: Sequence[Incident]) -> list[Plot
 
     return [
         draw(
-            "Webhooks",
+            " and ".join(kinds).capitalize(),
             span.per,
             moments,
-            bars=[counted("accepted", "soft", "webhooks_accepted")],
+            bars=[came("accepted", "soft", "accepted")],
             lines=[
-                counted("delivered", "first", "delivered"),
-                _where_any(counted("refused", "second", "webhooks_rejected")),
-                _where_any(counted("failed", "away-line", "webhooks_failed")),
-                _where_any(counted("dead", "wrong", "dead")),
+                ended("delivered", "first", "delivered"),
+                _where_any(came("refused", "second", "rejected")),
+                _where_any(came("failed", "away-line", "failed")),
+                _where_any(ended("dead", "wrong", "dead")),
             ],
             written=number,
             troubles=troubles,

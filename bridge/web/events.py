@@ -10,7 +10,7 @@ from werkzeug.exceptions import NotFound
 from bridge import clock
 from bridge.fields import FieldError, iso
 from bridge.ops.operator import Done
-from bridge.outbox.events import REPLAYABLE, Page
+from bridge.outbox.events import DISCARDABLE, REPLAYABLE, Page
 from bridge.outbox.model import State
 from bridge.outbox.search import Filter, read_filter
 from bridge.parts import parts_of
@@ -31,7 +31,6 @@ _STATES = (
     State.EXPIRED,
     State.DISCARDED,
 )
-_DISCARDABLE = (State.DEAD, State.REJECTED, State.QUEUED)
 
 
 @bp.route("/events", methods=["GET", "POST"])
@@ -84,7 +83,7 @@ def show(event_id: str) -> Response:
         event=event,
         rules=parts.rules,
         can_replay=event["state"] in REPLAYABLE,
-        can_discard=event["state"] in _DISCARDABLE,
+        can_discard=event["state"] in DISCARDABLE,
         notice=_NOTICES.get(request.args.get("notice", ""), ""),
     )
 
@@ -155,6 +154,6 @@ def _orders(chosen: Filter) -> list[str]:
     """Return the actions that are possible for the events in the chosen state."""
     return [
         order
-        for order, states in (("replay", REPLAYABLE), ("discard", _DISCARDABLE))
+        for order, states in (("replay", REPLAYABLE), ("discard", DISCARDABLE))
         if chosen.state in states
     ]

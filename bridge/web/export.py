@@ -19,7 +19,7 @@ from bridge.web.operation import BODY_ERRORS, CSV, Example, Operation
 bp = Blueprint("export", __name__)
 
 COLUMNS = (
-    *("id", "received_at", "state", "done_at", "user_id", "external_id"),
+    *("id", "received_at", "direction", "state", "done_at", "user_id", "external_id"),
     *("campaign_id", "campaign_name", "canvas_id", "canvas_name"),
     *("test", "reason", "key", "request_id"),
 )

@@ -129,15 +129,19 @@ def asset(name: str) -> str:
 # --- How things are written -------------------------------------------------------------------
 
 
-def time(at: float | str) -> Markup:
-    """A moment, seconds since the epoch or ISO, which the browser shows in the user's zone."""
+def time(at: float | str, *, dated: bool = False) -> Markup:
+    """A moment, seconds since the epoch or ISO, which the browser shows in the user's zone.
+
+    *dated*: with its date, also if it is today.
+    """
     if at in {"", None}:
         return Markup("&ndash;")
     stamp = at if isinstance(at, str) else iso(at)
     seconds = instant(stamp) or 0.0
     utc = datetime.fromtimestamp(seconds, UTC)
-    return Markup('<time datetime="{}" title="{} UTC">{} UTC</time>').format(
-        stamp, utc.strftime("%Y-%m-%d %H:%M:%S"), utc.strftime("%Y-%m-%d %H:%M:%S")
+    written = utc.strftime("%Y-%m-%d %H:%M:%S")
+    return Markup('<time datetime="{}" title="{} UTC"{}>{} UTC</time>').format(
+        stamp, written, Markup(" data-dated") if dated else "", written
     )
 
 

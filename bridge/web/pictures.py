@@ -41,7 +41,7 @@ def _picture(snippet: Snippet, now: float) -> Markup:
         attributes={
             "user_id": _CUSTOMER.id,
             "first_name": "Alex",
-            "api_trigger_properties": {"title": "Free barista coffee", "bridge_event": "1"},
+            **snippet.examples,
         },
         campaign=CAMPAIGN,
         canvas=CANVAS,

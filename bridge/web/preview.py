@@ -59,6 +59,20 @@ class Preview:
     warnings: tuple[str, ...] = ()
 
     @property
+    def outcomes(self) -> str:
+        """How the calls ended, in words: ``1 answered, 1 without data, 1 failed``."""
+        failed = sum(bool(call.error) for call in self.calls)
+        without = sum(bool(call.says and not call.error) for call in self.calls)
+        numbers = {"answered": len(self.calls) - failed - without, "without data": without}
+        named = {**numbers, "failed": failed}.items()
+        return ", ".join(f"{number} {word}" for word, number in named if number)
+
+    @property
+    def all_answered(self) -> bool:
+        """Whether every call brought what it asked for."""
+        return not any(call.error or call.says for call in self.calls)
+
+    @property
     def source(self) -> str:
         """The message without the blank lines that Liquid's tags leave."""
         return re.sub(r"\n[ \t]*(?:\r?\n[ \t]*)+(?=\n|\S)", "\n", self.text.strip())
@@ -104,10 +118,10 @@ class Trial:
         calls, warnings = self.message.calls, self.message.warnings
         if self.message.problem:
             return "The message cannot be rendered."
-        failed = sum(bool(call.error or call.says) for call in calls)
         words = ["Nothing would be sent" if self.message.aborted is not None else "Rendered"]
         if calls:
-            words.append(counted(len(calls), "call") + (f", {failed} failed" if failed else ""))
+            how = "" if self.message.all_answered else f" ({self.message.outcomes})"
+            words.append(counted(len(calls), "call") + how)
         if warnings:
             words.append(counted(len(warnings), "warning"))
         return ": ".join([words[0], ", ".join(words[1:])] if words[1:] else words) + "."

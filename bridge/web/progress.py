@@ -23,6 +23,8 @@ LOOKED_AT = 50
 MOST_REFUSED = 5
 # Seconds in which refused calls count as those of the person who is setting Braze up.
 RECENT = 15 * 60
+# Name of the stored fact that says what had come before the setup began.
+_BEGUN = "setup_begun"
 # Lookups that were answered for a content key.
 _LOOKUPS = ("hit", "stale", "miss", "unavailable", "not_found")
 
@@ -62,7 +64,7 @@ class SetupProgress:
         unknown: why nothing of it can be read, "" if it can.
         address: whether Braze can use the bridge's address.
         send: the last test send, or the last send if there is none; ``None`` before the first.
-        lookups: Connected Content calls that were answered, since the first start.
+        lookups: Connected Content calls that were answered since `begin`, or the first start.
         looked_up_at: the minute of the last one within an hour, seconds since 1970, or ``None``.
         refused: Connected Content calls without a lookup within `RECENT` seconds, from the minute
             of the last lookup on.
@@ -105,23 +107,41 @@ class SetupProgress:
         }
 
 
+def begin(parts: Parts) -> None:
+    """Count from now on: what came before, such as a demo's own traffic, turns no step green.
+
+    Raises:
+        StoreUnavailableError: the store cannot be used.
+    """
+    newest = parts.events.find(Filter(), 1).events
+    parts.store.set_fact(
+        _BEGUN,
+        {
+            "event": newest[0]["id"] if newest else "",
+            "lookups": _lookups(parts.telemetry.totals()),
+        },
+    )
+
+
 def progress(parts: Parts, *, address: bool) -> SetupProgress:
     """Return how far the setup is; *address*: whether Braze can use the bridge's."""
     try:
-        send, total = _last_send(parts), parts.telemetry.totals()
+        begun = parts.store.fact(_BEGUN) or {"event": "", "lookups": 0}
+        send, total = _last_send(parts, begun["event"]), parts.telemetry.totals()
         minutes = parts.telemetry.minutes(clock.now() - 3600)
     except StoreUnavailableError as error:
         log.warning("no progress: %s", error, extra={"action": "progress_unreadable"})
         return SetupProgress(f"The bridge cannot reach its database: {error}.", address)
     recent = minutes[-RECENT // 60 :]
-    looked_up_at = next((one.at for one in reversed(minutes) if _lookups(one)), None)
+    lookups = _lookups(total) - begun["lookups"]
+    looked_up_at = next((one.at for one in reversed(minutes) if lookups and _lookups(one)), None)
     answered = together(since(recent, looked_up_at))
     arrived_at = None if send is None or send.is_refused else instant(send.event["received_at"])
     return SetupProgress(
         unknown="",
         address=address,
         send=send,
-        lookups=_lookups(total),
+        lookups=lookups,
         looked_up_at=looked_up_at,
         refused=max(0, answered.count("braze_content_calls") - _lookups(answered)),
         keys_refused=together(since(recent, arrived_at)).count("webhooks_not_let_in"),
@@ -137,9 +157,10 @@ def _lookups(minute: Minute) -> int:
     return sum(minute.count(f"lookups_{outcome}") for outcome in _LOOKUPS)
 
 
-def _last_send(parts: Parts) -> ArrivedSend | None:
-    """The newest test send; without one, the newest send."""
-    newest = parts.events.find(Filter(direction=Direction.TO_SESSIONM), LOOKED_AT).events
+def _last_send(parts: Parts, after: str) -> ArrivedSend | None:
+    """The newest test send; without one, the newest send. Both are newer than the id *after*."""
+    found = parts.events.find(Filter(direction=Direction.TO_SESSIONM), LOOKED_AT).events
+    newest = [one for one in found if one["id"] > after]
     refused = [one["id"] for one in newest if one["state"] == State.REJECTED][:MOST_REFUSED]
     tests = (one for one in newest if one["test"] or _is_refused_test(parts, one["id"], refused))
     chosen = next(tests, newest[0] if newest else None)

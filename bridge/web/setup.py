@@ -5,6 +5,7 @@ Nothing that is done on it changes anything, on the bridge or in SessionM.
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from json import dumps
 from math import ceil
 from typing import Any
@@ -27,7 +28,7 @@ from bridge.web.pages import base_url, guard, name_campaigns, page
 from bridge.web.pictures import pictures
 from bridge.web.planning import planning
 from bridge.web.preview import CREDENTIAL, STAND_IN, Trial, cache_words, located, pretty, try_out
-from bridge.web.progress import SetupProgress, progress
+from bridge.web.progress import SetupProgress, begin, progress
 
 bp = Blueprint("setup", __name__)
 guard(bp)
@@ -85,6 +86,14 @@ def setup() -> Response:
 def show_progress() -> Response:
     """How far the setup is, for the page to ask every few seconds."""
     return jsonify(_progress(base_url()).as_json)
+
+
+@bp.post("/setup/progress")
+@scope("admin")
+def begin_anew() -> Response:
+    """Have the steps turn green only by what comes from now on; `bridge demo` does so."""
+    begin(parts_of(current_app))
+    return show_progress()
 
 
 @bp.post("/setup")
@@ -197,6 +206,7 @@ def _page(given: Mapping[str, str], status: int = 200, **more: Any) -> Response:
     parts = parts_of(current_app)
     settings, base, kind = parts.settings, base_url(), _kind(given)
     source, chosen, aside = _source(given, base, kind)
+    given = {**given, **_with_examples(snippets()[chosen], given)}
     planned = planning(request.args)
     people = candidates(parts)
     first = people[0].customer.id if people else ""
@@ -260,6 +270,18 @@ def _source(given: Mapping[str, str], base: str, kind: CustomerKind) -> tuple[st
     loaded = {one.filled(base, kind).strip() for one in snippets().values()}
     own = typed if typed.strip() and typed.strip() not in loaded else aside
     return snippets()[name].filled(base, kind), name, own
+
+
+def _with_examples(snippet: Snippet, given: Mapping[str, str]) -> dict[str, str]:
+    """The fields of Braze's side with the snippet's example values; what was typed stays."""
+    if given.get("source") and not given.get("load"):
+        return {}
+    filled = {}
+    for name, examples in snippet.examples.items():
+        with suppress(InputError):
+            typed = read_object(given.get(name, ""))
+            filled[name] = dumps({**examples, **typed}, ensure_ascii=False, indent=1)
+    return filled
 
 
 def _progress(base: str) -> SetupProgress:

@@ -16,15 +16,16 @@ const zone =
   new Intl.DateTimeFormat(undefined, { timeZoneName: "short" }).formatToParts(new Date()).find((part) => part.type === "timeZoneName").value;
 
 // One way to write a moment: the time of today, else the day with it.
-function moment(at, format = clock) {
+function moment(at, format = clock, dated = false) {
   const today = at.toDateString() === new Date().toDateString();
+  if (dated) return `${day.format(at)}, ${format.format(at)}`;
   return today ? format.format(at) : `${day.format(at)}, ${short.format(at)}`;
 }
 
 function localise(root) {
   for (const time of root.querySelectorAll("time[datetime]")) {
     const at = new Date(time.dateTime);
-    if (!isNaN(at)) time.textContent = moment(at);
+    if (!isNaN(at)) time.textContent = moment(at, clock, "dated" in time.dataset);
   }
   for (const label of root.querySelectorAll("[data-at]")) {
     label.textContent = short.format(new Date(Number(label.dataset.at) * 1000));
@@ -228,7 +229,8 @@ async function copyId(button) {
     field.remove();
     button.focus();
   }
-  button.classList.add("copied");
+  button.firstElementChild.textContent = text;
+  button.classList.add("copied", "whole");
   say("Copied to the clipboard");
   setTimeout(() => button.classList.remove("copied"), 1500);
 }

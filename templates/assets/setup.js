@@ -88,9 +88,24 @@ function mark(sample) {
   trial.elements.snippet.value = sample.dataset.name;
 }
 
+// Example values of what the snippet shows; what was typed stays.
+function giveExamples(sample) {
+  for (const [name, examples] of Object.entries(JSON.parse(sample.dataset.examples))) {
+    const field = trial.elements[name];
+    try {
+      const typed = JSON.parse(field.value.trim() || "{}");
+      if (!Array.isArray(typed) && Object(typed) === typed) field.value = JSON.stringify({ ...examples, ...typed }, null, 1);
+    } catch {
+      // Half-written: a person is at work there.
+    }
+    field.closest("details").open = true;
+  }
+}
+
 function load(name) {
   const sample = samples.find((one) => one.dataset.name === name);
   const own = editor.value;
+  giveExamples(sample);
   if (own.trim() && !isSnippet(own)) kept.set("aside", own);
   showAside();
   mark(sample);

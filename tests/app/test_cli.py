@@ -126,6 +126,27 @@ def test_check_does_not_blame_the_settings_for_a_sessionm_that_is_down(
 
 
 @pytest.mark.parametrize(
+    ("faults", "system", "remedy"),
+    [
+        ({"status": 422, "code": "validation"}, "Core", "refuses this call: ask SessionM whether"),
+        ({"ok_error": True, "code": "argument_error"}, "Connect", "check SESSIONM_RETAILER_ID"),
+        ({"status": 429}, "Core", "limits our calls: wait, and lower BRIDGE_SESSIONM_RPS"),
+        ({"status": 404, "garbage": True}, "Core", "nothing at this address: check host and path"),
+        ({"status": 403, "garbage": True}, "Connect", "have this machine's address allowed"),
+        ({"garbage": True}, "Core", "something else than SessionM answers: check SESSIONM_CORE"),
+    ],
+)
+def test_check_says_what_to_do_about_each_kind_of_answer(
+    tmp_path: Path, sandbox: SandboxServer, faults: dict[str, Any], system: str, remedy: str
+) -> None:
+    sandbox.sandbox.set_faults(faults)
+    ended = bridge(tmp_path, "check", **environment(sandbox.url, tmp_path))
+    failed = re.search(rf"FAIL SessionM {system}: .*\n.*", ended.stdout)
+    assert failed, ended.stdout
+    assert remedy in failed[0]
+
+
+@pytest.mark.parametrize(
     ("wrong", "name", "remedy"),
     [
         ({"SESSIONM_CORE_SECRET": "nonsense"}, "SessionM Core", "SESSIONM_CORE_SECRET"),
@@ -188,7 +209,7 @@ def test_render_takes_attributes_with_types_from_a_file(tmp_path: Path) -> None:
     command = ("render", str(template), "--user-id", "u1", "--attributes", str(attributes))
     ended = bridge(tmp_path, *command, "-a", "vip=true", "-v", 'wallet={"first": 1}')
     assert (ended.returncode, ended.stdout.strip()) == (0, "gold A1 1.5 Ann Hi Ann true")
-    assert "warning: `wallet.frist` does not exist; did you mean `first`?" in ended.stderr
+    assert "warning: wallet.frist does not exist; did you mean first?" in ended.stderr
     attributes.write_text('{"context": 5}')
     ended = bridge(tmp_path, *command)
     assert ended.returncode == 1

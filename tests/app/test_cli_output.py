@@ -120,7 +120,10 @@ def test_a_list_has_a_header_aligned_columns_and_local_times(
     stored = run_bridge("queue", "list", "--json", env=environ, cwd=tmp_path).stdout
     received = json.loads(stored)[0]["received_at"]
     header, *lines = run_bridge("queue", "list", env=environ, cwd=tmp_path).stdout.splitlines()
-    assert re.match(r"ID +RECEIVED \(E[SD]T\) +STATE +CUSTOMER +CAMPAIGN OR CANVAS", header)
+    assert re.match(
+        r"RECEIVED \(E[SD]T\) +STATE +TO +CAMPAIGN OR CANVAS +CUSTOMER +ID +REASON", header
+    )
+    assert "  SessionM  b  " in lines[0]
     column = header.index("STATE")
     assert [line[column : column + 6] for line in lines] == ["queued", "queued"]
     assert received[:16].replace("T", " ") not in lines[0]
@@ -132,7 +135,8 @@ def test_an_event_is_shown_readably(environ: dict[str, str], event: str, tmp_pat
     shown = run_bridge("queue", "show", event, env=environ, cwd=tmp_path).stdout
     for line in (f"Event     {event}", "State     queued", f"Customer  user_id {ALICE}"):
         assert line in shown.splitlines()
-    assert re.search(r"^Write     .*vip.*, for 86400 s: queued$", shown, re.MULTILINE)
+    assert re.search(r"^Write     .*vip.*, for 1d: queued$", shown, re.MULTILINE)
+    assert "To        SessionM" in shown.splitlines()
     assert '"braze_campaign_id": "summer"' in shown
 
 

@@ -2,8 +2,10 @@
 
 from typing import Any
 
+import pytest
 from flask.testing import FlaskClient
 
+from bridge import clock
 from bridge.fields import instant
 from bridge.parts import parts_of
 from bridge.sandbox import SandboxServer
@@ -51,6 +53,46 @@ def test_the_dashboard_names_the_cause_and_the_campaign(
     assert "1 incident open. Cause: writes that SessionM did not take." in seen
     assert "5 writes 1 customer Sale" in seen
     assert "SessionM Core ! refuses us" in seen
+
+
+def test_a_refusal_that_has_not_been_tried_again_is_told_in_the_past(
+    client: FlaskClient, sandbox: SandboxServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sandbox.sandbox.set_faults({"ok_error": True, "code": "argument_error", "where": "connect"})
+    for number in range(5):
+        client.get(f"/connected-content/offers?user_id={number}", headers=bearer("content"))
+    assert "SessionM Connect ! refuses us" in words(client.get("/dashboard", headers=ADMIN))
+    sandbox.sandbox.set_faults({})
+    steady = clock.steady
+    monkeypatch.setattr(clock, "steady", lambda: steady() + 30)
+    seen = words(client.get("/dashboard", headers=ADMIN))
+    assert "SessionM Connect ! refused us until 20" in seen
+    assert "UTC ; no call since" in seen
+    assert "refuses us" not in seen
+    # Its customers are not counted; the lookups are.
+    assert "Of 5 lookups in five minutes 5 could not be answered" in seen
+    client.get("/connected-content/offers?user_id=new", headers=bearer("content"))
+    assert "SessionM Connect ✓ up" in words(client.get("/dashboard", headers=ADMIN))
+
+
+def test_messages_that_wait_for_braze_have_a_forecast(
+    make_app: MakeApp, sandbox: SandboxServer
+) -> None:
+    client = make_app(deliver=True, BRAZE_RPS="1", BRIDGE_TRIGGER_MAX_AGE="2h").test_client()
+    sandbox.sandbox.set_faults({"status": 503, "where": "braze"})
+    for number in range(3):
+        message = {"braze_campaign_id": "award", "user_id": f"u{number}", "user_offer_id": number}
+        client.post("/webhooks/sessionm/message", json=message, headers=bearer("trigger"))
+    forecast = "nothing goes out now, afterwards about 3 s at 1 a second; the oldest expires in 1 h"
+
+    def seen() -> str:
+        return words(client.get("/dashboard", headers=ADMIN))
+
+    eventually(lambda: seen().count(forecast) == 2)
+    assert "3 waiting , nothing goes out now" in seen()
+    assert "3 messages 3 customers award" in seen()
+    checks = client.get("/health", headers=ADMIN).get_json()["checks"]
+    assert checks["delivery_to_braze"]["held_by"] == "down"
 
 
 def test_since_survives_a_restart_and_what_is_over_is_listed(

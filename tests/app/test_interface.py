@@ -135,7 +135,7 @@ def test_every_route_but_those_of_pages_is_described(app: Flask) -> None:
 # What only the pages themselves lead to.
 OF_PAGES = {
     *("pages.assets", "dashboard.order_delivery"),
-    *("setup.preview", "setup.frame", "setup.show_progress"),
+    *("setup.preview", "setup.frame", "setup.show_progress", "setup.begin_anew"),
     *("events.show", "events.order_one", "events.order_all"),
     *("setup.frame", "setup.show_progress", "campaigns.show", "customers.erase"),
 }

@@ -12,6 +12,7 @@ import pytest
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
+from bridge.parts import parts_of
 from bridge.sandbox import SandboxServer
 from tests.app.test_batches import Bridge
 from tests.app.test_operator import make_dead, state_of
@@ -187,6 +188,59 @@ def test_the_dashboard_tells_who_delivers_and_that_customers_are_waited_for(
     waits = "waiting for its customer to be created"
     told = eventually(lambda: page if waits in (page := get(client, "/dashboard")) else "")
     assert f"process {os.getpid()} on {socket.gethostname()}" in told
+
+
+def test_the_oldest_is_told_with_what_it_leaves_out(
+    make_app: MakeApp, sandbox: SandboxServer
+) -> None:
+    app = make_app(deliver=True)
+    client = app.test_client()
+    send(client, user_id="not-there-yet", braze_campaign_id="summer")
+    eventually(lambda: parts_of(app).store.backlog().waits_for_customers)
+    alone = "created in SessionM, the oldest for [0-9.]+ m?s"
+    eventually(lambda: re.search(alone, get(client, "/dashboard")))
+    sandbox.sandbox.set_faults({"hang": 60, "match": "POST"})
+    send(client, braze_campaign_id="summer")
+    left_out = r"not counting writes that wait for their customer to be created \([0-9.]+ m?s\)"
+    both = rf"Oldest: [0-9.]+ m?s, {left_out}; done in"
+    eventually(lambda: re.search(both, get(client, "/dashboard")))
+
+
+def test_accepted_means_the_same_in_plot_and_table(make_app: MakeApp) -> None:
+    client = make_app(deliver=True).test_client()
+    send(client, braze_campaign_id="summer")
+    message = {"braze_campaign_id": "award", "user_id": ALICE, "user_offer_id": "1"}
+    client.post("/webhooks/sessionm/message", json=message, headers=bearer("trigger"))
+    eventually(lambda: "accepted 2 delivered 2" in get(client, "/dashboard"))
+    told = get(client, "/dashboard")
+    assert "Webhooks and messages a minute" in told
+    assert "Webhooks and messages of all time · 2 of 2" in told
+    assert "award 1 0 1 0" in told
+    assert "summer 1 0 1 0" in told
+    off = make_app(BRAZE_REST_URL="", BRAZE_REST_KEY="", BRIDGE_TRIGGER_KEYS="").test_client()
+    assert "Webhooks a minute" in get(off, "/dashboard")
+
+
+def test_a_message_that_braze_has_accepted_is_not_called_delivered(make_app: MakeApp) -> None:
+    client = make_app(deliver=True).test_client()
+    message = {"braze_campaign_id": "award", "user_id": ALICE, "user_offer_id": "1"}
+    answer = client.post("/webhooks/sessionm/message", json=message, headers=bearer("trigger"))
+    event = answer.get_json()["id"]
+    eventually(lambda: state_of(client, event) == "delivered")
+    told = get(client, f"/events/{event}")
+    assert "State ✓ accepted by Braze" in told
+    assert "Whether the customer got it is in Braze" in told
+    assert "delivered" not in told
+    assert "→ to Braze ✓ accepted by Braze award" in get(client, "/events")
+    assert "whether customers got them is in Braze's analytics" in get(client, "/campaigns/award")
+
+
+def test_a_customers_offers_are_in_the_order_of_her_messages(client: FlaskClient) -> None:
+    answer = client.get(f"/connected-content/offers?user_id={ALICE}", headers=bearer("content"))
+    titles = [offer["title"] for offer in answer.get_json()["offers"]]
+    told = words(post(client, "/customers", kind="user_id", id=ALICE))
+    assert sorted(titles, key=told.index) == titles
+    assert "in SessionM's order" in told
 
 
 def test_delivery_is_paused_and_resumed_after_a_question(make_app: MakeApp) -> None:

@@ -1,6 +1,7 @@
 """The setup page without a browser: steps, previews, fields, frames, and the send planner."""
 
 import base64
+import json
 import re
 import time
 from collections.abc import Callable
@@ -82,15 +83,15 @@ OFFERS = (
         ("{% abort_message('no offer') %}", "The message is aborted: no offer"),
         (
             "{{ 'a' | nofilter }}",
-            "Line 1, column 1 : Braze has no filter `nofilter` and ignores it.",
+            "Line 1, column 1 : Braze has no filter nofilter and ignores it.",
         ),
         (
             "x\n {% if %}{% endif %}",
             "cannot be rendered. Line 2, column 2 : a condition is missing",
         ),
-        ("{% endfor %}", "Line 1, column 1 : `endfor` belongs to no open tag here"),
+        ("{% endfor %}", "Line 1, column 1 : endfor belongs to no open tag here"),
         ("{% if 'a' > 5 %}x{% endif %}", "a text cannot be compared with the number 5"),
-        (OFFERS + "{{wallet.frist.title}}", "`wallet.frist` does not exist; did you mean `first`?"),
+        (OFFERS + "{{wallet.frist.title}}", "wallet.frist does not exist; did you mean first ?"),
         ("a{% promotion('spring') %}b", "a[promotion('spring')]b"),
         ("{{content_blocks.${footer}}}", "give its text as a stand-in"),
         ("a<!-- " + OFFERS + " -->b", "ab Connected Content calls none"),
@@ -121,6 +122,34 @@ def test_a_template_is_tried_out_and_its_faults_are_explained(
     render: Callable[..., str], source: str, told: str
 ) -> None:
     assert told in render(source, first_name="Ann")
+
+
+def test_code_in_a_warning_is_shown_as_code_and_never_run(client: FlaskClient) -> None:
+    source = OFFERS + "{{wallet.frist}}{{wallet['<b>']}}"
+    page = post(client, "/setup", part="outcome", source=source, customer=ALICE).text
+    assert "<code>wallet.frist</code> does not exist; did you mean <code>first</code>?" in page
+    assert "<code>wallet[&#39;&lt;b&gt;&#39;]</code>" in page
+
+
+@pytest.mark.parametrize(
+    ("source", "customer", "summary", "chip"),
+    [
+        (OFFERS, ALICE, "Rendered: 1 call.", "✓ 1 answered"),
+        (OFFERS, "nobody", "Rendered: 1 call (1 without data).", "! 1 without data"),
+        (
+            OFFERS + OFFERS.replace("limit=1", "limit=none"),
+            ALICE,
+            "Rendered: 2 calls (1 answered, 1 failed).",
+            "! 1 answered, 1 failed",
+        ),
+    ],
+)
+def test_summary_and_calls_agree(
+    render: Callable[..., str], source: str, customer: str, summary: str, chip: str
+) -> None:
+    told = render(source, customer)
+    assert summary in told
+    assert f"Connected Content calls {chip}" in told
 
 
 def test_a_preview_works_while_sessionm_is_away(
@@ -260,6 +289,27 @@ def test_another_snippet_is_loaded_without_scripts(client: FlaskClient) -> None:
     assert edited(back.text) == "my own"
 
 
+def test_a_snippet_brings_the_test_values_that_it_needs(client: FlaskClient) -> None:
+    def values(page: str) -> Any:
+        found = re.search(r'<textarea name="api_trigger_properties"[^>]*>\n(.*?)<', page, re.DOTALL)
+        assert found
+        return json.loads(unescape(found[1]) or "{}")
+
+    filled = {"title": "Free barista coffee", "bridge_event": "example-event"}
+    linked = client.get("/setup?snippet=offer_awarded", headers=ADMIN).text
+    assert values(linked) == filled
+    typed = '{"title": "Mine", "more": 1}'
+    loaded = post(client, "/setup", load="offer_awarded", api_trigger_properties=typed)
+    assert values(loaded.text) == {**filled, "title": "Mine", "more": 1}
+    # What is being previewed has the values that were typed, and no others.
+    source = edited(loaded.text)
+    fields = {"snippet": "offer_awarded", "source": source, "customer": ALICE}
+    previewed = post(client, "/setup", api_trigger_properties='{"title": "Mine"}', **fields)
+    assert values(previewed.text) == {"title": "Mine"}
+    half = post(client, "/setup", load="offer_awarded", api_trigger_properties='{"title')
+    assert "{&#34;title</textarea>" in half.text
+
+
 def test_a_snippet_that_was_not_changed_is_not_put_aside(client: FlaskClient) -> None:
     first = edited(client.get("/setup", headers=ADMIN).text)
     answer = post(client, "/setup", load="tag_check", source=first, aside="kept before")
@@ -287,6 +337,19 @@ def test_a_send_is_planned(make_app: MakeApp) -> None:
     bad = client.get("/setup?recipients=many", headers=ADMIN)
     assert bad.status_code == 400
     assert "The number of recipients must be a whole number" in words(bad)
+
+
+def test_each_field_of_the_planner_says_what_it_is_and_where_to_find_it(
+    client: FlaskClient,
+) -> None:
+    page = client.get("/setup", headers=ADMIN).text
+    form = page[page.index('class="planner"') : page.index('aria-live="polite"')]
+    for name in ("recipients", "message", "calls", "retries", "warm", "speed", "counters"):
+        assert f'name="{name}"' in form
+        assert f'aria-describedby="about-{name}"' in form
+        assert f'id="about-{name}"' in form
+    assert form.count("In Braze: ") == 3
+    assert form.count("Example: ") == 5
 
 
 def test_the_setup_says_which_way_suits_a_large_audience(make_app: MakeApp) -> None:
@@ -510,6 +573,23 @@ def test_a_test_send_for_an_unknown_customer_says_what_to_do(
     assert "SessionM has no customer with this ID" in get(client, f"/events/{event}")
     assert "HTTP 404" not in seen
     assert "Summer sale" in seen
+
+
+def test_what_came_before_the_beginning_turns_no_step_green(client: FlaskClient) -> None:
+    lookup = f"/connected-content/tags?user_id={ALICE}"
+    send(client, braze_campaign_id="a-demos-own", dispatch_id=UNSENT)
+    client.get(lookup, headers=bearer("content"))
+    assert progress_of(client)["steps"]["credential"]
+    assert client.post("/setup/progress", headers=bearer("viewer")).status_code == 403
+    begun = client.post("/setup/progress", headers=ADMIN).get_json()
+    assert not any(begun["steps"].values())
+    assert "Waiting for your test send" in arrived(client)
+    assert "Waiting for the first Connected Content call" in arrived(client)
+    client.get(lookup, headers=bearer("content"))
+    send(client, braze_campaign_id="mine", dispatch_id=UNSENT, user_id="another")
+    steps = progress_of(client)["steps"]
+    assert (steps["webhook"], steps["credential"], steps["test"]) == (True, True, True)
+    assert "1 Connected Content call answered so far" in arrived(client)
 
 
 def test_a_send_with_a_wrong_key_is_told(client: FlaskClient) -> None:

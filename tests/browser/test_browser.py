@@ -308,7 +308,7 @@ def test_everything_is_within_reach_of_the_keyboard(
     assert page.evaluate("document.activeElement.id") == "main"
     tab_to(page, "1")
     page.keyboard.press("Enter")
-    page.wait_for_url("**/events?state=dead")
+    page.wait_for_url("**/events?state=dead&direction=to_sessionm")
     page.goto(f"{service.url}/events/{event}")
     tab_to(page, "Replay…")
     page.keyboard.press("Enter")
@@ -383,6 +383,49 @@ def test_an_incident_says_what_to_do_and_leads_to_its_events(
     page.locator("tbody").get_by_role("link", name="Summer promotion").click()
     expect(page.locator("h1")).to_have_text("Summer promotion")
     expect(page.locator(".funnel")).to_contain_text("dead")
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_row_of_events_has_date_direction_and_whole_identifiers(
+    service: Service, open_page: OpenPage, width: int
+) -> None:
+    campaign = "0d2f6f5e-1111-4b5c-9aaa-000000000001"
+    service.webhook(user_id=ALICE, braze_campaign_id=campaign)
+    message = {"braze_campaign_id": campaign, "user_id": ALICE, "user_offer_id": "1"}
+    requests.post(
+        f"{service.url}/webhooks/sessionm/message",
+        json=message,
+        headers=bearer("trigger"),
+        timeout=30,
+    )
+    page = open_page(f"{service.url}/events", viewport={"width": width, "height": 800})
+    rows = page.locator("tbody tr")
+    expect(rows).to_have_count(2)
+    expect(rows.nth(0)).to_contain_text("→to Braze")
+    expect(rows.nth(1)).to_contain_text("→to SessionM")
+    # In the user's time, and with the day, which for Tokyo may be another.
+    local = page.evaluate(
+        "new Intl.DateTimeFormat('en-GB', {month: 'short', day: 'numeric'}).format(new Date())"
+    )
+    expect(rows.nth(0).locator("time")).to_contain_text(f"{local}, ")
+    expect(rows.nth(0)).to_contain_text(campaign)
+    customer = rows.nth(0).get_by_role("button", name=f"Copy {ALICE}")
+    expect(customer).to_have_text(f"{ALICE[:8]}…")
+    customer.click()
+    expect(customer).to_contain_text(ALICE)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_the_search_is_one_row_on_a_usual_screen(service: Service, open_page: OpenPage) -> None:
+    page = open_page(f"{service.url}/events", viewport={"width": 1280, "height": 800})
+    boxes = [
+        page.get_by_label("Direction").bounding_box(),
+        page.get_by_label("Reason contains").bounding_box(),
+        page.get_by_role("button", name="Search").bounding_box(),
+    ]
+    bottoms = {round(box["y"] + box["height"]) for box in boxes if box}
+    assert len(boxes) == 3
+    assert max(bottoms) - min(bottoms) <= 2
 
 
 def test_campaigns_are_found_and_sorted_and_a_customer_by_her_id(

@@ -88,7 +88,7 @@ def test_faults_are_explained_and_lead_to_their_place(
     choose(page, ALICE)
     editor(page).press("Control+End")
     editor(page).press_sequentially("{{wallet.frist}}")
-    expect(page.locator("#result")).to_contain_text("did you mean `first`?")
+    expect(page.locator("#result")).to_contain_text("did you mean first?")
     expect(page.locator("#summary")).to_have_text("Rendered: 1 call, 1 warning.")
     editor(page).fill("Hi\n  {% endif %}")
     expect(page.locator("#result")).to_contain_text("This template cannot be rendered. Line 2")
@@ -225,6 +225,31 @@ def test_a_snippet_never_throws_a_text_away(service: Service, open_page: OpenPag
     use(page, "tag_check")
     page.keyboard.press("Control+Z")
     expect(editor(page)).to_have_value("my own words")
+
+
+def test_a_snippet_fills_in_what_it_shows_and_keeps_what_was_typed(
+    service: Service, open_page: OpenPage
+) -> None:
+    page = open_setup(service, open_page)
+    choose(page, ALICE)
+    properties = page.get_by_label("API trigger properties", exact=True)
+    use(page, "offer_awarded")
+    expect(properties).to_be_visible()
+    expect(message(page)).to_contain_text("Free barista coffee</strong> is waiting")
+    expect(page.locator("#result .notice.warn")).to_have_count(0)
+    properties.fill('{"title": "Tea for two"}')
+    expect(message(page)).to_contain_text("Tea for two</strong> is waiting")
+    use(page, "tag_check")
+    use(page, "offer_awarded")
+    assert '"title": "Tea for two"' in properties.input_value()
+    assert '"bridge_event"' in properties.input_value()
+    properties.fill('{"title": "half')
+    use(page, "offer_awarded")
+    expect(properties).to_have_value('{"title": "half')
+    expect(page.locator("#trial-problem")).to_contain_text("is not JSON")
+    expect(page.locator("#outcome[aria-busy]")).to_have_count(0)
+    assert all("400" in one for one in complaints_of(open_page))
+    complaints_of(open_page).clear()
 
 
 def test_a_reload_loses_neither_text_nor_customer(service: Service, open_page: OpenPage) -> None:

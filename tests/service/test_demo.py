@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import requests
 
+from tests.commands import run_bridge
 from tests.conftest import ALICE, eventually, free_port
 
 # Seconds: on a busy machine the demo takes its time.
@@ -86,6 +87,18 @@ def test_the_demo_shows_itself_and_ends_on_ctrl_c(demo: DemoProcess, tmp_path: P
     assert "tags: " in shown
     assert "<strong>Free coffee this weekend</strong>" in shown
     assert "You have 5 offers" in shown
+    # The demo's own traffic turns no step of the setup green.
+    admin = ("demo", re.search(r"admin key\s+demo:(\S+)", shown)[1])  # type: ignore[index]
+    progress = f"http://127.0.0.1:{demo.port}/setup/progress"
+    eventually(
+        lambda: not any(requests.get(progress, auth=admin, timeout=10).json()["steps"].values())
+    )
+    # Commands work in the demo's folder.
+    command = re.search(r"cd (\S+) && (\S+) queue status", shown)
+    assert command
+    shown = run_bridge("queue", "status", env={"PATH": ""}, cwd=Path(command[1])).stdout
+    assert "Backlog   0 writes" in shown
+    assert Path(command[2]).exists()
     assert demo.end() == 0
     assert demo.errors() == ""
     with pytest.raises(requests.ConnectionError):

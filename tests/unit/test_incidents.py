@@ -104,13 +104,13 @@ def test_a_healthy_bridge_has_none() -> None:
             "SESSIONM_CORE_KEY",
         ),
         (
-            {"delivery": {"held_by": "away", "reason": "SessionM is unavailable (HTTP 503)"}},
+            {"delivery": {"held_by": "down", "reason": "SessionM is unavailable (HTTP 503)"}},
             "sessionm_down",
             "Delivery is held up: SessionM is unavailable",
             "No write is lost",
         ),
         (
-            {"delivery": {"held_by": "wait", "reason": "SessionM asked us to wait until 9:00"}},
+            {"delivery": {"held_by": "limit", "reason": "SessionM asked us to wait until 9:00"}},
             "sessionm_limits",
             "asked us to wait",
             "BRIDGE_SESSIONM_RPS",
@@ -173,12 +173,45 @@ def test_refused_writes_are_no_second_incident() -> None:
 
 def test_writes_that_wait_for_a_sessionm_that_is_away_are_no_second_incident() -> None:
     away = checks(
-        delivery={"held_by": "away", "reason": "SessionM is unavailable", "oldest_seconds": 900},
+        delivery={"held_by": "down", "reason": "SessionM is unavailable", "oldest_seconds": 900},
         sessionm_core={"state": "down", "last_error": "HTTP 503"},
     )
     [cause] = causes(away, QUEUE)
     assert cause.extent == QUEUE
     assert cause.search == {"state": "queued"}
+
+
+SINCE = "2026-12-01T08:00:00Z"
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (
+            {"sessionm_connect": {"state": "refusing", "idle_since": SINCE}},
+            f"SessionM Connect refused one call after the other until {SINCE}; no call since.",
+        ),
+        (
+            {"sessionm_core": {"state": "down", "last_error": "HTTP 503", "idle_since": SINCE}},
+            f"SessionM Core was down until {SINCE}; no call since: HTTP 503.",
+        ),
+        (
+            {"delivery": {"held_by": "refused", "reason": "HTTP 401", "idle_since": SINCE}},
+            f"Delivery is paused: HTTP 401. The last call was at {SINCE}; the next write tries",
+        ),
+    ],
+)
+def test_what_has_not_been_tried_since_is_said_in_the_past(
+    changes: dict[str, dict[str, Any]], says: str
+) -> None:
+    [cause] = causes(checks(**changes))
+    assert cause.reason.startswith(says)
+
+
+def test_an_incident_of_connect_says_how_many_lookups_it_concerns() -> None:
+    cache = {"lookups": 90, "unavailable": 12, "stale": 30}
+    [cause] = causes(checks(sessionm_connect={"state": "down"}, cache=cache))
+    assert "Of 90 lookups in five minutes 12 could not be answered, and 30 were" in cause.do
 
 
 @pytest.mark.parametrize(
