@@ -196,7 +196,6 @@ def build(
     cache = Cache(
         shared.cache,
         shared.stamps,
-        shared.fetch_locks,
         entries=settings.bridge_cache_entries,
         may_call=lambda kind: breakers["connect" if kind == "offers" else "core"].may_call(
             clock.steady()

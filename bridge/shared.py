@@ -22,7 +22,6 @@ from bridge.storage.database import (
     StoreUnavailableError,
     UnsuitableDatabaseError,
 )
-from bridge.storage.locks import FetchLocks
 from bridge.storage.private import make_folder
 from bridge.storage.sqlite import SQLite, sqlite_path
 
@@ -57,7 +56,6 @@ class Shared:
         figures: telemetry, in the same database as *cache*.
         stamps: change when a customer's cached answers become outdated.
         own_stamps: change when the bridge's own writes for a customer change.
-        fetch_locks: held while one process fetches one lookup.
         breakers: for lookups, a circuit breaker for each of `SYSTEMS`.
         clock: the store's clock, for times that are stored.
     """
@@ -68,7 +66,6 @@ class Shared:
     figures: Database
     stamps: Stamps
     own_stamps: Stamps
-    fetch_locks: FetchLocks
     breakers: dict[str, Breaker]
     clock: clock.StoreClock
 
@@ -177,7 +174,6 @@ def _on_one_machine(url: str) -> Shared:
         figures=beside,
         stamps=stamps,
         own_stamps=own_stamps,
-        fetch_locks=beside.locks,
         breakers=breakers,
         clock=machine_clock,
     )
@@ -204,7 +200,6 @@ def _in_a_fleet(settings: Settings, url: str) -> Shared:
         figures=figures,
         stamps=fleet.FleetStamps(cache, session, figures.migrate),
         own_stamps=fleet.LocalStamps(cache, session),
-        fetch_locks=fleet.FleetLeases(cache, session),
         # Not shared: a bridge of a fleet has no files, so each process has its own breakers.
         breakers={system: Breaker() for system in SYSTEMS},
         clock=session.clock,

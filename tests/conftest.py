@@ -112,6 +112,7 @@ OVER_BOTH = {
     "test_delivery",
     "test_export",
     "test_incidents",
+    "test_locks",
     "test_lookups",
     "test_operator",
     "test_retention",

@@ -26,7 +26,7 @@ from bridge.customer import Customer
 from bridge.lookups.stamps import Stamps, hashed
 from bridge.sessionm.answers import Meaning, SessionMError
 from bridge.storage.database import Database, StoreUnavailableError
-from bridge.storage.locks import FetchLocks, lock_number
+from bridge.storage.locks import lock_number
 from bridge.storage.statements import Contains, Prepared, among, insert, insert_many
 
 log = logging.getLogger(__name__)
@@ -238,8 +238,8 @@ class Cache:
 
     Args:
         database: holds the table of entries. It need not be durable: entries can be fetched again.
+            Its locks prevent two processes from fetching the same key.
         stamps: the customers' stamps.
-        leases: locks that prevent two processes from fetching the same key.
         entries: the maximum number of entries in this process's memory.
         may_call: returns whether a kind of answer may be fetched now; true may reserve the probe.
     """
@@ -248,14 +248,13 @@ class Cache:
         self,
         database: Database,
         stamps: Stamps,
-        leases: FetchLocks,
         *,
         entries: int,
         may_call: Callable[[str], bool] = lambda _kind: True,
     ) -> None:
         self._database = database
         self._stamps = stamps
-        self._leases = leases
+        self._locks = database.locks
         self._may_call = may_call
         self._memory = _Memory(entries, MEMORY_BYTES)
         self._memory_lock = threading.Lock()
@@ -535,11 +534,11 @@ class Cache:
         Waiting lookups get the answer before it is stored in the table.
         """
         number = lock_number(hashed(*key))
-        leased = False
+        locked = False
         cached: CacheEntry | None = None
         try:
-            leased, waited = self._lease(number, asked_at)
-            entry = self._known(key, ages) if leased else None
+            locked, waited = self._lock(number, asked_at)
+            entry = self._known(key, ages) if locked else None
             if entry and ages.use(entry, clock.now()) is Use.FRESH:
                 how = "collapsed" if waited else "hit"
             else:
@@ -553,15 +552,15 @@ class Cache:
             finish = partial(answered.set_exception, error)
         else:
             finish = partial(answered.set_result, served)
-        if leased and cached is None:
+        if locked and cached is None:
             # Release first: the waiting lookups may have to ask again at once.
-            self._release(number)
+            self._locks.release(number)
         # From here on, new lookups find the answer in memory.
         with self._fetches_lock:
             self._fetches.pop(key, None)
         finish()
         if cached is not None:
-            self._store_soon(_Fetched(key, cached, [number] if leased else []))
+            self._store_soon(_Fetched(key, cached, [number] if locked else []))
 
     def _store_soon(self, fetched: "_Fetched") -> None:
         with self._unstored_lock:
@@ -570,7 +569,7 @@ class Cache:
                 self._unstored.append(fetched)
         if waiting == STORE_BACKLOG:
             # The table cannot be written now; the answer stays in memory.
-            self._release(*fetched.lease)
+            self._locks.release(*fetched.locks)
         elif waiting % STORE_BATCH == 0:
             # One task stores STORE_BATCH entries.
             try:
@@ -586,11 +585,10 @@ class Cache:
         try:
             self._store({one.key: one.entry for one in some})
         finally:
-            if leased := list(chain.from_iterable(one.lease for one in some)):
-                self._release(*leased)
+            self._locks.release(*chain.from_iterable(one.locks for one in some))
 
-    def _lease(self, number: int, asked_at: float) -> tuple[bool, bool]:
-        """Acquire lease *number*.
+    def _lock(self, number: int, asked_at: float) -> tuple[bool, bool]:
+        """Acquire lock *number*.
 
         Returns:
             Whether it was acquired (not if the database is unavailable: then each process fetches
@@ -598,29 +596,21 @@ class Cache:
 
         Raises:
             SessionMError: the lookups have timed out: the fetch waited too long for a thread, or
-                another process holds the lease for too long.
+                another process holds the lock for too long.
         """
         if time.monotonic() - asked_at > STALE_FETCH:
             raise SessionMError(Meaning.UNANSWERED, "too many lookups wait for SessionM")
         until = time.monotonic() + FETCH_TIMEOUT
         waited = False
         try:
-            while not self._leases.try_acquire(number):
+            while not self._locks.try_acquire(number):
                 if time.monotonic() > until:
                     raise SessionMError(Meaning.UNANSWERED, "no answer in time")
                 waited = True
-                time.sleep(self._leases.poll_interval)
+                time.sleep(self._locks.poll_interval)
         except StoreUnavailableError:
             return False, waited
         return True, waited
-
-    def _release(self, *numbers: int) -> None:
-        try:
-            self._leases.release(*numbers)
-        except StoreUnavailableError as error:
-            # The lease expires by itself.
-            extra = {"action": "cache_unwritable"}
-            log.log(error.level, "leases not released: %s", error, extra=extra)
 
     def _fetch(self, key: CacheKey, fetch: Fetch) -> CacheEntry:
         stamp = self.stamp(key)
@@ -699,11 +689,11 @@ def _encode(document: Mapping[str, Any]) -> bytes:
 
 
 class _Fetched(NamedTuple):
-    """A fetched answer to store; its *lease* (no or one number) is held until it is stored."""
+    """A fetched answer to store; *locks* (no or one number) are held until it is stored."""
 
     key: CacheKey
     entry: CacheEntry
-    lease: Sequence[int]
+    locks: Sequence[int]
 
 
 def _cancel(answered: "Future[Served]", run: Future[None]) -> None:

@@ -1,4 +1,4 @@
-"""Stamps and leases of lookups for a fleet, in PostgreSQL.
+"""Stamps of lookups for a fleet, in PostgreSQL.
 
 Stamps are a table of 65,536 words, of which each process holds a copy. A change writes the table
 and notifies the other processes in one transaction. A process reads the table whenever its session
@@ -9,9 +9,6 @@ stamp of its fetch, and is written after the stamp: a crash of the server that l
 changes loses such rows as well.
 
 One more word, the generation, is added to every stamp. Changing this one row changes all stamps.
-
-A lease lets one process fetch one lookup. A lease is void once its holder's session has ended, so a
-killed process delays no others. The table is unlogged: leases mean nothing after a restart.
 """
 
 import itertools
@@ -38,8 +35,6 @@ CHANNEL = "bridge_stamps"
 WORDS = 1 << 16
 # Index of the generation, after the words.
 GENERATION = WORDS
-# Seconds until a lease expires; longer than any fetch.
-LEASE = 6.0
 
 
 def place(kind: str, customer: str) -> int:
@@ -54,15 +49,6 @@ sa.Table(
     sa.Column("place", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("value", sa.BigInteger, nullable=False),
 )
-fetch_leases = sa.Table(
-    "fetch_leases",
-    schema,
-    sa.Column("number", sa.BigInteger, primary_key=True, autoincrement=False),
-    sa.Column("holder", sa.Integer, nullable=False),
-    sa.Column("until", sa.DateTime(timezone=True), nullable=False),
-    prefixes=["UNLOGGED"],
-)
-
 _CHANGE = sa.text(f"""
     WITH moment AS (SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS now),
     changed AS (
@@ -73,14 +59,6 @@ _CHANGE = sa.text(f"""
         RETURNING place, value)
     SELECT place, value, pg_notify('{CHANNEL}', place || ' ' || value) FROM changed
 """)  # noqa: S608 - a constant
-_ACQUIRE = sa.text("""
-    INSERT INTO fetch_leases (number, holder, until)
-    VALUES (:number, :holder, clock_timestamp() + make_interval(secs => :seconds))
-    ON CONFLICT (number) DO UPDATE SET holder = excluded.holder, until = excluded.until
-    WHERE fetch_leases.until < clock_timestamp()
-        OR NOT EXISTS (SELECT FROM pg_stat_get_activity(fetch_leases.holder))
-    RETURNING number
-""")
 
 
 def create(connection: sa.Connection) -> None:
@@ -269,37 +247,3 @@ class LocalStamps:
                 time.sleep(self.RETRY_INTERVAL)
             # Every process of the fleet receives each notification: send few, with many changes.
             time.sleep(self.NOTIFY_INTERVAL)
-
-
-class FleetLeases:
-    """Leases for fetches, shared by the fleet: `bridge.storage.locks.FetchLocks`."""
-
-    poll_interval = 0.03
-
-    def __init__(self, database: Database, session: "Session") -> None:
-        self._database = database
-        self._session = session
-        self._holders: dict[int, int] = {}
-
-    def try_acquire(self, number: int) -> bool:
-        self._session.start()
-        # 0 without a session: other processes then count the lease as void and fetch themselves.
-        holder = self._session.backend
-        given = {"number": number, "holder": holder, "seconds": LEASE}
-        with self._database.autocommit() as connection:
-            acquired = connection.execute(_ACQUIRE, given).scalar() is not None
-        if acquired:
-            self._holders[number] = holder
-        return acquired
-
-    def release(self, *numbers: int) -> None:
-        # A missing number has expired, was acquired again by another thread, and released by it.
-        held = [
-            (number, holder)
-            for number in numbers
-            if (holder := self._holders.pop(number, None)) is not None
-        ]
-        if held:
-            ours = sa.tuple_(fetch_leases.c.number, fetch_leases.c.holder).in_(held)
-            with self._database.autocommit() as connection:
-                connection.execute(fetch_leases.delete().where(ours))

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 
 from bridge.storage.database import Database, Migration, StoreUnavailableError
-from bridge.storage.locks import BRAZE_DELIVERER, DELIVERER, FileLock, FileLocks
+from bridge.storage.locks import FileLocks
 from bridge.storage.private import make_file, make_folder
 from bridge.storage.statements import driver_of
 
@@ -39,6 +39,8 @@ class SQLite(Database):
     Raises:
         ValueError: *url* names no file.
     """
+
+    locks: FileLocks
 
     def __init__(
         self,
@@ -66,24 +68,11 @@ class SQLite(Database):
         self._writer: sa.Connection | None = None
         self._writer_generation = self._generation = 0
         self.locks = FileLocks(self.path.with_name(self.path.name + ".locks"))
-        self.deliverers = {
-            "to_sessionm": FileLock(self.locks, DELIVERER),
-            "to_braze": FileLock(self.locks, BRAZE_DELIVERER),
-        }
         sa.event.listen(self._engine, "connect", self._on_connect)
         sa.event.listen(self._engine, "begin", _on_begin)
 
     def end_orphaned_transactions(self) -> None:
         """Do nothing: SQLite's transactions end with their process."""
-
-    @contextmanager
-    def try_lock(self, number: int) -> Iterator[bool]:
-        acquired = self.locks.try_acquire(number)
-        try:
-            yield acquired
-        finally:
-            if acquired:
-                self.locks.release(number)
 
     def migrate(self) -> None:
         if self._migrated and self._file == _inode(self.path):

@@ -21,6 +21,7 @@ from bridge.lookups.customer import tags_key
 from bridge.lookups.fleet import CHANNEL
 from bridge.parts import Parts, parts_of
 from bridge.sandbox import SandboxServer
+from bridge.storage.locks import DELIVERER
 from tests.commands import run_bridge
 from tests.conftest import (
     ALICE,
@@ -155,7 +156,7 @@ def test_a_holder_that_is_cut_off_stops_before_another_starts(
     eventually(lambda: other.store.backlog().queued == 0, 30)
     names = [name for _, name in sorted(sent)]
     assert names == sorted(names)
-    assert not lonely.store.database.deliverers["to_sessionm"].is_held()
+    assert not lonely.store.database.locks.is_held(DELIVERER)
     proxy.carry()
     send(client, braze_campaign_id="late")
     eventually(lambda: "braze_campaign_late" in sandbox.sandbox.tags(ALICE))
