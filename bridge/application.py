@@ -213,7 +213,7 @@ def build(
         cache,
         freshness,
         lambda customer: _own_writes(store_for_lookups, customer),
-        shared.own_stamps,
+        shared.stamps,
         rules.braze_id,
         offers_on=settings.offers_on,
         profile_fields=settings.bridge_profile_fields,

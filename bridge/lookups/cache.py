@@ -433,8 +433,8 @@ class Cache:
         for fetchers in (self._core, self._connect):
             fetchers.shutdown(cancel_futures=True)
         self._storer.shutdown()
-        self._database.close()
         self._stamps.close()
+        self._database.close()
 
     def _known(self, key: CacheKey, ages: Ages) -> CacheEntry | None:
         """Return the newest entry with the present stamp, from memory or the table."""
