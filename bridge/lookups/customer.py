@@ -81,7 +81,7 @@ class LookupAnswer:
         age: seconds since SessionM's answer.
         ttl: seconds for which the answer stays fresh; negative if it is stale.
         version: a hash of the content without ages.
-        repeat: for how long the answer may be served again; ``None``: not at all.
+        validity: until when the answer may be served again; ``None``: not at all.
     """
 
     body: bytes
@@ -90,11 +90,11 @@ class LookupAnswer:
     age: int
     ttl: int
     version: str
-    repeat: "Repeatable | None" = None
+    validity: "Validity | None" = None
 
 
 @dataclass(frozen=True)
-class Repeatable:
+class Validity:
     """Conditions under which an answer may be served again.
 
     Attributes:
@@ -230,10 +230,10 @@ class Lookups:
         with self._in_time(arrived) as until:
             return self._cache.get(*self._tags_request(customer), until)
 
-    def raw_repeat(self, customer: Customer, served: Served) -> Repeatable | None:
-        """Return for how long the *served* answer of `raw_tags` may be served again."""
+    def raw_validity(self, customer: Customer, served: Served) -> Validity | None:
+        """Return until when the *served* answer of `raw_tags` may be served again."""
         key = tags_key(customer)
-        return _repeatable([self._part(key, served)], math.inf)
+        return _validity([self._part(key, served)], math.inf)
 
     def begin_writes(self, customers: Sequence[Customer]) -> list[OpenTagWrite]:
         """Return the stamps of *customers* before their tag writes, for `end_writes`."""
@@ -536,7 +536,7 @@ def _answer(
         age=document["age"],
         ttl=math.floor(_fresh_until(got) - clock.now()) if _fresh_until(got) else 0,
         version=blake2b(encode(parts), digest_size=12).hexdigest(),
-        repeat=_repeatable(got, changes_at, *checks),
+        validity=_validity(got, changes_at, *checks),
     )
 
 
@@ -546,14 +546,12 @@ def _fresh_until(got: list[_FetchedPart]) -> float:
     return min(ends, default=0.0)
 
 
-def _repeatable(
-    got: list[_FetchedPart], changes_at: float, *more: _StampCheck
-) -> Repeatable | None:
+def _validity(got: list[_FetchedPart], changes_at: float, *more: _StampCheck) -> Validity | None:
     if any(one.how not in {"hit", "miss", "collapsed"} for one in got):
         return None
     checks = [*more, *(pair for one in got for pair in one.checks)]
     fresh_until = _fresh_until(got)
-    return Repeatable(
+    return Validity(
         fetched_at=min(one.part.fetched_at for one in got),
         fresh_until=fresh_until,
         until=min(fresh_until, changes_at),

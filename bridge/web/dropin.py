@@ -90,8 +90,8 @@ def read_tags(api_key: str, kind: str, customer_id: str) -> Response:
         served = lookups.raw_tags(customer, exchange_of(request.environ).arrived)
     except UnavailableError as failure:
         return _unavailable(failure)
-    if repeat := lookups.raw_repeat(customer, served):
-        allow_reuse(repeat, (served.entry.body,))
+    if validity := lookups.raw_validity(customer, served):
+        allow_reuse(validity, (served.entry.body,))
     return _unchanged(served)
 
 
