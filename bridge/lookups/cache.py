@@ -26,8 +26,9 @@ from bridge.customer import Customer
 from bridge.lookups.stamps import Stamps, hashed
 from bridge.sessionm.answers import Meaning, SessionMError
 from bridge.storage.database import Database, StoreUnavailableError
+from bridge.storage.expressions import among, contains, insert
 from bridge.storage.locks import lock_number
-from bridge.storage.statements import Contains, Prepared, among, insert, insert_many
+from bridge.storage.statements import Prepared
 
 log = logging.getLogger(__name__)
 
@@ -393,7 +394,7 @@ class Cache:
         self.forget(customer)
         theirs = sa.and_(
             lookups.c.kind.in_(("profile", "external")),
-            Contains(lookups.c.body, json.dumps(customer.id).encode()),
+            contains(lookups.c.body, json.dumps(customer.id).encode()),
         )
         with self._database.write(timeout=SEARCH_TIMEOUT) as connection:
             connection.execute(
@@ -501,7 +502,7 @@ class Cache:
                     if entry.stamp < 0 or entry.stamp == self._stamps.last(key.kind, key.customer)
                 ]
                 if rows:
-                    insert_many(connection, _UPSERT, rows)
+                    _UPSERT.many(connection, rows)
         except StoreUnavailableError as error:
             extra = {"action": "cache_unwritable"}
             log.log(error.level, "cache not written: %s", error, extra=extra)
@@ -659,14 +660,13 @@ _BY_CUSTOMER = Prepared(
 )
 
 
-def _upsert() -> sa.Insert:
-    statement = insert(lookups)
-    names = ["kind", "customer", "variant"]
-    others = {name: statement.excluded[name] for name in CacheEntry.__slots__}
-    return statement.on_conflict_do_update(index_elements=names, set_=others)
-
-
-_UPSERT = _upsert()
+_ADD = insert(lookups)
+_UPSERT = Prepared(
+    _ADD.on_conflict_do_update(
+        index_elements=CacheKey._fields,
+        set_={name: _ADD.excluded[name] for name in CacheEntry.__slots__},
+    )
+)
 
 
 class _Memory(LRUCache[CacheKey, CacheEntry]):

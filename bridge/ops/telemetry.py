@@ -31,7 +31,7 @@ import sqlalchemy as sa
 from bridge import clock
 from bridge.calls import FinishedCall, Meaning
 from bridge.storage.database import Database, NewerSchemaError, StoreUnavailableError
-from bridge.storage.statements import insert
+from bridge.storage.expressions import insert
 
 log = logging.getLogger(__name__)
 

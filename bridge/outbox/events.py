@@ -24,7 +24,7 @@ from bridge.outbox.tallies import (
     stored,
 )
 from bridge.storage.database import Database
-from bridge.storage.statements import Contains
+from bridge.storage.expressions import contains
 
 PAGE = 50
 MOST_A_PAGE = 500
@@ -300,7 +300,7 @@ class Events:
 
     def mentioning(self, customer: Customer) -> Iterator[Stored]:
         """Yield the events of *customer*, and those whose body contains the id in any encoding."""
-        mentioned = [Contains(events.c.body, form) for form in _encodings(customer.id)]
+        mentioned = [contains(events.c.body, form) for form in _encodings(customer.id)]
         chosen = _STORED.where(sa.or_(events.c.customer == customer.key, *mentioned))
         with self._database.read(timeout=SEARCH_TIMEOUT) as connection:
             for row in connection.execution_options(yield_per=BATCH).execute(chosen).mappings():

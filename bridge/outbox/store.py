@@ -33,16 +33,9 @@ from bridge.outbox.schema import (
 )
 from bridge.outbox.tallies import TALLIED_EVENTS, CountChanges, tallied_events
 from bridge.storage.database import Database
+from bridge.storage.expressions import among, among_selected, insert
 from bridge.storage.locks import LostLockError
-from bridge.storage.statements import (
-    Prepared,
-    among,
-    among_selected,
-    insert,
-    insert_many,
-    insert_new,
-    read_together,
-)
+from bridge.storage.statements import Prepared, read_together
 
 # Name of the shared fact that holds the current deliverer of a direction.
 DELIVERER_FACT = {
@@ -96,10 +89,10 @@ class Store:
         if not limit:
             return []
         with self.database.read() as connection:
-            found = _DUE.column(
+            found = _DUE.rows(
                 connection, now=now, busy=list(busy), most=limit, in_direction=self.direction.value
             )
-        return list(dict.fromkeys(found))
+        return list(dict.fromkeys(customer for (customer,) in found))
 
     def due_queues(
         self, now: float, limit: int, busy: Collection[str]
@@ -142,7 +135,7 @@ class Store:
     def existing(self, seqs: Sequence[int]) -> set[int]:
         """Return those of *seqs* that are stored: the writes of an erased customer are deleted."""
         with self.database.read() as connection:
-            return set(_STILL_THERE.column(connection, seqs=seqs))
+            return {seq for (seq,) in _STILL_THERE.rows(connection, seqs=seqs)}
 
     def counters_sent_since(self, customer: str, then: float) -> list[str]:
         """Return the counters of *customer* that were delivered after *then*, with repetitions."""
@@ -386,7 +379,7 @@ def _add(connection: sa.Connection, new: Sequence[NewEvent]) -> dict[str, str]:
     _forget_old_bodies(connection, new)
     # All processes insert in the same order: otherwise equal events could deadlock.
     rows = [event_row(event) for event in sorted(new, key=lambda event: event.dedupe or "")]
-    added = insert_new(connection, _ADD_EVENT, rows)
+    added = _ADD_EVENT.insert(connection, rows)
     duplicates = {} if added == len(new) else _duplicates(connection, new)
     fresh = [event for event in new if event.id not in duplicates] if duplicates else new
     tally = CountChanges()
@@ -414,9 +407,9 @@ def _forget_old_bodies(connection: sa.Connection, new: Sequence[NewEvent]) -> No
         )
 
 
-_ADD_EVENT = insert(events).on_conflict_do_nothing(index_elements=["dedupe"])
-_ADD_WRITE = writes.insert()
-_ADD_ATTEMPT = attempts.insert()
+_ADD_EVENT = Prepared(insert(events).on_conflict_do_nothing(index_elements=["dedupe"]))
+_ADD_WRITE = Prepared(writes.insert())
+_ADD_ATTEMPT = Prepared(attempts.insert())
 _BY_DEDUPE = Prepared(sa.select(events.c.dedupe, events.c.id).where(among(events.c.dedupe, "keys")))
 
 
@@ -525,7 +518,7 @@ def add_writes(
             tally.writes(event.direction, None, State.QUEUED, len(rows_of_event))
         rows += rows_of_event
     if rows:
-        insert_many(connection, _ADD_WRITE, rows)
+        _ADD_WRITE.many(connection, rows)
 
 
 def _write_rows(event: NewEvent) -> Iterable[dict[str, Any]]:
@@ -667,7 +660,7 @@ def _record_simple(
     _UPDATE_DELIVERED.many(
         connection, [{"key": write.seq, "at": result.at} for write, result in ended]
     )
-    insert_many(connection, _ADD_ATTEMPT, [_attempt(w.seq, result) for w, result in ended])
+    _ADD_ATTEMPT.many(connection, [_attempt(w.seq, result) for w, result in ended])
     _store_expiries(connection, [write for write, _ in ended])
     for write, result in ended:
         states.set_state(write.seq, result, tally)
@@ -726,7 +719,7 @@ def _record(
     if is_retry:
         values["next_at"] = result.next_at
     Prepared(writes.update().where(_SEQS).values(**values)).many(connection, [{"seqs": seqs}])
-    insert_many(connection, _ADD_ATTEMPT, [_attempt(seq, result) for seq in seqs])
+    _ADD_ATTEMPT.many(connection, [_attempt(seq, result) for seq in seqs])
     if is_retry:
         customers = dict.fromkeys(write.customer for write in result.writes)
         _postpone(connection, customers, result.next_at, states.direction)
@@ -752,17 +745,15 @@ def _store_expiries(connection: sa.Connection, delivered: Iterable[QueuedWrite])
         for tag in write.tags
     ]
     if rows:
-        insert_many(connection, _ADD_EXPIRIES, rows)
+        _ADD_EXPIRIES.many(connection, rows)
 
 
-def _upsert_expiries() -> sa.Insert:
-    statement = insert(expiries)
-    return statement.on_conflict_do_update(
-        index_elements=["customer", "tag"], set_={"expires_at": statement.excluded.expires_at}
+_INSERT_EXPIRY = insert(expiries)
+_ADD_EXPIRIES = Prepared(
+    _INSERT_EXPIRY.on_conflict_do_update(
+        index_elements=["customer", "tag"], set_={"expires_at": _INSERT_EXPIRY.excluded.expires_at}
     )
-
-
-_ADD_EXPIRIES = _upsert_expiries()
+)
 
 
 def update_events(

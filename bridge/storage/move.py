@@ -22,7 +22,7 @@ from bridge.outbox.model import HELD, Direction, State
 from bridge.outbox.schema import attempts, events, expiries, facts, tallies, writes
 from bridge.outbox.tallies import CountChanges, TalliedEvent
 from bridge.storage.database import Database
-from bridge.storage.statements import insert
+from bridge.storage.expressions import insert
 
 # Rows that are read at a time.
 PAGE = 500

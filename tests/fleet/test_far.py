@@ -102,7 +102,9 @@ def test_a_backlog_that_has_just_grown_is_read_by_customer(store: Store) -> None
     queues = vars(statements)["_DUE_QUEUES"]
     given = {"now": clock.now(), "busy": [], "most": 64, "most_writes": 1000}
     with store.database.read() as connection:
-        sql, values = queues.for_(connection).raw({**given, "in_direction": store.direction.value})
+        sql, values = queues.compiled(connection).named(
+            {**given, "in_direction": store.direction.value}
+        )
         driver: Any = connection.connection.driver_connection
         plan = [step for (step,) in driver.execute(f"EXPLAIN ANALYZE {sql}", values)]
     loops = [int(number) for number in re.findall(r"loops=(\d+)", str(plan))]
