@@ -284,14 +284,6 @@ class Store:
             tally.save(connection)
         return changed
 
-    def state_of(self, event_id: str) -> State | None:
-        """Return the state of an event; ``None`` if there is no such event."""
-        with self.database.read() as connection:
-            state = connection.execute(
-                sa.select(events.c.state).where(events.c.id == event_id)
-            ).scalar()
-        return None if state is None else State(state)
-
     def states_of(self, event_ids: Collection[str]) -> dict[str, State]:
         """Return the states of events by their ids, without events that do not exist."""
         with self.database.read() as connection:

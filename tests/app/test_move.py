@@ -14,7 +14,7 @@ from bridge.outbox.model import HELD, State
 from bridge.outbox.search import Filter
 from bridge.parts import parts_of
 from bridge.sandbox import SandboxServer
-from tests.conftest import ALICE, MakeApp, bearer, eventually, rows, send
+from tests.conftest import ALICE, MakeApp, bearer, eventually, rows, send, stored_state
 from tests.postgres import fresh_database
 
 
@@ -48,10 +48,10 @@ class Household:
         self.delivered = send(
             self.client, braze_campaign_id="done", campaign_name="Summer", dispatch_id="d0"
         )
-        eventually(lambda: parts.store.state_of(self.delivered) is State.DELIVERED)
+        eventually(lambda: stored_state(parts.store, self.delivered) is State.DELIVERED)
         sandbox.sandbox.set_faults({"ok_error": True, "code": "validation", "match": "POST"})
         self.dead = send(self.client, braze_campaign_id="dead")
-        eventually(lambda: parts.store.state_of(self.dead) is State.DEAD)
+        eventually(lambda: stored_state(parts.store, self.dead) is State.DEAD)
         sandbox.sandbox.set_faults({})
         parts.operator.pause()
         # The loop hears of it at its next heartbeat.

@@ -14,7 +14,7 @@ from bridge.parts import parts_of
 from bridge.sandbox import SandboxServer
 from tests.app.conftest import goes_round
 from tests.commands import run_bridge
-from tests.conftest import ALICE, MakeApp, bearer, environment, eventually, rows, send
+from tests.conftest import ALICE, MakeApp, bearer, environment, eventually, rows, send, stored_state
 
 ADMIN = bearer("admin")
 
@@ -405,7 +405,7 @@ def test_an_erased_customer_is_nowhere_in_the_database(
     app = make_app(deliver=True)
     client = app.test_client()
     event = send(client, braze_campaign_id="summer")
-    eventually(lambda: parts_of(app).store.state_of(event) is State.DELIVERED)
+    eventually(lambda: stored_state(parts_of(app).store, event) is State.DELIVERED)
     client.post("/webhooks/braze", json={"user_id": ALICE}, headers=bearer("webhook"))
     for path in (f"customer?user_id={ALICE}", "offers?external_id=loyal-1001"):
         client.get(f"/connected-content/{path}", headers=bearer("content"))

@@ -33,6 +33,7 @@ from tests.conftest import (
     eventually,
     rows,
     send,
+    stored_state,
 )
 from tests.postgres import Proxy, Server
 
@@ -280,7 +281,7 @@ def test_a_machine_that_hears_nothing_asks_sessionm_until_it_hears_again(
     proxy.swallow()
     eventually(lambda: parts.cache.stamp(ALICES_TAGS) < 0)
     event = send(delivering.test_client(), braze_campaign_id="c1")
-    eventually(lambda: parts_of(delivering).store.state_of(event) == "delivered")
+    eventually(lambda: stored_state(parts_of(delivering).store, event) == "delivered")
     before = sandbox.sandbox.counts()["tags_read"]
     began = time.monotonic()
     assert "braze_campaign_c1" in tags_at(deaf)
