@@ -19,7 +19,7 @@ from bridge.bulk.segment import DAY, Row, sessionm_header, sessionm_rows
 from bridge.bulk.store import BatchStore, DiscardedError, add_block, read_jobs
 from bridge.customer import CUSTOMER_KINDS, Customer
 from bridge.fields import counted
-from bridge.outbox.model import HELD, CallResult, Direction, QueuedWrite, State
+from bridge.outbox.model import AFTER_BATCH, CallResult, Direction, QueuedWrite, State
 from bridge.outbox.schema import QUEUED, has_direction, writes
 from bridge.outbox.store import QUEUED_WRITES, queued_write
 from bridge.sessionm.tags import FULL_TTL_AGE
@@ -178,7 +178,7 @@ class Backlog:
             seqs = [*held, *(write.seq for write in chosen)]
             if seqs:
                 holding = writes.update().where(writes.c.seq.in_(seqs))
-                connection.execute(holding.values(next_at=HELD))
+                connection.execute(holding.values(next_at=AFTER_BATCH))
             if chosen:
                 rows = _add(connection, job, chosen)
         if chosen:
@@ -208,7 +208,8 @@ class Backlog:
         with self._database.write(exclusive=True) as connection:
             connection.execute(
                 writes.update()
-                .where(writes.c.state == QUEUED, writes.c.next_at >= HELD, ~in_a_job.exists())
+                .where(writes.c.state == QUEUED, writes.c.next_at >= AFTER_BATCH)
+                .where(~in_a_job.exists())
                 .values(next_at=clock.now())
             )
 
@@ -254,7 +255,7 @@ class Backlog:
             connection.execute(batch_writes.delete().where(batch_writes.c.write_seq.in_(seqs)))
             connection.execute(
                 writes.update()
-                .where(writes.c.state == QUEUED, writes.c.next_at >= HELD)
+                .where(writes.c.state == QUEUED, writes.c.next_at >= AFTER_BATCH)
                 .where(writes.c.customer.in_(customers))
                 .where(~in_a_job.exists())
                 .values(next_at=clock.now())
@@ -315,7 +316,7 @@ def _choose(
     overtaken: dict[str, set[str]] = {}
     chosen, held = [], []
     for write in _read(connection, theirs.order_by(writes.c.seq)):
-        if write.next_at >= HELD:
+        if write.next_at >= AFTER_BATCH:
             held_customers.add(write.customer)
         elif write.customer in held_customers:
             held.append(write.seq)

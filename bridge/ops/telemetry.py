@@ -147,7 +147,7 @@ def first_schema(connection: sa.Connection) -> None:
 
 
 @dataclass(frozen=True)
-class Minute:
+class Period:
     """The figures of all processes for one minute, or for another period.
 
     *at* is the start in seconds since the epoch.
@@ -200,9 +200,9 @@ class Minute:
         return self.figures.get(_SECONDS[name], 0.0)
 
 
-def together(minutes: Sequence[Minute]) -> Minute:
+def together(minutes: Sequence[Period]) -> Period:
     """Return the sum of *minutes*, which begins with the first of them."""
-    return Minute(minutes[0].at if minutes else 0.0, _summed(one.figures for one in minutes))
+    return Period(minutes[0].at if minutes else 0.0, _summed(one.figures for one in minutes))
 
 
 @dataclass(frozen=True)
@@ -314,7 +314,7 @@ class Telemetry:
             log.warning("not understood: %s", form, extra={"action": "value_not_understood"})
         self.count("values_not_understood")
 
-    def minutes(self, since: float) -> list[Minute]:
+    def minutes(self, since: float) -> list[Period]:
         """Return each minute since *since*, also empty ones, oldest first; at most 26 hours.
 
         Args:
@@ -324,11 +324,11 @@ class Telemetry:
         present = int(self._now() // 60)
         first = max(int(since // 60), present - KEPT_MINUTES)
         rows = self._past.since(first, present, partial(self._read_rows, _MINUTE))
-        pending = Minute(present * 60.0, self._pending())
-        past = [Minute(at * 60.0, rows.get(at, {})) for at in range(first, present)]
-        return [*past, together([Minute(present * 60.0, rows.get(present, {})), pending])]
+        pending = Period(present * 60.0, self._pending())
+        past = [Period(at * 60.0, rows.get(at, {})) for at in range(first, present)]
+        return [*past, together([Period(present * 60.0, rows.get(present, {})), pending])]
 
-    def quarters(self, since: float) -> list[Minute]:
+    def quarters(self, since: float) -> list[Period]:
         """Return each quarter of an hour since *since*, oldest first; at most 32 days.
 
         Args:
@@ -338,14 +338,14 @@ class Telemetry:
         first = max(int(since // QUARTER), present - KEPT_QUARTERS)
         rows = dict(self._past_quarters.since(first, present, partial(self._read_rows, _QUARTER)))
         # The latest quarters are not rolled up yet.
-        latest: defaultdict[int, list[Minute]] = defaultdict(list)
+        latest: defaultdict[int, list[Period]] = defaultdict(list)
         for minute in self.minutes((present - 4) * QUARTER):
             latest[int(minute.at // QUARTER)].append(minute)
         for at, minutes in latest.items():
             rows[at] = rows.get(at) or together(minutes).figures
-        return [Minute(float(at * QUARTER), rows.get(at, {})) for at in range(first, present + 1)]
+        return [Period(float(at * QUARTER), rows.get(at, {})) for at in range(first, present + 1)]
 
-    def moving_minute(self) -> Minute:
+    def moving_minute(self) -> Period:
         """Return the figures that Braze counts, for the last 60 seconds."""
         self._catch_up()
         now = self._now()
@@ -360,9 +360,9 @@ class Telemetry:
         except StoreUnavailableError:
             # `_flush` logs this, as soon as this process has figures to store.
             rows = []
-        return Minute(now - 60, _summed([*rows, self._pending()]))
+        return Period(now - 60, _summed([*rows, self._pending()]))
 
-    def totals(self) -> Minute:
+    def totals(self) -> Period:
         """Return all figures since the table was created.
 
         Raises:
@@ -371,7 +371,7 @@ class Telemetry:
         self.flush()
         chosen = sa.select(figures.c.figures).where(figures.c.span == _TOTAL)
         with self._reading() as connection:
-            return Minute(0.0, connection.execute(chosen).scalar() or {})
+            return Period(0.0, connection.execute(chosen).scalar() or {})
 
     def last_error(self, system: str) -> LastError | None:
         """Return the last failure of *system* in any process; ``None`` without one.

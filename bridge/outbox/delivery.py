@@ -34,7 +34,7 @@ from bridge.outbox.destination import (
     Wait,
     call_result,
 )
-from bridge.outbox.model import HELD, CallResult, Direction, QueuedWrite, State
+from bridge.outbox.model import AFTER_BATCH, CallResult, Direction, QueuedWrite, State
 from bridge.outbox.rate import TokenBucket
 from bridge.outbox.store import Store
 from bridge.storage.database import StillUnavailableError, StoreUnavailableError
@@ -110,7 +110,7 @@ class BulkSender(Protocol):
         """Start when this process holds the lock. *record* records results of writes."""
 
     def step(self, busy: Collection[str], *, may_gather: bool, may_send: bool) -> None:
-        """Take queued writes over from the loop and set them to `HELD`.
+        """Take queued writes over from the loop: they become due `AFTER_BATCH`.
 
         Args:
             busy: customers (keys) whose writes must be left to the loop.
@@ -377,8 +377,8 @@ class Delivery:
 
     def _postpone(self, customer: str, until: float) -> bool:
         """Let *customer* wait; return whether the queue has certainly changed."""
-        if until >= HELD:
-            self._store.hold(customer)
+        if until >= AFTER_BATCH:
+            self._store.wait_for_batch(customer)
             return False
         self._store.postpone(customer, until)
         return True

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from bridge import clock
 from bridge.outbox.model import (
-    HELD,
+    AFTER_BATCH,
     CallResult,
     Direction,
     NewEvent,
@@ -210,22 +210,22 @@ class Store:
         with self.database.write(exclusive=True) as connection:
             _postpone(connection, [customer], until, self.direction)
 
-    def hold(self, customer: str) -> None:
-        """Hold all queued writes of *customer* if one of them is held (`next_at` is `HELD`)."""
-        held = writes.alias()
-        is_held = sa.select(held.c.seq).where(
-            held.c.state == QUEUED,
-            held.c.customer == customer,
-            held.c.direction == self.direction.value,
-            held.c.next_at >= HELD,
+    def wait_for_batch(self, customer: str) -> None:
+        """Let all queued writes of *customer* wait for a batch job, if one of them does."""
+        one = writes.alias()
+        waiting = sa.select(one.c.seq).where(
+            one.c.state == QUEUED,
+            one.c.customer == customer,
+            one.c.direction == self.direction.value,
+            one.c.next_at >= AFTER_BATCH,
         )
         with self.database.write(exclusive=True) as connection:
             connection.execute(
                 writes.update()
                 .where(writes.c.state == QUEUED, writes.c.customer == customer)
                 .where(writes.c.direction == self.direction.value)
-                .where(is_held.exists())
-                .values(next_at=HELD)
+                .where(waiting.exists())
+                .values(next_at=AFTER_BATCH)
             )
 
     def newest_queued_at(self) -> float | None:
@@ -243,8 +243,8 @@ class Store:
                 act()
 
     def make_due(self, now: float) -> None:
-        """Make every queued write due *now*, except those that are `HELD`."""
-        later = sa.and_(writes.c.next_at > now, writes.c.next_at < HELD)
+        """Make every queued write due *now*, except those that wait for a batch."""
+        later = sa.and_(writes.c.next_at > now, writes.c.next_at < AFTER_BATCH)
         with self.database.write(exclusive=True) as connection:
             connection.execute(
                 writes.update().where(writes.c.state == QUEUED, later).values(next_at=now)

@@ -14,7 +14,7 @@ import pytest
 import requests
 
 from bridge.customer import Customer
-from bridge.outbox.model import HELD, State
+from bridge.outbox.model import AFTER_BATCH, State
 from bridge.outbox.schema import writes
 from bridge.sandbox import SandboxServer
 from tests.app.test_batches import Bridge, orders, questions
@@ -303,7 +303,7 @@ def test_what_waits_for_no_job_any_more_goes_on_when_delivery_starts(
 ) -> None:
     event = webhook(bridge, CUSTOMERS[0], tags=["lost"], ttl=86400)
     with bridge.parts.store.database.write() as connection:
-        connection.execute(writes.update().values(next_at=HELD))
+        connection.execute(writes.update().values(next_at=AFTER_BATCH))
     bridge.start()
     all_delivered(bridge, [event])
     assert len(singles(sandbox)) == 1
@@ -312,7 +312,7 @@ def test_what_waits_for_no_job_any_more_goes_on_when_delivery_starts(
 def test_nobody_is_held_for_a_job_that_is_over(bridge: Bridge) -> None:
     """The job ended between the look at the queue and the decision to wait for it."""
     event = webhook(bridge, CUSTOMERS[0], tags=["new"], ttl=86400)
-    bridge.parts.store.hold(f"user_id:{CUSTOMERS[0]}")
+    bridge.parts.store.wait_for_batch(f"user_id:{CUSTOMERS[0]}")
     bridge.start()
     all_delivered(bridge, [event])
 
@@ -322,8 +322,9 @@ def test_later_writes_are_held_with_those_of_a_job_that_is_not_over(bridge: Brid
     bridge.parts.jobs.backlog.gather((), 60)
     events.append(webhook(bridge, CUSTOMERS[0], tags=["new"], ttl=5400))
     store = bridge.parts.store
-    store.hold(f"user_id:{CUSTOMERS[0]}")
-    assert [write.next_at for write in store.queue_of(f"user_id:{CUSTOMERS[0]}")] == [HELD, HELD]
+    store.wait_for_batch(f"user_id:{CUSTOMERS[0]}")
+    waiting = [write.next_at for write in store.queue_of(f"user_id:{CUSTOMERS[0]}")]
+    assert waiting == [AFTER_BATCH, AFTER_BATCH]
     bridge.start()
     all_delivered(bridge, events)
 

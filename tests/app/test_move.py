@@ -10,7 +10,7 @@ import psycopg
 import pytest
 from flask import Flask
 
-from bridge.outbox.model import HELD, State
+from bridge.outbox.model import AFTER_BATCH, State
 from bridge.outbox.search import Filter
 from bridge.parts import parts_of
 from bridge.sandbox import SandboxServer
@@ -210,7 +210,7 @@ def test_what_waited_for_a_job_of_the_backlog_is_delivered_from_there(
     for number in range(3):
         send(old.test_client(), braze_campaign_id=f"c{number}")
     parts_of(old).jobs.backlog.gather((), 60)
-    assert {one for (one,) in rows(database, "SELECT next_at FROM writes")} == {HELD}
+    assert {one for (one,) in rows(database, "SELECT next_at FROM writes")} == {AFTER_BATCH}
     assert "3 events copied" in move(database, new_home, tmp_path)
     there = make_app(deliver=True, BRIDGE_DATABASE_URL=new_home)
     eventually(lambda: set(states(there).values()) == {"delivered"})
