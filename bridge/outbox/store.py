@@ -208,7 +208,7 @@ class Store:
     def postpone(self, customer: str, until: float) -> None:
         """Let no queued write of *customer* be due before *until*: all keep their order."""
         with self.database.write(exclusive=True) as connection:
-            _postpone(connection, [customer], until, self.direction)
+            _postpone(connection, customer, until, self.direction)
 
     def wait_for_batch(self, customer: str) -> None:
         """Let all queued writes of *customer* wait for a batch job, if one of them does."""
@@ -275,11 +275,7 @@ class Store:
             if deliverer is not None:
                 _check_deliverer(current, deliverer)
             states = _EventStates(*stored, direction=self.direction)
-            simple = [result for result in results if _is_simple(result)]
-            _record_simple(connection, simple, states, tally)
-            for result in results:
-                if not _is_simple(result):
-                    _record(connection, result, states, tally)
+            _record(connection, results, states, tally)
             changed = states.update_events(connection, tally)
             tally.save(connection)
         return changed
@@ -438,8 +434,7 @@ _DUE_QUEUES = Prepared(
     .order_by(writes.c.seq)
     .limit(sa.bindparam("most_writes"))
 )
-_SEQS = among(writes.c.seq, "seqs")
-_STILL_THERE = Prepared(sa.select(writes.c.seq).where(_SEQS))
+_STILL_THERE = Prepared(sa.select(writes.c.seq).where(among(writes.c.seq, "seqs")))
 
 
 def queued_write(row: Sequence[Any]) -> QueuedWrite:
@@ -549,13 +544,9 @@ def _write_row(
     }
 
 
-def _postpone(
-    connection: sa.Connection, customers: Collection[str], until: float, direction: Direction
-) -> None:
-    rows = [
-        {"of_customer": one, "until": until, "in_direction": direction.value} for one in customers
-    ]
-    _UPDATE_NEXT_AT.many(connection, rows)
+def _postpone(connection: sa.Connection, customer: str, until: float, direction: Direction) -> None:
+    row = {"of_customer": customer, "until": until, "in_direction": direction.value}
+    _UPDATE_NEXT_AT.many(connection, [row])
 
 
 _UPDATE_NEXT_AT = Prepared(
@@ -625,49 +616,68 @@ class _EventStates:
         return changed
 
 
-def _is_simple(result: CallResult) -> bool:
-    """Return whether *result* is a delivery with no further columns to set, as most are."""
-    further = (
-        result.uncertain,
-        result.unknown,
-        result.intent,
-        result.keep_intent,
-        result.receipt,
-        result.error,
-    )
-    return result.state is State.DELIVERED and result.counts_attempt and not any(further)
-
-
-def _record_simple(
+def _record(
     connection: sa.Connection,
-    results: Iterable[CallResult],
+    results: Sequence[CallResult],
     states: _EventStates,
     tally: CountChanges,
 ) -> None:
-    """Record simple results together: one statement for many rows costs less time."""
-    # Writes of an erased customer are not stored.
-    ended = [(w, result) for result in results for w in result.writes if w.seq in states.writes]
+    """Record the results of their writes: one statement for many rows costs less time."""
+    ended = [
+        (write, result)
+        for result in results
+        for write in result.writes
+        # Writes of an erased customer are not stored. One that was discarded during its call stays
+        # discarded, unless it was delivered.
+        if (before := states.writes.get(write.seq))
+        and (result.state is State.DELIVERED or before.state == State.QUEUED)
+    ]
     if not ended:
         return
-    _UPDATE_DELIVERED.many(
-        connection, [{"key": write.seq, "at": result.at} for write, result in ended]
-    )
-    _ADD_ATTEMPT.many(connection, [_attempt(w.seq, result) for w, result in ended])
-    _store_expiries(connection, [write for write, _ in ended])
+    _UPDATE_WRITE.many(connection, [_result_of(write.seq, result) for write, result in ended])
+    _ADD_ATTEMPT.many(connection, [_attempt(write.seq, result) for write, result in ended])
+    retries = {w.customer: r.next_at for w, r in ended if r.state is State.QUEUED}
+    for customer, next_at in retries.items():
+        _postpone(connection, customer, next_at, states.direction)
+    _store_expiries(connection, [w for w, r in ended if r.state is State.DELIVERED])
     for write, result in ended:
         states.set_state(write.seq, result, tally)
 
 
-_UPDATE_DELIVERED = Prepared(
+def _result_of(seq: int, result: CallResult) -> dict[str, Any]:
+    """Return the values of `_UPDATE_WRITE`."""
+    is_retry = result.state is State.QUEUED
+    return {
+        "key": seq,
+        "new_state": result.state.value,
+        "counted": int(result.counts_attempt),
+        "error": result.error,
+        "may_have_worked": result.uncertain,
+        "is_unknown": result.unknown,
+        "new_receipt": result.receipt,
+        "at": None if is_retry else result.at,
+        "due_at": result.next_at if is_retry else None,
+        "keeps_intent": result.keep_intent,
+        "new_intent": dict(result.intent) if result.intent else None,
+    }
+
+
+_UPDATE_WRITE = Prepared(
     writes.update()
     .where(writes.c.seq == sa.bindparam("key"))
     .values(
-        state=State.DELIVERED.value,
-        attempts=writes.c.attempts + 1,
-        reason="",
-        unknown=False,
-        intent=sa.null(),
+        state=sa.bindparam("new_state"),
+        attempts=writes.c.attempts + sa.bindparam("counted"),
+        reason=sa.bindparam("error"),
+        uncertain=sa.or_(writes.c.uncertain, sa.bindparam("may_have_worked", type_=sa.Boolean)),
+        unknown=sa.bindparam("is_unknown"),
+        receipt=sa.bindparam("new_receipt"),
         done_at=sa.bindparam("at"),
+        next_at=sa.func.coalesce(sa.bindparam("due_at", type_=sa.Float), writes.c.next_at),
+        intent=sa.case(
+            (sa.bindparam("keeps_intent", type_=sa.Boolean), writes.c.intent),
+            else_=sa.bindparam("new_intent", type_=writes.c.intent.type),
+        ),
     )
 )
 
@@ -681,44 +691,6 @@ def _attempt(seq: int, result: CallResult) -> dict[str, Any]:
         "outcome": result.outcome,
         "error": result.error,
     }
-
-
-def _record(
-    connection: sa.Connection, result: CallResult, states: _EventStates, tally: CountChanges
-) -> None:
-    """Record one result."""
-    is_retry = result.state is State.QUEUED
-    # A write that was discarded during its call stays discarded, unless it was delivered.
-    seqs = [
-        write.seq
-        for write in result.writes
-        if write.seq in states.writes
-        and (result.state is State.DELIVERED or states.writes[write.seq].state == State.QUEUED)
-    ]
-    if not seqs:
-        return
-    values: dict[str, Any] = {
-        "state": result.state.value,
-        "attempts": writes.c.attempts + int(result.counts_attempt),
-        "reason": result.error,
-        "uncertain": writes.c.uncertain | result.uncertain,
-        "unknown": result.unknown,
-        "receipt": result.receipt,
-        "done_at": None if is_retry else result.at,
-    }
-    if not result.keep_intent:
-        values["intent"] = dict(result.intent) if result.intent else None
-    if is_retry:
-        values["next_at"] = result.next_at
-    Prepared(writes.update().where(_SEQS).values(**values)).many(connection, [{"seqs": seqs}])
-    _ADD_ATTEMPT.many(connection, [_attempt(seq, result) for seq in seqs])
-    if is_retry:
-        customers = dict.fromkeys(write.customer for write in result.writes)
-        _postpone(connection, customers, result.next_at, states.direction)
-    if result.state is State.DELIVERED:
-        _store_expiries(connection, result.writes)
-    for seq in seqs:
-        states.set_state(seq, result, tally)
 
 
 _EXPIRIES_OF = Prepared(
