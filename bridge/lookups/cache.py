@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from functools import partial
 from itertools import chain
@@ -366,7 +366,7 @@ class Cache:
             if document is not None:
                 key = CacheKey(kind, customer.key)
                 entry = CacheEntry(True, _encode(document), now, stamps[customer.key])
-                self._remember({key: entry})
+                self._remember(key, entry)
                 # In the background: the deliverer does not wait for the table.
                 self._store_soon(_Fetched(key, entry, []))
 
@@ -380,8 +380,9 @@ class Cache:
 
     def put(self, key: CacheKey, document: Mapping[str, Any]) -> None:
         """Cache *document* under the present stamp."""
-        stamp = self._stamps.get(key.kind, key.customer)
-        self._cache({key: CacheEntry(True, _encode(document), clock.now(), stamp)})
+        entry = CacheEntry(True, _encode(document), clock.now(), self.stamp(key))
+        self._remember(key, entry)
+        self._store({key: entry})
 
     def erase(self, customer: Customer) -> None:
         """Delete all rows about *customer*, including the link to the other identifier.
@@ -439,7 +440,7 @@ class Cache:
 
     def _known(self, key: CacheKey, ages: Ages) -> CacheEntry | None:
         """Return the newest entry with the present stamp, from memory or the table."""
-        stamp = self._stamps.get(key.kind, key.customer)
+        stamp = self.stamp(key)
         if stamp < 0:
             return None
         with self._memory_lock:
@@ -452,8 +453,7 @@ class Cache:
         stored = self._stored(key, entry.fetched_at if entry else 0.0)
         if stored and stored.stamp == stamp:
             entry = stored
-            with self._memory_lock:
-                self._memory[key] = stored
+            self._remember(key, stored)
         return entry
 
     def _unconfirmed(self, key: CacheKey, known: CacheEntry | None = None) -> CacheEntry | None:
@@ -473,30 +473,17 @@ class Cache:
             return None
         return CacheEntry(*found[0]) if found else None
 
-    def _cache(self, answers: Mapping[CacheKey, CacheEntry]) -> None:
-        self._remember(answers)
-        self._store(answers)
-
-    def _remember(self, answers: Mapping[CacheKey, CacheEntry]) -> None:
+    def _remember(self, key: CacheKey, entry: CacheEntry) -> None:
         with self._memory_lock:
-            for key, entry in answers.items():
-                self._memory[key] = entry
+            self._memory[key] = entry
 
     def _store(self, answers: Mapping[CacheKey, CacheEntry]) -> None:
-        if not answers:
-            return
         try:
             with self._database.write() as connection:
                 # Check stamps inside the transaction: on one machine it holds the writers' lock,
                 # and `forget` changes the stamp before it waits for that lock to delete.
                 rows = [
-                    {
-                        **key._asdict(),
-                        "found": entry.found,
-                        "body": entry.body,
-                        "fetched_at": entry.fetched_at,
-                        "stamp": entry.stamp,
-                    }
+                    {**key._asdict(), **asdict(entry)}
                     # The same order in all processes prevents deadlocks.
                     for key, entry in sorted(answers.items())
                     if entry.stamp < 0 or entry.stamp == self._stamps.last(key.kind, key.customer)
@@ -547,7 +534,7 @@ class Cache:
                 # Do not cache an answer that may be older than a change.
                 if entry.stamp == self.stamp(key):
                     cached = entry
-                    self._remember({key: cached})
+                    self._remember(key, cached)
             served = Served(entry, how, ages.fresh_for(entry))
         except BaseException as error:  # noqa: BLE001 - it goes to the lookups that wait
             finish = partial(answered.set_exception, error)
