@@ -23,7 +23,7 @@ from cachetools import LRUCache
 
 from bridge import clock
 from bridge.customer import Customer
-from bridge.lookups.stamps import Stamps, hashed
+from bridge.lookups.stamps import OWN, Stamps, hashed
 from bridge.sessionm.answers import Meaning, SessionMError
 from bridge.storage.database import Database, StoreUnavailableError
 from bridge.storage.expressions import among, contains, insert
@@ -88,7 +88,7 @@ class CacheKey(NamedTuple):
 
     Attributes:
         kind: ``tags``, ``offers``, ``profile`` (the user id of an external id) or ``external``
-            (the external id of a user id).
+            (the external id of a user id); `OWN` for a stamp without an answer.
         customer: `Customer.key`.
         variant: a hash of the request's parameters, or "".
     """
@@ -369,6 +369,10 @@ class Cache:
                 self._remember(key, entry)
                 # In the background: the deliverer does not wait for the table.
                 self._store_soon(_Fetched(key, entry, []))
+
+    def own_writes_changed(self, customer: str) -> None:
+        """Note that the tags that the bridge is writing for *customer* (a key) have changed."""
+        self._stamps.change(OWN, [customer])
 
     def outdate_all(self) -> None:
         """Make all entries outdated, since unknown customers have changed.

@@ -35,7 +35,7 @@ from bridge.lookups.shape import (
     offers_change_at,
     tags_answer,
 )
-from bridge.lookups.stamps import OWN, Stamps
+from bridge.lookups.stamps import OWN
 from bridge.sessionm.answers import Meaning, SessionMError
 from bridge.sessionm.client import SessionM
 from bridge.storage.database import StoreUnavailableError, in_time
@@ -140,7 +140,6 @@ class Lookups:
         cache: cached answers.
         freshness: limits of age, and the deadline.
         own_writes: returns the tags that the bridge is writing for a customer.
-        stamps: those of the kind `OWN` change whenever *own_writes* of a customer change.
         braze_id: reads a Braze ID back out of a default tag.
         offers_on: whether the Offers API is configured.
         profile_fields: the fields of a profile that `customer` returns; if empty, no profile.
@@ -153,7 +152,6 @@ class Lookups:
         cache: Cache,
         freshness: Freshness,
         own_writes: Callable[[Customer], OwnWrites],
-        stamps: Stamps,
         braze_id: BrazeId,
         *,
         offers_on: bool,
@@ -164,7 +162,6 @@ class Lookups:
         self._cache = cache
         self._freshness = freshness
         self._own_writes = own_writes
-        self._stamps = stamps
         self._braze_id = braze_id
         self._offers_on = offers_on
         self._profile_fields = tuple(profile_fields)
@@ -214,7 +211,6 @@ class Lookups:
             self._cache,
             replace(self._freshness, while_refreshing=0, if_error=0, deadline=deadline),
             self._own_writes,
-            self._stamps,
             self._braze_id,
             offers_on=self._offers_on,
             profile_fields=self._profile_fields,
@@ -266,10 +262,6 @@ class Lookups:
             kept = answer if unchanged and isinstance(answer.get("tags"), dict) else None
             changed |= dict.fromkeys(theirs, kept)
         self._cache.change("tags", changed)
-
-    def own_writes_changed(self, customer_key: str) -> None:
-        """Note that the tags that the bridge is writing for a customer have changed."""
-        self._stamps.change(OWN, [customer_key])
 
     def outdate_tags(self, customers: Iterable[Customer] | None) -> None:
         """Make cached tags of *customers* outdated; ``None``: of all customers.
@@ -384,7 +376,7 @@ class Lookups:
         Call this before taking SessionM's tags: a write delivered in between is then in at least
         one of them.
         """
-        read = self._stamps.reader(OWN, customer.key)
+        read = self._cache.stamp_reader(CacheKey(OWN, customer.key))
         stamp = read()
         return self._own_writes(customer), (read, stamp)
 
