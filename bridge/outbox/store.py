@@ -31,7 +31,7 @@ from bridge.outbox.schema import (
     tallies,
     writes,
 )
-from bridge.outbox.tallies import TALLIED_EVENTS, CountChanges, tallied_events
+from bridge.outbox.tallies import TALLIED_EVENTS, CountChanges, counted_write, tallied_events
 from bridge.storage.database import Database
 from bridge.storage.expressions import among, among_selected, insert
 from bridge.storage.locks import LostLockError
@@ -264,8 +264,7 @@ class Store:
             LostLockError: *deliverer* is not the current one, which handles these writes now.
         """
         ids = sorted({w.event_id for result in results for w in result.writes})
-        tally = CountChanges()
-        with self.database.write(exclusive=True) as connection:
+        with counted_write(self.database) as (connection, tally):
             # One round trip for all reads: the database may be far away.
             current, *stored = read_together(
                 connection,
@@ -276,9 +275,7 @@ class Store:
                 _check_deliverer(current, deliverer)
             states = _EventStates(*stored, direction=self.direction)
             _record(connection, results, states, tally)
-            changed = states.update_events(connection, tally)
-            tally.save(connection)
-        return changed
+            return states.update_events(connection, tally)
 
     def states_of(self, event_ids: Collection[str]) -> dict[str, State]:
         """Return the states of events by their ids, without events that do not exist."""

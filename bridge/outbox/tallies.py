@@ -10,7 +10,8 @@ ended counts as discarded. The row of the stored events counts only what is stil
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -18,6 +19,7 @@ import sqlalchemy as sa
 
 from bridge.outbox.model import Direction, NewEvent, State
 from bridge.outbox.schema import NUMBERS, STORED, WRITES, events, tallies
+from bridge.storage.database import Database
 from bridge.storage.expressions import insert
 from bridge.storage.statements import Prepared
 
@@ -150,6 +152,19 @@ class CountChanges:
                     _move(changes[kind, name], before if known else None, last, number)
                     changes[kind, name]["accepted"] += 0 if known else number
         return changes
+
+
+@contextmanager
+def counted_write(database: Database) -> Iterator[tuple[sa.Connection, CountChanges]]:
+    """Open an exclusive transaction, and yield it with changes that are saved at its end.
+
+    Raises:
+        StoreUnavailableError: the transaction failed.
+    """
+    changes = CountChanges()
+    with database.write(exclusive=True) as connection:
+        yield connection, changes
+        changes.save(connection)
 
 
 _Change = tuple[str | None, str | None, State | None, State | None]
