@@ -2,9 +2,11 @@
 
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,8 +25,8 @@ from bridge.sandbox import Credentials, Sandbox, SandboxServer, serve
 from bridge.settings import load
 from bridge.shared import open_shared
 from tests.commands import Command
+from tests.postgres import ReusedDatabase, fresh_database
 from tests.postgres import free_port as free_port  # noqa: PLC0414 - for the tests as well
-from tests.postgres import fresh_database
 
 # No deadline: a busy machine is slow, not wrong. `--hypothesis-profile=long` tries more.
 hypothesis.settings.register_profile("bridge", deadline=None, max_examples=50)
@@ -66,14 +68,42 @@ def eventually(look: Callable[[], T], seconds: float = 60.0) -> T:
     """Return the first truthy value of *look*; fail the test if there is none in time.
 
     Args:
-        look: asked 50 times a second.
+        look: asked 100 times a second at first and 10 times later: what is asked has work to do.
         seconds: by default more than a busy machine takes; fewer where being prompt is the promise.
     """
-    until = time.monotonic() + seconds
+    began = time.monotonic()
     while not (found := look()):
-        assert time.monotonic() < until, f"did not happen within {seconds} s"
-        time.sleep(0.02)
+        waited = time.monotonic() - began
+        assert waited < seconds, f"did not happen within {seconds} s"
+        time.sleep(min(max(0.01, waited / 8), 0.1))
     return found
+
+
+@dataclass
+class Lag:
+    """By how many seconds this machine woke a sleeping thread too late, at worst."""
+
+    worst: float = 0.0
+
+
+@contextmanager
+def machine_lag() -> Iterator[Lag]:
+    """Measure how late this machine is meanwhile, which no deadline of a bridge can prevent."""
+    lag, over = Lag(), threading.Event()
+
+    def measure() -> None:
+        while not over.is_set():
+            began = time.monotonic()
+            time.sleep(0.01)
+            lag.worst = max(lag.worst, time.monotonic() - began - 0.01)
+
+    thread = threading.Thread(target=measure)
+    thread.start()
+    try:
+        yield lag
+    finally:
+        over.set()
+        thread.join()
 
 
 def post(client: FlaskClient, **fields: Any) -> TestResponse:
@@ -144,15 +174,13 @@ def migrated_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def migrated_database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The name of a PostgreSQL database as a bridge's first start makes it; a template."""
+def migrated_database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ReusedDatabase]:
+    """A PostgreSQL database as a bridge's first start makes it, for one test after another."""
     folder = tmp_path_factory.mktemp("template")
     with fresh_database() as url:
-        more = {"BRIDGE_DATABASE_URL": url}
-        open_shared(
-            load(environment("http://127.0.0.1:9", folder, **more), folder / "none")
-        ).close()
-        yield url.rpartition("/")[2]
+        _migrate(folder, BRIDGE_DATABASE_URL=url)
+        with closing(ReusedDatabase(template=url.rpartition("/")[2])) as made:
+            yield made
 
 
 def _migrate(folder: Path, **more: str) -> None:
@@ -166,8 +194,9 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     if getattr(request, "param", "sqlite") == "sqlite":
         yield f"sqlite:///{tmp_path}/bridge.db"
     else:
-        with fresh_database(template=request.getfixturevalue("migrated_database")) as url:
-            yield url
+        reused: ReusedDatabase = request.getfixturevalue("migrated_database")
+        yield reused.url
+        reused.renew()
 
 
 Provide = Callable[[str], None]
@@ -315,6 +344,21 @@ def make_service(
 @pytest.fixture
 def service(make_service: MakeService) -> Service:
     return make_service()
+
+
+@pytest.fixture(scope="module")
+def shared_service(
+    tmp_path_factory: pytest.TempPathFactory, migrated_files: Path
+) -> Iterator[Service]:
+    """One service for those tests of a file that neither stop it nor depend on its events."""
+    folder = tmp_path_factory.mktemp("shared")
+    shutil.copytree(migrated_files, folder, dirs_exist_ok=True)
+    with serve(Sandbox(), port=0) as sandbox:
+        service = Service(environment(sandbox.url, folder), folder)
+        try:
+            yield service.start()
+        finally:
+            service.kill()
 
 
 def listeners(port: int) -> int:

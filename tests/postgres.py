@@ -9,7 +9,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -38,6 +38,69 @@ def fresh_database(template: str = "template0", encoding: str = "UTF8") -> Itera
             yield urlsplit(SERVER)._replace(path=f"/{name}").geturl()
         finally:
             administrator.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+
+
+_VERSIONS = (
+    "SELECT schema_version.version, cache_schema_version.version "
+    "FROM schema_version, cache_schema_version"
+)
+_SCHEMA = """
+SELECT string_agg(concat_ws(' ', c.relname, c.relkind, a.attname, a.atttypid), ',' ORDER BY
+c.relname, a.attnum) FROM pg_class c LEFT JOIN pg_attribute a ON a.attrelid = c.oid
+WHERE c.relnamespace = 'public'::regnamespace
+"""
+_OTHERS = """
+SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity
+WHERE datname = current_database() AND pid <> pg_backend_pid()
+"""
+
+
+class ReusedDatabase:
+    """A database for one test after another, each of which finds it as the first one did.
+
+    To empty its tables takes 1 ms of CPU time, to create a database 300 ms.
+
+    Args:
+        template: the name of a migrated database without any other row than its versions.
+    """
+
+    def __init__(self, template: str) -> None:
+        self._template = template
+        self._stack = ExitStack()
+        self._create()
+
+    def _create(self) -> None:
+        self.url = self._stack.enter_context(fresh_database(self._template))
+        with psycopg.connect(self.url) as connection:
+            self._state = self._read_state(connection)
+            relations = connection.execute(
+                "SELECT relname, relkind = 'S' FROM pg_class "
+                "WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'S')"
+            ).fetchall()
+        clear = ["DELETE FROM {}", "SELECT setval('{}', 1, false)"]
+        self._clear = ";".join(
+            clear[is_sequence].format(name)
+            for name, is_sequence in relations
+            if not name.endswith("schema_version")
+        )
+
+    def renew(self) -> None:
+        """End all connections, and make it as it was; create another one if that is not enough."""
+        with psycopg.connect(self.url) as connection:
+            connection.execute(_OTHERS)
+            is_as_it_was = self._read_state(connection) == self._state
+            if is_as_it_was:
+                connection.execute(self._clear.encode())
+        if not is_as_it_was:
+            self.close()
+            self._create()
+
+    def close(self) -> None:
+        self._stack.close()
+
+    def _read_state(self, connection: psycopg.Connection) -> list[object]:
+        """The names and types of all columns, and the versions."""
+        return [connection.execute(query).fetchone() for query in (_SCHEMA, _VERSIONS)]
 
 
 # Linux gives 32768 and above to outgoing connections, unless it is set to something else.

@@ -43,6 +43,9 @@ EVENT_PROPERTY = "bridge_event"
 # Bytes of that property, with its name.
 _EVENT_PROPERTY_BYTES = len(f'"{EVENT_PROPERTY}": "", ') + 32
 
+# One encoder: `json.dumps` builds a new one for each call with this option.
+_encode = json.JSONEncoder(ensure_ascii=False).encode
+
 BrazeKind = Literal["campaign", "canvas"]
 
 
@@ -569,7 +572,7 @@ def _properties(given: Mapping[str, Any], field: str) -> dict[str, Any]:
     found: dict[str, Any] = {
         name: _clean(as_sent(value), name) for name, value in given.items() if _clean(name, name)
     }
-    size = len(json.dumps(found, ensure_ascii=False).encode())
+    size = len(_encode(found).encode())
     if size + _EVENT_PROPERTY_BYTES > MAX_PROPERTIES:
         raise FieldError(field, f"are {size} bytes: at most {MAX_PROPERTIES // 1024} KB")
     return found

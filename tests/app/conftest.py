@@ -9,6 +9,7 @@ import jsonschema_rs
 import pytest
 from flask import Flask, Response, request
 from flask.testing import FlaskClient
+from jinja2 import BytecodeCache, FileSystemBytecodeCache
 
 from bridge.application import create_app
 from bridge.outbox.clocks import HEARTBEAT_FACTS
@@ -20,7 +21,7 @@ from bridge.web.openapi import describe, path_of
 from tests.conftest import MakeApp, Provide, environment, eventually
 
 # Nobody waits for a round of the loop longer than necessary.
-INTERVALS = Intervals(poll=0.02, standby=0.05, heartbeat=0.2)
+INTERVALS = Intervals(poll=0.05, standby=0.05, heartbeat=0.2)
 
 
 class Described:
@@ -73,9 +74,20 @@ def described() -> Described:
     return Described()
 
 
+@pytest.fixture(scope="session")
+def compiled_templates(tmp_path_factory: pytest.TempPathFactory) -> BytecodeCache:
+    """The compiled templates of the pages, for all applications."""
+    return FileSystemBytecodeCache(str(tmp_path_factory.mktemp("templates")))
+
+
 @pytest.fixture
 def make_app(
-    sandbox: SandboxServer, tmp_path: Path, database: str, provide: Provide, described: Described
+    sandbox: SandboxServer,
+    tmp_path: Path,
+    database: str,
+    provide: Provide,
+    described: Described,
+    compiled_templates: BytecodeCache,
 ) -> Iterator[MakeApp]:
     """Makes applications on one database; without ``deliver=True`` nothing is delivered."""
     made: list[Parts] = []
@@ -86,6 +98,7 @@ def make_app(
         provide(more["BRIDGE_DATABASE_URL"])
         settings = load(environment(sandbox.url, tmp_path, **more), tmp_path / "none")
         app = create_app(settings, deliver=deliver, intervals=INTERVALS)
+        app.jinja_env.bytecode_cache = compiled_templates
         start(app)
         made.append(parts_of(app))
         described.hold(app, strays)
@@ -109,7 +122,8 @@ def goes_round(parts: Parts) -> None:
 
 @pytest.fixture
 def app(make_app: MakeApp) -> Flask:
-    return make_app()
+    """An application whose lookups have time on a busy machine, too."""
+    return make_app(BRIDGE_LOOKUP_DEADLINE="10")
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import pty
 import re
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -150,16 +149,11 @@ def test_a_new_key_says_where_it_belongs(tmp_path: Path) -> None:
 
 def on_a_terminal(environ: Mapping[str, str], folder: Path, *arguments: str) -> str:
     """What a command writes to a terminal."""
-    ours, theirs = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "bridge", *arguments],
-        env=environ,
-        cwd=folder,
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-    )
-    os.close(theirs)
+    ours, end = pty.openpty()
+    with os.fdopen(end, "r+b", buffering=0) as theirs:
+        command = Command(
+            *arguments, env=environ, cwd=folder, stdin=theirs, stdout=theirs, stderr=theirs
+        )
     written = b""
     try:
         while chunk := os.read(ours, 1 << 16):
@@ -167,7 +161,7 @@ def on_a_terminal(environ: Mapping[str, str], folder: Path, *arguments: str) -> 
     except OSError:
         # Linux says EIO when the other end is closed.
         pass
-    process.wait(60)
+    command.wait(60)
     os.close(ours)
     return written.decode()
 

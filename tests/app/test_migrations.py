@@ -1,7 +1,5 @@
 """Schemas go forward, once, whoever comes first; old processes go on beside new ones."""
 
-import subprocess
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +13,7 @@ from bridge.parts import parts_of
 from bridge.sandbox import SandboxServer
 from bridge.shared import open_outbox
 from bridge.storage.database import Database, NewerSchemaError
+from tests.commands import run_bridge
 from tests.conftest import MakeApp, environment, rows, send
 
 pytestmark = pytest.mark.parametrize("database", ["sqlite", "postgresql"], indirect=True)
@@ -70,15 +69,7 @@ def test_an_old_version_that_starts_is_refused_in_one_line(
         make_app()
     environ = environment(sandbox.url, tmp_path, BRIDGE_DATABASE_URL=database)
     for command in ("serve", "check", "deliver"):
-        refused = subprocess.run(
-            [sys.executable, "-m", "bridge", command],
-            env={"PATH": "", **environ},
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        refused = run_bridge(command, env={"PATH": "", **environ}, cwd=tmp_path)
         assert refused.returncode == 1
         assert "made by a newer bridge" in refused.stdout + refused.stderr
         assert len(refused.stderr.splitlines()) == 1

@@ -1,7 +1,6 @@
 """Moving house: what waits, is dead or is remembered goes into another database, once."""
 
-import subprocess
-import sys
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from bridge.outbox.model import AFTER_BATCH, State
 from bridge.outbox.search import Filter
 from bridge.parts import parts_of
 from bridge.sandbox import SandboxServer
+from tests.commands import run_bridge
 from tests.conftest import ALICE, MakeApp, bearer, eventually, rows, send, stored_state
 from tests.postgres import fresh_database
 
@@ -25,14 +25,8 @@ def new_home() -> Iterator[str]:
 
 
 def move(source: str, target: str, folder: Path, status: int = 0, *more: str) -> str:
-    ended = subprocess.run(
-        [sys.executable, "-m", "bridge", "move", "--from", source, "--to", target, *more],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    arguments = ("move", "--from", source, "--to", target, *more)
+    ended = run_bridge(*arguments, env=os.environ, cwd=folder)
     assert ended.returncode == status, ended.stdout + ended.stderr
     assert "Traceback" not in ended.stderr
     return ended.stdout if status == 0 else ended.stderr

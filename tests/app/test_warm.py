@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from bridge.sandbox import SandboxServer
+from tests.commands import run_bridge
 from tests.conftest import MakeApp, bearer, environment, eventually
 
 
@@ -38,9 +39,10 @@ class Warm:
         )
 
     def run(self, *options: str, **more: str) -> tuple[int, str, str]:
-        process = self.start(*options, **more)
-        out, err = process.communicate(timeout=150)
-        return process.returncode, out, err
+        arguments = ("warm", str(self.file), *options)
+        environ = {**self.environment, **more}
+        ended = run_bridge(*arguments, env=environ, cwd=self.folder, timeout=150)
+        return ended.returncode, ended.stdout, ended.stderr
 
     def reads(self) -> int:
         return self.sandbox.sandbox.counts().get("tags_read", 0)

@@ -11,9 +11,19 @@ from bridge.liquid.snippets import snippets
 from bridge.sandbox import SandboxServer
 from tests.browser.conftest import OpenPage
 from tests.browser.test_browser import NASTY, check, complaints_of, tab_to
-from tests.conftest import ALICE, Service, eventually
+from tests.conftest import ALICE, MakeService, Service, eventually
 
 UNSENT = "dispatch_id_for_unsent_campaign"
+
+
+@pytest.fixture(scope="module")
+def service(shared_service: Service) -> Service:
+    return shared_service
+
+
+@pytest.fixture
+def own_service(make_service: MakeService) -> Service:
+    return make_service()
 
 
 def open_setup(service: Service, open_page: OpenPage, path: str = "/setup", **options: Any) -> Page:
@@ -48,10 +58,10 @@ def use(page: Page, snippet: str) -> None:
 
 
 def test_a_newcomer_sees_an_offer_without_typing_anything(
-    service: Service, open_page: OpenPage
+    own_service: Service, open_page: OpenPage
 ) -> None:
-    service.webhook(user_id=ALICE, braze_campaign_id="summer")
-    page = open_setup(service, open_page)
+    own_service.webhook(user_id=ALICE, braze_campaign_id="summer")
+    page = open_setup(own_service, open_page)
     expect(page.get_by_label("Customer ID")).to_have_value(ALICE)
     expect(mail(page).locator("body")).to_contain_text("Your offer: Free barista coffee")
     expect(page.locator("#steps li", has_text="Message")).to_have_class("done")
@@ -103,11 +113,15 @@ def test_what_is_rendered_is_announced(service: Service, open_page: OpenPage) ->
 
 
 def test_a_customer_is_picked_with_a_finger(
-    service: Service, sandbox: SandboxServer, open_page: OpenPage
+    own_service: Service, sandbox: SandboxServer, open_page: OpenPage
 ) -> None:
     sandbox.sandbox.put_customer({"user_id": "with-a-quite-long-identifier-" * 3, "tags": {}})
     page = open_setup(
-        service, open_page, viewport={"width": 390, "height": 800}, has_touch=True, is_mobile=True
+        own_service,
+        open_page,
+        viewport={"width": 390, "height": 800},
+        has_touch=True,
+        is_mobile=True,
     )
     page.locator(f'button.person[value="user_id:{ALICE}"]').tap()
     expect(page.get_by_label("Customer ID")).to_have_value(ALICE)
@@ -119,7 +133,7 @@ def test_a_customer_is_picked_with_a_finger(
     expect(page.locator(".view.push .words")).to_contain_text("Free barista coffee")
     page.get_by_role("button", name="available_points").tap()
     expect(editor(page)).to_have_value(
-        snippets()["best_offer"].filled(service.url, "user_id")
+        snippets()["best_offer"].filled(own_service.url, "user_id")
         + "{{ wallet.available_points | default: 0 }}"
     )
 
@@ -227,13 +241,13 @@ def test_a_reload_loses_neither_text_nor_customer(service: Service, open_page: O
     expect(editor(page)).to_have_value("my own words")
 
 
-def test_a_text_is_kept_while_the_bridge_is_away(service: Service, open_page: OpenPage) -> None:
-    page = open_setup(service, open_page)
-    service.kill()
+def test_a_text_is_kept_while_the_bridge_is_away(own_service: Service, open_page: OpenPage) -> None:
+    page = open_setup(own_service, open_page)
+    own_service.kill()
     editor(page).fill("my own words")
     expect(page.locator("#summary")).to_contain_text("the bridge cannot be reached")
     expect(page.locator("#lost")).to_contain_text("This page keeps trying")
-    service.start()
+    own_service.start()
     expect(page.locator("#lost")).to_be_hidden()
     page.get_by_role("button", name="Preview").click()
     expect(message(page)).to_have_text("my own words")
@@ -277,17 +291,19 @@ def test_a_secret_is_typed_once_and_leaves_the_browser_never(
 # --- Steps that turn green ------------------------------------------------------------------------
 
 
-def test_a_test_send_turns_the_page_green_by_itself(service: Service, open_page: OpenPage) -> None:
-    page = open_setup(service, open_page)
+def test_a_test_send_turns_the_page_green_by_itself(
+    own_service: Service, open_page: OpenPage
+) -> None:
+    page = open_setup(own_service, open_page)
     arrived = page.locator("#arrived")
     expect(arrived).to_contain_text("Waiting for your test send")
     expect(page.locator("#steps li", has_text="Test")).to_have_class("open")
-    refused = service.webhook(user_id="", braze_campaign_id="summer", dispatch_id=UNSENT)
+    refused = own_service.webhook(user_id="", braze_campaign_id="summer", dispatch_id=UNSENT)
     expect(arrived).to_contain_text("Your send arrived and was refused")
     expect(arrived).to_contain_text(refused.json()["errors"]["message"])
     expect(page.locator("#steps li", has_text="Test")).to_have_class("bad")
     page.get_by_label("Customer ID").focus()
-    service.webhook(user_id=ALICE, braze_campaign_id="summer", dispatch_id=UNSENT)
+    own_service.webhook(user_id=ALICE, braze_campaign_id="summer", dispatch_id=UNSENT)
     expect(arrived).to_contain_text("Your test send has arrived")
     expect(arrived).to_contain_text("in SessionM")
     expect(arrived.locator(".tag")).to_have_text("braze_campaign_summer")
@@ -298,16 +314,16 @@ def test_a_test_send_turns_the_page_green_by_itself(service: Service, open_page:
 
 
 def test_a_connected_content_call_turns_the_credential_green(
-    service: Service, open_page: OpenPage
+    own_service: Service, open_page: OpenPage
 ) -> None:
-    page = open_setup(service, open_page)
+    page = open_setup(own_service, open_page)
     state = page.locator("#credential-state")
     expect(state).to_contain_text("Waiting for the first Connected Content call")
     wrong = {"Authorization": "Bearer wrong"}
-    path = f"{service.url}/connected-content/tags"
+    path = f"{own_service.url}/connected-content/tags"
     requests.get(path, params={"user_id": ALICE}, headers=wrong, timeout=30)
     expect(state).to_contain_text("refused")
-    service.lookup("tags", user_id=ALICE)
+    own_service.lookup("tags", user_id=ALICE)
     expect(state).to_contain_text("Braze uses the credential")
     expect(page.locator("#steps li", has_text="Credential")).to_have_class("done")
 
@@ -340,15 +356,17 @@ def test_a_page_that_nobody_sees_does_not_poll(service: Service, open_page: Open
 
 
 def test_a_message_runs_nothing(
-    service: Service, sandbox: SandboxServer, open_page: OpenPage
+    own_service: Service, sandbox: SandboxServer, open_page: OpenPage
 ) -> None:
     sandbox.sandbox.put_customer(
         {"user_id": ALICE, "tags": {NASTY: 1}, "offers": [{"offer_id": "1", "title": NASTY}]}
     )
-    page = open_setup(service, open_page)
+    page = open_setup(own_service, open_page)
     choose(page, ALICE)
     editor(page).fill(
-        "{% connected_content " + service.url + "/connected-content/offers?user_id={{${user_id}}}"
+        "{% connected_content "
+        + own_service.url
+        + "/connected-content/offers?user_id={{${user_id}}}"
         " :basic_auth bridge :save w %}{{w.first.title}}"
         "<form action='/delivery/pause' method=post><button>x</button></form>" + NASTY
     )
@@ -360,7 +378,7 @@ def test_a_message_runs_nothing(
     assert page.locator("iframe").get_attribute("sandbox") == ""
     mail(page).get_by_role("button", name="x").click(force=True)
     expect(mail(page).locator("img[src=x]").first).to_be_attached()
-    assert service.health()["checks"]["delivery"]["state"] == "running"
+    assert own_service.health()["checks"]["delivery"]["state"] == "running"
     # The browser reports what it did not run.
     assert all("sandbox" in one or "Content Security" in one for one in complaints_of(open_page))
     complaints_of(open_page).clear()
@@ -388,8 +406,8 @@ def test_every_screen_shows_all_of_it(service: Service, open_page: OpenPage, wid
     assert (abs(left["y"] - right["y"]) < 100) == (width >= 960)
 
 
-def test_axe_finds_nothing_in_any_state(service: Service, open_page: OpenPage) -> None:
-    page = open_setup(service, open_page)
+def test_axe_finds_nothing_in_any_state(own_service: Service, open_page: OpenPage) -> None:
+    page = open_setup(own_service, open_page)
     check(page, "waiting")
     choose(page, ALICE)
     expect(message(page)).to_contain_text("Free barista coffee")
@@ -407,10 +425,10 @@ def test_axe_finds_nothing_in_any_state(service: Service, open_page: OpenPage) -
     use(page, "webhook_campaign")
     expect(page.locator("#result")).to_contain_text("would be accepted")
     check(page, "a webhook's body")
-    service.webhook(user_id="", braze_campaign_id="summer", dispatch_id=UNSENT)
+    own_service.webhook(user_id="", braze_campaign_id="summer", dispatch_id=UNSENT)
     expect(page.locator("#arrived")).to_contain_text("refused")
     check(page, "refused")
-    service.webhook(user_id=ALICE, braze_campaign_id="summer", dispatch_id=UNSENT)
+    own_service.webhook(user_id=ALICE, braze_campaign_id="summer", dispatch_id=UNSENT)
     expect(page.locator("#arrived")).to_contain_text("has arrived")
     check(page, "arrived")
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.app.conftest import compiled_templates as compiled_templates  # noqa: PLC0414
 from tests.app.conftest import described as described  # noqa: PLC0414 - fixtures of these tests too
 from tests.app.conftest import make_app as make_app  # noqa: PLC0414
 from tests.postgres import Proxy, fresh_database

@@ -6,7 +6,9 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -59,10 +61,17 @@ def modules(folder: str = "") -> Iterator[Path]:
     return (PACKAGE / folder).rglob("*.py")
 
 
+@cache
+def nodes(path: Path) -> list[ast.AST]:
+    """All nodes of a module."""
+    return [*ast.walk(ast.parse(path.read_text()))]
+
+
+@cache
 def imports(path: Path) -> set[str]:
     """The full names of everything that a module imports."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -212,17 +221,16 @@ _WALL_CLOCK = {
 
 def reads_of_the_wall_clock(path: Path) -> list[str]:
     """Where a module asks for the time of day."""
-    tree = ast.parse(path.read_text())
     imported = {name.rpartition(".")[2] for name in imports(path)}
     found = [
         f"{node.lineno}: {node.value.id}.{node.attr}"
-        for node in ast.walk(tree)
+        for node in nodes(path)
         if isinstance(node, ast.Attribute)
         and isinstance(node.value, ast.Name)
         and node.value.id in imported
         and node.attr in _WALL_CLOCK.get(node.value.id, ())
     ]
-    for node in ast.walk(tree):
+    for node in nodes(path):
         if isinstance(node, ast.ImportFrom) and node.module == "time":
             found += [a.name for a in node.names if a.name in _WALL_CLOCK["time"]]
         if isinstance(node, ast.Attribute) and node.attr == "CLOCK_REALTIME":
@@ -244,7 +252,7 @@ def test_only_the_databases_own_clock_is_asked_in_sql() -> None:
     for path in modules():
         texts = [
             node.value.lower()
-            for node in ast.walk(ast.parse(path.read_text()))
+            for node in nodes(path)
             if isinstance(node, ast.Constant) and isinstance(node.value, str)
         ]
         assert not [text for text in texts for name in clocks if name in text], path
@@ -254,7 +262,7 @@ def test_a_class_name_stands_once() -> None:
     found = Counter(
         node.name
         for path in modules()
-        for node in ast.parse(path.read_text()).body
+        for node in cast("ast.Module", nodes(path)[0]).body
         if isinstance(node, ast.ClassDef)
     )
     assert [name for name, number in found.items() if number > 1] == []
