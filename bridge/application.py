@@ -196,7 +196,6 @@ def build(
     cache = Cache(
         shared.cache,
         shared.stamps,
-        shared.fetch_locks,
         entries=settings.bridge_cache_entries,
         may_call=lambda kind: breakers["connect" if kind == "offers" else "core"].may_call(
             clock.steady()
@@ -214,7 +213,6 @@ def build(
         cache,
         freshness,
         lambda customer: _own_writes(store_for_lookups, customer),
-        shared.own_stamps,
         rules.braze_id,
         offers_on=settings.offers_on,
         profile_fields=settings.bridge_profile_fields,
@@ -241,7 +239,7 @@ def build(
             rps=settings.bridge_sessionm_rps,
             concurrency=settings.bridge_delivery_concurrency,
         ),
-        on_recorded=lookups.own_writes_changed,
+        on_recorded=cache.own_writes_changed,
         clean=lambda: _clean(store, events, batches, cache, settings, freshness),
         count=telemetry.add,
         on_beat=lambda: _sample(store, telemetry),
@@ -268,7 +266,7 @@ def build(
         store,
         rules,
         queue_limit=settings.bridge_queue_limit,
-        on_accepted=lambda customer: lookups.own_writes_changed(customer.key),
+        on_accepted=lambda customer: cache.own_writes_changed(customer.key),
         message_rules=MessageRules(settings.braze_external_id, rules.may_broadcast),
         on_stored=wake,
         count=telemetry.count,
@@ -288,7 +286,7 @@ def build(
         probe=Probe(store.ping),
         events=events,
         acceptor=acceptor,
-        operator=Operator(store, events, acceptor, batches, lookups.own_writes_changed),
+        operator=Operator(store, events, acceptor, batches, cache.own_writes_changed),
         batches=batches,
         uploads=Uploads(batches, public_url),
         jobs=jobs,

@@ -129,7 +129,6 @@ class Parts:
             delivery.stop()
         self.watch.stop()
         self.telemetry.close()
-        self.lookups.close()
         self.cache.close()
         self.sessionm.close()
         if self.braze:

@@ -22,7 +22,6 @@ from bridge.storage.database import (
     StoreUnavailableError,
     UnsuitableDatabaseError,
 )
-from bridge.storage.locks import FetchLocks
 from bridge.storage.private import make_folder
 from bridge.storage.sqlite import SQLite, sqlite_path
 
@@ -55,9 +54,8 @@ class Shared:
         outbox_fast_fail: the same tables for lookups, with the cache's short time-outs.
         cache: cached lookups, which may be lost.
         figures: telemetry, in the same database as *cache*.
-        stamps: change when a customer's cached answers become outdated.
-        own_stamps: change when the bridge's own writes for a customer change.
-        fetch_locks: held while one process fetches one lookup.
+        stamps: change when a customer's cached answers become outdated, or the bridge's own writes
+            for the customer change.
         breakers: for lookups, a circuit breaker for each of `SYSTEMS`.
         clock: the store's clock, for times that are stored.
     """
@@ -67,8 +65,6 @@ class Shared:
     cache: Database
     figures: Database
     stamps: Stamps
-    own_stamps: Stamps
-    fetch_locks: FetchLocks
     breakers: dict[str, Breaker]
     clock: clock.StoreClock
 
@@ -150,8 +146,6 @@ def _on_one_machine(url: str) -> Shared:
     try:
         make_folder(path.parent)
         stamps = SharedStamps(path.with_name(path.name + ".stamps"))
-        # A separate array: the bridge's own writes change it with every webhook.
-        own_stamps = SharedStamps(path.with_name(path.name + ".own-stamps"))
         numbers = shared_cells(
             path.with_name(path.name + ".breakers"), [0.0] * (Breaker.CELLS * len(SYSTEMS))
         )
@@ -176,8 +170,6 @@ def _on_one_machine(url: str) -> Shared:
         cache=beside,
         figures=beside,
         stamps=stamps,
-        own_stamps=own_stamps,
-        fetch_locks=beside.locks,
         breakers=breakers,
         clock=machine_clock,
     )
@@ -203,8 +195,6 @@ def _in_a_fleet(settings: Settings, url: str) -> Shared:
         cache=cache,
         figures=figures,
         stamps=fleet.FleetStamps(cache, session, figures.migrate),
-        own_stamps=fleet.LocalStamps(cache, session),
-        fetch_locks=fleet.FleetLeases(cache, session),
         # Not shared: a bridge of a fleet has no files, so each process has its own breakers.
         breakers={system: Breaker() for system in SYSTEMS},
         clock=session.clock,

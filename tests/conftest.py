@@ -19,6 +19,8 @@ from flask import Flask
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
+from bridge.outbox.model import State
+from bridge.outbox.store import Store
 from bridge.sandbox import Credentials, Sandbox, SandboxServer, serve
 from bridge.settings import load
 from bridge.shared import open_shared
@@ -52,6 +54,11 @@ KEYS = {
 def bearer(scope: str) -> dict[str, str]:
     """The header that opens *scope*."""
     return {"Authorization": f"Bearer {KEYS[scope]}"}
+
+
+def stored_state(store: Store, event_id: str) -> State | None:
+    """The state of an event; ``None`` if there is no such event."""
+    return store.states_of([event_id]).get(event_id)
 
 
 T = TypeVar("T")
@@ -142,6 +149,7 @@ OVER_BOTH = {
     "test_delivery",
     "test_export",
     "test_incidents",
+    "test_locks",
     "test_lookups",
     "test_operator",
     "test_retention",

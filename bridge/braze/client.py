@@ -8,7 +8,7 @@ from typing import Any, Literal
 from bridge import clock
 from bridge.braze.answers import BrazeError, BrazeReceipt, Quota, read_quota, read_receipt
 from bridge.calls import FinishedCall, Meaning
-from bridge.network.client import CONNECTIONS, HttpAnswer, HttpClient, HttpRequest, MaySend
+from bridge.network.client import HttpAnswer, HttpClient, HttpRequest, MaySend
 from bridge.network.failure import NetworkError
 from bridge.network.proxy import Proxy
 
@@ -26,7 +26,6 @@ class Braze:
         url: base URL of the instance's REST endpoint.
         key: an API key with ``campaigns.trigger.send`` and ``canvas.trigger.send``.
         variables: proxies and certificate authorities, as `HttpClient` takes them.
-        connections: most open connections.
         observe: called with every finished call.
 
     Attributes:
@@ -43,7 +42,6 @@ class Braze:
         key: str,
         *,
         variables: Mapping[str, str] | None = None,
-        connections: int = CONNECTIONS,
         observe: Callable[[FinishedCall], None] = lambda _call: None,
     ) -> None:
         self._http = HttpClient(
@@ -55,7 +53,6 @@ class Braze:
                 "Content-Type": "application/json",
             },
             variables=variables or {},
-            connections=connections,
         )
         self._observe = observe
         self.quota: tuple[Quota, float] | None = None

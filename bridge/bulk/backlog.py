@@ -12,13 +12,14 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
+from bridge import clock
 from bridge.bulk.model import ROWS_OF_JOB, UNFINISHED, Job, JobState, Source
 from bridge.bulk.schema import batch_jobs, batch_writes, batches
 from bridge.bulk.segment import DAY, Row, sessionm_header, sessionm_rows
 from bridge.bulk.store import BatchStore, DiscardedError, add_block, read_jobs
 from bridge.customer import CUSTOMER_KINDS, Customer
 from bridge.fields import counted
-from bridge.outbox.model import HELD, CallResult, Direction, QueuedWrite, State
+from bridge.outbox.model import AFTER_BATCH, CallResult, Direction, QueuedWrite, State
 from bridge.outbox.schema import QUEUED, has_direction, writes
 from bridge.outbox.store import QUEUED_WRITES, queued_write
 from bridge.sessionm.tags import FULL_TTL_AGE
@@ -61,14 +62,12 @@ class Backlog:
     Args:
         store: stores the jobs, in the database of the writes.
         threshold: number of queued writes above which a job begins; 0: never.
-        rows_of_job: maximum number of rows of a job.
     """
 
-    def __init__(self, store: BatchStore, threshold: int, rows_of_job: int = ROWS_OF_JOB) -> None:
+    def __init__(self, store: BatchStore, threshold: int) -> None:
         self._store = store
         self._database = store.database
         self._threshold = threshold
-        self._rows_of_job = rows_of_job
         self._gathering: _Gathering | None = None
         # By the monotonic clock.
         self._next_check_at = 0.0
@@ -102,7 +101,7 @@ class Backlog:
 
     def takes(self, due: Sequence[QueuedWrite]) -> bool:
         """Return whether the due writes of a customer will join the job that is being gathered."""
-        since = self._store.now() - MAX_WRITE_AGE
+        since = clock.now() - MAX_WRITE_AGE
         return self._gathering is not None and all(
             write.ttl is not None
             and write.ttl % DAY == 0
@@ -151,17 +150,17 @@ class Backlog:
         self._next_check_at = monotonic + GATHER_INTERVAL
         job = self._gathering
         for _ in range(CLAIMS_PER_STEP):
-            if self._claim(job, busy) < CLAIM_LIMIT or job.rows >= self._rows_of_job:
+            if self._claim(job, busy) < CLAIM_LIMIT or job.rows >= ROWS_OF_JOB:
                 break
-        is_overdue = self._store.now() - job.oldest_at > MAX_WRITE_AGE
+        is_overdue = clock.now() - job.oldest_at > MAX_WRITE_AGE
         is_quiet = time.monotonic() - job.grew_at > quiet
-        if job.rows >= self._rows_of_job or is_quiet or is_overdue:
+        if job.rows >= ROWS_OF_JOB or is_quiet or is_overdue:
             self._close(job.batch_id, job.job_id, job.rows)
             self._gathering = None
 
     def _is_long(self) -> bool:
         """Return whether over *threshold* due writes have whole-day TTLs, and one is eligible."""
-        now = self._store.now()
+        now = clock.now()
         many = sa.select(writes.c.seq).where(*_of_days(now)).offset(self._threshold).limit(1)
         some = sa.select(writes.c.seq).where(*_eligible(now)).limit(1)
         with self._database.read() as connection:
@@ -174,12 +173,12 @@ class Backlog:
             DiscardedError: the job's batch was discarded.
         """
         with self._store.writing(job.batch_id) as connection:
-            found = _read(connection, _to_claim(self._store.now(), busy))
+            found = _read(connection, _to_claim(clock.now(), busy))
             chosen, held = _choose(connection, found)
             seqs = [*held, *(write.seq for write in chosen)]
             if seqs:
                 holding = writes.update().where(writes.c.seq.in_(seqs))
-                connection.execute(holding.values(next_at=HELD))
+                connection.execute(holding.values(next_at=AFTER_BATCH))
             if chosen:
                 rows = _add(connection, job, chosen)
         if chosen:
@@ -209,8 +208,9 @@ class Backlog:
         with self._database.write(exclusive=True) as connection:
             connection.execute(
                 writes.update()
-                .where(writes.c.state == QUEUED, writes.c.next_at >= HELD, ~in_a_job.exists())
-                .values(next_at=self._store.now())
+                .where(writes.c.state == QUEUED, writes.c.next_at >= AFTER_BATCH)
+                .where(~in_a_job.exists())
+                .values(next_at=clock.now())
             )
 
     # --- recording the end of a job's writes, in the driver's thread ---
@@ -235,7 +235,7 @@ class Backlog:
         """
         members = self._members(job.id)
         if members:
-            record([_end(job, members, self._store.now())])
+            record([_end(job, members, clock.now())])
             self._release_held(members)
         return bool(members)
 
@@ -255,10 +255,10 @@ class Backlog:
             connection.execute(batch_writes.delete().where(batch_writes.c.write_seq.in_(seqs)))
             connection.execute(
                 writes.update()
-                .where(writes.c.state == QUEUED, writes.c.next_at >= HELD)
+                .where(writes.c.state == QUEUED, writes.c.next_at >= AFTER_BATCH)
                 .where(writes.c.customer.in_(customers))
                 .where(~in_a_job.exists())
-                .values(next_at=self._store.now())
+                .values(next_at=clock.now())
             )
 
 
@@ -316,7 +316,7 @@ def _choose(
     overtaken: dict[str, set[str]] = {}
     chosen, held = [], []
     for write in _read(connection, theirs.order_by(writes.c.seq)):
-        if write.next_at >= HELD:
+        if write.next_at >= AFTER_BATCH:
             held_customers.add(write.customer)
         elif write.customer in held_customers:
             held.append(write.seq)

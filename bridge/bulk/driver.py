@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from bridge import clock
 from bridge.bulk.backlog import Backlog, Record
 from bridge.bulk.model import UNFINISHED, UNSUBMITTED, Job, JobChange, JobState, JobTimings, Source
 from bridge.bulk.moves import JobReply, QueryStatus, Submit, next_move
@@ -160,12 +161,12 @@ class JobDriver:
             extra = {"action": "batch_put_off", "batch": job.batch_id}
             log.exception("a batch job failed; retrying", extra=extra)
             if job.state in UNFINISHED:
-                later = self._store.now() + self.timings.retry
+                later = clock.now() + self.timings.retry
                 self._store.transition(job, JobChange(job.state, job.reason, later))
 
     def _advance(self, job: Job, record: Record) -> None:
         reply: JobReply = None
-        move = next_move(job, reply, self._store.now(), self.timings)
+        move = next_move(job, reply, clock.now(), self.timings)
         if isinstance(move, Submit):
             submitted = self._submit(job)
             if submitted is None:
@@ -174,13 +175,13 @@ class JobDriver:
         elif isinstance(move, QueryStatus):
             reply = self._call(partial(self._sessionm.read_batch, job.sessionm_id))
         if reply is not None:
-            move = next_move(job, reply, self._store.now(), self.timings)
+            move = next_move(job, reply, clock.now(), self.timings)
         if isinstance(move, JobChange):
             self._change(job, move, record)
 
     def _submit(self, job: Job) -> tuple[Job, JobReply] | None:
         """Submit *job*; return it with SessionM's answer, or ``None`` if the job must wait."""
-        if not self._may_send or job.next_at > self._store.now():
+        if not self._may_send or job.next_at > clock.now():
             return None
         if self._public_url is None:
             # The job stays due: a bridge that starts with the URL submits it at once.
@@ -188,7 +189,7 @@ class JobDriver:
                 self._store.transition(job, JobChange(job.state, _NO_URL, job.next_at))
             return None
         file, notify = secrets.token_urlsafe(32), secrets.token_urlsafe(32)
-        now = self._store.now()
+        now = clock.now()
         tokens = {"file_token": token_hash(file), "notify_token": token_hash(notify)}
         values = {**UNSUBMITTED, **tokens, "attempts": job.attempts + 1, "submitted_at": now}
         change = JobChange(JobState.SUBMITTING, next_at=now + self.timings.outcome, values=values)

@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -59,12 +59,10 @@ class BatchStore:
 
     Args:
         database: the outbox's database.
-        now: returns seconds since the epoch.
     """
 
-    def __init__(self, database: Database, now: Callable[[], float] = clock.now) -> None:
+    def __init__(self, database: Database) -> None:
         self.database = database
-        self.now = now
 
     # --- accepting a file ---
 
@@ -76,7 +74,7 @@ class BatchStore:
     def _add_batch(
         self, connection: sa.Connection, source: Source, name: str, key_name: str, header: str
     ) -> str:
-        now = self.now()
+        now = clock.now()
         values = {
             "id": new_event_id(now),
             "source": source.value,
@@ -102,7 +100,7 @@ class BatchStore:
         with self.database.write() as connection:
             is_open = batches.c.state == BatchState.OPEN.value
             mine = batches.update().where(batches.c.id == batch_id, is_open)
-            if not connection.execute(mine.values(touched_at=self.now())).rowcount:
+            if not connection.execute(mine.values(touched_at=clock.now())).rowcount:
                 raise DiscardedError
             yield connection
 
@@ -155,7 +153,7 @@ class BatchStore:
             left_out = {"refused": refused, "repeated": repeated}
             connection.execute(batches.update().where(batches.c.id == batch_id).values(left_out))
             for job in read_jobs(connection, batch_jobs.c.batch_id == batch_id):
-                self._move(connection, job, JobChange(JobState.QUEUED, next_at=self.now()))
+                self._move(connection, job, JobChange(JobState.QUEUED, next_at=clock.now()))
             self._update_batch_state(connection, batch_id)
 
     def drop(self, batch_id: str) -> None:
@@ -165,7 +163,7 @@ class BatchStore:
 
     def follow(self, key_name: str, request_id: object, sessionm_id: object) -> str:
         """Create a batch that follows a job of a client of the bridge; return its id."""
-        name, now = shown(str(request_id), MAX_TEXT), self.now()
+        name, now = shown(str(request_id), MAX_TEXT), clock.now()
         with self.database.write() as connection:
             batch_id = self._add_batch(connection, Source.DROPIN, name, key_name, "")
             _add_job(
@@ -214,7 +212,7 @@ class BatchStore:
                 connection,
                 batch_jobs.c.file_token == token_hash(token),
                 batch_jobs.c.state.in_(IN_FLIGHT),
-                batch_jobs.c.submitted_at > self.now() - URL_LIFETIME,
+                batch_jobs.c.submitted_at > clock.now() - URL_LIFETIME,
             )
         return found[0] if found else None
 
@@ -239,7 +237,7 @@ class BatchStore:
         mine = batch_jobs.update().where(
             batch_jobs.c.id == job.id, batch_jobs.c.file_token == token_hash(token)
         )
-        first = sa.func.coalesce(batch_jobs.c.served_at, self.now())
+        first = sa.func.coalesce(batch_jobs.c.served_at, clock.now())
         with self.database.write() as connection:
             return bool(connection.execute(mine.values(served_at=first)).rowcount)
 
@@ -269,7 +267,7 @@ class BatchStore:
     def due(self, limit: int = 20) -> list[Job]:
         """Return jobs in flight that are due, the longest due first."""
         return self._chosen(
-            batch_jobs.c.state.in_(IN_FLIGHT), batch_jobs.c.next_at <= self.now(), limit=limit
+            batch_jobs.c.state.in_(IN_FLIGHT), batch_jobs.c.next_at <= clock.now(), limit=limit
         )
 
     def to_submit(self, *, of_backlog: bool, limit: int | None = None) -> list[Job]:
@@ -278,7 +276,7 @@ class BatchStore:
         Jobs of the backlog are included before they are due, since their time may run out.
         """
         is_of_backlog = batches.c.source == Source.BACKLOG.value
-        due = batch_jobs.c.next_at <= self.now()
+        due = batch_jobs.c.next_at <= clock.now()
         which = is_of_backlog if of_backlog else sa.and_(~is_of_backlog, due)
         return self._chosen(batch_jobs.c.state == JobState.QUEUED, which, limit=limit)
 
@@ -322,7 +320,7 @@ class BatchStore:
         if change.to is JobState.QUEUED:
             values |= {"file_token": None, "notify_token": None, "done_at": None}
         elif change.to not in IN_FLIGHT:
-            values |= {"file_token": None, "done_at": self.now()}
+            values |= {"file_token": None, "done_at": clock.now()}
         if not connection.execute(batch_jobs.update().where(*as_read).values(values)).rowcount:
             return False
         if change.to not in WITH_FILE:
@@ -335,7 +333,7 @@ class BatchStore:
         with self.database.write() as connection:
             # Locks the row: concurrent changes of two jobs of a batch would not see each other.
             connection.execute(
-                batches.update().where(batches.c.id == batch_id).values(touched_at=self.now())
+                batches.update().where(batches.c.id == batch_id).values(touched_at=clock.now())
             )
             yield connection
             self._update_batch_state(connection, batch_id)
@@ -344,7 +342,7 @@ class BatchStore:
         states = sa.select(batch_jobs.c.state).where(batch_jobs.c.batch_id == batch_id)
         jobs = {JobState(state) for state in connection.execute(states).scalars()}
         state = state_of_batch(jobs)
-        done_at = None if state in GOING else self.now()
+        done_at = None if state in GOING else clock.now()
         connection.execute(
             batches.update()
             .where(batches.c.id == batch_id)
@@ -363,8 +361,8 @@ class BatchStore:
                 .where(mine, batch_jobs.c.state.in_(IN_FLIGHT))
                 .values(
                     notified=state,
-                    notified_at=sa.func.coalesce(batch_jobs.c.notified_at, self.now()),
-                    next_at=self.now(),
+                    notified_at=sa.func.coalesce(batch_jobs.c.notified_at, clock.now()),
+                    next_at=clock.now(),
                     sessionm_id=sa.case((known_id == "", sessionm_id), else_=known_id),
                 )
             )
@@ -433,7 +431,7 @@ class BatchStore:
             failed = batch_jobs.c.state.in_((JobState.FAILED, JobState.OVERDUE))
             jobs = read_jobs(connection, batch_jobs.c.batch_id == batch_id, failed, _NOT_DROPIN)
             for job in jobs:
-                self._move(connection, job, resubmission(job, 0, self.now()))
+                self._move(connection, job, resubmission(job, 0, clock.now()))
         log.warning("batch resubmitted", extra={"action": "batch_resubmitted", "batch": batch_id})
         return len(jobs)
 
@@ -486,7 +484,7 @@ class BatchStore:
         """
         job = _job(connection, job_id)
         if job.state in IN_FLIGHT and not job.notified:
-            change = resubmission(job, job.attempts - 1, self.now())
+            change = resubmission(job, job.attempts - 1, clock.now())
             self._move(connection, job, replace(change, only_unserved=True))
 
     def forget_before(self, then: float, abandoned: float) -> None:

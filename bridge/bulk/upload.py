@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
+from bridge import clock
 from bridge.bulk.model import ROWS_OF_JOB, Source
 from bridge.bulk.repeats import LastValues
 from bridge.bulk.segment import (
@@ -259,7 +260,7 @@ class Uploads:
         Raises:
             SameRowsError: some of these rows are counters.
         """
-        since = self._store.now() - SAME_ROWS_HOURS * 3600
+        since = clock.now() - SAME_ROWS_HOURS * 3600
         same = self._store.same_rows(batch_id, since)
         if not same:
             return ()

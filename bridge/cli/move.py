@@ -13,9 +13,10 @@ from bridge.fields import counted
 from bridge.ops.move import Move
 from bridge.shared import open_outbox
 from bridge.storage.database import Database, StoreUnavailableError
+from bridge.storage.locks import BRAZE_DELIVERER, DELIVERER, Locks
 from bridge.storage.sqlite import sqlite_path
 
-# Seconds to acquire the locks; PostgreSQL must connect first.
+# Seconds to acquire the locks: PostgreSQL must connect first, and a bridge may be stopping.
 LOCK_TIMEOUT = 4.0
 
 
@@ -90,8 +91,18 @@ def _opened(option: str, url: str, *, new: bool = False) -> Iterator[Database]:
 def _acquire_locks(database: Database) -> bool:
     """Acquire the locks of both deliverers until this process ends; return whether it worked."""
     until = time.monotonic() + LOCK_TIMEOUT
-    while not all(lock.try_acquire() for lock in database.deliverers.values()):
-        if time.monotonic() > until:
+    return all(_acquire(database.locks, number, until) for number in (DELIVERER, BRAZE_DELIVERER))
+
+
+def _acquire(locks: Locks, number: int, until: float) -> bool:
+    while True:
+        is_last = time.monotonic() > until
+        try:
+            if locks.try_acquire(number):
+                return True
+        except StoreUnavailableError:
+            if is_last:
+                raise
+        if is_last:
             return False
         time.sleep(0.1)
-    return True

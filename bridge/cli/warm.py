@@ -183,9 +183,9 @@ def warm(
             line = progress_file.progress.line
             click.echo(f"Continuing after line {line}, where the last run ended.", err=bool(form))
         _warn(parts, lookups, calls / limit)
+        # Watch for changes first: lookups fetched before would be fetched again.
+        parts.cache.start()
         with _only_run(parts):
-            # Watch for changes first: lookups fetched before would be fetched again.
-            parts.cache.start()
             fresh_lookups = parts.lookups.without_stale(DEADLINE)
             run = WarmRun(fresh_lookups, lookups, culture, WarmRate(limit), progress_file)
             run.run(_customers(file, columns, parts), customers, quiet=bool(form))
@@ -216,12 +216,13 @@ def _customers(
 @contextmanager
 def _only_run(parts: Parts) -> Iterator[None]:
     """Allow one run at a time, since two would exceed SessionM's rate limit together."""
-    with parts.store.database.try_lock(WARMER) as is_locked:
-        if not is_locked:
-            raise click.ClickException(
-                "another `bridge warm` runs on this database: let it end first"
-            )
+    locks = parts.store.database.locks
+    if not locks.try_acquire(WARMER):
+        raise click.ClickException("another `bridge warm` runs on this database: let it end first")
+    try:
         yield
+    finally:
+        locks.release(WARMER)
 
 
 def _calls(kind: str, customer: Customer) -> int:

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from functools import partial
 from itertools import chain
@@ -23,11 +23,12 @@ from cachetools import LRUCache
 
 from bridge import clock
 from bridge.customer import Customer
-from bridge.lookups.stamps import Stamps, hashed
+from bridge.lookups.stamps import OWN, Stamps, hashed
 from bridge.sessionm.answers import Meaning, SessionMError
 from bridge.storage.database import Database, StoreUnavailableError
-from bridge.storage.locks import FetchLocks, lock_number
-from bridge.storage.statements import Contains, Prepared, among, insert, insert_many
+from bridge.storage.expressions import among, contains, insert
+from bridge.storage.locks import lock_number
+from bridge.storage.statements import Prepared
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +88,7 @@ class CacheKey(NamedTuple):
 
     Attributes:
         kind: ``tags``, ``offers``, ``profile`` (the user id of an external id) or ``external``
-            (the external id of a user id).
+            (the external id of a user id); `OWN` for a stamp without an answer.
         customer: `Customer.key`.
         variant: a hash of the request's parameters, or "".
     """
@@ -238,8 +239,8 @@ class Cache:
 
     Args:
         database: holds the table of entries. It need not be durable: entries can be fetched again.
+            Its locks prevent two processes from fetching the same key.
         stamps: the customers' stamps.
-        leases: locks that prevent two processes from fetching the same key.
         entries: the maximum number of entries in this process's memory.
         may_call: returns whether a kind of answer may be fetched now; true may reserve the probe.
     """
@@ -248,14 +249,13 @@ class Cache:
         self,
         database: Database,
         stamps: Stamps,
-        leases: FetchLocks,
         *,
         entries: int,
         may_call: Callable[[str], bool] = lambda _kind: True,
     ) -> None:
         self._database = database
         self._stamps = stamps
-        self._leases = leases
+        self._locks = database.locks
         self._may_call = may_call
         self._memory = _Memory(entries, MEMORY_BYTES)
         self._memory_lock = threading.Lock()
@@ -374,9 +374,13 @@ class Cache:
             if document is not None:
                 key = CacheKey(kind, customer.key)
                 entry = CacheEntry(True, _encode(document), now, stamps[customer.key])
-                self._remember({key: entry})
+                self._remember(key, entry)
                 # In the background: the deliverer does not wait for the table.
                 self._store_soon(_Fetched(key, entry, []))
+
+    def own_writes_changed(self, customer: str) -> None:
+        """Note that the tags that the bridge is writing for *customer* (a key) have changed."""
+        self._stamps.change(OWN, [customer])
 
     def outdate_all(self) -> None:
         """Make all entries outdated, since unknown customers have changed.
@@ -388,8 +392,9 @@ class Cache:
 
     def put(self, key: CacheKey, document: Mapping[str, Any]) -> None:
         """Cache *document* under the present stamp."""
-        stamp = self._stamps.get(key.kind, key.customer)
-        self._cache({key: CacheEntry(True, _encode(document), clock.now(), stamp)})
+        entry = CacheEntry(True, _encode(document), clock.now(), self.stamp(key))
+        self._remember(key, entry)
+        self._store({key: entry})
 
     def erase(self, customer: Customer) -> None:
         """Delete all rows about *customer*, including the link to the other identifier.
@@ -402,7 +407,7 @@ class Cache:
         self.forget(customer)
         theirs = sa.and_(
             lookups.c.kind.in_(("profile", "external")),
-            Contains(lookups.c.body, json.dumps(customer.id).encode()),
+            contains(lookups.c.body, json.dumps(customer.id).encode()),
         )
         with self._database.write(timeout=SEARCH_TIMEOUT) as connection:
             connection.execute(
@@ -442,12 +447,12 @@ class Cache:
         for fetchers in (self._core, self._connect):
             fetchers.shutdown(cancel_futures=True)
         self._storer.shutdown()
-        self._database.close()
         self._stamps.close()
+        self._database.close()
 
     def _known(self, key: CacheKey, ages: Ages) -> CacheEntry | None:
         """Return the newest entry with the present stamp, from memory or the table."""
-        stamp = self._stamps.get(key.kind, key.customer)
+        stamp = self.stamp(key)
         if stamp < 0:
             return None
         with self._memory_lock:
@@ -460,8 +465,7 @@ class Cache:
         stored = self._stored(key, entry.fetched_at if entry else 0.0)
         if stored and stored.stamp == stamp:
             entry = stored
-            with self._memory_lock:
-                self._memory[key] = stored
+            self._remember(key, stored)
         return entry
 
     def _unconfirmed(self, key: CacheKey, known: CacheEntry | None = None) -> CacheEntry | None:
@@ -481,36 +485,23 @@ class Cache:
             return None
         return CacheEntry(*found[0]) if found else None
 
-    def _cache(self, answers: Mapping[CacheKey, CacheEntry]) -> None:
-        self._remember(answers)
-        self._store(answers)
-
-    def _remember(self, answers: Mapping[CacheKey, CacheEntry]) -> None:
+    def _remember(self, key: CacheKey, entry: CacheEntry) -> None:
         with self._memory_lock:
-            for key, entry in answers.items():
-                self._memory[key] = entry
+            self._memory[key] = entry
 
     def _store(self, answers: Mapping[CacheKey, CacheEntry]) -> None:
-        if not answers:
-            return
         try:
             with self._database.write() as connection:
                 # Check stamps inside the transaction: on one machine it holds the writers' lock,
                 # and `forget` changes the stamp before it waits for that lock to delete.
                 rows = [
-                    {
-                        **key._asdict(),
-                        "found": entry.found,
-                        "body": entry.body,
-                        "fetched_at": entry.fetched_at,
-                        "stamp": entry.stamp,
-                    }
+                    {**key._asdict(), **asdict(entry)}
                     # The same order in all processes prevents deadlocks.
                     for key, entry in sorted(answers.items())
                     if entry.stamp < 0 or entry.stamp == self._stamps.last(key.kind, key.customer)
                 ]
                 if rows:
-                    insert_many(connection, _UPSERT, rows)
+                    _UPSERT.many(connection, rows)
         except StoreUnavailableError as error:
             extra = {"action": "cache_unwritable"}
             log.log(error.level, "cache not written: %s", error, extra=extra)
@@ -543,11 +534,11 @@ class Cache:
         Waiting lookups get the answer before it is stored in the table.
         """
         number = lock_number(hashed(*key))
-        leased = False
+        locked = False
         cached: CacheEntry | None = None
         try:
-            leased, waited = self._lease(number, asked_at)
-            entry = self._known(key, ages) if leased else None
+            locked, waited = self._lock(number, asked_at)
+            entry = self._known(key, ages) if locked else None
             if entry and ages.use(entry, clock.now()) is Use.FRESH:
                 how = "collapsed" if waited else "hit"
             else:
@@ -555,21 +546,21 @@ class Cache:
                 # Do not cache an answer that may be older than a change.
                 if entry.stamp == self.stamp(key):
                     cached = entry
-                    self._remember({key: cached})
+                    self._remember(key, cached)
             served = Served(entry, how, ages.fresh_for(entry))
         except BaseException as error:  # noqa: BLE001 - it goes to the lookups that wait
             finish = partial(answered.set_exception, error)
         else:
             finish = partial(answered.set_result, served)
-        if leased and cached is None:
+        if locked and cached is None:
             # Release first: the waiting lookups may have to ask again at once.
-            self._release(number)
+            self._locks.release(number)
         # From here on, new lookups find the answer in memory.
         with self._fetches_lock:
             self._fetches.pop(key, None)
         finish()
         if cached is not None:
-            self._store_soon(_Fetched(key, cached, [number] if leased else []))
+            self._store_soon(_Fetched(key, cached, [number] if locked else []))
 
     def _store_soon(self, fetched: "_Fetched") -> None:
         with self._unstored_lock:
@@ -578,7 +569,7 @@ class Cache:
                 self._unstored.append(fetched)
         if waiting == STORE_BACKLOG:
             # The table cannot be written now; the answer stays in memory.
-            self._release(*fetched.lease)
+            self._locks.release(*fetched.locks)
         elif waiting % STORE_BATCH == 0:
             # One task stores STORE_BATCH entries.
             try:
@@ -594,11 +585,10 @@ class Cache:
         try:
             self._store({one.key: one.entry for one in some})
         finally:
-            if leased := list(chain.from_iterable(one.lease for one in some)):
-                self._release(*leased)
+            self._locks.release(*chain.from_iterable(one.locks for one in some))
 
-    def _lease(self, number: int, asked_at: float) -> tuple[bool, bool]:
-        """Acquire lease *number*.
+    def _lock(self, number: int, asked_at: float) -> tuple[bool, bool]:
+        """Acquire lock *number*.
 
         Returns:
             Whether it was acquired (not if the database is unavailable: then each process fetches
@@ -606,29 +596,21 @@ class Cache:
 
         Raises:
             SessionMError: the lookups have timed out: the fetch waited too long for a thread, or
-                another process holds the lease for too long.
+                another process holds the lock for too long.
         """
         if time.monotonic() - asked_at > STALE_FETCH:
             raise SessionMError(Meaning.UNANSWERED, "too many lookups wait for SessionM")
         until = time.monotonic() + FETCH_TIMEOUT
         waited = False
         try:
-            while not self._leases.try_acquire(number):
+            while not self._locks.try_acquire(number):
                 if time.monotonic() > until:
                     raise SessionMError(Meaning.UNANSWERED, "no answer in time")
                 waited = True
-                time.sleep(self._leases.poll_interval)
+                time.sleep(self._locks.poll_interval)
         except StoreUnavailableError:
             return False, waited
         return True, waited
-
-    def _release(self, *numbers: int) -> None:
-        try:
-            self._leases.release(*numbers)
-        except StoreUnavailableError as error:
-            # The lease expires by itself.
-            extra = {"action": "cache_unwritable"}
-            log.log(error.level, "leases not released: %s", error, extra=extra)
 
     def _fetch(self, key: CacheKey, fetch: Fetch) -> CacheEntry:
         stamp = self.stamp(key)
@@ -677,14 +659,13 @@ _BY_CUSTOMER = Prepared(
 )
 
 
-def _upsert() -> sa.Insert:
-    statement = insert(lookups)
-    names = ["kind", "customer", "variant"]
-    others = {name: statement.excluded[name] for name in CacheEntry.__slots__}
-    return statement.on_conflict_do_update(index_elements=names, set_=others)
-
-
-_UPSERT = _upsert()
+_ADD = insert(lookups)
+_UPSERT = Prepared(
+    _ADD.on_conflict_do_update(
+        index_elements=CacheKey._fields,
+        set_={name: _ADD.excluded[name] for name in CacheEntry.__slots__},
+    )
+)
 
 
 class _Memory(LRUCache[CacheKey, CacheEntry]):
@@ -707,11 +688,11 @@ def _encode(document: Mapping[str, Any]) -> bytes:
 
 
 class _Fetched(NamedTuple):
-    """A fetched answer to store; its *lease* (no or one number) is held until it is stored."""
+    """A fetched answer to store; *locks* (no or one number) are held until it is stored."""
 
     key: CacheKey
     entry: CacheEntry
-    lease: Sequence[int]
+    locks: Sequence[int]
 
 
 def _cancel(answered: "Future[Served]", run: Future[None]) -> None:

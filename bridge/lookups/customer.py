@@ -35,7 +35,7 @@ from bridge.lookups.shape import (
     offers_change_at,
     tags_answer,
 )
-from bridge.lookups.stamps import Stamps
+from bridge.lookups.stamps import OWN
 from bridge.sessionm.answers import Meaning, SessionMError
 from bridge.sessionm.client import SessionM
 from bridge.storage.database import StoreUnavailableError, in_time
@@ -81,7 +81,7 @@ class LookupAnswer:
         age: seconds since SessionM's answer.
         ttl: seconds for which the answer stays fresh; negative if it is stale.
         version: a hash of the content without ages.
-        repeat: for how long the answer may be served again; ``None``: not at all.
+        validity: until when the answer may be served again; ``None``: not at all.
     """
 
     body: bytes
@@ -90,11 +90,11 @@ class LookupAnswer:
     age: int
     ttl: int
     version: str
-    repeat: "Repeatable | None" = None
+    validity: "Validity | None" = None
 
 
 @dataclass(frozen=True)
-class Repeatable:
+class Validity:
     """Conditions under which an answer may be served again.
 
     Attributes:
@@ -140,7 +140,6 @@ class Lookups:
         cache: cached answers.
         freshness: limits of age, and the deadline.
         own_writes: returns the tags that the bridge is writing for a customer.
-        own_stamps: stamps that change whenever *own_writes* of a customer change.
         braze_id: reads a Braze ID back out of a default tag.
         offers_on: whether the Offers API is configured.
         profile_fields: the fields of a profile that `customer` returns; if empty, no profile.
@@ -153,7 +152,6 @@ class Lookups:
         cache: Cache,
         freshness: Freshness,
         own_writes: Callable[[Customer], OwnWrites],
-        own_stamps: Stamps,
         braze_id: BrazeId,
         *,
         offers_on: bool,
@@ -164,15 +162,10 @@ class Lookups:
         self._cache = cache
         self._freshness = freshness
         self._own_writes = own_writes
-        self._own_stamps = own_stamps
         self._braze_id = braze_id
         self._offers_on = offers_on
         self._profile_fields = tuple(profile_fields)
         self._report = report
-
-    def close(self) -> None:
-        """Stop sharing changes of own writes with other processes."""
-        self._own_stamps.close()
 
     def tags(self, query: Query, arrived: float | None = None) -> LookupAnswer:
         with self._in_time(arrived) as until:
@@ -218,7 +211,6 @@ class Lookups:
             self._cache,
             replace(self._freshness, while_refreshing=0, if_error=0, deadline=deadline),
             self._own_writes,
-            self._own_stamps,
             self._braze_id,
             offers_on=self._offers_on,
             profile_fields=self._profile_fields,
@@ -234,10 +226,10 @@ class Lookups:
         with self._in_time(arrived) as until:
             return self._cache.answer(self._begin_tags(customer), until)
 
-    def raw_repeat(self, customer: Customer, served: Served) -> Repeatable | None:
-        """Return for how long the *served* answer of `raw_tags` may be served again."""
+    def raw_validity(self, customer: Customer, served: Served) -> Validity | None:
+        """Return until when the *served* answer of `raw_tags` may be served again."""
         key = tags_key(customer)
-        return _repeatable([self._part(key, served)], math.inf)
+        return _validity([self._part(key, served)], math.inf)
 
     def begin_writes(self, customers: Sequence[Customer]) -> list[OpenTagWrite]:
         """Return the stamps of *customers* before their tag writes, for `end_writes`."""
@@ -270,10 +262,6 @@ class Lookups:
             kept = answer if unchanged and isinstance(answer.get("tags"), dict) else None
             changed |= dict.fromkeys(theirs, kept)
         self._cache.change("tags", changed)
-
-    def own_writes_changed(self, customer_key: str) -> None:
-        """Note that the tags that the bridge is writing for a customer have changed."""
-        self._own_stamps.change("own", [customer_key])
 
     def outdate_tags(self, customers: Iterable[Customer] | None) -> None:
         """Make cached tags of *customers* outdated; ``None``: of all customers.
@@ -404,7 +392,7 @@ class Lookups:
         Call this before taking SessionM's tags: a write delivered in between is then in at least
         one of them.
         """
-        read = self._own_stamps.reader("own", customer.key)
+        read = self._cache.stamp_reader(CacheKey(OWN, customer.key))
         stamp = read()
         return self._own_writes(customer), (read, stamp)
 
@@ -567,7 +555,7 @@ def _answer(
         age=document["age"],
         ttl=math.floor(_fresh_until(got) - clock.now()) if _fresh_until(got) else 0,
         version=blake2b(encode(parts), digest_size=12).hexdigest(),
-        repeat=_repeatable(got, changes_at, *checks),
+        validity=_validity(got, changes_at, *checks),
     )
 
 
@@ -577,14 +565,12 @@ def _fresh_until(got: list[_FetchedPart]) -> float:
     return min(ends, default=0.0)
 
 
-def _repeatable(
-    got: list[_FetchedPart], changes_at: float, *more: _StampCheck
-) -> Repeatable | None:
+def _validity(got: list[_FetchedPart], changes_at: float, *more: _StampCheck) -> Validity | None:
     if any(one.how not in {"hit", "miss", "collapsed"} for one in got):
         return None
     checks = [*more, *(pair for one in got for pair in one.checks)]
     fresh_until = _fresh_until(got)
-    return Repeatable(
+    return Validity(
         fetched_at=min(one.part.fetched_at for one in got),
         fresh_until=fresh_until,
         until=min(fresh_until, changes_at),

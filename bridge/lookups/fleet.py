@@ -1,4 +1,4 @@
-"""Stamps and leases of lookups for a fleet, in PostgreSQL.
+"""Stamps of lookups for a fleet, in PostgreSQL.
 
 Stamps are a table of 65,536 words, of which each process holds a copy. A change writes the table
 and notifies the other processes in one transaction. A process reads the table whenever its session
@@ -10,8 +10,9 @@ changes loses such rows as well.
 
 One more word, the generation, is added to every stamp. Changing this one row changes all stamps.
 
-A lease lets one process fetch one lookup. A lease is void once its holder's session has ended, so a
-killed process delays no others. The table is unlogged: leases mean nothing after a restart.
+The words of the kind `OWN` are not in the table, since they change with every webhook: each process
+counts for itself, and sends its changes to the others in batches. A process that may have missed a
+notification changes all of these stamps, by a generation of its own.
 """
 
 import itertools
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from bridge.lookups import stamps
+from bridge.lookups.stamps import OWN, hashed
 from bridge.storage.database import Database, StoreUnavailableError
 
 if TYPE_CHECKING:
@@ -33,18 +34,24 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CHANNEL = "bridge_stamps"
+# Channels of notifications, whose payload is "index value", or the indexes of `OWN` stamps.
+CHANNEL, OWN_CHANNEL = "bridge_stamps", "bridge_own_stamps"
 # Words, up to one row each. All rows are read again after each loss of the connection.
 WORDS = 1 << 16
-# Index of the generation, after the words.
+# Indexes: of the table's generation, after its words; of the first word of the kind `OWN`; and of
+# their generation, after their words.
 GENERATION = WORDS
-# Seconds until a lease expires; longer than any fetch.
-LEASE = 6.0
-
-
-def place(kind: str, customer: str) -> int:
-    """Return the index of the stamp of *kind* and *customer*."""
-    return stamps.place(kind, customer, WORDS)
+FIRST_OWN = GENERATION + 1
+OWN_GENERATION = FIRST_OWN + WORDS
+# Indexes in a notification, whose payload is 8,000 bytes at most (PostgreSQL, NOTIFY).
+NOTIFICATION_LIMIT = 1000
+# Seconds between two notifications of changes of the kind `OWN`: every process of the fleet
+# receives each of them.
+NOTIFY_INTERVAL = 0.02
+# Seconds until another attempt to send such a notification.
+RETRY_INTERVAL = 0.2
+# Seconds that the start of the service may wait for the session.
+START_TIMEOUT = 2.0
 
 
 schema = sa.MetaData()
@@ -54,15 +61,6 @@ sa.Table(
     sa.Column("place", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("value", sa.BigInteger, nullable=False),
 )
-fetch_leases = sa.Table(
-    "fetch_leases",
-    schema,
-    sa.Column("number", sa.BigInteger, primary_key=True, autoincrement=False),
-    sa.Column("holder", sa.Integer, nullable=False),
-    sa.Column("until", sa.DateTime(timezone=True), nullable=False),
-    prefixes=["UNLOGGED"],
-)
-
 _CHANGE = sa.text(f"""
     WITH moment AS (SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS now),
     changed AS (
@@ -73,14 +71,6 @@ _CHANGE = sa.text(f"""
         RETURNING place, value)
     SELECT place, value, pg_notify('{CHANNEL}', place || ' ' || value) FROM changed
 """)  # noqa: S608 - a constant
-_ACQUIRE = sa.text("""
-    INSERT INTO fetch_leases (number, holder, until)
-    VALUES (:number, :holder, clock_timestamp() + make_interval(secs => :seconds))
-    ON CONFLICT (number) DO UPDATE SET holder = excluded.holder, until = excluded.until
-    WHERE fetch_leases.until < clock_timestamp()
-        OR NOT EXISTS (SELECT FROM pg_stat_get_activity(fetch_leases.holder))
-    RETURNING number
-""")
 
 
 def create(connection: sa.Connection) -> None:
@@ -98,17 +88,19 @@ class FleetStamps:
         migrate: creates the table if it is missing.
     """
 
-    # Seconds that the start of the service may wait for the session.
-    START_TIMEOUT = 2.0
-
     def __init__(self, database: Database, session: "Session", migrate: Callable[[], None]) -> None:
         self._database = database
         self._session = session
         self._migrate = migrate
-        self._values = array("q", bytes(8 * (WORDS + 1)))
-        self._changing = threading.Lock()
+        self._values = array("q", bytes(8 * (OWN_GENERATION + 1)))
+        self._changing = threading.Condition()
         self._never = itertools.count(-1, -1)
-        session.listen(CHANNEL, self._reload, self._on_notification)
+        # Indexes of the kind `OWN` that changed, for the other processes.
+        self._unsent: set[int] = set()
+        self._sender: threading.Thread | None = None
+        self._closed = False
+        session.listen(CHANNEL, self._reload, self._on_change)
+        session.listen(OWN_CHANNEL, self._change_all_own, self._on_own_changes)
 
     def start(self) -> None:
         self._session.start()
@@ -118,21 +110,25 @@ class FleetStamps:
         except StoreUnavailableError as error:
             log.warning("the cache is unavailable: %s", error, extra={"action": "cache_unreadable"})
             return
-        self._session.start(self.START_TIMEOUT)
+        self._session.start(START_TIMEOUT)
 
     def get(self, kind: str, customer: str) -> int:
-        value = self.last(kind, customer)
-        return value if self._session.is_complete() else next(self._never)
+        return self.reader(kind, customer)()
 
     def reader(self, kind: str, customer: str) -> Callable[[], int]:
-        index, is_complete = place(kind, customer), self._session.is_complete
-        return lambda: self._stamp(index) if is_complete() else next(self._never)
+        index, generation = _indexes(kind, customer)
+        values, is_complete, never = self._values, self._session.is_complete, self._never
+        # Both only grow, so the sum is unchanged only if both are.
+        return lambda: values[index] + values[generation] if is_complete() else next(never)
 
     def last(self, kind: str, customer: str) -> int:
-        return self._stamp(place(kind, customer))
+        return sum(self._values[index] for index in _indexes(kind, customer))
 
     def change(self, kind: str, customers: Collection[str]) -> dict[str, int]:
-        places = {customer: place(kind, customer) for customer in customers}
+        places = {customer: _indexes(kind, customer)[0] for customer in customers}
+        if kind == OWN:
+            self._change_own(places.values())
+            return {customer: self.last(kind, customer) for customer in customers}
         # Read first: if the generation changes meanwhile, the returned stamps are outdated.
         generation = self._values[GENERATION]
         changed = self._change(list(places.values()))
@@ -140,11 +136,6 @@ class FleetStamps:
 
     def change_all(self) -> None:
         self._change([GENERATION])
-
-    def _stamp(self, index: int) -> int:
-        # Both only grow, so the sum is unchanged only if both are.
-        values = self._values
-        return values[index] + values[GENERATION]
 
     def _change(self, places: list[int]) -> dict[int, int]:
         with self._database.autocommit() as connection:
@@ -154,18 +145,15 @@ class FleetStamps:
             self._put(index, value)
         return changed
 
-    def close(self) -> None:
-        """Do nothing: the database closes the session."""
-
     def _reload(self, connection: Any) -> None:
         self._migrate()
-        values = array("q", bytes(8 * (WORDS + 1)))
+        values = array("q", bytes(8 * (GENERATION + 1)))
         for index, value in connection.execute("SELECT place, value FROM stamps"):
             values[index] = value
         with self._changing:
-            self._values = values
+            self._values[: GENERATION + 1] = values
 
-    def _on_notification(self, payload: str) -> None:
+    def _on_change(self, payload: str) -> None:
         index, _, value = payload.partition(" ")
         self._put(int(index), int(value))
 
@@ -173,133 +161,53 @@ class FleetStamps:
         with self._changing:
             self._values[index] = max(value, self._values[index])
 
-
-class LocalStamps:
-    """Stamps whose values are local to each process; only the changes are shared.
-
-    They change with every webhook, so changes are sent to other processes in batches. A process
-    that may have missed a notification changes all of its stamps.
-    """
-
-    CHANNEL = "bridge_local_stamps"
-    # Indexes in a notification, whose payload is 8,000 bytes at most (PostgreSQL, NOTIFY).
-    NOTIFICATION_LIMIT = 1000
-    RETRY_INTERVAL = 0.2
-    NOTIFY_INTERVAL = 0.02
-
-    def __init__(self, database: Database, session: "Session") -> None:
-        self._database = database
-        self._session = session
-        self._values = array("q", bytes(8 * WORDS))
-        self._generation = 0
-        self._changing = threading.Condition()
-        self._unsent: set[int] = set()
-        self._notifier: threading.Thread | None = None
-        self._closed = False
-        self._never = itertools.count(-1, -1)
-        session.listen(self.CHANNEL, self._reload, self._on_notification)
-
-    def start(self) -> None:
-        self._session.start()
-
-    def get(self, kind: str, customer: str) -> int:
-        return self.reader(kind, customer)()
-
-    def reader(self, kind: str, customer: str) -> Callable[[], int]:
-        index, is_complete = place(kind, customer), self._session.is_complete
-        return lambda: (
-            self._values[index] + self._generation if is_complete() else next(self._never)
-        )
-
-    def last(self, kind: str, customer: str) -> int:
-        return self._values[place(kind, customer)] + self._generation
-
-    def change(self, kind: str, customers: Collection[str]) -> dict[str, int]:
-        self._change([place(kind, customer) for customer in customers])
-        return {customer: self.last(kind, customer) for customer in customers}
-
-    def change_all(self) -> None:
-        self._change(range(WORDS))
-
-    def _change(self, places: Iterable[int]) -> None:
+    def _change_own(self, places: Iterable[int]) -> None:
         with self._changing:
             for index in places:
                 self._values[index] += 1
                 self._unsent.add(index)
-            if self._notifier is None:
-                self._notifier = threading.Thread(target=self._notify, name="stamps", daemon=True)
-                self._notifier.start()
+            if self._sender is None:
+                self._sender = threading.Thread(target=self._send, name="stamps", daemon=True)
+                self._sender.start()
             self._changing.notify()
+
+    def _change_all_own(self, _connection: object) -> None:
+        # By more than any counted value, so that no stamp repeats.
+        self._values[OWN_GENERATION] += 1 << 40
+
+    def _on_own_changes(self, payload: str) -> None:
+        with self._changing:
+            for index in map(int, payload.split()):
+                self._values[index] += 1
+
+    def _send(self) -> None:
+        while True:
+            with self._changing:
+                self._changing.wait_for(lambda: self._unsent or self._closed)
+                if self._closed:
+                    return
+                number = min(len(self._unsent), NOTIFICATION_LIMIT)
+                some = [self._unsent.pop() for _ in range(number)]
+            try:
+                with self._database.autocommit() as connection:
+                    values = {"channel": OWN_CHANNEL, "places": " ".join(map(str, some))}
+                    connection.execute(sa.text("SELECT pg_notify(:channel, :places)"), values)
+            except StoreUnavailableError:
+                with self._changing:
+                    self._unsent.update(some)
+                time.sleep(RETRY_INTERVAL)
+            time.sleep(NOTIFY_INTERVAL)
 
     def close(self) -> None:
         """Stop the thread. Changes that were not sent are lost with this process."""
         with self._changing:
             self._closed = True
             self._changing.notify()
-        if self._notifier is not None:
-            self._notifier.join(self.RETRY_INTERVAL)
-
-    def _reload(self, _connection: object) -> None:
-        # Larger than any counted value, so that no stamp repeats.
-        self._generation += 1 << 40
-
-    def _on_notification(self, payload: str) -> None:
-        with self._changing:
-            for index in map(int, payload.split()):
-                self._values[index] += 1
-
-    def _notify(self) -> None:
-        while True:
-            with self._changing:
-                while not self._unsent and not self._closed:
-                    self._changing.wait()
-                if self._closed:
-                    return
-                some = [
-                    self._unsent.pop()
-                    for _ in range(min(len(self._unsent), self.NOTIFICATION_LIMIT))
-                ]
-            try:
-                with self._database.autocommit() as connection:
-                    values = {"channel": self.CHANNEL, "places": " ".join(map(str, some))}
-                    connection.execute(sa.text("SELECT pg_notify(:channel, :places)"), values)
-            except StoreUnavailableError:
-                with self._changing:
-                    self._unsent.update(some)
-                time.sleep(self.RETRY_INTERVAL)
-            # Every process of the fleet receives each notification: send few, with many changes.
-            time.sleep(self.NOTIFY_INTERVAL)
+        if self._sender is not None:
+            self._sender.join(RETRY_INTERVAL)
 
 
-class FleetLeases:
-    """Leases for fetches, shared by the fleet: `bridge.storage.locks.FetchLocks`."""
-
-    poll_interval = 0.03
-
-    def __init__(self, database: Database, session: "Session") -> None:
-        self._database = database
-        self._session = session
-        self._holders: dict[int, int] = {}
-
-    def try_acquire(self, number: int) -> bool:
-        self._session.start()
-        # 0 without a session: other processes then count the lease as void and fetch themselves.
-        holder = self._session.backend
-        given = {"number": number, "holder": holder, "seconds": LEASE}
-        with self._database.autocommit() as connection:
-            acquired = connection.execute(_ACQUIRE, given).scalar() is not None
-        if acquired:
-            self._holders[number] = holder
-        return acquired
-
-    def release(self, *numbers: int) -> None:
-        # A missing number has expired, was acquired again by another thread, and released by it.
-        held = [
-            (number, holder)
-            for number in numbers
-            if (holder := self._holders.pop(number, None)) is not None
-        ]
-        if held:
-            ours = sa.tuple_(fetch_leases.c.number, fetch_leases.c.holder).in_(held)
-            with self._database.autocommit() as connection:
-                connection.execute(fetch_leases.delete().where(ours))
+def _indexes(kind: str, customer: str) -> tuple[int, int]:
+    """Return the indexes of a customer's word and of its generation."""
+    word = hashed(kind, customer) % WORDS
+    return (FIRST_OWN + word, OWN_GENERATION) if kind == OWN else (word, GENERATION)

@@ -16,7 +16,7 @@ from bridge import clock
 from bridge.ops.incidents import KEPT_DAYS, Cause, Incident, follow
 from bridge.outbox.model import Extent
 from bridge.storage.database import Database, StoreUnavailableError
-from bridge.storage.statements import insert
+from bridge.storage.expressions import insert
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from bridge import __version__, clock
 from bridge.breaker import FAILURES_IN_A_ROW
 from bridge.fields import iso
 from bridge.ops.incidents import Incident, as_json, causes, message_causes
-from bridge.ops.telemetry import BRAZE_CONTENT_SHARE, BRAZE_LIMIT, Minute, Telemetry, together
+from bridge.ops.telemetry import BRAZE_CONTENT_SHARE, BRAZE_LIMIT, Period, Telemetry, together
 from bridge.outbox.clocks import HEARTBEAT_FACTS, reported_clocks
 from bridge.outbox.delivery import PAUSE_FACT, is_alive
 from bridge.outbox.model import DeadGroup, Direction, Extent, QueueDepth
@@ -151,7 +151,7 @@ def delivery_state(
 
 def forecast(
     delivery: dict[str, Any],
-    last: list[Minute],
+    last: list[Period],
     now: float,
     parts: Parts,
     direction: Direction = Direction.TO_SESSIONM,
@@ -201,10 +201,10 @@ def _batches(parts: Parts, now: float) -> dict[str, Any]:
     }
 
 
-def _last_known(day: list[Minute]) -> tuple[dict[str, Any], str]:
+def _last_known(day: list[Period]) -> tuple[dict[str, Any], str]:
     """Return delivery in the last minute with samples, and that minute's time or ""."""
     sampled = [minute for minute in day if minute.gauge("queued") is not None]
-    last = sampled[-1] if sampled else Minute(0.0)
+    last = sampled[-1] if sampled else Period(0.0)
     delivery = {
         "state": "stopped",
         "held_by": "",
@@ -222,7 +222,7 @@ def _last_known(day: list[Minute]) -> tuple[dict[str, Any], str]:
     return delivery, iso(last.at) if sampled else ""
 
 
-def _to_braze(parts: Parts, backlog: QueueDepth, day: list[Minute], now: float) -> dict[str, Any]:
+def _to_braze(parts: Parts, backlog: QueueDepth, day: list[Period], now: float) -> dict[str, Any]:
     """Return the check ``delivery_to_braze``."""
     found = delivery_state(parts, backlog, now, parts.messages)
     found |= forecast(found, day[-2:], now, parts, Direction.TO_BRAZE)
@@ -231,7 +231,7 @@ def _to_braze(parts: Parts, backlog: QueueDepth, day: list[Minute], now: float) 
 
 
 def _system(
-    parts: Parts, system: str, recent: Minute, queue: Mapping[str, Any] | None = None
+    parts: Parts, system: str, recent: Period, queue: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """Return the state and latency of ``core``, ``connect`` or ``braze``.
 
@@ -251,7 +251,7 @@ def _system(
     }
 
 
-def _core(parts: Parts, day: list[Minute], queue: Mapping[str, Any]) -> dict[str, Any]:
+def _core(parts: Parts, day: list[Period], queue: Mapping[str, Any]) -> dict[str, Any]:
     """Return the check ``sessionm_core``."""
     found = _system(parts, "core", together(day[-RECENT_MINUTES:]), queue)
     if found["state"] == "up" and _refuses_writes(*day[-2:]):
@@ -261,7 +261,7 @@ def _core(parts: Parts, day: list[Minute], queue: Mapping[str, Any]) -> dict[str
     return found
 
 
-def _braze(parts: Parts, recent: Minute, queue: Mapping[str, Any]) -> dict[str, Any]:
+def _braze(parts: Parts, recent: Period, queue: Mapping[str, Any]) -> dict[str, Any]:
     """Return the check ``braze``, with the rest of the hourly limit as far as it is known."""
     beat = parts.messages.fact(HEARTBEAT_FACTS[Direction.TO_BRAZE]) or {}
     quota = beat.get("quota") or {}
@@ -286,7 +286,7 @@ def _idle_since(idle: float, now: float, queue: Mapping[str, Any]) -> str:
     return "" if idle < IDLE or probes else iso(now - idle)
 
 
-def _refuses_writes(*last: Minute) -> bool:
+def _refuses_writes(*last: Period) -> bool:
     """Whether most writes are dead. Reads in between are answered, so the breaker says "up"."""
     if last[-1].count("writes_sent") and not last[-1].count("dead"):
         return False
@@ -318,7 +318,7 @@ def clocks_state(store: Store | None) -> dict[str, Any]:
 _OUTCOMES = ("hit", "stale", "miss", "not_found", "unavailable")
 
 
-def _lookups(recent: Minute) -> dict[str, Any]:
+def _lookups(recent: Period) -> dict[str, Any]:
     outcomes = {name: recent.count(f"lookups_{name}") for name in _OUTCOMES}
     lookups, late = sum(outcomes.values()), recent.count("lookups_late")
     served = outcomes["hit"] + outcomes["stale"]
@@ -333,19 +333,19 @@ def _lookups(recent: Minute) -> dict[str, Any]:
     }
 
 
-def _connections(day: list[Minute]) -> float:
+def _connections(day: list[Period]) -> float:
     """Return the largest share of its connections that a process used in the last two minutes."""
     return max((minute.most("connections") or 0.0 for minute in day[-2:]), default=0.0)
 
 
-def _offers(parts: Parts, day: list[Minute]) -> dict[str, Any]:
+def _offers(parts: Parts, day: list[Period]) -> dict[str, Any]:
     """Return the number of unreadable values in wallets; it does not degrade the status."""
     number = sum(minute.count("values_not_understood") for minute in day)
     last = parts.telemetry.last_error("offers") if number else None
     return {"not_understood_last_day": number, "last_form": last.text if last else ""}
 
 
-def _webhooks(day: list[Minute], recent: Minute) -> dict[str, Any]:
+def _webhooks(day: list[Period], recent: Period) -> dict[str, Any]:
     outcomes = ("accepted", "duplicate", "rejected", "failed")
     return {
         **{name: recent.count(f"webhooks_{name}") for name in outcomes},

@@ -21,7 +21,7 @@ from prometheus_client.registry import Collector
 
 from bridge.ops.health import report
 from bridge.ops.incidents import CODES
-from bridge.ops.telemetry import BOUNDS, Minute
+from bridge.ops.telemetry import BOUNDS, Period
 from bridge.parts import Parts
 from bridge.storage.database import StoreUnavailableError
 
@@ -217,7 +217,7 @@ def _incidents(incidents: Sequence[Mapping[str, Any]]) -> Metric:
     return _labelled("bridge_incidents", "Open incidents by cause.", "code", numbers)
 
 
-def _counters(totals: Minute) -> Iterator[Metric]:
+def _counters(totals: Period) -> Iterator[Metric]:
     for name, (text, label, counts) in _COUNTERS.items():
         family = CounterMetricFamily(name, text, labels=[label] if label else [])
         for value, count in counts.items():
@@ -225,7 +225,7 @@ def _counters(totals: Minute) -> Iterator[Metric]:
         yield family
 
 
-def _histograms(totals: Minute) -> Iterator[Metric]:
+def _histograms(totals: Period) -> Iterator[Metric]:
     for name, (text, label, kinds) in _HISTOGRAMS.items():
         family = HistogramMetricFamily(name, text, labels=[label] if label else [])
         for value, kind in kinds.items():

@@ -18,11 +18,11 @@ from bridge.bulk.model import BatchState, Source
 from bridge.bulk.schema import batches
 from bridge.outbox.clocks import HEARTBEAT_FACTS
 from bridge.outbox.delivery import PAUSE_FACT
-from bridge.outbox.model import HELD, Direction, State
+from bridge.outbox.model import AFTER_BATCH, Direction, State
 from bridge.outbox.schema import attempts, events, expiries, facts, tallies, writes
 from bridge.outbox.tallies import CountChanges, TalliedEvent
 from bridge.storage.database import Database
-from bridge.storage.statements import insert
+from bridge.storage.expressions import insert
 
 # Rows that are read at a time.
 PAGE = 500
@@ -203,8 +203,8 @@ def _stored_events(connection: sa.Connection, ids: Sequence[str]) -> dict[str, _
     by_seq: dict[int, _StoredEvent] = {}
     for row in connection.execute(ordered).mappings():
         stored = found[row["event_id"]]
-        held = row["next_at"] >= HELD
-        stored.writes.append({**row, "next_at": row["accepted_at"] if held else row["next_at"]})
+        in_batch = row["next_at"] >= AFTER_BATCH
+        stored.writes.append({**row, "next_at": row["accepted_at"] if in_batch else row["next_at"]})
         by_seq[row["seq"]] = stored
     tried = (
         attempts.select()

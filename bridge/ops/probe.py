@@ -22,12 +22,10 @@ class Probe:
 
     Args:
         ping: writes to the store; raises `StoreUnavailableError`.
-        timeout: seconds for which one check waits.
     """
 
-    def __init__(self, ping: Callable[[], None], timeout: float = CHECK_TIMEOUT) -> None:
+    def __init__(self, ping: Callable[[], None]) -> None:
         self._ping = ping
-        self._timeout = timeout
         self._lock = threading.Lock()
         self._result: Future[None] | None = None
         self._started_at = 0.0
@@ -50,7 +48,7 @@ class Probe:
             result = self._result
         until = self._started_at + PING_TIMEOUT
         try:
-            result.result(max(0.0, min(self._timeout, until - time.monotonic())))
+            result.result(max(0.0, min(CHECK_TIMEOUT, until - time.monotonic())))
         except TimeoutError:
             if not self._was_ok or time.monotonic() >= until:
                 raise StoreUnavailableError("the database is locked, or too slow") from None

@@ -23,7 +23,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import sqlalchemy as sa
@@ -31,7 +30,7 @@ import sqlalchemy as sa
 from bridge import clock
 from bridge.calls import FinishedCall, Meaning
 from bridge.storage.database import Database, NewerSchemaError, StoreUnavailableError
-from bridge.storage.statements import insert
+from bridge.storage.expressions import insert
 
 log = logging.getLogger(__name__)
 
@@ -111,10 +110,8 @@ AGAIN = 2.0
 CATCH_UP = 0.25
 # Formats of unreadable values that are logged, once each.
 MOST_LOGGED_FORMS = 100
-# Minutes, seconds and quarters of an hour for which rows are kept: 26 h, 3 min and 32 days.
+# Minutes for which their rows are kept.
 KEPT_MINUTES = 26 * 60
-KEPT_SECONDS = 180
-KEPT_QUARTERS = 32 * 96
 # Seconds of a quarter of an hour.
 QUARTER = 900
 # Spans (minutes; quarters in `quarters`) after the end of a span in which its row may still change.
@@ -122,6 +119,8 @@ _SETTLED = 2
 
 # Kinds of rows: the span in seconds, 0 for the totals.
 _TOTAL, _SECOND, _MINUTE, _QUARTER = 0, 1, 60, QUARTER
+# Rows that are kept of each kind: for 3 minutes, 26 hours and 32 days.
+_KEPT = {_SECOND: 180, _MINUTE: KEPT_MINUTES, _QUARTER: 32 * 96}
 
 schema = sa.MetaData()
 figures = sa.Table(
@@ -147,8 +146,8 @@ def first_schema(connection: sa.Connection) -> None:
 
 
 @dataclass(frozen=True)
-class Minute:
-    """The figures of all processes for one minute, or for another period.
+class Period:
+    """The figures of all processes for a minute, a quarter of an hour, or another period.
 
     *at* is the start in seconds since the epoch.
     """
@@ -200,9 +199,9 @@ class Minute:
         return self.figures.get(_SECONDS[name], 0.0)
 
 
-def together(minutes: Sequence[Minute]) -> Minute:
-    """Return the sum of *minutes*, which begins with the first of them."""
-    return Minute(minutes[0].at if minutes else 0.0, _summed(one.figures for one in minutes))
+def together(periods: Sequence[Period]) -> Period:
+    """Return the sum of *periods*, which begins with the first of them."""
+    return Period(periods[0].at if periods else 0.0, _summed(one.figures for one in periods))
 
 
 @dataclass(frozen=True)
@@ -250,8 +249,7 @@ class Telemetry:
         # When the table could not be written or read, by *steady*.
         self._write_failed_at = self._read_failed_at = -math.inf
         self._cleaned = 0
-        self._past = _Past(KEPT_MINUTES)
-        self._past_quarters = _Past(KEPT_QUARTERS)
+        self._past = {span: _Past(span, self._read_rows) for span in (_MINUTE, _QUARTER)}
 
     def count(self, *names: str) -> None:
         """Add 1 to each of *names*, all of `COUNTS`."""
@@ -314,7 +312,7 @@ class Telemetry:
             log.warning("not understood: %s", form, extra={"action": "value_not_understood"})
         self.count("values_not_understood")
 
-    def minutes(self, since: float) -> list[Minute]:
+    def minutes(self, since: float) -> list[Period]:
         """Return each minute since *since*, also empty ones, oldest first; at most 26 hours.
 
         Args:
@@ -322,30 +320,30 @@ class Telemetry:
         """
         self._catch_up()
         present = int(self._now() // 60)
-        first = max(int(since // 60), present - KEPT_MINUTES)
-        rows = self._past.since(first, present, partial(self._read_rows, _MINUTE))
-        pending = Minute(present * 60.0, self._pending())
-        past = [Minute(at * 60.0, rows.get(at, {})) for at in range(first, present)]
-        return [*past, together([Minute(present * 60.0, rows.get(present, {})), pending])]
+        first = max(int(since // 60), present - _KEPT[_MINUTE])
+        rows = self._past[_MINUTE].since(first, present)
+        pending = Period(present * 60.0, self._pending())
+        past = [Period(at * 60.0, rows.get(at, {})) for at in range(first, present)]
+        return [*past, together([Period(present * 60.0, rows.get(present, {})), pending])]
 
-    def quarters(self, since: float) -> list[Minute]:
+    def quarters(self, since: float) -> list[Period]:
         """Return each quarter of an hour since *since*, oldest first; at most 32 days.
 
         Args:
             since: seconds since the epoch.
         """
         present = int(self._now() // QUARTER)
-        first = max(int(since // QUARTER), present - KEPT_QUARTERS)
-        rows = dict(self._past_quarters.since(first, present, partial(self._read_rows, _QUARTER)))
+        first = max(int(since // QUARTER), present - _KEPT[_QUARTER])
+        rows = dict(self._past[_QUARTER].since(first, present))
         # The latest quarters are not rolled up yet.
-        latest: defaultdict[int, list[Minute]] = defaultdict(list)
+        latest: defaultdict[int, list[Period]] = defaultdict(list)
         for minute in self.minutes((present - 4) * QUARTER):
             latest[int(minute.at // QUARTER)].append(minute)
         for at, minutes in latest.items():
             rows[at] = rows.get(at) or together(minutes).figures
-        return [Minute(float(at * QUARTER), rows.get(at, {})) for at in range(first, present + 1)]
+        return [Period(float(at * QUARTER), rows.get(at, {})) for at in range(first, present + 1)]
 
-    def moving_minute(self) -> Minute:
+    def moving_minute(self) -> Period:
         """Return the figures that Braze counts, for the last 60 seconds."""
         self._catch_up()
         now = self._now()
@@ -360,9 +358,9 @@ class Telemetry:
         except StoreUnavailableError:
             # `_flush` logs this, as soon as this process has figures to store.
             rows = []
-        return Minute(now - 60, _summed([*rows, self._pending()]))
+        return Period(now - 60, _summed([*rows, self._pending()]))
 
-    def totals(self) -> Minute:
+    def totals(self) -> Period:
         """Return all figures since the table was created.
 
         Raises:
@@ -371,7 +369,7 @@ class Telemetry:
         self.flush()
         chosen = sa.select(figures.c.figures).where(figures.c.span == _TOTAL)
         with self._reading() as connection:
-            return Minute(0.0, connection.execute(chosen).scalar() or {})
+            return Period(0.0, connection.execute(chosen).scalar() or {})
 
     def last_error(self, system: str) -> LastError | None:
         """Return the last failure of *system* in any process; ``None`` without one.
@@ -508,30 +506,32 @@ _ANSWERS = {Meaning.REFUSED, Meaning.UNKNOWN_CUSTOMER}
 
 
 class _Past:
-    """A cache of rows, since rows of past spans do not change.
+    """A cache of the rows of one *span*, since rows of past periods do not change.
 
     Args:
-        kept: the number of cached rows.
+        span: the kind of rows.
+        read: returns the rows of *span* from a place on.
     """
 
-    def __init__(self, kept: int) -> None:
-        self._kept = kept
+    def __init__(
+        self, span: int, read: Callable[[int, int], dict[int, Mapping[str, float]]]
+    ) -> None:
+        self._span = span
+        self._read = read
         self._lock = threading.Lock()
         self._rows: dict[int, Mapping[str, float]] = {}
         # All rows from `_from` to before `_until` are cached.
         self._from, self._until = sys.maxsize, 0
 
-    def since(
-        self, first: int, present: int, read: Callable[[int], dict[int, Mapping[str, float]]]
-    ) -> dict[int, Mapping[str, float]]:
-        """Return the cached rows, with all since *first*; *read* reads those that may change."""
+    def since(self, first: int, present: int) -> dict[int, Mapping[str, float]]:
+        """Return the cached rows, with all since *first*; those that may change are read."""
         with self._lock:
             if present + _SETTLED < self._until:
                 # The clock was set back.
                 self._rows, self._from, self._until = {}, sys.maxsize, 0
             known = self._from <= first <= self._until
             try:
-                rows = read(self._until if known else first)
+                rows = self._read(self._span, self._until if known else first)
             except StoreUnavailableError:
                 # `_flush` logs this, as soon as this process has figures to store.
                 return self._rows
@@ -539,7 +539,7 @@ class _Past:
                 self._from = min(first, self._from)
                 self._until = max(self._from, present - _SETTLED)
             self._rows.update(rows)
-            oldest = present - self._kept
+            oldest = present - _KEPT[self._span]
             self._rows = {at: row for at, row in self._rows.items() if at >= oldest}
             return self._rows
 
@@ -602,11 +602,7 @@ def _roll_up(connection: sa.Connection, now: float) -> None:
 
 
 def _forget(connection: sa.Connection, now: float) -> None:
-    for span, most in (
-        (_MINUTE, KEPT_MINUTES),
-        (_SECOND, KEPT_SECONDS),
-        (_QUARTER, KEPT_QUARTERS),
-    ):
+    for span, most in _KEPT.items():
         present = int(now // span)
         # Later rows are from before the clock was set back.
         kept = figures.c.at.between(present - most, present + _SETTLED * 60)

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from bridge import clock
 from bridge.ops.alerts import Pending, Receiver, Steady, message
 from bridge.storage.database import Database, NewerSchemaError, StoreUnavailableError
-from bridge.storage.statements import insert
+from bridge.storage.expressions import insert
 
 log = logging.getLogger(__name__)
 

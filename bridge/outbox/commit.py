@@ -38,7 +38,7 @@ class PendingEvent:
         loop: the event loop that must call *report*; ``None``: the committer's thread.
     """
 
-    __slots__ = ("_free", "event", "loop", "report", "until")
+    __slots__ = ("_claim", "event", "loop", "report", "until")
 
     def __init__(
         self,
@@ -51,16 +51,11 @@ class PendingEvent:
         self.until = until
         self.report = report
         self.loop = loop
-        self._free = [None]
+        self._claim = threading.Lock()
 
     def take(self) -> bool:
         """Claim the event; return false if another thread has claimed it."""
-        try:
-            # Atomic: only one thread gets the item.
-            self._free.pop()
-        except IndexError:
-            return False
-        return True
+        return self._claim.acquire(blocking=False)
 
 
 class Committer:

@@ -34,11 +34,11 @@ from bridge.outbox.destination import (
     Wait,
     call_result,
 )
-from bridge.outbox.model import HELD, CallResult, Direction, QueuedWrite, State
+from bridge.outbox.model import AFTER_BATCH, CallResult, Direction, QueuedWrite, State
 from bridge.outbox.rate import TokenBucket
 from bridge.outbox.store import Store
-from bridge.storage.database import StoreUnavailableError
-from bridge.storage.locks import LostLockError
+from bridge.storage.database import StillUnavailableError, StoreUnavailableError
+from bridge.storage.locks import BRAZE_DELIVERER, DELIVERER, LostLockError
 from bridge.storage.wakeup import Wakeup, wait
 
 log = logging.getLogger(__name__)
@@ -61,6 +61,8 @@ MIN_STARTED = 4
 HEARTBEAT = 2.0
 # Seconds without a heartbeat after which the loop counts as dead.
 DEAD_AFTER = 5 * HEARTBEAT
+# Numbers of the locks that a process must hold to deliver.
+LOCKS = {Direction.TO_SESSIONM: DELIVERER, Direction.TO_BRAZE: BRAZE_DELIVERER}
 # Name of the shared fact that holds the operator's order.
 PAUSE_FACT = "delivery_paused"
 # Seconds until the retry of a call that failed by an error inside the bridge.
@@ -108,7 +110,7 @@ class BulkSender(Protocol):
         """Start when this process holds the lock. *record* records results of writes."""
 
     def step(self, busy: Collection[str], *, may_gather: bool, may_send: bool) -> None:
-        """Take queued writes over from the loop and set them to `HELD`.
+        """Take queued writes over from the loop: they become due `AFTER_BATCH`.
 
         Args:
             busy: customers (keys) whose writes must be left to the loop.
@@ -158,7 +160,8 @@ class Delivery:
     ) -> None:
         self._intervals = intervals
         self._store = store
-        self._lock = store.database.deliverers[store.direction.value]
+        self._locks = store.database.locks
+        self._lock = LOCKS[store.direction]
         self._heartbeat_fact = HEARTBEAT_FACTS[store.direction]
         self._name = uuid.uuid4().hex
         self._destination = destination
@@ -219,11 +222,13 @@ class Delivery:
         while not self._stopping.is_set():
             try:
                 self._clock.report()
-                if self._lock.try_acquire():
+                if self._locks.try_acquire(self._lock):
                     try:
                         self._deliver()
                     finally:
-                        self._lock.release()
+                        self._locks.release(self._lock)
+            except StillUnavailableError as error:
+                log.debug("delivery waits: %s", error)
             except (LostLockError, StoreUnavailableError) as error:
                 log.warning(
                     "delivery by this process ends: %s", error, extra={"action": "lock_lost"}
@@ -249,7 +254,7 @@ class Delivery:
         self._acquired_at = clock.steady()
         with ThreadPoolExecutor(self._limits.concurrency, "sender") as senders:
             try:
-                while not self._stopping.is_set() and self._lock.is_held():
+                while not self._stopping.is_set() and self._holds_lock():
                     try:
                         self._step(senders)
                     except StoreUnavailableError as error:
@@ -274,11 +279,14 @@ class Delivery:
             wait(self._pause(), wakeups)
         self._stopping.wait(ROUND_PAUSE)
 
+    def _holds_lock(self) -> bool:
+        return self._locks.is_held(self._lock)
+
     def _take_over(self) -> None:
         """Continue from the state that the last holder of the lock has stored."""
         if not self._store.has_released(self._name):
             # The last holder may not have noticed yet that it has lost the lock.
-            self._stopping.wait(self._acquired_at + self._lock.grace - clock.steady())
+            self._stopping.wait(self._acquired_at + self._locks.grace - clock.steady())
         self._store.take_over(self._name)
         correct_clock(self._store)
         beat = self._store.fact(self._heartbeat_fact) or {}
@@ -369,8 +377,8 @@ class Delivery:
 
     def _postpone(self, customer: str, until: float) -> bool:
         """Let *customer* wait; return whether the queue has certainly changed."""
-        if until >= HELD:
-            self._store.hold(customer)
+        if until >= AFTER_BATCH:
+            self._store.wait_for_batch(customer)
             return False
         self._store.postpone(customer, until)
         return True
@@ -381,7 +389,7 @@ class Delivery:
         calls: Sequence[tuple[DeliveryCall, Mapping[str, Any]]],
     ) -> None:
         outage = self._breaker.mode is Mode.DOWN
-        gate = Gate(self._name, outage, self._lock.is_held, self._take_token)
+        gate = Gate(self._name, outage, self._holds_lock, self._take_token)
         for call, marks in calls:
             future = senders.submit(self._send, call, gate)
             self._in_flight[call.customers[0]] = _InFlight(call, marks, future, clock.steady())
@@ -400,7 +408,7 @@ class Delivery:
         until = clock.steady() + CALL_TIMEOUT
         while not self._stopping.is_set() and clock.steady() < until:
             held = self._breaker.is_held(clock.steady())
-            if self._is_paused or held or not self._lock.is_held():
+            if self._is_paused or held or not self._holds_lock():
                 return False
             if self._tokens.take():
                 return True

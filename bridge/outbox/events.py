@@ -18,13 +18,13 @@ from bridge.outbox.store import add_writes, event_row, update_events
 from bridge.outbox.tallies import (
     CAMPAIGNS,
     CampaignFigures,
-    CountChanges,
+    counted_write,
     figures_of,
     lock_events,
     stored,
 )
 from bridge.storage.database import Database
-from bridge.storage.statements import Contains
+from bridge.storage.expressions import contains
 
 PAGE = 50
 MOST_A_PAGE = 500
@@ -205,8 +205,7 @@ class Events:
         Returns:
             The ids of the events that had such writes.
         """
-        tally = CountChanges()
-        with self._database.write(exclusive=True) as connection:
+        with counted_write(self._database) as (connection, tally):
             ended = (State.DEAD, State.DISCARDED)
             again = _writes_in(connection, event_ids, ended)
             connection.execute(
@@ -226,7 +225,6 @@ class Events:
                 tally.writes(write.direction, write.state, State.QUEUED)
             update_events(connection, changed, tally)
             _note(connection, changed, "replayed", by, now)
-            tally.save(connection)
         return changed
 
     def accept_rejected(self, accepted: NewEvent, by: str = "") -> bool:
@@ -248,8 +246,7 @@ class Events:
         same = sa.select(events.c.id).where(
             events.c.dedupe.is_not(None), events.c.dedupe == accepted.dedupe
         )
-        tally = CountChanges()
-        with self._database.write(exclusive=True) as connection:
+        with counted_write(self._database) as (connection, tally):
             earlier = connection.execute(same).scalar()
             if earlier:
                 values = {
@@ -263,7 +260,6 @@ class Events:
             if not earlier:
                 add_writes(connection, [accepted], tally)
                 tally.add_names(accepted)
-            tally.save(connection)
         return not earlier
 
     def discard(self, event_ids: list[str], now: float, by: str = "") -> set[str]:
@@ -275,8 +271,7 @@ class Events:
             The ids of the discarded events.
         """
         discarded_now = {"state": State.DISCARDED.value, "done_at": now}
-        tally = CountChanges()
-        with self._database.write(exclusive=True) as connection:
+        with counted_write(self._database) as (connection, tally):
             undelivered = _writes_in(connection, event_ids, (State.QUEUED, State.DEAD))
             for write in undelivered:
                 tally.writes(write.direction, write.state, State.DISCARDED)
@@ -295,12 +290,11 @@ class Events:
                 events.update().where(events.c.id.in_(discarded)).values(**discarded_now)
             )
             _note(connection, discarded, "discarded", by, now)
-            tally.save(connection)
         return discarded
 
     def mentioning(self, customer: Customer) -> Iterator[Stored]:
         """Yield the events of *customer*, and those whose body contains the id in any encoding."""
-        mentioned = [Contains(events.c.body, form) for form in _encodings(customer.id)]
+        mentioned = [contains(events.c.body, form) for form in _encodings(customer.id)]
         chosen = _STORED.where(sa.or_(events.c.customer == customer.key, *mentioned))
         with self._database.read(timeout=SEARCH_TIMEOUT) as connection:
             for row in connection.execution_options(yield_per=BATCH).execute(chosen).mappings():
@@ -330,8 +324,7 @@ class Events:
         Returns:
             1 if there was such a recipient, else 0.
         """
-        tally = CountChanges()
-        with self._database.write(exclusive=True) as connection:
+        with counted_write(self._database) as (connection, tally):
             found = [
                 write
                 for write in _writes_in(connection, [event_id], tuple(State))
@@ -343,7 +336,6 @@ class Events:
             connection.execute(writes.delete().where(writes.c.seq.in_(seqs)))
             connection.execute(events.update().where(events.c.id == event_id).values(body=body))
             update_events(connection, [event_id], tally)
-            tally.save(connection)
         return 1 if found else 0
 
     def forget_before(self, then: float, now: float) -> int:
@@ -364,8 +356,7 @@ class Events:
 
     def _delete(self, *conditions: sa.ColumnElement[bool]) -> int:
         """Delete a batch of events that meet all *conditions*; return the number of events."""
-        tally = CountChanges()
-        with self._database.write(exclusive=True) as connection:
+        with counted_write(self._database) as (connection, tally):
             old = lock_events(connection, *conditions, limit=BATCH)
             ids = [event.id for event in old]
             for write in _writes_in(connection, ids, tuple(State)):
@@ -374,7 +365,6 @@ class Events:
                 tally.event(event, event.state, None)
             if ids:
                 connection.execute(events.delete().where(events.c.id.in_(ids)))
-            tally.save(connection)
         return len(ids)
 
 

@@ -12,8 +12,9 @@ from bridge import ids
 from bridge.intake.message import Send
 from bridge.intake.rules import TagWrite
 
-# `next_at` of writes that a batch job delivers, and of later writes of the same customers.
-HELD = 1e12
+# `next_at` of writes that a batch job delivers, and of later writes of the same customers: they
+# wait for the end of the job.
+AFTER_BATCH = 1e12
 
 
 class Direction(StrEnum):

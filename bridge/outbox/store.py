@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from bridge import clock
 from bridge.outbox.model import (
-    HELD,
+    AFTER_BATCH,
     CallResult,
     Direction,
     NewEvent,
@@ -31,18 +31,11 @@ from bridge.outbox.schema import (
     tallies,
     writes,
 )
-from bridge.outbox.tallies import TALLIED_EVENTS, CountChanges, tallied_events
+from bridge.outbox.tallies import TALLIED_EVENTS, CountChanges, counted_write, tallied_events
 from bridge.storage.database import Database
+from bridge.storage.expressions import among, among_selected, insert
 from bridge.storage.locks import LostLockError
-from bridge.storage.statements import (
-    Prepared,
-    among,
-    among_selected,
-    insert,
-    insert_many,
-    insert_new,
-    read_together,
-)
+from bridge.storage.statements import Prepared, read_together
 
 # Name of the shared fact that holds the current deliverer of a direction.
 DELIVERER_FACT = {
@@ -96,10 +89,10 @@ class Store:
         if not limit:
             return []
         with self.database.read() as connection:
-            found = _DUE.column(
+            found = _DUE.rows(
                 connection, now=now, busy=list(busy), most=limit, in_direction=self.direction.value
             )
-        return list(dict.fromkeys(found))
+        return list(dict.fromkeys(customer for (customer,) in found))
 
     def due_queues(
         self, now: float, limit: int, busy: Collection[str]
@@ -142,7 +135,7 @@ class Store:
     def existing(self, seqs: Sequence[int]) -> set[int]:
         """Return those of *seqs* that are stored: the writes of an erased customer are deleted."""
         with self.database.read() as connection:
-            return set(_STILL_THERE.column(connection, seqs=seqs))
+            return {seq for (seq,) in _STILL_THERE.rows(connection, seqs=seqs)}
 
     def counters_sent_since(self, customer: str, then: float) -> list[str]:
         """Return the counters of *customer* that were delivered after *then*, with repetitions."""
@@ -215,24 +208,24 @@ class Store:
     def postpone(self, customer: str, until: float) -> None:
         """Let no queued write of *customer* be due before *until*: all keep their order."""
         with self.database.write(exclusive=True) as connection:
-            _postpone(connection, [customer], until, self.direction)
+            _postpone(connection, customer, until, self.direction)
 
-    def hold(self, customer: str) -> None:
-        """Hold all queued writes of *customer* if one of them is held (`next_at` is `HELD`)."""
-        held = writes.alias()
-        is_held = sa.select(held.c.seq).where(
-            held.c.state == QUEUED,
-            held.c.customer == customer,
-            held.c.direction == self.direction.value,
-            held.c.next_at >= HELD,
+    def wait_for_batch(self, customer: str) -> None:
+        """Let all queued writes of *customer* wait for a batch job, if one of them does."""
+        one = writes.alias()
+        waiting = sa.select(one.c.seq).where(
+            one.c.state == QUEUED,
+            one.c.customer == customer,
+            one.c.direction == self.direction.value,
+            one.c.next_at >= AFTER_BATCH,
         )
         with self.database.write(exclusive=True) as connection:
             connection.execute(
                 writes.update()
                 .where(writes.c.state == QUEUED, writes.c.customer == customer)
                 .where(writes.c.direction == self.direction.value)
-                .where(is_held.exists())
-                .values(next_at=HELD)
+                .where(waiting.exists())
+                .values(next_at=AFTER_BATCH)
             )
 
     def newest_queued_at(self) -> float | None:
@@ -250,8 +243,8 @@ class Store:
                 act()
 
     def make_due(self, now: float) -> None:
-        """Make every queued write due *now*, except those that are `HELD`."""
-        later = sa.and_(writes.c.next_at > now, writes.c.next_at < HELD)
+        """Make every queued write due *now*, except those that wait for a batch."""
+        later = sa.and_(writes.c.next_at > now, writes.c.next_at < AFTER_BATCH)
         with self.database.write(exclusive=True) as connection:
             connection.execute(
                 writes.update().where(writes.c.state == QUEUED, later).values(next_at=now)
@@ -271,8 +264,7 @@ class Store:
             LostLockError: *deliverer* is not the current one, which handles these writes now.
         """
         ids = sorted({w.event_id for result in results for w in result.writes})
-        tally = CountChanges()
-        with self.database.write(exclusive=True) as connection:
+        with counted_write(self.database) as (connection, tally):
             # One round trip for all reads: the database may be far away.
             current, *stored = read_together(
                 connection,
@@ -282,22 +274,8 @@ class Store:
             if deliverer is not None:
                 _check_deliverer(current, deliverer)
             states = _EventStates(*stored, direction=self.direction)
-            simple = [result for result in results if _is_simple(result)]
-            _record_simple(connection, simple, states, tally)
-            for result in results:
-                if not _is_simple(result):
-                    _record(connection, result, states, tally)
-            changed = states.update_events(connection, tally)
-            tally.save(connection)
-        return changed
-
-    def state_of(self, event_id: str) -> State | None:
-        """Return the state of an event; ``None`` if there is no such event."""
-        with self.database.read() as connection:
-            state = connection.execute(
-                sa.select(events.c.state).where(events.c.id == event_id)
-            ).scalar()
-        return None if state is None else State(state)
+            _record(connection, results, states, tally)
+            return states.update_events(connection, tally)
 
     def states_of(self, event_ids: Collection[str]) -> dict[str, State]:
         """Return the states of events by their ids, without events that do not exist."""
@@ -386,7 +364,7 @@ def _add(connection: sa.Connection, new: Sequence[NewEvent]) -> dict[str, str]:
     _forget_old_bodies(connection, new)
     # All processes insert in the same order: otherwise equal events could deadlock.
     rows = [event_row(event) for event in sorted(new, key=lambda event: event.dedupe or "")]
-    added = insert_new(connection, _ADD_EVENT, rows)
+    added = _ADD_EVENT.insert(connection, rows)
     duplicates = {} if added == len(new) else _duplicates(connection, new)
     fresh = [event for event in new if event.id not in duplicates] if duplicates else new
     tally = CountChanges()
@@ -414,9 +392,9 @@ def _forget_old_bodies(connection: sa.Connection, new: Sequence[NewEvent]) -> No
         )
 
 
-_ADD_EVENT = insert(events).on_conflict_do_nothing(index_elements=["dedupe"])
-_ADD_WRITE = writes.insert()
-_ADD_ATTEMPT = attempts.insert()
+_ADD_EVENT = Prepared(insert(events).on_conflict_do_nothing(index_elements=["dedupe"]))
+_ADD_WRITE = Prepared(writes.insert())
+_ADD_ATTEMPT = Prepared(attempts.insert())
 _BY_DEDUPE = Prepared(sa.select(events.c.dedupe, events.c.id).where(among(events.c.dedupe, "keys")))
 
 
@@ -453,8 +431,7 @@ _DUE_QUEUES = Prepared(
     .order_by(writes.c.seq)
     .limit(sa.bindparam("most_writes"))
 )
-_SEQS = among(writes.c.seq, "seqs")
-_STILL_THERE = Prepared(sa.select(writes.c.seq).where(_SEQS))
+_STILL_THERE = Prepared(sa.select(writes.c.seq).where(among(writes.c.seq, "seqs")))
 
 
 def queued_write(row: Sequence[Any]) -> QueuedWrite:
@@ -525,7 +502,7 @@ def add_writes(
             tally.writes(event.direction, None, State.QUEUED, len(rows_of_event))
         rows += rows_of_event
     if rows:
-        insert_many(connection, _ADD_WRITE, rows)
+        _ADD_WRITE.many(connection, rows)
 
 
 def _write_rows(event: NewEvent) -> Iterable[dict[str, Any]]:
@@ -564,13 +541,9 @@ def _write_row(
     }
 
 
-def _postpone(
-    connection: sa.Connection, customers: Collection[str], until: float, direction: Direction
-) -> None:
-    rows = [
-        {"of_customer": one, "until": until, "in_direction": direction.value} for one in customers
-    ]
-    _UPDATE_NEXT_AT.many(connection, rows)
+def _postpone(connection: sa.Connection, customer: str, until: float, direction: Direction) -> None:
+    row = {"of_customer": customer, "until": until, "in_direction": direction.value}
+    _UPDATE_NEXT_AT.many(connection, [row])
 
 
 _UPDATE_NEXT_AT = Prepared(
@@ -640,49 +613,68 @@ class _EventStates:
         return changed
 
 
-def _is_simple(result: CallResult) -> bool:
-    """Return whether *result* is a delivery with no further columns to set, as most are."""
-    further = (
-        result.uncertain,
-        result.unknown,
-        result.intent,
-        result.keep_intent,
-        result.receipt,
-        result.error,
-    )
-    return result.state is State.DELIVERED and result.counts_attempt and not any(further)
-
-
-def _record_simple(
+def _record(
     connection: sa.Connection,
-    results: Iterable[CallResult],
+    results: Sequence[CallResult],
     states: _EventStates,
     tally: CountChanges,
 ) -> None:
-    """Record simple results together: one statement for many rows costs less time."""
-    # Writes of an erased customer are not stored.
-    ended = [(w, result) for result in results for w in result.writes if w.seq in states.writes]
+    """Record the results of their writes: one statement for many rows costs less time."""
+    ended = [
+        (write, result)
+        for result in results
+        for write in result.writes
+        # Writes of an erased customer are not stored. One that was discarded during its call stays
+        # discarded, unless it was delivered.
+        if (before := states.writes.get(write.seq))
+        and (result.state is State.DELIVERED or before.state == State.QUEUED)
+    ]
     if not ended:
         return
-    _UPDATE_DELIVERED.many(
-        connection, [{"key": write.seq, "at": result.at} for write, result in ended]
-    )
-    insert_many(connection, _ADD_ATTEMPT, [_attempt(w.seq, result) for w, result in ended])
-    _store_expiries(connection, [write for write, _ in ended])
+    _UPDATE_WRITE.many(connection, [_result_of(write.seq, result) for write, result in ended])
+    _ADD_ATTEMPT.many(connection, [_attempt(write.seq, result) for write, result in ended])
+    retries = {w.customer: r.next_at for w, r in ended if r.state is State.QUEUED}
+    for customer, next_at in retries.items():
+        _postpone(connection, customer, next_at, states.direction)
+    _store_expiries(connection, [w for w, r in ended if r.state is State.DELIVERED])
     for write, result in ended:
         states.set_state(write.seq, result, tally)
 
 
-_UPDATE_DELIVERED = Prepared(
+def _result_of(seq: int, result: CallResult) -> dict[str, Any]:
+    """Return the values of `_UPDATE_WRITE`."""
+    is_retry = result.state is State.QUEUED
+    return {
+        "key": seq,
+        "new_state": result.state.value,
+        "counted": int(result.counts_attempt),
+        "error": result.error,
+        "may_have_worked": result.uncertain,
+        "is_unknown": result.unknown,
+        "new_receipt": result.receipt,
+        "at": None if is_retry else result.at,
+        "due_at": result.next_at if is_retry else None,
+        "keeps_intent": result.keep_intent,
+        "new_intent": dict(result.intent) if result.intent else None,
+    }
+
+
+_UPDATE_WRITE = Prepared(
     writes.update()
     .where(writes.c.seq == sa.bindparam("key"))
     .values(
-        state=State.DELIVERED.value,
-        attempts=writes.c.attempts + 1,
-        reason="",
-        unknown=False,
-        intent=sa.null(),
+        state=sa.bindparam("new_state"),
+        attempts=writes.c.attempts + sa.bindparam("counted"),
+        reason=sa.bindparam("error"),
+        uncertain=sa.or_(writes.c.uncertain, sa.bindparam("may_have_worked", type_=sa.Boolean)),
+        unknown=sa.bindparam("is_unknown"),
+        receipt=sa.bindparam("new_receipt"),
         done_at=sa.bindparam("at"),
+        next_at=sa.func.coalesce(sa.bindparam("due_at", type_=sa.Float), writes.c.next_at),
+        intent=sa.case(
+            (sa.bindparam("keeps_intent", type_=sa.Boolean), writes.c.intent),
+            else_=sa.bindparam("new_intent", type_=writes.c.intent.type),
+        ),
     )
 )
 
@@ -696,44 +688,6 @@ def _attempt(seq: int, result: CallResult) -> dict[str, Any]:
         "outcome": result.outcome,
         "error": result.error,
     }
-
-
-def _record(
-    connection: sa.Connection, result: CallResult, states: _EventStates, tally: CountChanges
-) -> None:
-    """Record one result."""
-    is_retry = result.state is State.QUEUED
-    # A write that was discarded during its call stays discarded, unless it was delivered.
-    seqs = [
-        write.seq
-        for write in result.writes
-        if write.seq in states.writes
-        and (result.state is State.DELIVERED or states.writes[write.seq].state == State.QUEUED)
-    ]
-    if not seqs:
-        return
-    values: dict[str, Any] = {
-        "state": result.state.value,
-        "attempts": writes.c.attempts + int(result.counts_attempt),
-        "reason": result.error,
-        "uncertain": writes.c.uncertain | result.uncertain,
-        "unknown": result.unknown,
-        "receipt": result.receipt,
-        "done_at": None if is_retry else result.at,
-    }
-    if not result.keep_intent:
-        values["intent"] = dict(result.intent) if result.intent else None
-    if is_retry:
-        values["next_at"] = result.next_at
-    Prepared(writes.update().where(_SEQS).values(**values)).many(connection, [{"seqs": seqs}])
-    insert_many(connection, _ADD_ATTEMPT, [_attempt(seq, result) for seq in seqs])
-    if is_retry:
-        customers = dict.fromkeys(write.customer for write in result.writes)
-        _postpone(connection, customers, result.next_at, states.direction)
-    if result.state is State.DELIVERED:
-        _store_expiries(connection, result.writes)
-    for seq in seqs:
-        states.set_state(seq, result, tally)
 
 
 _EXPIRIES_OF = Prepared(
@@ -752,17 +706,15 @@ def _store_expiries(connection: sa.Connection, delivered: Iterable[QueuedWrite])
         for tag in write.tags
     ]
     if rows:
-        insert_many(connection, _ADD_EXPIRIES, rows)
+        _ADD_EXPIRIES.many(connection, rows)
 
 
-def _upsert_expiries() -> sa.Insert:
-    statement = insert(expiries)
-    return statement.on_conflict_do_update(
-        index_elements=["customer", "tag"], set_={"expires_at": statement.excluded.expires_at}
+_INSERT_EXPIRY = insert(expiries)
+_ADD_EXPIRIES = Prepared(
+    _INSERT_EXPIRY.on_conflict_do_update(
+        index_elements=["customer", "tag"], set_={"expires_at": _INSERT_EXPIRY.excluded.expires_at}
     )
-
-
-_ADD_EXPIRIES = _upsert_expiries()
+)
 
 
 def update_events(

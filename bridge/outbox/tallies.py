@@ -10,7 +10,8 @@ ended counts as discarded. The row of the stored events counts only what is stil
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -18,7 +19,9 @@ import sqlalchemy as sa
 
 from bridge.outbox.model import Direction, NewEvent, State
 from bridge.outbox.schema import NUMBERS, STORED, WRITES, events, tallies
-from bridge.storage.statements import insert, insert_many
+from bridge.storage.database import Database
+from bridge.storage.expressions import insert
+from bridge.storage.statements import Prepared
 
 CAMPAIGNS = ("campaign", "canvas")
 _ENDED = (State.DELIVERED, State.EXPIRED, State.DISCARDED)
@@ -130,7 +133,7 @@ class CountChanges:
             if any(change.values())
         ]
         if rows:
-            insert_many(connection, _ADD, rows)
+            _ADD.many(connection, rows)
 
     def _changes(self) -> dict[tuple[str, str], Counter[str]]:
         """Return the changes: (kind, id) of a row -> column -> difference."""
@@ -151,6 +154,19 @@ class CountChanges:
         return changes
 
 
+@contextmanager
+def counted_write(database: Database) -> Iterator[tuple[sa.Connection, CountChanges]]:
+    """Open an exclusive transaction, and yield it with changes that are saved at its end.
+
+    Raises:
+        StoreUnavailableError: the transaction failed.
+    """
+    changes = CountChanges()
+    with database.write(exclusive=True) as connection:
+        yield connection, changes
+        changes.save(connection)
+
+
 _Change = tuple[str | None, str | None, State | None, State | None]
 
 
@@ -161,26 +177,24 @@ def _move(change: Counter[str], before: State | None, after: State | None, numbe
         change[after] += number
 
 
-def _adding() -> sa.Insert:
-    statement = insert(tallies)
-    given = statement.excluded
-    return statement.on_conflict_do_update(
+_INSERT = insert(tallies)
+_GIVEN = _INSERT.excluded
+_ADD = Prepared(
+    _INSERT.on_conflict_do_update(
         index_elements=["kind", "id"],
         set_={
-            **{name: tallies.c[name] + given[name] for name in NUMBERS},
+            **{name: tallies.c[name] + _GIVEN[name] for name in NUMBERS},
             "last_seen": sa.case(
-                (given.last_seen > tallies.c.last_seen, given.last_seen),
+                (_GIVEN.last_seen > tallies.c.last_seen, _GIVEN.last_seen),
                 else_=tallies.c.last_seen,
             ),
-            # A literal: `insert_many` passes no parameters except the rows.
+            # A literal, since an insert has no parameters except its rows.
             "name": sa.case(
-                (given.name != sa.literal_column("''"), given.name), else_=tallies.c.name
+                (_GIVEN.name != sa.literal_column("''"), _GIVEN.name), else_=tallies.c.name
             ),
         },
     )
-
-
-_ADD = _adding()
+)
 
 
 def stored(connection: sa.Connection) -> dict[State, int]:

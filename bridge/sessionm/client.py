@@ -14,7 +14,7 @@ from urllib.parse import quote
 from bridge import clock
 from bridge.calls import FinishedCall
 from bridge.customer import Customer
-from bridge.network.client import CONNECTIONS, HttpClient, HttpRequest, MaySend
+from bridge.network.client import HttpClient, HttpRequest, MaySend
 from bridge.network.failure import NetworkError, OversizeAnswerError
 from bridge.network.proxy import Proxy
 from bridge.sessionm.answers import Meaning, SessionMError, read_answer
@@ -36,7 +36,6 @@ class SessionM:
         connect_auth: Base64 of ``user:password`` for it.
         retailer_id: the retailer's GUID there.
         variables: proxies and certificate authorities, as `HttpClient` takes them.
-        connections: most open connections to each of the two APIs.
         observe: called with every finished call.
 
     Raises:
@@ -53,7 +52,6 @@ class SessionM:
         connect_auth: str = "",
         retailer_id: str = "",
         variables: Mapping[str, str] | None = None,
-        connections: int = CONNECTIONS,
         observe: Observe = lambda _call: None,
     ) -> None:
         def endpoint(name: str, url: str, basic: str) -> _Endpoint:
@@ -66,7 +64,6 @@ class SessionM:
                     "Content-Type": "application/json",
                 },
                 variables=variables or {},
-                connections=connections,
             )
             return _Endpoint(name, http, observe)
 

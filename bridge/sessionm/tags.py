@@ -26,7 +26,7 @@ from bridge.outbox.destination import (
     Wait,
     call_result,
 )
-from bridge.outbox.model import HELD, CallResult, QueuedWrite, State
+from bridge.outbox.model import AFTER_BATCH, CallResult, QueuedWrite, State
 from bridge.outbox.store import Store
 from bridge.outbox.verdict import judge
 from bridge.sessionm.answers import SessionMError
@@ -111,7 +111,7 @@ def _merged(queue: Sequence[QueuedWrite]) -> list[QueuedWrite]:
             and _same_expiry(write, head)
             and not passed.intersection(write.tags)
             and not write.intent
-            and write.next_at < HELD
+            and write.next_at < AFTER_BATCH
             and len(tags.union(write.tags)) <= MOST_TAGS
             and (write.ttl is not None or tags.isdisjoint(write.tags))
         )

@@ -14,13 +14,13 @@ import math
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
 import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 
-from bridge.storage.locks import DelivererLock
+from bridge.storage.locks import Locks
 
 Migration = Callable[[sa.Connection], None]
 
@@ -85,12 +85,12 @@ class Database(ABC):
 
     Attributes:
         name: the path or URL, without credentials, for messages and logs.
-        deliverers: the lock that a process must hold to deliver, by the name of the `Direction`.
+        locks: between the processes that use the database.
         request_timeout: seconds that one request may wait for the database in all.
     """
 
     name: str
-    deliverers: Mapping[str, DelivererLock]
+    locks: Locks
     request_timeout = 20.0
 
     def __init__(self, engine: sa.Engine, migrations: Sequence[Migration], versions: str) -> None:
@@ -231,14 +231,6 @@ class Database(ABC):
 
         Raises:
             StoreUnavailableError: the server cannot be asked.
-        """
-
-    @abstractmethod
-    def try_lock(self, number: int) -> AbstractContextManager[bool]:
-        """Try to hold lock *number* during the block; the value says whether it is held.
-
-        Raises:
-            StoreUnavailableError: the database cannot be asked.
         """
 
     @abstractmethod

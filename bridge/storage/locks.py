@@ -1,8 +1,9 @@
-"""Locks: their interface, and locks between the processes of one machine.
+"""Locks between processes: their interface, and its implementation for one machine.
 
-Locks on one machine are POSIX record locks, ranges of one file. A forked child does not inherit
+On one machine, locks are POSIX record locks, ranges of one file. A forked child does not inherit
 them, and the operating system frees them when the holder dies, even by SIGKILL. They belong to a
-process, so ordinary locks keep threads apart. `try_acquire` never blocks.
+process, so an ordinary lock keeps threads apart. `bridge.storage.session` implements the locks of a
+fleet.
 """
 
 import errno
@@ -16,56 +17,51 @@ from typing import Protocol
 
 from bridge.storage.private import open_file
 
-# One for each direction of delivery.
-DELIVERER, BRAZE_DELIVERER = 1, 3
-WARMER = 2
-_FIRST_FREE = 1024
-_RANGE = 1 << 40
+# Numbers of locks. 2 and 3 are in use in PostgreSQL, see `bridge.storage.postgres`.
+DELIVERER, BRAZE_DELIVERER, WARMER = 1, 4, 5
+_FIRST_HASHED = 1024
+_HASHED = 1 << 40
 
 
 class LostLockError(Exception):
     """Another process holds the deliverer's lock now."""
 
 
-class DelivererLock(Protocol):
-    """The lock that allows one process, of all machines, to deliver in a direction.
+class Locks(Protocol):
+    """Numbered locks, each held by one thread of one process of the machine or fleet.
+
+    A lock is free again as soon as its holder has died.
 
     Attributes:
-        grace: seconds for which the last holder may go on sending after the lock is free, unless
-            that holder has signed off.
-    """
-
-    grace: float
-
-    def try_acquire(self) -> bool:
-        """Acquire the lock if it is free; return whether this process holds it."""
-
-    def is_held(self) -> bool:
-        """Return whether this process certainly holds the lock now. Send nothing otherwise."""
-
-    def release(self) -> None:
-        """Release the lock."""
-
-
-class FetchLocks(Protocol):
-    """Numbered locks, each held while one process fetches one lookup from SessionM.
-
-    Attributes:
+        grace: seconds for which the last holder may go on after its lock is free, unless that
+            holder has signed off.
         poll_interval: seconds to wait before another attempt to acquire a lock.
     """
 
+    grace: float
     poll_interval: float
 
     def try_acquire(self, number: int) -> bool:
-        """Acquire lock *number* if it is free, in this process and all others; never block."""
+        """Acquire lock *number* if it is free; do not wait for its holder.
+
+        Raises:
+            StoreUnavailableError: it is unknown whether the lock is free.
+        """
+
+    def is_held(self, number: int) -> bool:
+        """Return whether this process certainly holds lock *number* now."""
 
     def release(self, *numbers: int) -> None:
-        """Release the locks *numbers*."""
+        """Release the locks *numbers*, held by this process."""
 
 
 class FileLocks:
-    """Numbered locks over one file. The file stays open: closing it would free every lock."""
+    """The locks of one machine, over one file.
 
+    The file stays open: closing it would free every lock.
+    """
+
+    grace = 0.0
     poll_interval = 0.01
 
     def __init__(self, path: Path) -> None:
@@ -76,7 +72,7 @@ class FileLocks:
         self._writer = threading.Lock()
 
     def try_acquire(self, number: int) -> bool:
-        """Acquire lock *number* if it is free, in this process and all others.
+        """As `Locks.try_acquire`.
 
         Raises:
             OSError: the file cannot be opened or locked.
@@ -93,6 +89,9 @@ class FileLocks:
                 raise
             self._held.add(number)
             return True
+
+    def is_held(self, number: int) -> bool:
+        return number in self._held
 
     def release(self, *numbers: int) -> None:
         with self._guard:
@@ -131,31 +130,6 @@ class FileLocks:
         return self._fd
 
 
-class FileLock:
-    """A deliverer's lock among the processes of one machine.
-
-    The operating system frees the lock when the holder dies, never earlier.
-    """
-
-    grace = 0.0
-
-    def __init__(self, locks: FileLocks, number: int = DELIVERER) -> None:
-        self._locks = locks
-        self._number = number
-        self._held = False
-
-    def try_acquire(self) -> bool:
-        self._held = self._held or self._locks.try_acquire(self._number)
-        return self._held
-
-    def is_held(self) -> bool:
-        return self._held
-
-    def release(self) -> None:
-        self._held = False
-        self._locks.release(self._number)
-
-
 def lock_number(hashed: int) -> int:
     """Return the lock number for a 64-bit hash; never one of the named numbers above."""
-    return _FIRST_FREE + hashed % _RANGE
+    return _FIRST_HASHED + hashed % _HASHED

@@ -29,9 +29,9 @@ from bridge.storage.database import (
     UnsuitableDatabaseError,
     time_left,
 )
+from bridge.storage.pipeline import RawStatement, defer, discard_deferred, has_deferred, send
 from bridge.storage.server import DatabaseServer, NoTimeLeftError, TimedConnection, no_answer
-from bridge.storage.session import DELIVERERS, LEASE, SERVER_TIME, Session, SessionLock
-from bridge.storage.statements import RawStatement, defer, discard_deferred, has_deferred, send
+from bridge.storage.session import LEASE, LOCKS, SERVER_TIME, Session
 
 # Connections of a pool. A process has two pools and one session.
 POOL_SIZE = 5
@@ -48,10 +48,8 @@ RETRY_INTERVAL = 1.0
 # Seconds: a migration may build an index over a long history.
 MIGRATION_TIMEOUT = 3600.0
 OLDEST_SERVER = 14
-# Keys of advisory locks: arbitrary, but unique in the database.
-_MIGRATION = 0x6272_6964_6765_0002
-_CHANGES = 0x6272_6964_6765_0003
-_NUMBERED = 0x6272_6964_6765_0100
+# Keys of advisory locks, beside those of `bridge.storage.locks`.
+_MIGRATION, _CHANGES = LOCKS + 2, LOCKS + 3
 
 _END_ORPHANED = sa.text("""
     SELECT pg_terminate_backend(pid) FROM pg_stat_activity
@@ -115,7 +113,7 @@ class Postgres(Database):
         self._server = session.server
         self.request_timeout = REQUEST_TIMEOUT
         self.name = self._server.name
-        self.deliverers = {name: SessionLock(session, name) for name in DELIVERERS}
+        self.locks = session
         engine = sa.create_engine(
             "postgresql+psycopg://",
             creator=self._connect,
@@ -166,19 +164,6 @@ class Postgres(Database):
             asked_at = steady()
             answer = connection.exec_driver_sql(f"SELECT {SERVER_TIME}").scalar_one()
             self._session.clock.measure(asked_at, answer, steady())
-
-    @contextmanager
-    def try_lock(self, number: int) -> Iterator[bool]:
-        try:
-            connection = self._server.connect(self._timeout + GRACE, idle_session_timeout="0")
-        except psycopg.Error as error:
-            reason = self._server.first_line(error)
-            raise StoreUnavailableError(f"the database cannot be used: {reason}") from error
-        try:
-            cursor = connection.execute("SELECT pg_try_advisory_lock(%s)", [_NUMBERED + number])
-            yield bool((cursor.fetchone() or [False])[0])
-        finally:
-            connection.close()
 
     @contextmanager
     def autocommit(self) -> Iterator[sa.Connection]:

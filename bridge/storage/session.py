@@ -1,22 +1,23 @@
-"""A process's session with a fleet's database: notifications and the deliverer's lock.
+"""A process's session with a fleet's database: notifications and locks.
 
 Beside its pools, each process keeps one connection for two things that PostgreSQL ties to a
-connection: notifications and the deliverer's lock. A thread pings the server on this connection
-every `PING_INTERVAL` seconds. The notifications received are complete as long as the last answered
+connection: notifications and advisory locks. A thread pings the server on this connection every
+`PING_INTERVAL` seconds, and at once if a lock is to be acquired or released: one statement does so
+for all threads that wait. The notifications received are complete as long as the last answered
 ping was sent less than `FRESH_FOR` seconds ago.
 
-**At most one deliverer sends in a direction.** Its lock is an advisory lock of the session. The
-server frees the lock when the session ends. That happens at once if the holder is killed, an
-administrator ends the session, or the database restarts. It happens after `LEASE` seconds without a
-ping if the holder is frozen or cut off (``idle_session_timeout``; unlike keepalives, it works
-through proxies).
+The server frees the session's locks when the session ends. That happens at once if the holder is
+killed, an administrator ends the session, or the database restarts. It happens after `LEASE`
+seconds without a ping if the holder is frozen or cut off (``idle_session_timeout``; unlike
+keepalives, it works through proxies).
 
-The holder gives the lock up `LEASE` - `MARGIN` seconds after it *sent* its last answered ping, by a
-clock that includes suspension. The server received that ping later, so a frozen or cut-off holder
-stops before the server frees the lock. But if the session ends while a cut-off holder is alive, the
-lock is free before the holder stops. So after a holder that did not sign off, the next one waits
-`LEASE` seconds (`SessionLock.grace`): the last answered ping of the old holder is older than the
-session's end, so the old holder has stopped by then.
+**At most one deliverer sends in a direction.** The holder counts its lock as lost `LEASE` -
+`MARGIN` seconds after it *sent* its last answered ping, by a clock that includes suspension. The
+server received that ping later, so a frozen or cut-off holder stops before the server frees the
+lock. But if the session ends while a cut-off holder is alive, the lock is free before the holder
+stops. So after a holder that did not sign off, the next one waits `LEASE` seconds
+(`Session.grace`): the last answered ping of the old holder is older than the session's end, so the
+old holder has stopped by then.
 
 A call counts as sent with its first byte. The lock is checked right before that byte
 (`bridge.network.timed`), so a process that was frozen in the middle of a call sends nothing
@@ -29,19 +30,18 @@ PgBouncer works in session mode only; the session detects other modes.
 """
 
 import logging
-import os
 import random
-import socket
 import threading
 from collections.abc import Callable
-from contextlib import suppress
-from typing import Any
+from concurrent.futures import Future
+from typing import Any, NamedTuple
 
 import psycopg
 
 from bridge.clock import DatabaseClock, steady
-from bridge.storage.database import StoreUnavailableError
+from bridge.storage.database import StillUnavailableError, StoreUnavailableError
 from bridge.storage.server import DatabaseServer, TimedConnection
+from bridge.storage.wakeup import Wakeup, wait
 
 log = logging.getLogger(__name__)
 
@@ -55,16 +55,36 @@ LEASE = 5.0
 MARGIN = 1.0
 # Seconds, at most, between two attempts to connect.
 RECONNECT = 1.0
-# Keys of advisory locks, by the names of the directions of delivery: arbitrary, but unique in the
-# database.
-DELIVERERS = {"to_sessionm": 0x6272_6964_6765_0001, "to_braze": 0x6272_6964_6765_0004}
+# Seconds to wait for the server's answer to an attempt to acquire a lock.
+LOCK_TIMEOUT = 0.5
+# Key of the advisory lock with number 0: arbitrary, but all of them are unique in the database.
+LOCKS = 0x6272_6964_6765_0000
 
 # Seconds since the epoch, by the server's clock.
 SERVER_TIME = "extract(epoch FROM clock_timestamp())::float8"
 
 
+class _LockChange(NamedTuple):
+    """The acquisition or release of lock *number*; *done* gets whether the server did so."""
+
+    number: int
+    acquires: bool
+    done: Future[bool]
+
+    @property
+    def sql(self) -> str:
+        function = "pg_try_advisory_lock" if self.acquires else "pg_advisory_unlock"
+        return f"{function}({LOCKS + self.number})"
+
+
 class Session:
-    """One permanent connection of a process, and the thread that keeps it (see the module)."""
+    """One permanent connection of a process, and the thread that keeps it (see the module).
+
+    Implements `bridge.storage.locks.Locks`.
+    """
+
+    grace = LEASE
+    poll_interval = 0.03
 
     def __init__(self, server: DatabaseServer) -> None:
         self.server = server
@@ -73,15 +93,18 @@ class Session:
         self._starting = threading.Lock()
         self._thread: threading.Thread | None = None
         self._ended = threading.Event()
-        self._connected = threading.Event()
-        self._connection: psycopg.Connection[Any] | None = None
+        self._wakeup = Wakeup()
+        # Whether the first attempt to connect has ended.
+        self._tried = threading.Event()
+        # Why there is no session.
+        self._cause = "no session with the database"
         # When the last answered ping was sent (`steady`).
         self._pinged_at = float("-inf")
         self._complete = False
-        # Directions whose deliverer's lock is ours, and those for which it is wanted.
-        self._holds: set[str] = set()
-        self.wants: set[str] = set()
-        self.backend = 0
+        self._locking = threading.Lock()
+        # Locks of this process, and whether the server has confirmed them.
+        self._locks: dict[int, bool] = {}
+        self._changes: list[_LockChange] = []
         self.clock = DatabaseClock()
 
     def listen(
@@ -100,33 +123,58 @@ class Session:
         self._handlers[channel] = on_notification
         self._on_connect.append(on_connect)
 
-    def start(self, wait: float = 0.0) -> None:
-        """Start the thread once; return when it is connected, or after *wait* seconds."""
+    def start(self, timeout: float = 0.0) -> None:
+        """Start the thread once; wait up to *timeout* seconds for its first attempt to connect."""
         with self._starting:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="session", daemon=True)
                 self._thread.start()
-        self._connected.wait(wait)
+        self._tried.wait(timeout)
 
     def is_complete(self) -> bool:
         """Return whether all notifications up to `FRESH_FOR` seconds ago were received."""
         return self._complete and steady() < self._pinged_at + FRESH_FOR
 
-    def holds_lock(self, direction: str) -> bool:
-        """Return whether this session certainly holds the deliverer's lock of *direction*."""
-        ours = direction in self._holds and direction in self.wants
-        return ours and steady() < self._pinged_at + LEASE - MARGIN
+    def try_acquire(self, number: int) -> bool:
+        """As `Locks.try_acquire`.
+
+        Raises:
+            StillUnavailableError: there is no session, which the log says, or no answer in time.
+        """
+        self.start(LOCK_TIMEOUT)
+        with self._locking:
+            if not self.is_complete():
+                raise StillUnavailableError(self._cause)
+            if number in self._locks:
+                return False
+            self._locks[number] = False
+            acquired = self._change(number, acquires=True)
+        try:
+            return acquired.result(LOCK_TIMEOUT)
+        except TimeoutError:
+            self.release(number)
+            raise StillUnavailableError("the database does not answer in time") from None
+
+    def is_held(self, number: int) -> bool:
+        return self._locks.get(number, False) and steady() < self._pinged_at + LEASE - MARGIN
+
+    def release(self, *numbers: int) -> None:
+        """Release the locks *numbers*; do not wait for the server."""
+        with self._locking:
+            for number in numbers:
+                if number in self._locks:
+                    del self._locks[number]
+                    self._change(number, acquires=False)
+
+    def _change(self, number: int, *, acquires: bool) -> Future[bool]:
+        change = _LockChange(number, acquires, Future())
+        self._changes.append(change)
+        self._wakeup.set()
+        return change.done
 
     def close(self) -> None:
         self._ended.set()
-        connection = self._connection
-        if connection is not None:
-            # Ends the thread's wait for notifications.
-            with (
-                suppress(OSError, psycopg.Error),
-                socket.socket(fileno=os.dup(connection.fileno())) as s,
-            ):
-                s.shutdown(socket.SHUT_RDWR)
+        self._wakeup.set()
         if self._thread is not None:
             self._thread.join(5)
 
@@ -135,24 +183,27 @@ class Session:
             try:
                 settings = {"idle_session_timeout": f"{LEASE:g}s"}
                 with self.server.connect(FRESH_FOR, **settings) as connection:
-                    self._connection = connection
                     self._serve(connection)
             except (psycopg.Error, StoreUnavailableError) as error:
+                self._cause = f"no session with the database: {self.server.first_line(error)}"
                 if not self._ended.is_set():
-                    reason = self.server.first_line(error)
-                    extra = {"action": "session_lost"}
-                    log.warning("no session with the database: %s", reason, extra=extra)
+                    log.warning(self._cause, extra={"action": "session_lost"})
             except Exception:
                 # The thread must survive: without a session nothing is delivered.
                 log.exception("the session failed", extra={"action": "session_failed"})
             finally:
-                self._connection = None
-                self._complete = False
-                self._holds.clear()
-                self.backend = 0
-                self._connected.clear()
+                self._lose_locks()
+                self._tried.set()
             # Jitter: the fleet's processes must not all reconnect at the same moment.
             self._ended.wait(RECONNECT * random.uniform(0.5, 1))  # noqa: S311 - no secret
+
+    def _lose_locks(self) -> None:
+        with self._locking:
+            self._complete = False
+            self._locks.clear()
+            changes, self._changes = self._changes, []
+        for change in changes:
+            change.done.set_exception(StillUnavailableError(self._cause))
 
     def _serve(self, connection: TimedConnection) -> None:
         # Asked by SQL: PgBouncer invents the backend_pid of the connection.
@@ -164,17 +215,21 @@ class Session:
         for on_connect in self._on_connect:
             on_connect(connection)
         self._ping(connection, backend)
-        self._receive(connection, 0)
-        self.backend = backend
+        self._receive(connection)
         self._complete = True
-        self._connected.set()
+        self._tried.set()
         log.info("session with the database", extra={"action": "session_begun"})
         while not self._ended.is_set():
-            self._receive(connection, PING_INTERVAL)
-            self._ping(connection, backend)
+            wait(self._pinged_at + PING_INTERVAL - steady(), [connection, self._wakeup])
+            self._wakeup.clear()
+            self._receive(connection)
+            if self._changes or steady() >= self._pinged_at + PING_INTERVAL:
+                self._ping(connection, backend)
+                # Notifications that came with the answer.
+                self._receive(connection)
 
-    def _receive(self, connection: TimedConnection, seconds: float) -> None:
-        for notification in connection.notifies(timeout=seconds):
+    def _receive(self, connection: TimedConnection) -> None:
+        for notification in connection.notifies(timeout=0):
             self._handlers[notification.channel](notification.payload)
 
     def _check_pooler(self, backend: int) -> None:
@@ -184,25 +239,24 @@ class Session:
                 raise psycopg.OperationalError(_NOT_A_SESSION)
 
     def _ping(self, connection: psycopg.Connection[Any], backend: int) -> None:
-        """Ping the server; take or release locks, and read the server's clock, on the way."""
-        wanted, held = set(self.wants), set(self._holds)
-        # One column for each lock to take or release.
-        changing = sorted(wanted ^ held)
-        orders = [
-            f"pg_try_advisory_lock({DELIVERERS[name]})"
-            if name in wanted
-            else f"NOT pg_advisory_unlock({DELIVERERS[name]})"
-            for name in changing
-        ]
-        columns = ", ".join(["pg_backend_pid()", SERVER_TIME, *orders])
+        """Ping the server; change locks, and read the server's clock, on the way."""
+        with self._locking:
+            changes = list(self._changes)
+        columns = ", ".join(["pg_backend_pid()", SERVER_TIME, *(change.sql for change in changes)])
         pinged_at = steady()
         row = connection.execute(f"SELECT {columns}".encode()).fetchone()
         if row is None or row[0] != backend:
             raise psycopg.OperationalError(_NOT_A_SESSION)
-        for name, is_ours in zip(changing, row[2:], strict=True):
-            (self._holds.add if is_ours else self._holds.discard)(name)
         self.clock.measure(pinged_at, row[1], steady())
         self._pinged_at = pinged_at
+        with self._locking:
+            del self._changes[: len(changes)]
+            for change, done in zip(changes, row[2:], strict=True):
+                if change.acquires and done and change.number in self._locks:
+                    self._locks[change.number] = True
+                elif change.acquires:
+                    self._locks.pop(change.number, None)
+                change.done.set_result(done)
 
 
 def _backend(connection: psycopg.Connection[Any]) -> int:
@@ -212,25 +266,3 @@ def _backend(connection: psycopg.Connection[Any]) -> int:
 
 
 _NOT_A_SESSION = "another connection answers: PgBouncer must be in session mode"
-
-
-class SessionLock:
-    """A deliverer's lock of the fleet (see the module)."""
-
-    grace = LEASE
-
-    def __init__(self, session: Session, direction: str) -> None:
-        self._session = session
-        self._direction = direction
-
-    def try_acquire(self) -> bool:
-        self._session.wants.add(self._direction)
-        self._session.start()
-        return self.is_held()
-
-    def is_held(self) -> bool:
-        return self._session.holds_lock(self._direction)
-
-    def release(self) -> None:
-        # The session's next ping releases it.
-        self._session.wants.discard(self._direction)

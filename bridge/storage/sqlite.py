@@ -1,9 +1,7 @@
 """SQLite, the database of one machine: a queue of writers, and commits synced to the disk."""
 
-import logging
 import os
 import sqlite3
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -13,11 +11,10 @@ import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 
 from bridge.storage.database import Database, Migration, StoreUnavailableError
-from bridge.storage.locks import BRAZE_DELIVERER, DELIVERER, FileLock, FileLocks
+from bridge.storage.locks import FileLocks
 from bridge.storage.private import make_file, make_folder
 from bridge.storage.statements import driver_of
-
-log = logging.getLogger(__name__)
+from bridge.storage.wal import WalFile, checkpoint
 
 # Seconds that a writer waits for a process other than a bridge. Bridges use a lock of their own.
 BUSY_TIMEOUT = 2.0
@@ -40,6 +37,8 @@ class SQLite(Database):
         ValueError: *url* names no file.
     """
 
+    locks: FileLocks
+
     def __init__(
         self,
         url: str,
@@ -61,29 +60,16 @@ class SQLite(Database):
         self.name = str(self.path)
         self._durable = durable
         self._file = 0
-        self._wal = _WalFile(self.path)
+        self._wal = WalFile(self.path)
         # One connection for all writing threads, used under the writers' lock; and its generation.
         self._writer: sa.Connection | None = None
         self._writer_generation = self._generation = 0
         self.locks = FileLocks(self.path.with_name(self.path.name + ".locks"))
-        self.deliverers = {
-            "to_sessionm": FileLock(self.locks, DELIVERER),
-            "to_braze": FileLock(self.locks, BRAZE_DELIVERER),
-        }
         sa.event.listen(self._engine, "connect", self._on_connect)
         sa.event.listen(self._engine, "begin", _on_begin)
 
     def end_orphaned_transactions(self) -> None:
         """Do nothing: SQLite's transactions end with their process."""
-
-    @contextmanager
-    def try_lock(self, number: int) -> Iterator[bool]:
-        acquired = self.locks.try_acquire(number)
-        try:
-            yield acquired
-        finally:
-            if acquired:
-                self.locks.release(number)
 
     def migrate(self) -> None:
         if self._migrated and self._file == _inode(self.path):
@@ -193,7 +179,7 @@ class SQLite(Database):
         """
         with self.locks.writing(), self._engine.connect() as connection:
             try:
-                busy, logged, copied = _checkpoint(driver_of(connection))
+                busy, logged, copied = checkpoint(driver_of(connection))
             except sqlite3.Error as error:
                 raise StoreUnavailableError(f"the disk fails: {error}") from error
             if busy or logged != copied:
@@ -257,81 +243,6 @@ def _on_begin(connection: sa.Connection) -> None:
     # `_transaction` has begun writers itself: too slow through SQLAlchemy for webhooks.
     if not connection.get_execution_options().get("bridge_write", False):
         driver_of(connection).execute("BEGIN")
-
-
-def _checkpoint(driver: sqlite3.Connection) -> tuple[int, int, int]:
-    """Run a full checkpoint.
-
-    Returns:
-        1 if another connection blocked it, else 0; pages in the log; pages of them copied.
-    """
-    statement = "PRAGMA wal_checkpoint(FULL)"
-    try:
-        found: tuple[int, int, int] = driver.execute(statement).fetchone()
-    except sqlite3.Error:
-        # The kernel reports an earlier failed write once, to SQLite too: try again.
-        found = driver.execute(statement).fetchone()
-    return found
-
-
-# macOS has no fdatasync.
-_sync = getattr(os, "fdatasync", os.fsync)
-
-
-class _WalFile:
-    """The log (WAL) of the SQLite database at *path*, to sync it.
-
-    The file stays open: the kernel reports a failed write once to each descriptor that was open at
-    the time, and not to one opened later.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._database = path
-        self._guard = threading.Lock()
-        self._fd = -1
-        self._opened: tuple[int, int] | None = None
-        # A failed sync is remembered, since the kernel reports success for the next one.
-        self._sync_failed = False
-        self.locate()
-
-    def locate(self) -> None:
-        """Find the log's path: beside the database file, following links."""
-        self._path = f"{os.path.realpath(self._database)}-wal"
-
-    def open(self) -> None:
-        """Open the log unless it is open. Call this under the writers' lock.
-
-        Raises:
-            OSError: the log cannot be opened.
-        """
-        # A forked process needs its own descriptor to get its own error reports.
-        present = os.getpid(), os.stat(self._path).st_ino  # noqa: PTH116 - for every webhook
-        if present != self._opened:
-            fd = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
-            with self._guard:
-                self.close()
-                self._fd, self._opened = fd, present
-
-    def sync(self) -> bool:
-        """Sync the log; return false if this or an earlier commit may be missing on the disk."""
-        with self._guard:
-            if not self._sync_failed:
-                try:
-                    _sync(self._fd)
-                except OSError as error:
-                    log.error("not synced: %s", error, extra={"action": "sync_failed"})
-                    self._sync_failed = True
-            return not self._sync_failed
-
-    def mark_synced(self) -> None:
-        """Forget a failed sync, since the database file holds all commits of the log."""
-        with self._guard:
-            self._sync_failed = False
-
-    def close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd, self._opened = -1, None
 
 
 def _inode(path: Path) -> int:

@@ -5,6 +5,7 @@ import os
 import select
 import weakref
 from collections.abc import Iterable
+from typing import Protocol
 
 
 class Wakeup:
@@ -36,12 +37,18 @@ class Wakeup:
         return self._reader
 
 
-def wait(seconds: float, wakeups: Iterable[Wakeup]) -> None:
-    """Wait until one of *wakeups* is set, *seconds* at most."""
+class Readable(Protocol):
+    """A `Wakeup`, or a connection on which something may be received."""
+
+    def fileno(self) -> int: ...
+
+
+def wait(seconds: float, inputs: Iterable[Readable]) -> None:
+    """Wait until there is something to read on one of *inputs*, *seconds* at most."""
     poll = select.poll()
-    for wakeup in wakeups:
-        poll.register(wakeup, select.POLLIN)
-    poll.poll(seconds * 1000)
+    for one in inputs:
+        poll.register(one, select.POLLIN)
+    poll.poll(max(0.0, seconds) * 1000)
 
 
 def _close(*ends: int) -> None:

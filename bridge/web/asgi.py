@@ -165,9 +165,9 @@ class Asgi:
         else:
             answer = EdgeAnswer(200, [*_content(ready.body), *headers], ready.body)
         answered = AnsweredRequest(
-            kind=ready.reusable.kind,
+            kind=ready.kind,
             method="GET",
-            route=ready.reusable.route,
+            route=ready.route,
             status=answer.status,
             cache_status=ready.cache_status,
             seconds=time.monotonic() - request.arrived,
@@ -262,8 +262,8 @@ class Asgi:
             await asyncio.sleep(exchange.delay)
         if call.is_sent:
             return
-        if exchange.reusable and call.status == 200 and request.scope["method"] == "GET":
-            self._ready.put(request.target, exchange.reusable, call.headers)
+        if exchange.ready and call.status == 200 and request.scope["method"] == "GET":
+            self._ready.put(request.target, exchange.ready, call.headers)
         await EdgeAnswer(call.status, call.headers, call.body).send(send)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:

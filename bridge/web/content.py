@@ -88,10 +88,10 @@ def _respond(query: Query, answer: LookupAnswer) -> Response:
         response.headers["Age"] = str(answer.age)
         response.set_etag(answer.version, weak=True)
         response.make_conditional(request)
-        if answer.repeat:
+        if answer.validity:
             before, _, after = answer.body.partition(_AGE)
             after = after.lstrip(b"0123456789")
-            allow_reuse(answer.repeat, (before + _AGE, after))
+            allow_reuse(answer.validity, (before + _AGE, after))
     return response
 
 

@@ -8,12 +8,12 @@ from typing import NamedTuple
 
 from flask import Flask, Response, current_app, g, request
 
-from bridge import clock
-from bridge.lookups.customer import Repeatable
+from bridge.lookups.customer import Validity
 from bridge.ops.telemetry import BRAZE_COUNTS, Telemetry
 from bridge.parts import Parts, parts_of
 from bridge.web.auth import scope_of
-from bridge.web.exchange import ReusableAnswer, exchange_of
+from bridge.web.exchange import exchange_of
+from bridge.web.ready import ReadyAnswer
 
 log = logging.getLogger(__name__)
 
@@ -70,16 +70,15 @@ def install(app: Flask) -> None:
         return response
 
 
-def allow_reuse(repeat: Repeatable, body: tuple[bytes, ...]) -> None:
+def allow_reuse(validity: Validity, parts: tuple[bytes, ...]) -> None:
     """Let the event loop send the answer to the current request again.
 
     Args:
-        repeat: how long it may be sent again.
-        body: as in `ReusableAnswer`.
+        validity: until when it may be sent again.
+        parts: as in `ReadyAnswer`.
     """
-    exchange_of(request.environ).reusable = ReusableAnswer(
-        repeat, body, made_at=clock.now(), kind=kind(), route=str(request.url_rule)
-    )
+    route = str(request.url_rule)
+    exchange_of(request.environ).ready = ReadyAnswer(validity, parts, kind(), route)
 
 
 def kind() -> str:

@@ -13,7 +13,7 @@ from bridge.fields import number
 from bridge.ops.health import RECENT_MINUTES, look
 from bridge.ops.incidents import LATE_SHARE, LEAST_LOOKUPS, Incident, are_credentials
 from bridge.ops.probe import PAGE_PATIENCE, LastKnown
-from bridge.ops.telemetry import Minute, together
+from bridge.ops.telemetry import Period, together
 from bridge.outbox.tallies import CampaignFigures
 from bridge.parts import Parts, parts_of
 from bridge.storage.database import in_time
@@ -157,7 +157,7 @@ def _name(parts: Parts, figures: CampaignFigures) -> str:
     return (listed.name if listed else "") or figures.name
 
 
-def _links(checks: dict[str, Any], hour: list[Minute]) -> list[dict[str, Any]]:
+def _links(checks: dict[str, Any], hour: list[Period]) -> list[dict[str, Any]]:
     """Return state, rate and latency of the calls from Braze, and of those to SessionM."""
     recent = together(hour[-RECENT_MINUTES:])
     link = partial(_link, hour)
@@ -196,7 +196,7 @@ def _links(checks: dict[str, Any], hour: list[Minute]) -> list[dict[str, Any]]:
     return found
 
 
-def _message_links(checks: dict[str, Any], hour: list[Minute]) -> list[dict[str, Any]]:
+def _message_links(checks: dict[str, Any], hour: list[Period]) -> list[dict[str, Any]]:
     """Return the same for the calls from SessionM and to Braze; none if messages are off."""
     braze = checks.get("braze")
     if braze is None:
@@ -230,7 +230,7 @@ def _message_links(checks: dict[str, Any], hour: list[Minute]) -> list[dict[str,
 
 
 def _link(
-    hour: list[Minute], name: str, state: str, calls: int, latency: float, note: str
+    hour: list[Period], name: str, state: str, calls: int, latency: float, note: str
 ) -> dict[str, Any]:
     """Return a link with *calls* in the last `RECENT_MINUTES`; *latency* in milliseconds."""
     minutes = min(len(hour), RECENT_MINUTES) - 1 + (clock.now() - hour[-1].at) / 60
@@ -243,11 +243,11 @@ def _of(number: int, whole: int, word: str) -> str:
     return f"{number:,} of {whole:,} {word}" if number else ""
 
 
-def _sparks(hour: list[Minute]) -> dict[str, str]:
+def _sparks(hour: list[Period]) -> dict[str, str]:
     """Return small plots of the last hour for the tiles."""
     lookups = ("hit", "stale", "miss", "not_found", "unavailable")
 
-    def share_in_time(minute: Minute) -> float | None:
+    def share_in_time(minute: Period) -> float | None:
         number = sum(minute.count(f"lookups_{name}") for name in lookups)
         missed = minute.count("lookups_late") + minute.count("lookups_unavailable")
         return max(0.0, 1 - missed / number) if number else None
@@ -376,7 +376,7 @@ def _plots(parts: Parts, span: Span, incidents: Sequence[Incident]) -> list[Plot
     ]
 
 
-def _highest(bucket: Minute, gauge: str) -> float | None:
+def _highest(bucket: Period, gauge: str) -> float | None:
     most = bucket.most(gauge)
     return bucket.gauge(gauge) if most is None else most
 
@@ -386,11 +386,11 @@ def _where_any(series: Series) -> Series:
     return replace(series, values=[value or None for value in series.values])
 
 
-def _buckets(minutes: list[Minute], first: float, span: Span) -> list[Minute]:
+def _buckets(minutes: list[Period], first: float, span: Span) -> list[Period]:
     """Return *minutes* added up by the span's steps, each with the time at which it begins."""
-    piles: dict[float, list[Minute]] = {
+    piles: dict[float, list[Period]] = {
         first + place * span.step: [] for place in range(span.seconds // span.step)
     }
     for minute in minutes:
         piles.setdefault(minute.at // span.step * span.step, []).append(minute)
-    return [Minute(at, together(pile).figures) for at, pile in sorted(piles.items())]
+    return [Period(at, together(pile).figures) for at, pile in sorted(piles.items())]

@@ -85,8 +85,8 @@ def read_tags(api_key: str, kind: str, customer_id: str) -> Response:
     _check_key(api_key)
     lookups, customer = parts_of(current_app).lookups, read_customer({_KINDS[kind]: customer_id})
     served = lookups.raw_tags(customer, exchange_of(request.environ).arrived)
-    if repeat := lookups.raw_repeat(customer, served):
-        allow_reuse(repeat, (served.entry.body,))
+    if validity := lookups.raw_validity(customer, served):
+        allow_reuse(validity, (served.entry.body,))
     return _unchanged(served)
 
 

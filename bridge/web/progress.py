@@ -8,7 +8,7 @@ from bridge import clock
 from bridge.calls import Meaning
 from bridge.fields import instant
 from bridge.intake.payload import UNSENT, RefusedError
-from bridge.ops.telemetry import Minute, together
+from bridge.ops.telemetry import Period, together
 from bridge.outbox.accept import warnings_of
 from bridge.outbox.model import Direction, State
 from bridge.outbox.search import Filter
@@ -148,12 +148,12 @@ def progress(parts: Parts, *, address: bool) -> SetupProgress:
     )
 
 
-def since(minutes: list[Minute], at: float | None) -> list[Minute]:
+def since(minutes: list[Period], at: float | None) -> list[Period]:
     """Those of *minutes* that end after *at*: what went wrong before a success is corrected."""
     return [one for one in minutes if at is None or one.at + 60 > at]
 
 
-def _lookups(minute: Minute) -> int:
+def _lookups(minute: Period) -> int:
     return sum(minute.count(f"lookups_{outcome}") for outcome in _LOOKUPS)
 
 

@@ -1,14 +1,11 @@
-"""Answers to lookups in memory, which the event loop sends again.
-
-Flask decides by a `ReusableAnswer` how long its answer may be sent again. Each request is
-authorised again.
-"""
+"""Answers to lookups in memory, which the event loop sends again. Each request is authorised."""
 
 from collections.abc import Mapping
 
 from cachetools import LRUCache
 
-from bridge.web.exchange import ReusableAnswer
+from bridge import clock
+from bridge.lookups.customer import Validity
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -25,52 +22,63 @@ _FOR_FLASK = {
 
 
 class ReadyAnswer:
-    """One answer.
+    """An answer of Flask's that the event loop may send again.
+
+    Args:
+        validity: until when it may be sent.
+        parts: the body before and after the age; one part if the body has no age.
+        kind, route: as in `AnsweredRequest`.
 
     Attributes:
-        reusable: its body, and how long it may be sent.
         etag: identifies the content without its age.
         body: set by `update`.
         cache_status: the header Cache-Status, set by `update`.
     """
 
     __slots__ = (
-        *("_age", "_constant", "_detail", "_headers"),
-        *("body", "cache_status", "etag", "reusable"),
+        *("_age", "_constant", "_detail", "_headers", "_made_at", "_parts", "_validity"),
+        *("body", "cache_status", "etag", "kind", "route"),
     )
 
-    def __init__(self, reusable: ReusableAnswer, headers: Headers) -> None:
-        self.reusable = reusable
+    def __init__(self, validity: Validity, parts: tuple[bytes, ...], kind: str, route: str) -> None:
+        self._validity = validity
+        self._parts = parts
+        self.kind = kind
+        self.route = route
+        # If the clock is set back to before this time, the answer is invalid.
+        self._made_at = clock.now()
+        self._age: tuple[int, int] | None = None
+        self._headers: Headers = []
+        self.cache_status = ""
+        self.body = b""
+
+    def keep_headers(self, headers: Headers) -> None:
+        """Keep those of the answer's *headers* that are the same for all requests."""
         named = {name.lower(): value.decode("latin-1") for name, value in headers}
         self.etag = named.get(b"etag", "")
         # Such as "; detail=not_found"; None without a header Cache-Status.
         status = named.get(b"cache-status")
         self._detail = None if status is None else "".join(status.partition("; detail=")[1:])
         self._constant = [header for header in headers if header[0].lower() not in _VARIABLE]
-        self._age: tuple[int, int] | None = None
-        self._headers: Headers = []
-        self.cache_status = ""
-        self.body = b""
 
     @property
     def size(self) -> int:
         """Bytes of memory."""
-        return 2 * sum(map(len, self.reusable.body)) + _OVERHEAD
+        return 2 * sum(map(len, self._parts)) + _OVERHEAD
 
     def is_valid(self, now: float) -> bool:
         """Return whether the answer may be sent at *now*, in seconds since the epoch."""
-        repeat = self.reusable.repeat
-        return self.reusable.made_at <= now < repeat.until and repeat.unchanged()
+        return self._made_at <= now < self._validity.until and self._validity.unchanged()
 
     def update(self, now: float) -> Headers:
         """Set `body` and `cache_status` for the age at *now*, and return the headers."""
-        repeat = self.reusable.repeat
-        age = int(now - repeat.fetched_at), int(repeat.fresh_until - now)
+        validity = self._validity
+        age = int(now - validity.fetched_at), int(validity.fresh_until - now)
         if age != self._age:
             self._age = age
-            self.body = (b"%d" % age[0]).join(self.reusable.body)
+            self.body = (b"%d" % age[0]).join(self._parts)
             variable = {}
-            if len(self.reusable.body) > 1:
+            if len(self._parts) > 1:
                 variable[b"age"] = b"%d" % age[0]
             if self._detail is not None:
                 self.cache_status = f"bridge; hit; ttl={age[1]}{self._detail}"
@@ -106,9 +114,9 @@ class ReadyAnswers:
             return None
         return found
 
-    def put(self, target: bytes, reusable: ReusableAnswer, headers: Headers) -> None:
+    def put(self, target: bytes, answer: ReadyAnswer, headers: Headers) -> None:
         """Keep an answer of Flask's with its *headers*."""
-        answer = ReadyAnswer(reusable, headers)
+        answer.keep_headers(headers)
         if answer.size <= MEMORY_BYTES:
             self._answers[target] = answer
             while len(self._answers) > self._entries:

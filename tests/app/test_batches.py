@@ -16,6 +16,7 @@ import requests
 from flask.testing import FlaskClient
 from werkzeug.serving import make_server
 
+from bridge import clock
 from bridge.bulk.model import Job, JobChange, JobState, JobTimings
 from bridge.bulk.schema import batch_blocks
 from bridge.bulk.store import BatchStore, WithdrawnError, token_hash
@@ -664,8 +665,8 @@ def submitting(bridge: Bridge, token: str = "t") -> Job:  # noqa: S107 - of a te
         "file_token": token_hash(f"file-{token}"),
         "notify_token": token_hash(f"notify-{token}"),
     }
-    values = {**tokens, "submitted_at": bridge.batches.now()}
-    change = JobChange(JobState.SUBMITTING, next_at=bridge.batches.now() + 60, values=values)
+    values = {**tokens, "submitted_at": clock.now()}
+    change = JobChange(JobState.SUBMITTING, next_at=clock.now() + 60, values=values)
     moved = bridge.batches.transition(job, change)
     assert moved
     return moved
@@ -693,7 +694,7 @@ def test_a_notification_makes_a_job_due_whatever_is_decided_at_that_moment(bridg
     assert bridge.client.get(
         "/webhooks/sessionm/batch?token=notify-t&status=completed&id=9"
     ).get_json() == {"status": "ok"}
-    later = JobChange(JobState.SUBMITTED, next_at=bridge.batches.now() + 60)
+    later = JobChange(JobState.SUBMITTED, next_at=clock.now() + 60)
     assert bridge.batches.transition(job, later)
     [due] = bridge.batches.due()
     assert (due.state, due.notified, due.sessionm_id) == (JobState.SUBMITTED, "completed", "9")

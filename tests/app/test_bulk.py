@@ -14,12 +14,12 @@ import pytest
 import requests
 
 from bridge.customer import Customer
-from bridge.outbox.model import HELD, State
+from bridge.outbox.model import AFTER_BATCH, State
 from bridge.outbox.schema import writes
 from bridge.sandbox import SandboxServer
 from tests.app.test_batches import Bridge, orders, questions
 from tests.commands import run_bridge
-from tests.conftest import MakeApp, MakeService, Service, bearer, eventually, send
+from tests.conftest import MakeApp, MakeService, Service, bearer, eventually, send, stored_state
 
 THRESHOLD = 20
 CUSTOMERS = [f"customer-{number}" for number in range(60)]
@@ -45,7 +45,7 @@ def singles(sandbox: SandboxServer) -> list[dict[str, Any]]:
 
 def all_delivered(bridge: Bridge, events: list[str], seconds: float = 20) -> None:
     store = bridge.parts.store
-    eventually(lambda: all(store.state_of(e) is State.DELIVERED for e in events), seconds)
+    eventually(lambda: all(stored_state(store, e) is State.DELIVERED for e in events), seconds)
 
 
 def test_a_backlog_of_expiring_tags_leaves_as_one_job(
@@ -116,7 +116,7 @@ def test_an_event_is_delivered_only_when_sessionm_has_completed_the_job(
     events = [webhook(bridge, customer, braze_campaign_id="big") for customer in CUSTOMERS]
     bridge.wait(outage=60).start()
     eventually(lambda: len(questions(sandbox)) >= 2)
-    assert {bridge.parts.store.state_of(event) for event in events} == {State.QUEUED}
+    assert {stored_state(bridge.parts.store, event) for event in events} == {State.QUEUED}
     sandbox.sandbox.set_faults({})
     all_delivered(bridge, events)
 
@@ -131,7 +131,7 @@ def test_later_writes_of_a_customer_wait_for_the_job(
     later = webhook(bridge, CUSTOMERS[0], braze_campaign_id="big", ttl=7200, tags=["x"])
     other = webhook(bridge, "a3f1c2d4-0b5e-4c6f-8a71-92b3c4d5e601", tags=["elsewhere"])
     all_delivered(bridge, [other])
-    assert bridge.parts.store.state_of(later) is State.QUEUED
+    assert stored_state(bridge.parts.store, later) is State.QUEUED
     sandbox.sandbox.set_faults({})
     all_delivered(bridge, [*events, later])
     mine = [call for call in singles(sandbox) if CUSTOMERS[0] in call["path"]]
@@ -220,7 +220,7 @@ def test_a_customer_whom_sessionm_does_not_know_is_not_told_delivered(
     known = [event for event, customer in zip(events, CUSTOMERS, strict=True)]
     stranger = known.pop(7)
     all_delivered(bridge, known, 30)
-    assert bridge.parts.store.state_of(stranger) is State.QUEUED
+    assert stored_state(bridge.parts.store, stranger) is State.QUEUED
     sandbox.sandbox.put_customer({"user_id": CUSTOMERS[7]})
     all_delivered(bridge, [stranger], 30)
 
@@ -303,7 +303,7 @@ def test_what_waits_for_no_job_any_more_goes_on_when_delivery_starts(
 ) -> None:
     event = webhook(bridge, CUSTOMERS[0], tags=["lost"], ttl=86400)
     with bridge.parts.store.database.write() as connection:
-        connection.execute(writes.update().values(next_at=HELD))
+        connection.execute(writes.update().values(next_at=AFTER_BATCH))
     bridge.start()
     all_delivered(bridge, [event])
     assert len(singles(sandbox)) == 1
@@ -312,7 +312,7 @@ def test_what_waits_for_no_job_any_more_goes_on_when_delivery_starts(
 def test_nobody_is_held_for_a_job_that_is_over(bridge: Bridge) -> None:
     """The job ended between the look at the queue and the decision to wait for it."""
     event = webhook(bridge, CUSTOMERS[0], tags=["new"], ttl=86400)
-    bridge.parts.store.hold(f"user_id:{CUSTOMERS[0]}")
+    bridge.parts.store.wait_for_batch(f"user_id:{CUSTOMERS[0]}")
     bridge.start()
     all_delivered(bridge, [event])
 
@@ -322,8 +322,9 @@ def test_later_writes_are_held_with_those_of_a_job_that_is_not_over(bridge: Brid
     bridge.parts.jobs.backlog.gather((), 60)
     events.append(webhook(bridge, CUSTOMERS[0], tags=["new"], ttl=5400))
     store = bridge.parts.store
-    store.hold(f"user_id:{CUSTOMERS[0]}")
-    assert [write.next_at for write in store.queue_of(f"user_id:{CUSTOMERS[0]}")] == [HELD, HELD]
+    store.wait_for_batch(f"user_id:{CUSTOMERS[0]}")
+    waiting = [write.next_at for write in store.queue_of(f"user_id:{CUSTOMERS[0]}")]
+    assert waiting == [AFTER_BATCH, AFTER_BATCH]
     bridge.start()
     all_delivered(bridge, events)
 

@@ -16,7 +16,7 @@ from bridge.outbox.model import State
 from bridge.parts import parts_of
 from bridge.sandbox import SandboxServer
 from tests.app.test_delivery import Bridge, writes
-from tests.conftest import ALICE, MakeApp, bearer, eventually, post, send
+from tests.conftest import ALICE, MakeApp, bearer, eventually, post, send, stored_state
 
 MINUTE, HOUR, DAY = 60, 3600, 86_400
 SetWallClock = Callable[[float], None]
@@ -39,7 +39,7 @@ def set_wall_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SetWallCl
 
 
 def is_delivered(bridge: Bridge, event: str) -> bool:
-    return bridge.parts.store.state_of(event) is State.DELIVERED
+    return stored_state(bridge.parts.store, event) is State.DELIVERED
 
 
 def accepted(bridge: Bridge, campaign: str) -> str:
@@ -272,7 +272,7 @@ def test_after_a_step_back_of_the_databases_clock_no_write_waits_for_the_old_tim
     assert store.due(clock.now(), 10, []) == []
     store.make_due(clock.now())
     assert store.due(clock.now(), 10, []) == [f"user_id:{ALICE}"]
-    assert store.state_of(event) is State.QUEUED
+    assert stored_state(store, event) is State.QUEUED
 
 
 def test_an_event_that_comes_while_the_clock_jumps_waits_for_no_other_time(

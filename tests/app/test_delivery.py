@@ -12,7 +12,7 @@ from bridge.parts import Parts, parts_of
 from bridge.sandbox import SandboxServer
 from bridge.sessionm.tags import COUNT_DELAY, PROCESSING_TIME
 from tests.app.conftest import goes_round
-from tests.conftest import ALICE, MakeApp, bearer, eventually, send
+from tests.conftest import ALICE, MakeApp, bearer, eventually, send, stored_state
 
 
 class Bridge:
@@ -27,7 +27,7 @@ class Bridge:
         return send(self.client, **fields)
 
     def ends_as(self, event_id: str, state: State, seconds: float = 10.0) -> bool:
-        return bool(eventually(lambda: self.parts.store.state_of(event_id) is state, seconds))
+        return bool(eventually(lambda: stored_state(self.parts.store, event_id) is state, seconds))
 
     def tags(self) -> dict[str, Any]:
         answer = self.client.get(
@@ -135,7 +135,7 @@ def test_an_unknown_customer_is_tried_again_later(
     event = bridge.send(user_id="late", braze_campaign_id="summer")
     eventually(lambda: writes(sandbox))
     sandbox.sandbox.put_customer({"user_id": "late"})
-    eventually(lambda: bridge.parts.store.state_of(event) is State.DELIVERED, 15)
+    eventually(lambda: stored_state(bridge.parts.store, event) is State.DELIVERED, 15)
     first, second = sandbox.sandbox.calls(method="POST")
     assert second["at"] - first["at"] > 2
 
@@ -203,7 +203,7 @@ def test_a_counter_that_is_found_counted_outdates_lookups_in_every_process(
     for _ in range(by_others):
         # Another program counts meanwhile: whose count it is cannot be known.
         bridge.parts.sessionm.write_tags(Customer("user_id", ALICE), ["visits"], None, 5)
-    eventually(lambda: bridge.parts.store.state_of(event) is State.DELIVERED, 40)
+    eventually(lambda: stored_state(bridge.parts.store, event) is State.DELIVERED, 40)
     path = f"/connected-content/tags?user_id={ALICE}"
     for found in (bridge.tags(), other.get(path, headers=bearer("content")).get_json()):
         assert (found["tags"]["visits"], found["pending"]) == (count, [])

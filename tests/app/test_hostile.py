@@ -22,13 +22,13 @@ from bridge.outbox.model import State
 from bridge.parts import Parts, parts_of
 from bridge.sandbox import SandboxServer
 from tests.app.conftest import goes_round
-from tests.conftest import ALICE, KEYS, MakeApp, MakeService, bearer, eventually, send
+from tests.conftest import ALICE, KEYS, MakeApp, MakeService, bearer, eventually, send, stored_state
 
 ADMIN = bearer("admin")
 
 
 def ends_as(parts: Parts, event_id: str, state: State, seconds: float = 20) -> None:
-    eventually(lambda: parts.store.state_of(event_id) is state, seconds)
+    eventually(lambda: stored_state(parts.store, event_id) is state, seconds)
 
 
 def test_a_healthy_store_never_answers_503_however_busy(
@@ -147,7 +147,7 @@ def test_what_is_discarded_while_it_is_sent_is_not_sent_again(
     sandbox.sandbox.set_faults({})
     eventually(lambda: [call["status"] for call in sandbox.sandbox.calls(method="POST")] == [503])
     goes_round(parts_of(app))
-    assert parts_of(app).store.state_of(event) is State.DISCARDED
+    assert stored_state(parts_of(app).store, event) is State.DISCARDED
     assert "braze_campaign_c" not in sandbox.sandbox.tags(ALICE)
 
 

@@ -18,6 +18,7 @@ from bridge.lookups.cache import Ages, CacheEntry, Use
 from bridge.lookups.models import ANSWERS
 from bridge.lookups.query import PARAMETERS
 from bridge.sandbox import SandboxServer
+from bridge.storage.session import LOCKS
 from tests.conftest import (
     ALICE,
     SEED_CUSTOMER,
@@ -135,8 +136,12 @@ def test_when_the_process_that_fetches_is_killed_another_takes_over(
 def holder_of_the_flight(service: Service, database: str) -> int:
     """The process that holds a lock beyond the named ones, as the kernel or the server tells."""
     if database.startswith("postgresql:"):
-        name = "SELECT application_name FROM fetch_leases JOIN pg_stat_activity ON pid = holder"
-        [(told,)] = rows(database, name)
+        # The key of an advisory lock is in two columns.
+        held = (
+            "SELECT application_name, (classid::bigint << 32) + objid::bigint FROM pg_locks "
+            "JOIN pg_stat_activity USING (pid) WHERE locktype = 'advisory'"
+        )
+        [told] = [name for name, key in rows(database, held) if key >= LOCKS + 1024]
         return int(told.split()[-1])
     locks = Path("/proc/locks").read_text().splitlines()
     workers = set(service.workers())

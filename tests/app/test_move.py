@@ -9,12 +9,12 @@ import psycopg
 import pytest
 from flask import Flask
 
-from bridge.outbox.model import HELD, State
+from bridge.outbox.model import AFTER_BATCH, State
 from bridge.outbox.search import Filter
 from bridge.parts import parts_of
 from bridge.sandbox import SandboxServer
 from tests.commands import run_bridge
-from tests.conftest import ALICE, MakeApp, bearer, eventually, rows, send
+from tests.conftest import ALICE, MakeApp, bearer, eventually, rows, send, stored_state
 from tests.postgres import fresh_database
 
 
@@ -42,10 +42,10 @@ class Household:
         self.delivered = send(
             self.client, braze_campaign_id="done", campaign_name="Summer", dispatch_id="d0"
         )
-        eventually(lambda: parts.store.state_of(self.delivered) is State.DELIVERED)
+        eventually(lambda: stored_state(parts.store, self.delivered) is State.DELIVERED)
         sandbox.sandbox.set_faults({"ok_error": True, "code": "validation", "match": "POST"})
         self.dead = send(self.client, braze_campaign_id="dead")
-        eventually(lambda: parts.store.state_of(self.dead) is State.DEAD)
+        eventually(lambda: stored_state(parts.store, self.dead) is State.DEAD)
         sandbox.sandbox.set_faults({})
         parts.operator.pause()
         # The loop hears of it at its next heartbeat.
@@ -204,7 +204,7 @@ def test_what_waited_for_a_job_of_the_backlog_is_delivered_from_there(
     for number in range(3):
         send(old.test_client(), braze_campaign_id=f"c{number}")
     parts_of(old).jobs.backlog.gather((), 60)
-    assert {one for (one,) in rows(database, "SELECT next_at FROM writes")} == {HELD}
+    assert {one for (one,) in rows(database, "SELECT next_at FROM writes")} == {AFTER_BATCH}
     assert "3 events copied" in move(database, new_home, tmp_path)
     there = make_app(deliver=True, BRIDGE_DATABASE_URL=new_home)
     eventually(lambda: set(states(there).values()) == {"delivered"})

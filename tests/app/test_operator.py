@@ -16,7 +16,7 @@ from bridge.parts import parts_of
 from bridge.sandbox import SandboxServer
 from tests.app.conftest import goes_round
 from tests.commands import run_bridge
-from tests.conftest import ALICE, MakeApp, bearer, environment, eventually, rows, send
+from tests.conftest import ALICE, MakeApp, bearer, environment, eventually, rows, send, stored_state
 
 ADMIN = bearer("admin")
 
@@ -428,14 +428,12 @@ def health_of(client: FlaskClient) -> dict[str, Any]:
 def test_the_shell_shows_messages_to_braze_that_are_dead(
     make_app: MakeApp, sandbox: SandboxServer, shell: Shell
 ) -> None:
-    app = make_app(deliver=True)
+    client = make_app(deliver=True).test_client()
     sandbox.sandbox.set_faults({"status": 400, "match": "trigger/send"})
     message = {"braze_campaign_id": "award", "user_id": ALICE, "user_offer_id": "1"}
-    answer = app.test_client().post(
-        "/webhooks/sessionm/message", json=message, headers=bearer("trigger")
-    )
+    answer = client.post("/webhooks/sessionm/message", json=message, headers=bearer("trigger"))
     event = answer.get_json()["id"]
-    eventually(lambda: parts_of(app).store.state_of(event) is State.DEAD)
+    eventually(lambda: state_of(client, event) == "dead")
     told = shell("queue", "status")
     assert "1 message to Braze is dead" in told
     assert "bridge queue list --state dead --direction to_braze" in told
@@ -468,7 +466,7 @@ def test_an_erased_customer_is_nowhere_in_the_database(
     app = make_app(deliver=True)
     client = app.test_client()
     event = send(client, braze_campaign_id="summer")
-    eventually(lambda: parts_of(app).store.state_of(event) is State.DELIVERED)
+    eventually(lambda: stored_state(parts_of(app).store, event) is State.DELIVERED)
     client.post("/webhooks/braze", json={"user_id": ALICE}, headers=bearer("webhook"))
     for path in (f"customer?user_id={ALICE}", "offers?external_id=loyal-1001"):
         client.get(f"/connected-content/{path}", headers=bearer("content"))

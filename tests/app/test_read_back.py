@@ -9,7 +9,7 @@ from bridge.outbox.model import State
 from bridge.parts import parts_of
 from bridge.sandbox import SandboxServer
 from bridge.sessionm.tags import COUNT_DELAY, PROCESSING_TIME
-from tests.conftest import ALICE, MakeApp, eventually, send
+from tests.conftest import ALICE, MakeApp, eventually, send, stored_state
 from tests.network import Passage, Relay
 
 GATEWAY_TIMEOUT = b"HTTP/1.1 504 Gateway Timeout\r\nContent-Length: 2\r\n\r\n{}"
@@ -48,7 +48,8 @@ def test_a_counter_is_counted_once_where_sessionm_works_on_after_the_call(
         event = send(app.test_client(), tags=["visits"], dispatch_id="d1")
         store = parts_of(app).store
         eventually(
-            lambda: store.state_of(event) is State.DELIVERED, PROCESSING_TIME + COUNT_DELAY + 15
+            lambda: stored_state(store, event) is State.DELIVERED,
+            PROCESSING_TIME + COUNT_DELAY + 15,
         )
         calls = sandbox.sandbox.calls(match="/tags$")
         parts_of(app).delivery.stop()

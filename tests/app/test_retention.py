@@ -10,7 +10,7 @@ from bridge.outbox.model import State
 from bridge.outbox.search import Filter
 from bridge.parts import Parts, parts_of
 from bridge.sandbox import SandboxServer
-from tests.conftest import ALICE, MakeApp, bearer, eventually, rows
+from tests.conftest import ALICE, MakeApp, bearer, eventually, rows, stored_state
 
 DAY = 86400.0
 
@@ -35,7 +35,7 @@ def test_what_ended_long_ago_is_forgotten_with_its_writes_and_tries(make_app: Ma
     parts = parts_of(app)
     event = send(app, braze_campaign_id="summer", dispatch_id="d1")
     send(app, user_id="")
-    eventually(lambda: parts.store.state_of(event) is State.DELIVERED)
+    eventually(lambda: stored_state(parts.store, event) is State.DELIVERED)
     assert forget_all_before(parts, time.time() - DAY) == 0
     assert forget_all_before(parts, time.time() + DAY) == 2
     assert parts.events.find(Filter()).events == []
@@ -54,12 +54,12 @@ def test_what_waits_or_is_dead_is_kept_whatever_its_age(
     parts = parts_of(app)
     sandbox.sandbox.set_faults({"ok_error": True, "code": "validation"})
     dead = send(app, braze_campaign_id="summer")
-    eventually(lambda: parts.store.state_of(dead) is State.DEAD)
+    eventually(lambda: stored_state(parts.store, dead) is State.DEAD)
     sandbox.sandbox.set_faults({"status": 500})
     queued = send(app, braze_campaign_id="winter")
     assert forget_all_before(parts, time.time() + DAY) == 0
-    assert parts.store.state_of(dead) is State.DEAD
-    assert parts.store.state_of(queued) is State.QUEUED
+    assert stored_state(parts.store, dead) is State.DEAD
+    assert stored_state(parts.store, queued) is State.QUEUED
 
 
 def test_more_than_one_batch_is_forgotten(app: Flask) -> None:
@@ -75,7 +75,7 @@ def test_the_bridge_knows_an_expiry_longer_than_it_keeps_the_event(make_app: Mak
     app = make_app(deliver=True)
     parts = parts_of(app)
     event = send(app, braze_campaign_id="summer")
-    eventually(lambda: parts.store.state_of(event) is State.DELIVERED)
+    eventually(lambda: stored_state(parts.store, event) is State.DELIVERED)
     assert forget_all_before(parts, time.time() + DAY) == 1
     answer = app.test_client().get(
         f"/connected-content/tags?user_id={ALICE}", headers=bearer("content")

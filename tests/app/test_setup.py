@@ -13,7 +13,7 @@ import pytest
 from flask.testing import FlaskClient
 
 from bridge.liquid.snippets import snippets
-from bridge.ops.telemetry import Minute
+from bridge.ops.telemetry import Period
 from bridge.sandbox import SandboxServer
 from bridge.web.progress import since
 from tests.app.test_pages import ADMIN, get, post, words
@@ -599,7 +599,7 @@ def test_a_send_with_a_wrong_key_is_told(client: FlaskClient) -> None:
 
 
 def test_what_was_wrong_before_the_last_success_does_not_count() -> None:
-    minutes = [Minute(at) for at in (0.0, 60.0, 120.0)]
+    minutes = [Period(at) for at in (0.0, 60.0, 120.0)]
     assert [one.at for one in since(minutes, 60.0)] == [60, 120]
     assert [one.at for one in since(minutes, 119.0)] == [60, 120]
     assert since(minutes, None) == minutes

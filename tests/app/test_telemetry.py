@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bridge.calls import FinishedCall
-from bridge.ops.telemetry import KEPT_MINUTES, Minute, Telemetry, first_schema, together
+from bridge.ops.telemetry import KEPT_MINUTES, Period, Telemetry, first_schema, together
 from bridge.sessionm.answers import Meaning, SessionMError
 from bridge.storage.database import Database
 from bridge.storage.sqlite import SQLite
@@ -139,12 +139,12 @@ def test_gauges_are_the_mean_of_their_samples(make: Make) -> None:
     other.flush()
     (minute,) = one.minutes(NOON)
     assert (minute.gauge("queued"), minute.gauge("oldest_seconds")) == (20, 3)
-    assert Minute(NOON).gauge("queued") is None
+    assert Period(NOON).gauge("queued") is None
 
 
 def test_a_name_that_nobody_counts_is_a_mistake() -> None:
     with pytest.raises(KeyError):
-        Minute(NOON).count("lookup_hits")
+        Period(NOON).count("lookup_hits")
 
 
 def test_brazes_minute_moves(make: Make, clock: Clock) -> None:

@@ -13,7 +13,7 @@ from bridge.customer import Customer
 from bridge.outbox.model import State
 from bridge.parts import Parts, parts_of
 from bridge.sandbox import SandboxServer
-from tests.conftest import ALICE, MakeApp, bearer, eventually
+from tests.conftest import ALICE, MakeApp, bearer, eventually, stored_state
 
 CAMPAIGN = "0d2f6f5e-0000-4000-8000-000000000001"
 CANVAS = "0d2f6f5e-0000-4000-8000-000000000002"
@@ -40,7 +40,7 @@ class Bridge:
         return found
 
     def ends_as(self, event_id: str, state: State, seconds: float = 20.0) -> bool:
-        return bool(eventually(lambda: self.parts.store.state_of(event_id) is state, seconds))
+        return bool(eventually(lambda: stored_state(self.parts.store, event_id) is state, seconds))
 
     def story(self, event_id: str) -> dict[str, Any]:
         path = f"/api/events/{event_id}"
@@ -319,7 +319,7 @@ def test_a_refused_key_pauses_this_direction_alone(
         headers=bearer("webhook"),
     ).get_json()["id"]
     assert bridge.ends_as(tagged, State.DELIVERED)
-    assert bridge.parts.store.state_of(event) is State.QUEUED
+    assert stored_state(bridge.parts.store, event) is State.QUEUED
     sandbox.sandbox.set_faults({})
     assert bridge.ends_as(event, State.DELIVERED)
 
@@ -436,7 +436,7 @@ def test_erasing_one_recipient_leaves_the_others_theirs(
     event = quiet.post(body, "/campaigns/trigger/send").get_json()["dispatch_id"]
     alone = quiet.send(user_id="u-bob")
     assert quiet.parts.erase(Customer("user_id", "u-bob")).events == 2
-    assert quiet.parts.store.state_of(alone) is None
+    assert stored_state(quiet.parts.store, alone) is None
     assert "u-bob" not in str(quiet.story(event))
     bridge = Bridge(make_app)
     assert bridge.ends_as(event, State.DELIVERED)
@@ -613,7 +613,7 @@ def test_braze_being_away_holds_up_nothing_else_and_loses_nothing(
     ).get_json()["id"]
     assert away.ends_as(tagged, State.DELIVERED)
     eventually(lambda: away.story(event)["writes"][0]["tries"])
-    assert away.parts.store.state_of(event) is State.QUEUED
+    assert stored_state(away.parts.store, event) is State.QUEUED
     assert away.check("braze")["state"] in {"failing", "down"}
     away.parts.close()
     bridge = Bridge(make_app)

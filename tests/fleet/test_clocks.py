@@ -25,6 +25,7 @@ from tests.conftest import (
     eventually,
     post,
     rows,
+    stored_state,
 )
 from tests.postgres import fresh_database
 
@@ -57,7 +58,7 @@ def tag_writes(sandbox: SandboxServer) -> dict[str, Any]:
 
 
 def is_delivered(parts: Parts, event: str) -> bool:
-    return parts.store.state_of(event) is State.DELIVERED
+    return stored_state(parts.store, event) is State.DELIVERED
 
 
 def age(database: str, event: str) -> float:

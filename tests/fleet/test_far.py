@@ -12,6 +12,7 @@ from bridge.outbox import store as statements
 from bridge.outbox.model import CallResult, NewEvent, QueuedWrite, State, new_event_id
 from bridge.outbox.store import Store
 from bridge.shared import open_outbox
+from tests.conftest import stored_state
 from tests.postgres import Proxy
 
 MOST = 3
@@ -93,7 +94,7 @@ def test_a_group_of_deliveries_is_recorded_in_three_round_trips(
     )
     store.record([*results, later], "me")
     assert proxy.round_trips - before <= MOST
-    assert store.state_of(events[0].id) is State.QUEUED
+    assert stored_state(store, events[0].id) is State.QUEUED
 
 
 def test_a_backlog_that_has_just_grown_is_read_by_customer(store: Store) -> None:
@@ -102,7 +103,9 @@ def test_a_backlog_that_has_just_grown_is_read_by_customer(store: Store) -> None
     queues = vars(statements)["_DUE_QUEUES"]
     given = {"now": clock.now(), "busy": [], "most": 64, "most_writes": 1000}
     with store.database.read() as connection:
-        sql, values = queues.for_(connection).raw({**given, "in_direction": store.direction.value})
+        sql, values = queues.compiled(connection).named(
+            {**given, "in_direction": store.direction.value}
+        )
         driver: Any = connection.connection.driver_connection
         plan = [step for (step,) in driver.execute(f"EXPLAIN ANALYZE {sql}", values)]
     loops = [int(number) for number in re.findall(r"loops=(\d+)", str(plan))]

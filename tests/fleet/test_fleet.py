@@ -21,6 +21,7 @@ from bridge.lookups.customer import tags_key
 from bridge.lookups.fleet import CHANNEL
 from bridge.parts import Parts, parts_of
 from bridge.sandbox import SandboxServer
+from bridge.storage.locks import DELIVERER
 from tests.commands import run_bridge
 from tests.conftest import (
     ALICE,
@@ -32,6 +33,7 @@ from tests.conftest import (
     eventually,
     rows,
     send,
+    stored_state,
 )
 from tests.postgres import Proxy, Server
 
@@ -155,7 +157,7 @@ def test_a_holder_that_is_cut_off_stops_before_another_starts(
     eventually(lambda: other.store.backlog().queued == 0, 30)
     names = [name for _, name in sorted(sent)]
     assert names == sorted(names)
-    assert not lonely.store.database.deliverers["to_sessionm"].is_held()
+    assert not lonely.store.database.locks.is_held(DELIVERER)
     proxy.carry()
     send(client, braze_campaign_id="late")
     eventually(lambda: "braze_campaign_late" in sandbox.sandbox.tags(ALICE))
@@ -279,7 +281,7 @@ def test_a_machine_that_hears_nothing_asks_sessionm_until_it_hears_again(
     proxy.swallow()
     eventually(lambda: parts.cache.stamp(ALICES_TAGS) < 0)
     event = send(delivering.test_client(), braze_campaign_id="c1")
-    eventually(lambda: parts_of(delivering).store.state_of(event) == "delivered")
+    eventually(lambda: stored_state(parts_of(delivering).store, event) == "delivered")
     before = sandbox.sandbox.counts()["tags_read"]
     began = time.monotonic()
     assert "braze_campaign_c1" in tags_at(deaf)

@@ -4,6 +4,7 @@ import base64
 import json
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from urllib.parse import quote, quote_plus
 
@@ -180,10 +181,14 @@ def test_a_database_is_named_without_user_and_password(password: str) -> None:
     database.close()
 
 
-def test_what_the_driver_says_is_told_without_the_password() -> None:
+def test_what_the_driver_says_is_told_without_the_password(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     database = open_outbox("postgresql://u:S3cretPwd@127.0.0.1:1/bridge?sslmode=S3cretPwd")
-    for ask in (database.migrate, database.try_lock(1).__enter__):
+    for ask in (database.migrate, partial(database.locks.try_acquire, 1)):
         with pytest.raises(StoreUnavailableError) as caught:
             ask()
         assert "S3cretPwd" not in str(caught.value)
     database.close()
+    assert "no session with the database: " in caplog.text
+    assert "S3cretPwd" not in caplog.text
