@@ -235,6 +235,7 @@ def build(
             settings.bridge_max_attempts,
             begin_writes=lookups.begin_writes,
             end_writes=lookups.end_writes,
+            identify=lookups.identify,
         ),
         Limits(
             rps=settings.bridge_sessionm_rps,

@@ -4,7 +4,7 @@ import json
 from enum import StrEnum
 from typing import Any, NamedTuple
 
-from bridge.fields import MAX_DEPTH, deeper_than
+from bridge.fields import is_too_deep
 
 
 class Meaning(StrEnum):
@@ -82,5 +82,5 @@ def json_object(body: bytes) -> dict[str, Any]:
         document = json.loads(body)
     except (ValueError, RecursionError):
         return {}
-    is_usable = isinstance(document, dict) and not deeper_than(document, MAX_DEPTH)
+    is_usable = isinstance(document, dict) and not is_too_deep(document)
     return document if is_usable else {}

@@ -1,6 +1,9 @@
 """The customer of an event or a lookup."""
 
-from typing import Literal, NamedTuple
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+from bridge.fields import identifier
 
 CustomerKind = Literal["user_id", "external_id"]
 CUSTOMER_KINDS: tuple[CustomerKind, ...] = ("user_id", "external_id")
@@ -40,3 +43,16 @@ def ids_of_key(key: str | None) -> dict[str, str]:
     """Return a key as JSON, also that of an identifier of Braze: ``{"email": "…"}``."""
     kind, _, value = (key or "").partition(":")
     return {kind: value} if value else {}
+
+
+def named_customers(fields: Mapping[str, Any], where: str = "") -> list[Customer]:
+    """Return the customers in ``user_id`` and ``external_id``; *where* is for messages.
+
+    Raises:
+        FieldError: an identifier is invalid.
+    """
+    return [
+        Customer(kind, found)
+        for kind in CUSTOMER_KINDS
+        if (found := identifier(fields.get(kind), f"{where}{kind}"))
+    ]

@@ -92,6 +92,16 @@ def is_no_value(value: str) -> bool:
     return _NO_VALUE.fullmatch(value) is not None
 
 
+def significant(value: str | None) -> str | None:
+    """Return *value*; ``None`` if it is blank, or a word that `is_no_value` knows."""
+    return value if value and not is_no_value(value) else None
+
+
+def is_storable(value: str) -> bool:
+    """Return whether *value* is text for UTF-8 and PostgreSQL: no lone surrogate, and no NUL."""
+    return "\0" not in value and not any("\ud800" <= char <= "\udfff" for char in value)
+
+
 def text(value: object, field: str) -> str | None:
     """Read one line of text; ``None`` when it is absent or blank.
 
@@ -139,8 +149,7 @@ def display_name(value: object, field: str) -> str | None:
         FieldError: the value is not text, or holds Liquid.
     """
     if value is None or (isinstance(value, str) and not has_liquid(value)):
-        found = shown(trim(value or ""), MAX_TEXT)
-        return None if is_no_value(found) else found or None
+        return significant(shown(trim(value or ""), MAX_TEXT))
     return text(value, field)
 
 
@@ -157,7 +166,7 @@ def identifier(value: object, field: str) -> str | None:
     found = text(value, field)
     if found and "." in found and not {".", ".."}.isdisjoint(re.split(r"[/\\]", found)):
         raise FieldError(field, 'cannot be "." or "..", nor hold one between slashes')
-    return None if found and is_no_value(found) else found
+    return significant(found)
 
 
 def whole_number(value: object, field: str, most: int, least: int = 1) -> int | None:
@@ -423,10 +432,10 @@ def form(value: object) -> str:
     return re.sub(r"[^\W\d_]+", "a", masked)
 
 
-def deeper_than(value: object, levels: int) -> bool:
-    """Return whether JSON is nested deeper than *levels*. Iterative, since recursion is limited."""
+def is_too_deep(value: object) -> bool:
+    """Return whether JSON is nested over `MAX_DEPTH` levels. Iterative: recursion is limited."""
     level: list[object] = [value]
-    for _ in range(levels):
+    for _ in range(MAX_DEPTH):
         level = [
             inner
             for one in level

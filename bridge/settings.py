@@ -322,20 +322,11 @@ def _not_set(names: list[str]) -> str:
 
 # Settings that may be in a file, whose path is in NAME_FILE.
 SECRETS = (
-    "sessionm_core_key",
-    "sessionm_core_secret",
-    "sessionm_connect_auth",
-    "bridge_webhook_keys",
-    "bridge_content_keys",
-    "bridge_viewer_keys",
-    "bridge_admin_keys",
-    "bridge_alert_url",
-    "bridge_trigger_keys",
-    "braze_rest_key",
-    "bridge_database_url",
+    *("sessionm_core_key", "sessionm_core_secret", "sessionm_connect_auth", "bridge_webhook_keys"),
+    *("bridge_content_keys", "bridge_viewer_keys", "bridge_admin_keys", "bridge_alert_url"),
+    *("bridge_trigger_keys", "braze_rest_key", "bridge_database_url"),
 )
-
-
+# Values in the documentation that must be replaced.
 PLACEHOLDERS = {"…", "..."}
 
 

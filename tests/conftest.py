@@ -1,10 +1,12 @@
-"""What all tests share: constants, helpers, and real parts. Each room has more of its own."""
+"""What all tests share: constants, helpers, and real parts. Each folder has more of its own."""
 
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
@@ -105,6 +107,33 @@ def eventually(look: Callable[[], T], seconds: float = 60.0) -> T:
         assert waited < seconds, f"did not happen within {seconds} s"
         time.sleep(min(max(0.01, waited / 8), 0.1))
     return found
+
+
+@dataclass
+class Lag:
+    """By how many seconds this machine woke a sleeping thread too late, at worst."""
+
+    worst: float = 0.0
+
+
+@contextmanager
+def machine_lag() -> Iterator[Lag]:
+    """Measure how late this machine is meanwhile, which no deadline of a bridge can prevent."""
+    lag, over = Lag(), threading.Event()
+
+    def measure() -> None:
+        while not over.is_set():
+            began = time.monotonic()
+            time.sleep(0.01)
+            lag.worst = max(lag.worst, time.monotonic() - began - 0.01)
+
+    thread = threading.Thread(target=measure)
+    thread.start()
+    try:
+        yield lag
+    finally:
+        over.set()
+        thread.join()
 
 
 def post(client: FlaskClient, **fields: Any) -> TestResponse:

@@ -256,7 +256,7 @@ class TriggerDestination:
         self._braze = braze
         self._store = store
         self._plan = plan
-        self._max_tries = max_attempts
+        self._max_attempts = max_attempts
         self._properties = _property_fields(canvas_properties)
         self._outdate = outdate
         self._translate = translate
@@ -294,7 +294,7 @@ class TriggerDestination:
     def send(self, call: TriggerCall, gate: Gate) -> Reply:
         """As `Destination.send`."""
         started = clock.steady()
-        limits = AttemptLimits(self._max_tries, self._plan.resends, gate.outage, random.random)
+        limits = AttemptLimits(self._max_attempts, self._plan.resends, gate.outage, random.random)
 
         def record(
             writes: Sequence[QueuedWrite], state: State, outcome: str, **more: Any

@@ -13,7 +13,7 @@ from click.shell_completion import get_completion_class
 from bridge import __version__
 from bridge.application import build
 from bridge.cli.batch import batch
-from bridge.cli.common import one_line, settings_from_environment
+from bridge.cli.common import EXISTING_FILE, one_line, settings_from_environment
 from bridge.cli.deliverer import deliver as run_deliverer
 from bridge.cli.doctor import examine
 from bridge.cli.move import move
@@ -155,7 +155,7 @@ def deliver() -> None:
 )
 @click.option(
     "--seed",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=EXISTING_FILE,
     help="A JSON file of customers and offers; by default the built-in ones.",
 )
 def sandbox(host: str, port: int, seed: Path | None) -> None:
@@ -245,12 +245,8 @@ def completion(shell: str) -> None:
     click.echo(completer(main, {}, "bridge", "_BRIDGE_COMPLETE").source())
 
 
-main.add_command(queue)
-main.add_command(batch)
-main.add_command(warm)
-main.add_command(erase)
-main.add_command(render)
-main.add_command(move)
+for command in (queue, batch, warm, erase, render, move):
+    main.add_command(command)
 
 
 def run() -> None:

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import click
 
@@ -31,7 +31,7 @@ from bridge.bulk.upload import (
     Upload,
     refused_lines,
 )
-from bridge.cli.common import connected, one_line
+from bridge.cli.common import EXISTING_FILE, connected, one_line, options
 from bridge.cli.output import Form, dump, forms, local, state, table, zone
 from bridge.customer import CustomerKind
 from bridge.fields import MAX_TEXT, FieldError, counted, shown
@@ -49,24 +49,16 @@ FAILED_ROWS = (
 _MISTAKES = (FileRefusedError, NothingUsableError, PublicUrlError, DiscardedError)
 
 Read = Callable[[int], bytes]
-Command = TypeVar("Command", bound=Callable[..., None])
-_Path = click.Path(exists=True, dir_okay=False, path_type=Path)
 
-
-def id_options(command: Command) -> Command:
-    """Add the options for the column of the customers to *command*."""
-    for option in (
-        click.option(
-            "--id-kind",
-            type=click.Choice(["user_id", "external_id"]),
-            help="The kind of SessionM's identifier in that column.",
-        ),
-        click.option(
-            "--id-column", default="", metavar="NAME", help="The column of the customers."
-        ),
-    ):
-        command = option(command)
-    return command
+# A decorator that adds the options for the column of the customers.
+id_options = options(
+    click.option("--id-column", default="", metavar="NAME", help="The column of the customers."),
+    click.option(
+        "--id-kind",
+        type=click.Choice(["user_id", "external_id"]),
+        help="The kind of SessionM's identifier in that column.",
+    ),
+)
 
 
 @click.group()
@@ -75,7 +67,7 @@ def batch() -> None:
 
 
 @batch.command()
-@click.argument("file", type=_Path)
+@click.argument("file", type=EXISTING_FILE)
 @click.option("--tag", default="", metavar="T", help="The tag of every row, for a Braze export.")
 @click.option(
     "--ttl", metavar="30d", help="The tag's lifetime in whole days; by default it is a counter."

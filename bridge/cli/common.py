@@ -1,8 +1,10 @@
 """Functions that several commands use."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
 
 import click
 
@@ -13,7 +15,21 @@ from bridge.parts import Parts
 from bridge.settings import Settings, SettingsError, load
 from bridge.storage.database import NewerSchemaError, StoreUnavailableError
 
+Command = TypeVar("Command", bound=Callable[..., None])
+
+EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 USER_MISTAKES = (SettingsError, RulesError, NewerSchemaError, StoreUnavailableError, FieldError)
+
+
+def options(*several: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Return a decorator that adds *several* options to a command, in their order."""
+
+    def add(command: Command) -> Command:
+        for option in reversed(several):
+            command = option(command)
+        return command
+
+    return add
 
 
 @contextmanager

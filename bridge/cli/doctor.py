@@ -16,6 +16,7 @@ from bridge.fields import counted
 from bridge.intake.message import BrazeKind
 from bridge.intake.rules import RulesError, read_rules
 from bridge.network.authorities import authorities
+from bridge.network.proxy import Proxy
 from bridge.ops.health import clocks_state
 from bridge.ops.incidents import clock_causes
 from bridge.sessionm.answers import Meaning, SessionMError
@@ -31,6 +32,7 @@ TIMEOUT = 10.0
 SHORT = 16
 # Seconds for which Braze waits for a lookup.
 BRAZE_WAITS = 2.0
+SCOPES = ("webhook", "content", "trigger", "admin")
 LOCAL = ("http://127.0.0.1", "http://localhost", "http://[::1]")
 
 
@@ -65,7 +67,7 @@ def examine(environ: Mapping[str, str]) -> list[Finding]:
 
 def _settings(settings: Settings, environ: Mapping[str, str]) -> Iterator[Finding]:
     yield Finding("settings", True, "complete", "; ".join(unknown_names(environ)))
-    for scope in ("webhook", "content", "trigger", "admin"):
+    for scope in SCOPES:
         if scope == "trigger" and not (settings.braze_on and settings.bridge_trigger_keys):
             # `_braze` reports that there are none.
             continue
@@ -86,7 +88,7 @@ def _unlikely_settings(settings: Settings) -> Iterator[Finding]:
     """Yield findings about settings that are valid, but probably mistakes."""
     secrets = [
         key.secret.get_secret_value()
-        for scope in ("webhook", "content", "trigger", "admin")
+        for scope in SCOPES
         for key in getattr(settings, f"bridge_{scope}_keys")
     ]
     if len(set(secrets)) < len(secrets):
@@ -189,18 +191,18 @@ def _sessionm(settings: Settings, sessionm: SessionM) -> Iterator[Finding]:
 
 def _braze(settings: Settings, braze: Braze) -> Iterator[Finding]:
     """Check whether Braze accepts the key, without sending anything."""
-    try:
-        if proxy := braze.proxy():
-            host = urlsplit(settings.braze_rest_url or "").hostname
-            result = f"Braze is reached through {proxy}"
-            yield Finding("proxy", True, result, f"to connect directly, add {host} to NO_PROXY")
-        if not settings.bridge_trigger_keys and not settings.bridge_insecure_no_auth:
-            remedy = "make one with `bridge keys new sessionm` and set BRIDGE_TRIGGER_KEYS"
-            yield Finding("trigger keys", False, "none: SessionM cannot call", remedy)
-        yield _try_key(braze, "campaign", "campaigns.trigger.send")
-        yield _try_key(braze, "canvas", "canvas.trigger.send")
-    finally:
-        braze.close()
+    if proxy := braze.proxy():
+        yield _through_proxy("Braze", settings.braze_rest_url, proxy)
+    if not settings.bridge_trigger_keys and not settings.bridge_insecure_no_auth:
+        remedy = "make one with `bridge keys new sessionm` and set BRIDGE_TRIGGER_KEYS"
+        yield Finding("trigger keys", False, "none: SessionM cannot call", remedy)
+    yield _try_key(braze, "campaign", "campaigns.trigger.send")
+    yield _try_key(braze, "canvas", "canvas.trigger.send")
+
+
+def _through_proxy(system: str, url: str | None, proxy: Proxy) -> Finding:
+    remedy = f"to connect directly, add {urlsplit(url or '').hostname} to NO_PROXY"
+    return Finding("proxy", True, f"{system} is reached through {proxy}", remedy)
 
 
 def _try_key(braze: Braze, kind: BrazeKind, permission: str) -> Finding:
@@ -217,9 +219,8 @@ def _network_path(settings: Settings, sessionm: SessionM) -> Iterator[Finding]:
     """Yield the proxies to SessionM, and the trusted certificate authorities."""
     urls = {"Core": settings.sessionm_core_url, "Connect": settings.sessionm_connect_url or ""}
     for system, proxy in sessionm.proxies().items():
-        host = urlsplit(urls[system.title()]).hostname
-        result = f"SessionM {system.title()} is reached through {proxy}"
-        yield Finding("proxy", True, result, f"to connect directly, add {host} to NO_PROXY")
+        name = system.title()
+        yield _through_proxy(f"SessionM {name}", urls[name], proxy)
     if any(url.startswith("https:") for url in urls.values()):
         trusted = authorities(settings.network)
         yield Finding("authorities", True, f"certificates are checked against {trusted}")

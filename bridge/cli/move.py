@@ -10,9 +10,9 @@ import click
 
 from bridge.cli.common import one_line
 from bridge.fields import counted
+from bridge.ops.move import Move
 from bridge.shared import open_outbox
 from bridge.storage.database import Database, StoreUnavailableError
-from bridge.storage.move import Move
 from bridge.storage.sqlite import sqlite_path
 
 # Seconds to acquire the locks; PostgreSQL must connect first.

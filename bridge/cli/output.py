@@ -3,16 +3,16 @@
 import csv
 import io
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import click
 
+from bridge.cli.common import options
 from bridge.clock import wall
 from bridge.fields import instant, spreadsheet_cell
 
-Command = TypeVar("Command", bound=Callable[..., None])
 # The format of a command's output; ``None`` is text for people.
 Form = Literal["json", "csv"] | None
 Row = Mapping[str, Any]
@@ -24,14 +24,11 @@ _COLOURS = {
 }
 
 
-def forms(command: Command) -> Command:
-    """Add the options ``--json`` and ``--csv`` to *command*, as the argument *form*."""
-    for option in (
-        click.option("--csv", "form", flag_value="csv", help="Print CSV, for a spreadsheet."),
-        click.option("--json", "form", flag_value="json", help="Print JSON, for programs."),
-    ):
-        command = option(command)
-    return command
+# A decorator that adds the options ``--json`` and ``--csv``, as the argument *form*.
+forms = options(
+    click.option("--json", "form", flag_value="json", help="Print JSON, for programs."),
+    click.option("--csv", "form", flag_value="csv", help="Print CSV, for a spreadsheet."),
+)
 
 
 def dump(form: Form, document: Any, rows: Iterable[Row] | None = None) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from bridge.cli.common import one_line
-from bridge.liquid.connected_content import ConnectedContentCall, ConnectedContentTag
+from bridge.cli.common import EXISTING_FILE, one_line
+from bridge.liquid.connected_content import CONNECTED_CONTENT, ConnectedContentCall
 from bridge.liquid.inputs import InputError, read_attributes, read_value
 from bridge.liquid.render import LiquidError
 from bridge.liquid.render import render as render_message
@@ -17,7 +17,7 @@ from bridge.settings import SettingsError, load
 
 
 @click.command()
-@click.argument("template", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("template", type=EXISTING_FILE)
 @click.option("--user-id", metavar="ID", help="Braze's user_id, if it is SessionM's user_id.")
 @click.option("--external-id", metavar="ID", help="The ID in the retailer's system.")
 @click.option(
@@ -40,7 +40,7 @@ from bridge.settings import SettingsError, load
 @click.option(
     "--attributes",
     "attributes_file",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=EXISTING_FILE,
     metavar="FILE.json",
     help="Braze's data: first_name, custom_attribute, event_properties, context, ...; "
     "content_blocks and catalogs replace those in Braze.",
@@ -168,7 +168,7 @@ def _pairs(given: tuple[str, ...]) -> dict[str, Any]:
 def _credential(given: str | None, source: str) -> tuple[str, str]:
     """Return name and secret of the key for the template's calls; ("", "") without calls."""
     if given is None:
-        if ConnectedContentTag.name not in source:
+        if CONNECTED_CONTENT not in source:
             return "", ""
         try:
             keys = load().bridge_content_keys

@@ -19,7 +19,7 @@ import click
 
 from bridge.bulk.segment import Refused, SegmentOptions, lines_of, open_segment
 from bridge.cli.batch import file_mistakes, id_options, opened_csv
-from bridge.cli.common import connected, one_line
+from bridge.cli.common import EXISTING_FILE, connected, one_line
 from bridge.cli.output import Form, dump, forms
 from bridge.customer import Customer, CustomerKind
 from bridge.fields import counted
@@ -124,7 +124,7 @@ class WarmProgress:
 
 
 @click.command()
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("file", type=EXISTING_FILE)
 @click.option("--tags", is_flag=True, help="Fetch tags; by default tags and offers.")
 @click.option("--offers", is_flag=True, help="Fetch offers; by default tags and offers.")
 @click.option("--culture", default=Query.culture, show_default=True, help="Language of the offers.")

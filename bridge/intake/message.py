@@ -9,18 +9,21 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Literal, NamedTuple
 
-from bridge.customer import CUSTOMER_KINDS, Customer, CustomerKind
+from bridge.customer import CUSTOMER_KINDS, Customer, CustomerKind, named_customers
 from bridge.fields import (
     TEXT_SCHEMA,
     FieldError,
     has_liquid,
     identifier,
     is_no_value,
+    is_storable,
     shown,
+    significant,
     text,
     trim,
 )
@@ -31,6 +34,8 @@ from bridge.intake.payload import (
     as_sent,
     parse_object,
     read_fields,
+    readable,
+    stated_words,
 )
 
 # Bytes of one recipient's properties (Braze documentation, "/campaigns/trigger/send").
@@ -42,6 +47,9 @@ BODY_DEDUPE_TIME = 600.0
 EVENT_PROPERTY = "bridge_event"
 # Bytes of that property, with its name.
 _EVENT_PROPERTY_BYTES = len(f'"{EVENT_PROPERTY}": "", ') + 32
+
+# One encoder: `json.dumps` builds a new one for each call with this option.
+_encode = json.JSONEncoder(ensure_ascii=False).encode
 
 BrazeKind = Literal["campaign", "canvas"]
 
@@ -152,6 +160,10 @@ _DEFAULT_PRIORITIZATION = ["most_recently_updated"]
 _CONSUMED = {*_BRAZE_IDENTIFIERS, "user_id", "external_id", "broadcast", "prioritization"}
 _NAME_OF: dict[BrazeKind, str] = {"campaign": "braze_campaign_id", "canvas": "braze_canvas_id"}
 _ID_OF: dict[BrazeKind, str] = {"campaign": "campaign_id", "canvas": "canvas_id"}
+_KIND_OF: dict[MessagePath, BrazeKind] = {
+    MessagePath.CAMPAIGN: "campaign",
+    MessagePath.CANVAS: "canvas",
+}
 
 
 def read_message(body: bytes, content_type: str, path: MessagePath, rules: MessageRules) -> Message:
@@ -164,7 +176,7 @@ def read_message(body: bytes, content_type: str, path: MessagePath, rules: Messa
     try:
         if path is MessagePath.MESSAGE:
             return _read_own(fields, rules)
-        return _read_braze("campaign" if path is MessagePath.CAMPAIGN else "canvas", fields, rules)
+        return _read_braze(_KIND_OF[path], fields, rules)
     except FieldError as error:
         raise RefusedError(422, "invalid_field", f"{error}.") from None
 
@@ -175,22 +187,15 @@ def read_partial_message(body: bytes, content_type: str, path: MessagePath) -> P
         fields = read_fields(body, content_type)
     except RefusedError:
         return PartialEvent()
-    found: Mapping[Any, str | None] = {}
-    try:
-        if path is MessagePath.MESSAGE:
+    found: Mapping[BrazeKind, str | None] = {}
+    if path is MessagePath.MESSAGE:
+        with suppress(FieldError):
             found = _ids(fields)[0]
-        elif path is MessagePath.CAMPAIGN:
-            found = {"campaign": identifier(fields.get("campaign_id"), "campaign_id")}
-        else:
-            found = {"canvas": identifier(fields.get("canvas_id"), "canvas_id")}
-    except FieldError:
-        pass
+    else:
+        kind = _KIND_OF[path]
+        found = {kind: readable(fields, _ID_OF[kind])}
     customers = _sessionm_customers(fields)
-    return PartialEvent(
-        customer=customers[0] if customers else None,
-        campaign_id=found.get("campaign"),
-        canvas_id=found.get("canvas"),
-    )
+    return PartialEvent(customers[0] if customers else None, **_columns(found))
 
 
 def customers_in_message(
@@ -208,7 +213,7 @@ def customers_in_message(
     named += [
         Customer(external_id_is, one)
         for place in places
-        if (one := _readable(place, "external_user_id"))
+        if (one := readable(place, "external_user_id"))
     ]
     return tuple(dict.fromkeys(named))
 
@@ -241,9 +246,7 @@ def dedupe_of(message: Message, idempotency_key: str | None, body: bytes) -> tup
 
     An *idempotency_key* such as ``null`` is ignored.
     """
-    if idempotency_key and is_no_value(idempotency_key):
-        idempotency_key = None
-    token = idempotency_key or message.token
+    token = significant(idempotency_key) or message.token
     targets = [send.target for send in message.sends[:2]]
     if token:
         recipients = [send.customer for send in message.sends]
@@ -279,7 +282,11 @@ def _read_own(fields: Mapping[str, Any], rules: MessageRules) -> Message:
             Send(kind, braze_id, customer, {**content, "properties": properties, "call": {}})
             for kind, braze_id in ids.items()
         )
-    return Message(sends, customer, ids.get("campaign"), ids.get("canvas"), token)
+    return Message(sends, customer, **_columns(ids), token=token)
+
+
+def _columns(ids: Mapping[BrazeKind, str | None]) -> dict[str, str | None]:
+    return {name: ids.get(kind) for kind, name in _ID_OF.items()}
 
 
 def _ids(fields: Mapping[str, Any]) -> tuple[dict[BrazeKind, str], dict[str, Any]]:
@@ -333,8 +340,8 @@ def _container(value: object, name: str) -> Mapping[str, Any]:
 
 
 def _token(fields: Mapping[str, Any], name: str) -> str | None:
-    found = text(fields.get(name), name)
-    return f"{name}:{found}" if found and not is_no_value(found) else None
+    found = significant(text(fields.get(name), name))
+    return f"{name}:{found}" if found else None
 
 
 # Braze's formats.
@@ -361,7 +368,7 @@ def _read_braze(kind: BrazeKind, fields: Mapping[str, Any], rules: MessageRules)
             raise FieldError("recipients", "must be left out of a broadcast")
         _refuse_broadcast(ids, rules)
         alone = _broadcast(kind, braze_id, _properties(shared, "properties"), call)
-        return Message((alone,), None, ids.get("campaign"), ids.get("canvas"))
+        return Message((alone,), None, **_columns(ids))
     if not recipients or not isinstance(recipients, list):
         raise RefusedError(
             422, "no_customer", f"recipients must be a list of 1 to {MOST_RECIPIENTS}."
@@ -384,8 +391,7 @@ def _read_braze(kind: BrazeKind, fields: Mapping[str, Any], rules: MessageRules)
             kind, braze_id, customer, {**content, "properties": properties, "call": call}
         )
     customer_alone = next(iter(found)) if len(found) == 1 else None
-    sends = tuple(found.values())
-    return Message(sends, customer_alone, ids.get("campaign"), ids.get("canvas"))
+    return Message(tuple(found.values()), customer_alone, **_columns(ids))
 
 
 def _printed_recipients(value: str) -> object:
@@ -434,11 +440,7 @@ def _recipient(
         FieldError: an identifier is invalid, or there are two of Braze's.
         RefusedError: there is no identifier.
     """
-    sessionm = {
-        kind: found
-        for kind in CUSTOMER_KINDS
-        if (found := identifier(fields.get(kind), f"{where}{kind}"))
-    }
+    known = named_customers(fields, where)
     brazes = {
         name: found
         for name in _BRAZE_IDENTIFIERS
@@ -447,29 +449,22 @@ def _recipient(
     if len(brazes) > 1:
         names = " and ".join(f"{where}{name}" for name in brazes)
         raise FieldError(names, "are two identifiers of Braze's: send one of them")
-    known = [Customer(kind, sessionm[kind]) for kind in CUSTOMER_KINDS if kind in sessionm]
     if brazes:
         [(name, value)] = brazes.items()
         return _braze_recipient(name, value, fields, rules, known)
     if not known:
         raise RefusedError(422, "no_customer", _no_customer(fields, where))
-    own = rules.external_id_is
-    direct = sessionm.get(own)
     content: dict[str, Any] = {"outdate": known[0].key}
+    direct = next((one for one in known if one.kind == rules.external_id_is), None)
     if direct is None:
         return {**content, "recipient": {}, "translate": known[0].key}, known[0].key
-    return {**content, "recipient": {"external_user_id": direct}}, Customer(own, direct).key
+    return {**content, "recipient": {"external_user_id": direct.id}}, direct.key
 
 
 def _no_customer(fields: Mapping[str, Any], where: str) -> str:
-    names = (*CUSTOMER_KINDS, *_BRAZE_IDENTIFIERS)
-    words = " and ".join(
-        f'{where}{name} is "{shown(word)}"'
-        for name in names
-        if isinstance(value := fields.get(name), str) and (word := trim(value))
-    )
+    stated = stated_words(fields, (*CUSTOMER_KINDS, *_BRAZE_IDENTIFIERS), where)
     return (
-        f"No customer: {words or f'{where}user_id or {where}external_id is missing or blank'}. "
+        f"No customer: {stated or f'{where}user_id or {where}external_id is missing or blank'}. "
         "Give one of them, or Braze's external_user_id, braze_id, user_alias or email."
     )
 
@@ -504,7 +499,7 @@ def _braze_identifier(value: object, name: str, where: str) -> Any:
     if name != "user_alias":
         return identifier(value, place)
     if isinstance(value, str):
-        if not trim(value) or is_no_value(trim(value)):
+        if not significant(trim(value)):
             return None
         value = _container(value, place) or value
     if value is None:
@@ -569,7 +564,7 @@ def _properties(given: Mapping[str, Any], field: str) -> dict[str, Any]:
     found: dict[str, Any] = {
         name: _clean(as_sent(value), name) for name, value in given.items() if _clean(name, name)
     }
-    size = len(json.dumps(found, ensure_ascii=False).encode())
+    size = len(_encode(found).encode())
     if size + _EVENT_PROPERTY_BYTES > MAX_PROPERTIES:
         raise FieldError(field, f"are {size} bytes: at most {MAX_PROPERTIES // 1024} KB")
     return found
@@ -595,22 +590,11 @@ def _clean(value: Any, field: str) -> Any:
                 shown(field),
                 f"still holds a placeholder ({shown(one)}): check the template in SessionM",
             )
-        elif isinstance(one, str) and not _is_text(one):
+        elif isinstance(one, str) and not is_storable(one):
             raise FieldError(shown(field), "holds what is no text")
     return value
 
 
-def _is_text(value: str) -> bool:
-    return "\0" not in value and not any("\ud800" <= char <= "\udfff" for char in value)
-
-
 def _sessionm_customers(fields: Mapping[str, Any]) -> list[Customer]:
-    found = [(kind, _readable(fields, kind)) for kind in CUSTOMER_KINDS]
+    found = [(kind, readable(fields, kind)) for kind in CUSTOMER_KINDS]
     return [Customer(kind, one) for kind, one in found if one]
-
-
-def _readable(fields: Mapping[str, Any], name: str) -> str | None:
-    try:
-        return identifier(fields.get(name), name)
-    except FieldError:
-        return None

@@ -24,13 +24,14 @@ from bridge.fields import (
     TTL_SCHEMA,
     FieldError,
     Whole,
-    deeper_than,
     display_name,
     has_liquid,
     identifier,
     is_no_value,
+    is_too_deep,
     required,
     shown,
+    significant,
     text,
     trim,
     ttl,
@@ -118,9 +119,8 @@ class Event(NamedTuple):
         Braze's dispatch ID is shared by all recipients of a send, so the customer, the IDs and
         the tags are part of the key. An *idempotency_key* such as ``null`` counts as none.
         """
-        if idempotency_key and is_no_value(idempotency_key):
-            idempotency_key = None
-        token = ["key", idempotency_key] if idempotency_key else ["dispatch", self.dispatch_id]
+        key = significant(idempotency_key)
+        token = ["key", key] if key else ["dispatch", self.dispatch_id]
         if not token[1] or self.is_test:
             return None
         parts = [*token, self.customer.key, self.campaign_id, self.canvas_id, sorted(self.tags)]
@@ -145,29 +145,21 @@ class RefusedError(Exception):
         self.code = code
 
 
-def read_event(body: bytes, content_type: str) -> Event:
+def read_event(body: bytes, content_type: str, path_customer: Customer | None = None) -> Event:
     """Read a webhook's *body*, sent as *content_type*.
+
+    With *path_customer*, it is SessionM's own format ``{"tags":["…"],"ttl":N}`` for the customer
+    in the path.
 
     Raises:
         RefusedError: 400 malformed, 413 over `MAX_BODY` bytes, 415 wrong type, 422 meaningless.
     """
     fields = read_fields(body, content_type)
+    if path_customer:
+        known = {name: fields[name] for name in TAG_FIELDS if name in fields}
+        fields = {**known, **path_customer.ids}
     try:
         return _event(fields)
-    except FieldError as error:
-        raise RefusedError(422, "invalid_field", f"{error}.") from None
-
-
-def read_tag_event(body: bytes, content_type: str, kind: CustomerKind, path_id: str) -> Event:
-    """Read SessionM's own format ``{"tags":["…"],"ttl":N}`` for the customer in the path.
-
-    Raises:
-        RefusedError: as `read_event`.
-    """
-    fields = read_fields(body, content_type)
-    known: dict[str, Any] = {name: fields[name] for name in TAG_FIELDS if name in fields}
-    try:
-        return _event({**known, kind: path_id})
     except FieldError as error:
         raise RefusedError(422, "invalid_field", f"{error}.") from None
 
@@ -181,8 +173,8 @@ def read_partial(body: bytes, content_type: str) -> PartialEvent:
     customers = _customers(fields)
     return PartialEvent(
         customer=customers[0] if customers else None,
-        campaign_id=_readable(fields, *_CAMPAIGN),
-        canvas_id=_readable(fields, *_CANVAS),
+        campaign_id=readable(fields, *_CAMPAIGN),
+        canvas_id=readable(fields, *_CANVAS),
     )
 
 
@@ -256,7 +248,7 @@ def _json_fields(content: str) -> dict[str, Any]:
     except ValueError as error:
         raise RefusedError(400, "invalid_json", f"The JSON cannot be used: {error}.") from None
     # Fast path: a text with few brackets cannot be nested too deeply.
-    if content.count("{") + content.count("[") > MAX_DEPTH and deeper_than(fields, MAX_DEPTH):
+    if content.count("{") + content.count("[") > MAX_DEPTH and is_too_deep(fields):
         raise RefusedError(400, "invalid_json", "The JSON is nested too deeply.")
     if not isinstance(fields, dict):
         raise RefusedError(
@@ -275,7 +267,7 @@ def parse_object(content: str) -> object:
         found = _parse(content)
     except RecursionError:
         raise ValueError("nested too deeply") from None
-    if deeper_than(found, MAX_DEPTH):
+    if is_too_deep(found):
         raise ValueError("nested too deeply")
     return found
 
@@ -396,7 +388,8 @@ def _event(fields: Mapping[str, Any]) -> Event:
         canvas_id=_one_of(fields, *_CANVAS),
         tags=_tags(fields.get("tags")),
         ttl=ttl(fields.get("ttl"), "ttl"),
-        dispatch_id=_dispatch_id(fields.get("dispatch_id")),
+        # A word such as `null` is no ID: all events would be duplicates.
+        dispatch_id=significant(text(fields.get("dispatch_id"), "dispatch_id")),
         ignored=_ignored(fields),
         campaign_name=display_name(fields.get("campaign_name"), "campaign_name"),
         canvas_name=display_name(fields.get("canvas_name"), "canvas_name"),
@@ -412,12 +405,6 @@ def _event(fields: Mapping[str, Any]) -> Event:
     return event
 
 
-def _dispatch_id(value: object) -> str | None:
-    """Read the dispatch ID. A word such as ``null`` is no ID: all events would be duplicates."""
-    found = text(value, "dispatch_id")
-    return None if found and is_no_value(found) else found
-
-
 def _customer(fields: Mapping[str, Any]) -> Customer:
     # Read all identifiers, so that an invalid one is refused even if another takes precedence.
     given = [
@@ -427,28 +414,35 @@ def _customer(fields: Mapping[str, Any]) -> Customer:
     ]
     if given:
         return given[0]
-    words = " and ".join(
-        f'{name} is "{shown(word)}"'
-        for names in _CUSTOMER.values()
-        for name in names
-        if (word := trim(fields.get(name) or ""))
-    )
+    stated = stated_words(fields, [name for names in _CUSTOMER.values() for name in names])
     raise RefusedError(
         422,
         "no_customer",
-        f"No customer: {words or 'user_id (of SessionM) or external_id is missing or blank'}. "
+        f"No customer: {stated or 'user_id (of SessionM) or external_id is missing or blank'}. "
         "In a test send, choose a user to test with." + _about_ignored(_ignored(fields)),
+    )
+
+
+def stated_words(fields: Mapping[str, Any], names: Iterable[str], where: str = "") -> str:
+    """Return which of the fields *names* hold words instead of an identifier; "" for none.
+
+    *where* is written before the names.
+    """
+    return " and ".join(
+        f'{where}{name} is "{shown(word)}"'
+        for name in names
+        if isinstance(value := fields.get(name), str) and (word := trim(value))
     )
 
 
 def _customers(fields: Mapping[str, Any]) -> tuple[Customer, ...]:
     """Return the valid customers, the one that takes precedence first."""
-    given = {kind: _readable(fields, *names) for kind, names in _CUSTOMER.items()}
+    given = {kind: readable(fields, *names) for kind, names in _CUSTOMER.items()}
     return tuple(Customer(kind, found) for kind, found in given.items() if found)
 
 
-def _readable(fields: Mapping[str, Any], *names: str) -> str | None:
-    """As `_one_of`; ``None`` also for an invalid value."""
+def readable(fields: Mapping[str, Any], *names: str) -> str | None:
+    """Return the identifier in one of the fields *names*; ``None`` if it is absent or invalid."""
     try:
         return _one_of(fields, *names)
     except FieldError:

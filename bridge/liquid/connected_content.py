@@ -17,16 +17,13 @@ from typing import Any, TextIO, TypeVar
 from urllib.parse import parse_qsl, quote
 
 import requests
-from liquid import RenderContext, Token, TokenStream
-from liquid.ast import Node
+from liquid import RenderContext, Token
 from liquid.exceptions import LiquidSyntaxError
-from liquid.tag import Tag
-from liquid.token import TOKEN_EXPRESSION
 from requests.structures import CaseInsensitiveDict
 
 from bridge.liquid.run import run_of
 from bridge.liquid.syntax import OUTPUT, REFERENCE, Expression, parse_expression, parse_output
-from bridge.liquid.tags import Aborted, BrazeNode
+from bridge.liquid.tags import Aborted, BrazeNode, TagSource
 from bridge.liquid.values import printed
 from bridge.network.proxy import LOOPBACK_DIRECT
 
@@ -42,20 +39,16 @@ RETRY_WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)
 # Braze documentation: the hash after "Braze Sender" changes.
 USER_AGENT = "Braze Sender bridge"
 
+# The name of the tag.
+CONNECTED_CONTENT = "connected_content"
+
 JSON_TYPE = "application/json"
 FORM_TYPE = "application/x-www-form-urlencoded"
 
 
 @dataclass(frozen=True)
 class ContentRequest:
-    """A call of a template.
-
-    Attributes:
-        method: ``GET`` or ``POST``.
-        url: the template's URL, including credentials.
-        headers: all headers that Braze would send.
-        body: the body, or "".
-    """
+    """A call of a template: its URL with credentials, and all headers that Braze would send."""
 
     method: str
     url: str
@@ -111,12 +104,17 @@ _MARK = re.compile("\ue001([0-9]+)\ue002")
 _WORD = re.compile(r"\s*((?!:)\S+)\s*")
 _OPTION = re.compile(r":(\w+)\s*")
 _FLAGS = frozenset({"retry", "no_cache", "rerender"})
-# Options whose value may be missing.
-_OPTIONAL = frozenset({"cache_max_age"})
-_OPTIONS = _FLAGS | {
-    *("accept", "auth_credentials", "basic_auth", "body", "cache_max_age", "content_type"),
-    *("headers", "method", "save"),
+# Options that may hold outputs, besides the headers.
+_TEXTS = ("body", "content_type", "accept")
+# Options whose values have a pattern, and its description.
+_PATTERNS = {
+    "method": (re.compile("get|post", re.IGNORECASE), "get or post"),
+    "save": (re.compile(r"[^\W\d]\w*"), "a variable's name"),
+    "cache_max_age": (re.compile("[0-9]*"), "a number of seconds"),
+    "basic_auth": (re.compile("[^\ue001]+"), "the name of a credential"),
+    "auth_credentials": (re.compile("[^\ue001]+"), "the name of a credential"),
 }
+_OPTIONS = {*_FLAGS, *_TEXTS, *_PATTERNS, "headers"}
 
 
 class _Text:
@@ -125,7 +123,7 @@ class _Text:
     def __init__(self, marked: str, outputs: list[Expression]) -> None:
         parts = _MARK.split(marked)
         self._parts = [
-            outputs[int(part)] if place % 2 else part for place, part in enumerate(parts)
+            outputs[int(part)] if index % 2 else part for index, part in enumerate(parts)
         ]
 
     def fill(self, context: RenderContext) -> str:
@@ -137,13 +135,11 @@ class _Text:
 
 @dataclass(frozen=True)
 class _Template:
-    """A parsed ``connected_content`` tag."""
+    """A parsed ``connected_content`` tag; *texts* are the options that may hold outputs."""
 
     url: _Text
     headers: list[tuple[_Text, _Text]]
-    body: _Text | None
-    content_type: _Text | None
-    accept: _Text | None
+    texts: Mapping[str, _Text]
     options: Mapping[str, str]
 
     @property
@@ -161,64 +157,54 @@ class _Template:
             return "cache_max_age" in self.options
         return "no_cache" not in self.options
 
-
-class ConnectedContentTag(Tag):
-    """``{% connected_content URL :option value … %}``."""
-
-    name = "connected_content"
-    block = False
-
-    def parse(self, stream: TokenStream) -> Node:
-        token = stream.current
-        if stream.peek.kind != TOKEN_EXPRESSION:
-            raise LiquidSyntaxError("connected_content needs a URL", token=token)
-        next(stream)
-        try:
-            return _ConnectedContentNode(token, _read(stream.current))
-        except _TagError as error:
-            raise LiquidSyntaxError(f"connected_content: {error}", token=token) from error
+    def request(self, context: RenderContext, rewrite: Callable[[str], str]) -> ContentRequest:
+        texts = {name: text.fill(context) for name, text in self.texts.items()}
+        content_type = texts.get("content_type", "")
+        headers = _default_headers(self.method, content_type)
+        if "accept" in texts:
+            headers["Accept"] = texts["accept"]
+        headers.update((name.fill(context), value.fill(context)) for name, value in self.headers)
+        url = rewrite(self.url.fill(context).strip())
+        return ContentRequest(
+            self.method, url, headers, _encoded(texts.get("body", ""), content_type)
+        )
 
 
 class _TagError(ValueError):
     """A malformed tag; ``str()`` describes the problem."""
 
 
-def _read(expression: Token) -> _Template:
-    marked, outputs = _set_outputs_aside(expression)
+def _read(markup: str, token: Token) -> _Template:
+    marked, outputs = _set_outputs_aside(markup, token)
     url = _WORD.match(marked)
     if not url:
         raise _TagError("the URL comes first")
     options: dict[str, Any] = dict(_read_options(marked[url.end() :]))
     headers = options.pop("headers", {})
-    _check(options)
-    texts = {
-        name: _Text(options.pop(name), outputs) if options.get(name) else None
-        for name in ("body", "content_type", "accept")
-    }
+    for name, (pattern, words) in _PATTERNS.items():
+        if name in options and not pattern.fullmatch(options[name]):
+            raise _TagError(f":{name} takes {words}")
     return _Template(
         url=_Text(url[1], outputs),
         headers=[(_Text(k, outputs), _Text(str(v), outputs)) for k, v in headers.items()],
-        body=texts["body"],
-        content_type=texts["content_type"],
-        accept=texts["accept"],
+        texts={name: _Text(options[name], outputs) for name in _TEXTS if name in options},
         options=options,
     )
 
 
-def _set_outputs_aside(expression: Token) -> tuple[str, list[Expression]]:
-    """Return the tag's text with a mark for each output and reference, and these in order."""
+def _set_outputs_aside(markup: str, token: Token) -> tuple[str, list[Expression]]:
+    """Return *markup* with a mark for each output and reference, and these in order."""
     outputs: list[Expression] = []
 
     def mark(found: re.Match[str]) -> str:
         inner = found[0].removeprefix("{{").removesuffix("}}").strip("-")
+        is_output = found[0].startswith("{{")
         outputs.append(
-            parse_output(inner, expression)
-            if found[0].startswith("{{")
-            else parse_expression(found[0], expression)
+            parse_output(inner, token) if is_output else parse_expression(found[0], token)
         )
         return f"\ue001{len(outputs) - 1}\ue002"
 
-    return _SET_ASIDE.sub(mark, expression.value), outputs
+    return _SET_ASIDE.sub(mark, markup), outputs
 
 
 def _read_options(text: str) -> Iterator[tuple[str, Any]]:
@@ -250,11 +236,11 @@ def _read_value(name: str, text: str, position: int) -> tuple[Any, int]:
     if name == "headers":
         return _read_headers(text, position)
     value = _WORD.match(text, position)
-    if not value:
-        if name in _OPTIONAL:
-            return "", position
-        raise _TagError(f":{name} needs a value")
-    return value[1], value.end()
+    if value:
+        return value[1], value.end()
+    if name == "cache_max_age":  # its value may be left out
+        return "", position
+    raise _TagError(f":{name} needs a value")
 
 
 def _read_headers(text: str, position: int) -> tuple[dict[str, Any], int]:
@@ -268,29 +254,20 @@ def _read_headers(text: str, position: int) -> tuple[dict[str, Any], int]:
     return headers, end + len(text[end:]) - len(text[end:].lstrip())
 
 
-# Patterns of options' values, with descriptions; other options are free text.
-_FORMS = {
-    "method": (re.compile("get|post", re.IGNORECASE), "get or post"),
-    "save": (re.compile(r"[^\W\d]\w*"), "a variable's name"),
-    "cache_max_age": (re.compile("[0-9]*"), "a number of seconds"),
-    "basic_auth": (re.compile("[^\ue001]+"), "the name of a credential"),
-    "auth_credentials": (re.compile("[^\ue001]+"), "the name of a credential"),
-}
-
-
-def _check(options: Mapping[str, str]) -> None:
-    for name, (form, words) in _FORMS.items():
-        if name in options and not form.fullmatch(options[name]):
-            raise _TagError(f":{name} takes {words}")
-
-
 # --- Rendering the tag ----------------------------------------------------------------------------
 
 
-class _ConnectedContentNode(BrazeNode):
-    def __init__(self, token: Token, template: _Template) -> None:
-        super().__init__(token)
-        self.template = template
+class ConnectedContentNode(BrazeNode):
+    """``{% connected_content URL :option value … %}``."""
+
+    def __init__(self, tag: TagSource) -> None:
+        super().__init__(tag)
+        if not tag.markup:
+            raise LiquidSyntaxError("connected_content needs a URL", token=self.token)
+        try:
+            self.template = _read(tag.markup, self.token)
+        except _TagError as error:
+            raise LiquidSyntaxError(f"connected_content: {error}", token=self.token) from error
 
     def act(self, context: RenderContext, buffer: TextIO) -> None:
         """Save the answer or print it.
@@ -301,7 +278,7 @@ class _ConnectedContentNode(BrazeNode):
         ``:rerender``, Liquid in the answer is rendered once ("User profile fields").
         """
         calls: ContentCalls = run_of(context).calls
-        answer = calls.fetch(self.template, self._request(context, calls.rewrite))
+        answer = calls.fetch(self.template, self.template.request(context, calls.rewrite))
         if answer and "rerender" in self.template.options:
             status, text = answer
             answer = status, run_of(context).nested(text, "the answer of a call", context)
@@ -312,19 +289,6 @@ class _ConnectedContentNode(BrazeNode):
             buffer.write(value)
         else:
             context.assign("connected", value if answer else None)
-
-    def _request(self, context: RenderContext, rewrite: Callable[[str], str]) -> ContentRequest:
-        template = self.template
-        content_type = template.content_type.fill(context) if template.content_type else ""
-        body = template.body.fill(context) if template.body else ""
-        headers = _default_headers(template.method, content_type)
-        if template.accept:
-            headers["Accept"] = template.accept.fill(context)
-        headers.update(
-            (name.fill(context), value.fill(context)) for name, value in template.headers
-        )
-        url = rewrite(template.url.fill(context).strip())
-        return ContentRequest(template.method, url, headers, _encoded(body, content_type))
 
 
 def _default_headers(method: str, content_type: str) -> CaseInsensitiveDict[str]:
@@ -361,11 +325,7 @@ class ContentCalls:
     """The calls of one render, and their answers: Braze calls a URL only once.
 
     Attributes:
-        send: makes one call.
-        credentials: ``{name: (user, password)}``, for ``:basic_auth name``.
-        auth_tokens: ``{name: {header: value}}``, for ``:auth_credentials name``.
-        rewrite: converts the URL in the template to the URL to call.
-        pause: waits for a number of seconds between the attempts of a ``:retry``.
+        send, credentials, auth_tokens, pause, rewrite: as for `bridge.liquid.render.render`.
         made: all calls in order, including retries.
     """
 
@@ -393,7 +353,7 @@ class ContentCalls:
             url = self._without_secrets(request.url)
             self.made.append(ConnectedContentCall(request.method, url, None, 0.0, str(error)))
             return None
-        call = self._persist if "retry" in template.options else self._call
+        call = self._call_with_retries if "retry" in template.options else self._call
         answer = call(request, template.save)
         if answer and template.cached:
             self._answers[key] = answer
@@ -413,19 +373,19 @@ class ContentCalls:
             headers.update(_stored(self.auth_tokens, name))
         return headers
 
-    def _persist(self, request: ContentRequest, saved_as: str) -> tuple[int, str] | None:
+    def _call_with_retries(self, request: ContentRequest, saved_as: str) -> tuple[int, str] | None:
         """Braze documentation, "Connected Content retries": then "the message is aborted"."""
         for wait in RETRY_WAITS:
             answer = self._call(request, saved_as)
-            if not self._may_pass():
+            if not self._failed_temporarily():
                 return answer
             self.pause(wait)
         answer = self._call(request, saved_as)
-        if self._may_pass():
+        if self._failed_temporarily():
             raise Aborted(f"Connected Content failed: {self.made[-1].error}")
         return answer
 
-    def _may_pass(self) -> bool:
+    def _failed_temporarily(self) -> bool:
         """Return whether the last call failed temporarily."""
         status = self.made[-1].status
         return status is None or status >= 500
@@ -433,7 +393,7 @@ class ContentCalls:
     def _call(self, request: ContentRequest, saved_as: str) -> tuple[int, str] | None:
         started = time.monotonic()
         answer = self.send(request)
-        error = answer.error or _why_not(answer)
+        error = answer.error or _why_unused(answer)
         seconds = time.monotonic() - started
         url = self._without_secrets(request.url)
         status = answer.status or None
@@ -482,7 +442,7 @@ def _stored(credentials: Mapping[str, T], name: str) -> T:
     return credentials[name]
 
 
-def _why_not(answer: ContentAnswer) -> str:
+def _why_unused(answer: ContentAnswer) -> str:
     """Return why an answer is not used, or ""."""
     if answer.status and not 200 <= answer.status < 300:
         return f"HTTP {answer.status}"
@@ -502,13 +462,13 @@ def over_http(session: requests.Session, timeout: float) -> Send:
     """Return a function that makes calls over HTTP.
 
     Args:
-        session: used for the calls and not closed.
+        session: used for the calls.
         timeout: seconds within which a call's whole answer must be received; 2 in Braze.
     """
 
     def send(request: ContentRequest) -> ContentAnswer:
         try:
-            return _within(timeout, lambda: _exchange(session, request, timeout))
+            return _run_within(timeout, lambda: _exchange(session, request, timeout))
         except (TimeoutError, requests.Timeout):
             return ContentAnswer(0, error=f"no whole answer within {timeout:g} s")
         except (requests.RequestException, UnicodeError) as error:
@@ -527,7 +487,7 @@ def _exchange(session: requests.Session, request: ContentRequest, timeout: float
         timeout=timeout,
         allow_redirects=False,
         stream=True,
-        auth=_as_it_is,
+        auth=_without_netrc,
         proxies=LOOPBACK_DIRECT,
     ) as response:
         body = bytearray()
@@ -538,12 +498,12 @@ def _exchange(session: requests.Session, request: ContentRequest, timeout: float
         return ContentAnswer(response.status_code, bytes(body), headers=dict(response.headers))
 
 
-def _as_it_is(request: requests.PreparedRequest) -> requests.PreparedRequest:
+def _without_netrc(request: requests.PreparedRequest) -> requests.PreparedRequest:
     """Return the request unchanged. Without any `auth`, requests reads passwords from ~/.netrc."""
     return request
 
 
-def _within(seconds: float, work: Callable[[], T]) -> T:
+def _run_within(seconds: float, work: Callable[[], T]) -> T:
     """Return the result of `work`.
 
     The time-out of requests applies to a single read, so a slow answer can exceed it.

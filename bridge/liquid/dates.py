@@ -6,7 +6,7 @@ have no limit: as in Braze, a Unix time in milliseconds is a date in the year 53
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -16,21 +16,11 @@ from bridge.liquid.values import LARGEST_NUMBER, TooLargeError
 # Characters. Ruby's limit for text that it parses as a date.
 LONGEST_DATE = 128
 _DAY = 86_400
-_MONTHS = [
-    "January",
-    "February",
-    "March",
-    "April",
-    "May",
-    "June",
-    "July",
-    "August",
-    "September",
-    "October",
-    "November",
-    "December",
-]
-_DAYS = ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"]
+_MONTHS = (
+    *("January", "February", "March", "April", "May", "June", "July"),
+    *("August", "September", "October", "November", "December"),
+)
+_DAYS = ("Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday")
 
 
 @dataclass(frozen=True)
@@ -62,13 +52,13 @@ class Time:
         if (offset := _offset_of(zone)) is not None:
             return Time(self.seconds, self.nanos, offset, "UTC" if zone.upper() == "UTC" else "")
         try:
-            place = ZoneInfo(zone)
+            region = ZoneInfo(zone)
         except (ZoneInfoNotFoundError, ValueError, OSError):
             return None
         moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(
             seconds=max(-62_000_000_000, min(self.seconds, 253_000_000_000))
         )
-        there = moment.astimezone(place)
+        there = moment.astimezone(region)
         offset = int((there.utcoffset() or timedelta()).total_seconds())
         return Time(self.seconds, self.nanos, offset, there.tzname() or "")
 
@@ -153,18 +143,14 @@ def _zone_offset(offset: int, flags: str, width: int, colons: int) -> str:
     hours, minutes, seconds = rest // 3600, rest // 60 % 60, rest % 60
     if colons == 3:
         colons = 2 if seconds else 1 if minutes else 4
-    tail = {
-        0: f"{minutes:02d}",
-        1: f":{minutes:02d}",
-        2: f":{minutes:02d}:{seconds:02d}",
-        4: "",
-    }[colons]
+    whole = f"{minutes:02d}"
+    tail = {0: whole, 1: f":{whole}", 2: f":{whole}:{seconds:02d}", 4: ""}[colons]
     if "-" in flags:
         return f"{sign}{hours}{tail}"
-    room = max(width, 3 + len(tail)) - len(tail) - 1
+    digits = max(width, 3 + len(tail)) - len(tail) - 1
     if "_" in flags:
-        return f"{sign}{hours}".rjust(room + 1) + tail
-    return sign + str(hours).rjust(room, "0") + tail
+        return f"{sign}{hours}".rjust(digits + 1) + tail
+    return sign + str(hours).rjust(digits, "0") + tail
 
 
 def _date(time: Time) -> tuple[int, int, int]:
@@ -271,7 +257,6 @@ class _Found:
     zone: str | None = None
     has_century: bool = False
     before_christ: bool = False
-    week: dict[str, int] = field(default_factory=dict)
 
     def take(self, pattern: re.Pattern[str]) -> re.Match[str] | None:
         """Find *pattern* in the rest and replace it by spaces."""
@@ -337,7 +322,7 @@ def _parse(text: str, now: Callable[[], int]) -> Time | None:
         found.year = 1 - found.year
     elif found.year is not None and not found.has_century and 0 <= found.year <= 99:
         found.year += 1900 if found.year >= 69 else 2000
-    return _made(found, now)
+    return _build(found, now)
 
 
 def _read_time(found: _Found) -> None:
@@ -358,70 +343,36 @@ def _nanos(digits: str | None) -> int | None:
     return int(digits[:9].ljust(9, "0")) if digits else None
 
 
-def _month(name: str) -> str:
-    return str([month[:3].lower() for month in _MONTHS].index(name.lower()) + 1)
+def _month(text: str | None) -> str | None:
+    """Return the number of a month given by the first letters of its name; else *text*."""
+    if text is None or not text.isalpha():
+        return text
+    return str([month[:3].lower() for month in _MONTHS].index(text.lower()) + 1)
 
 
-def _european(found: _Found) -> bool:
-    if date := found.take(_EUROPEAN):
-        _set_era(found, date[3])
-        _set_date(found, date[4], _month(date[2]), date[1])
-    return bool(date)
+def _date_reader(
+    pattern: re.Pattern[str], *, year: int | None, month: int, day: int, era: int | None = None
+) -> Callable[[_Found], bool]:
+    """Return a function that takes a date; the arguments are numbers of *pattern*'s groups."""
 
-
-def _american(found: _Found) -> bool:
-    if date := found.take(_AMERICAN):
-        _set_era(found, date[3])
-        _set_date(found, date[4], _month(date[1]), date[2])
-    return bool(date)
-
-
-def _set_era(found: _Found, era: str | None) -> None:
-    found.before_christ = bool(era) and era.lower().startswith("b")  # type: ignore[union-attr]
-
-
-def _year_month_day(pattern: re.Pattern[str]) -> Callable[[_Found], bool]:
     def read(found: _Found) -> bool:
         if date := found.take(pattern):
-            _set_date(found, date[1], date[2], date[3])
+            found.before_christ = era is not None and (date[era] or "").lower().startswith("b")
+            _set_date(found, None if year is None else date[year], _month(date[month]), date[day])
         return bool(date)
 
     return read
 
 
-def _vms(found: _Found) -> bool:
-    if date := found.take(_VMS):
-        _set_date(found, date[3], _month(date[2]), date[1])
-    elif date := found.take(_VMS_AMERICAN):
-        _set_date(found, date[3], _month(date[1]), date[2])
-    return bool(date)
+def _part_reader(pattern: re.Pattern[str], name: str) -> Callable[[_Found], bool]:
+    """Return a function that takes the part *name* alone, from *pattern*'s first group."""
 
+    def read(found: _Found) -> bool:
+        if part := found.take(pattern):
+            setattr(found, name, int(_month(part[1]) or 0))
+        return bool(part)
 
-def _iso_week_date(found: _Found) -> bool:
-    if date := found.take(_ISO_WEEK):
-        return True  # Time.parse uses neither the week nor the year of it
-    if date := found.take(_ISO_MONTH_DAY):
-        found.month = int(date[1]) if date[1] else None
-        found.day = int(date[2])
-    return bool(date)
-
-
-def _quoted_year(found: _Found) -> bool:
-    if date := found.take(_QUOTED_YEAR):
-        found.year = int(date[1])
-    return bool(date)
-
-
-def _month_alone(found: _Found) -> bool:
-    if date := found.take(_MONTH_ALONE):
-        found.month = int(_month(date[1]))
-    return bool(date)
-
-
-def _day_alone(found: _Found) -> bool:
-    if date := found.take(_DAY_ALONE):
-        found.day = int(date[1])
-    return bool(date)
+    return read
 
 
 def _digits(found: _Found) -> bool:
@@ -498,17 +449,20 @@ def _only_digits(text: str) -> str:
     return digits[0] if digits else "0"
 
 
+# The first that matches is used.
 _DATES = (
-    _european,
-    _american,
-    _year_month_day(_ISO),
-    _vms,
-    _year_month_day(_SLASHES),
-    _year_month_day(_DOTS),
-    _iso_week_date,
-    _quoted_year,
-    _month_alone,
-    _day_alone,
+    _date_reader(_EUROPEAN, year=4, month=2, day=1, era=3),
+    _date_reader(_AMERICAN, year=4, month=1, day=2, era=3),
+    _date_reader(_ISO, year=1, month=2, day=3),
+    _date_reader(_VMS, year=3, month=2, day=1),
+    _date_reader(_VMS_AMERICAN, year=3, month=1, day=2),
+    _date_reader(_SLASHES, year=1, month=2, day=3),
+    _date_reader(_DOTS, year=1, month=2, day=3),
+    lambda found: bool(found.take(_ISO_WEEK)),  # Time.parse uses neither its week nor its year
+    _date_reader(_ISO_MONTH_DAY, year=None, month=1, day=2),
+    _part_reader(_QUOTED_YEAR, "year"),
+    _part_reader(_MONTH_ALONE, "month"),
+    _part_reader(_DAY_ALONE, "day"),
     _digits,
 )
 
@@ -525,14 +479,8 @@ def _read_fragment(found: _Found) -> None:
 
 _ZONES = {
     **dict.fromkeys(("utc", "z", "ut", "gmt"), 0),
-    "est": -5,
-    "edt": -4,
-    "cst": -6,
-    "cdt": -5,
-    "mst": -7,
-    "mdt": -6,
-    "pst": -8,
-    "pdt": -7,
+    **{name + "st": hours for name, hours in (("e", -5), ("c", -6), ("m", -7), ("p", -8))},
+    **{name + "dt": hours for name, hours in (("e", -4), ("c", -5), ("m", -6), ("p", -7))},
     **{letter: hours + 1 for hours, letter in enumerate("abcdefghiklm")},
     **{letter: -hours - 1 for hours, letter in enumerate("nopqrstuvwxy")},
 }
@@ -549,7 +497,7 @@ def _offset_of(zone: str) -> int | None:
     return None if hours is None else hours * 3600
 
 
-def _made(found: _Found, now: Callable[[], int]) -> Time | None:
+def _build(found: _Found, now: Callable[[], int]) -> Time | None:
     """Build the moment (time.rb, ``make_time``): missing parts are those of today."""
     date = (found.year, found.month, found.day, found.day_of_year)
     time = (found.hour, found.minute, found.second, found.nanos)

@@ -64,8 +64,8 @@ _SHOWN_FIRST = {"first", "title", "expires_at", "days_left", "description"}
 
 
 def _of_list(path: str, value: list[Any], levels: int) -> Iterator[AnswerField]:
-    for place, one in enumerate(value[:MOST_ITEMS]):
-        yield _field(f"[{place}]", f"{path}[{place}]", one, levels)
+    for index, one in enumerate(value[:MOST_ITEMS]):
+        yield _field(f"[{index}]", f"{path}[{index}]", one, levels)
 
 
 def _quoted(name: str) -> str:

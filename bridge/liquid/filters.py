@@ -2,7 +2,7 @@
 
 Liquid's filters are those of lib/liquid/standardfilters.rb, with Ruby's semantics. Braze's are
 described in Braze's documentation, "Filters" and "Advanced filters". A filter raises `LiquidFault`
-where Ruby would raise an exception.
+where Ruby would raise an exception. Filters of one line are in the table `FILTERS`.
 """
 
 import base64
@@ -20,12 +20,18 @@ from typing import Any
 from urllib.parse import quote, quote_plus, unquote_to_bytes
 
 from liquid import RenderContext
-from liquid.filter import with_context
 
 from bridge.liquid import dates, values
 from bridge.liquid.dates import Time
-from bridge.liquid.run import run_of
-from bridge.liquid.values import LiquidFault, fitting, fitting_list, items_of, simple, text_of
+from bridge.liquid.run import Run, run_of
+from bridge.liquid.values import (
+    LiquidFault,
+    items_of,
+    limited_list,
+    limited_text,
+    plain_number,
+    text_of,
+)
 
 # --- Text -----------------------------------------------------------------------------------------
 
@@ -34,49 +40,15 @@ _STRIPPED = values.WHITESPACE + "\0"
 _SPACES = re.compile(f"[{values.WHITESPACE}]+")
 
 
-def append(value: Any, more: Any) -> str:
-    return fitting(text_of(value) + text_of(more))
-
-
-def prepend(value: Any, more: Any) -> str:
-    return append(more, value)
-
-
-def capitalize(value: Any) -> str:
-    return text_of(value).capitalize()
-
-
-def downcase(value: Any) -> str:
-    return text_of(value).lower()
-
-
-def upcase(value: Any) -> str:
-    return fitting(text_of(value).upper())
-
-
-def escape(value: Any) -> str | None:
-    if value is None:
-        return None
-    return fitting(html.escape(text_of(value)).replace("&#x27;", "&#39;"))
+def escape(value: Any) -> str:
+    return limited_text(html.escape(text_of(value)).replace("&#x27;", "&#39;"))
 
 
 _ESCAPED_ONCE = re.compile(r"[\"><']|&(?!(?:[a-zA-Z]+|#[0-9]+);)")
 
 
 def escape_once(value: Any) -> str:
-    return fitting(_ESCAPED_ONCE.sub(lambda found: escape(found[0]) or "", text_of(value)))
-
-
-def newline_to_br(value: Any) -> str:
-    return fitting(re.sub("\r?\n", "<br />\n", text_of(value)))
-
-
-def strip(value: Any) -> str:
-    return text_of(value).strip(_STRIPPED)
-
-
-def strip_newlines(value: Any) -> str:
-    return re.sub("\r?\n", "", text_of(value))
+    return limited_text(_ESCAPED_ONCE.sub(lambda found: escape(found[0]), text_of(value)))
 
 
 _BLOCKS = {"<script": "</script>", "<!--": "-->", "<style": "</style>"}
@@ -84,10 +56,12 @@ _OPENING = re.compile("<script|<!--|<style")
 
 
 def strip_html(value: Any) -> str:
-    return _without(_without(text_of(value), _OPENING, _BLOCKS), re.compile("<"), {"<": ">"})
+    return _remove_enclosed(
+        _remove_enclosed(text_of(value), _OPENING, _BLOCKS), re.compile("<"), {"<": ">"}
+    )
 
 
-def _without(text: str, opening: re.Pattern[str], ends: dict[str, str]) -> str:
+def _remove_enclosed(text: str, opening: re.Pattern[str], ends: dict[str, str]) -> str:
     """Remove everything between an opening and its end from *text*, in one pass."""
     kept, position, start = [], 0, 0
     unended: set[str] = set()
@@ -116,33 +90,16 @@ def replace(value: Any, old: Any, new: Any = "", count: int = -1) -> str:
     text, pattern = text_of(value), text_of(old)
     replacement = _replacement(pattern, new)
     times = text.count(pattern) if count < 0 else count
-    if len(text) + times * (len(replacement) - len(pattern)) > values.LARGEST_TEXT:
-        raise values.TooLargeError(f"a text grows beyond {values.LARGEST_TEXT:,} characters")
+    values.check_length(len(text) + times * (len(replacement) - len(pattern)))
     return text.replace(pattern, replacement, count)
-
-
-def replace_first(value: Any, old: Any, new: Any = "") -> str:
-    return replace(value, old, new, 1)
 
 
 def replace_last(value: Any, old: Any, new: Any) -> str:
     text, pattern = text_of(value), text_of(old)
-    place = text.rfind(pattern)
-    if place < 0:
+    index = text.rfind(pattern)
+    if index < 0:
         return text
-    return fitting(text[:place] + text_of(new) + text[place + len(pattern) :])
-
-
-def remove(value: Any, old: Any) -> str:
-    return replace(value, old)
-
-
-def remove_first(value: Any, old: Any) -> str:
-    return replace(value, old, "", 1)
-
-
-def remove_last(value: Any, old: Any) -> str:
-    return replace_last(value, old, "")
+    return limited_text(text[:index] + text_of(new) + text[index + len(pattern) :])
 
 
 def slice_(value: Any, offset: Any, length: Any = None) -> Any:
@@ -160,68 +117,48 @@ def split(value: Any, pattern: Any) -> list[str]:
     if by == " ":
         parts = _SPACES.split(text.strip(values.WHITESPACE))
     elif by:
-        parts = fitting_list(text.split(by), text.count(by))
+        parts = limited_list(text.split(by), text.count(by))
     else:
-        parts = fitting_list(text, len(text))
+        parts = limited_list(text, len(text))
     while parts and not parts[-1]:
         parts.pop()
-    return fitting_list(parts, len(parts))
+    return limited_list(parts, len(parts))
 
 
-def truncate(value: Any, length: Any = 50, end: Any = "...") -> str | None:
-    if value is None:
-        return None
+def truncate(value: Any, length: Any = 50, end: Any = "...") -> str:
     text, most, tail = text_of(value), values.integer_of(length), text_of(end)
-    return fitting(text[: max(0, most - len(tail))] + tail) if len(text) > most else text
+    return limited_text(text[: max(0, most - len(tail))] + tail) if len(text) > most else text
 
 
-def truncatewords(value: Any, words: Any = 15, end: Any = "...") -> str | None:
-    if value is None:
-        return None
+def truncatewords(value: Any, words: Any = 15, end: Any = "...") -> str:
     text, most = text_of(value), max(1, values.integer_of(words))
     if most >= 2**31 - 1:
         raise LiquidFault(f"integer {most} too big for truncatewords")
     parts = _SPACES.split(text.lstrip(values.WHITESPACE), most)
-    return text if len(parts) <= most else fitting(" ".join(parts[:-1]) + text_of(end))
+    return text if len(parts) <= most else limited_text(" ".join(parts[:-1]) + text_of(end))
 
 
 # --- Numbers --------------------------------------------------------------------------------------
 
 
 def _arithmetic(
-    operation: Callable[[Any, Any], int | Decimal],
+    operation: Callable[[Any, Any], int | Decimal], *, divides: bool = False
 ) -> Callable[[Any, Any], int | float]:
     def calculate(value: Any, operand: Any) -> int | float:
-        return simple(operation(values.number_of(value), values.number_of(operand)))
+        number, other = values.number_of(value), values.number_of(operand)
+        if divides and not other:
+            raise LiquidFault("divided by 0")
+        return plain_number(operation(number, other))
 
     return calculate
 
 
-def abs_(value: Any) -> int | float:
-    number = values.number_of(value)
-    return simple(-number if number < 0 else number)
-
-
-def at_least(value: Any, least: Any) -> int | float:
-    number, bound = values.number_of(value), values.number_of(least)
-    return simple(max(number, bound))
-
-
-def at_most(value: Any, most: Any) -> int | float:
-    number, bound = values.number_of(value), values.number_of(most)
-    return simple(min(number, bound))
-
-
-def ceil(value: Any) -> int | float:
-    return simple(values.ceil(values.number_of(value)))
-
-
-def floor(value: Any) -> int | float:
-    return simple(values.floor(values.number_of(value)))
+def _of_number(operation: Callable[[Any], int | Decimal]) -> Callable[[Any], int | float]:
+    return lambda value: plain_number(operation(values.number_of(value)))
 
 
 def round_(value: Any, digits: Any = 0) -> int | float:
-    result = simple(values.rounded(values.number_of(value), int(values.number_of(digits))))
+    result = plain_number(values.rounded(values.number_of(value), int(values.number_of(digits))))
     return int(result) if values.equal(digits, 0) else result
 
 
@@ -242,48 +179,20 @@ def compact(value: Any, name: Any = None) -> Any:
     items = items_of(value)
     if name is None:
         return [item for item in items if item is not None]
-    return _each(items, lambda item: values.property_of(item, name) is not None)
+    return _select(items, lambda item: values.property_of(item, name) is not None)
 
 
 def concat(value: Any, more: Any) -> list[Any]:
     if not isinstance(more, list):
         raise LiquidFault("concat filter requires an array argument")
     items = items_of(value)
-    return fitting_list(items + more, len(items) + len(more))
-
-
-def first(value: Any) -> Any:
-    return values.end_of(value, first=True)
-
-
-def last(value: Any) -> Any:
-    return None if isinstance(value, dict) else values.end_of(value, first=False)
-
-
-def join(value: Any, glue: Any = " ") -> str:
-    return values.joined(items_of(value), text_of(glue))
+    return limited_list(items + more, len(items) + len(more))
 
 
 def map_(value: Any, name: Any) -> list[Any]:
     if name == "to_liquid":
         return items_of(value)
     return [values.property_of(item, name) for item in items_of(value)]
-
-
-def reverse(value: Any) -> list[Any]:
-    return items_of(value)[::-1]
-
-
-def size(value: Any) -> int:
-    return values.size_of(value) or 0
-
-
-def sort(value: Any, name: Any = None) -> Any:
-    return _sorted(items_of(value), name, _compared)
-
-
-def sort_natural(value: Any, name: Any = None) -> Any:
-    return _sorted(items_of(value), name, lambda a, b: int(_folded(a) > _folded(b)) * 2 - 1)
 
 
 def uniq(value: Any, name: Any = None) -> Any:
@@ -293,43 +202,43 @@ def uniq(value: Any, name: Any = None) -> Any:
     kept: dict[Any, Any] = {}
     for item in items:
         key = item if name is None else values.property_of(item, name)
-        kept.setdefault(values.identity(key), item)
+        kept.setdefault(values.eql_key(key), item)
     return list(kept.values())
 
 
 def where(value: Any, name: Any, target: Any = None) -> Any:
     if target is None:
-        return _each(items_of(value), lambda item: values.is_true(values.property_of(item, name)))
-    return _each(items_of(value), lambda item: values.equal(values.property_of(item, name), target))
+        return _select(items_of(value), lambda item: values.is_true(values.property_of(item, name)))
+    return _select(
+        items_of(value), lambda item: values.equal(values.property_of(item, name), target)
+    )
 
 
-def _each(items: list[Any], holds: Callable[[Any], bool]) -> list[Any] | None:
+def _select(items: list[Any], holds: Callable[[Any], bool]) -> list[Any] | None:
     """Return the items for which *holds* is true; nil if an item has no properties."""
     if not all(map(values.has_properties, items)):
         return None
     return [item for item in items if holds(item)]
 
 
-def _sorted(items: list[Any], name: Any, compare: Callable[[Any, Any], int]) -> Any:
-    if not items:
-        return []
-    keyed: list[tuple[Any, Any]]
+def _sorted(items: list[Any], name: Any, *, folds: bool = False) -> list[Any] | None:
+    """Return *items* by their property *name*, absent ones last; nil if one has no properties."""
     if name is None:
-        keyed = [(item, item) for item in items]
+        keys = items
     elif all(map(values.has_properties, items)):
-        keyed = [(values.property_of(item, name), item) for item in items]
+        keys = [values.property_of(item, name) for item in items]
     else:
         return None
-    known = [pair for pair in keyed if pair[0] is not None]
-    absent = [item for key, item in keyed if key is None]
-    if compare is not _compared:
-        known.sort(key=lambda pair: _folded(pair[0]))
+    known = [pair for pair in zip(keys, items, strict=True) if pair[0] is not None]
+    absent = [item for key, item in zip(keys, items, strict=True) if key is None]
+    if folds:
+        known.sort(key=lambda pair: _lowered(pair[0]))
     elif all(isinstance(key, str) for key, _ in known) or all(
         values.is_number(key) for key, _ in known
     ):
         known.sort(key=lambda pair: pair[0])
     else:
-        key_of = cmp_to_key(compare)
+        key_of = cmp_to_key(_compared)
         known.sort(key=lambda pair: key_of(pair[0]))
     return [item for _, item in known] + absent
 
@@ -341,25 +250,22 @@ def _compared(a: Any, b: Any) -> int:
     return order
 
 
-def _folded(value: Any) -> str:
+def _lowered(value: Any) -> str:
     return text_of(value).translate(_ASCII_LOWER)
 
 
 # --- Dates ----------------------------------------------------------------------------------------
 
 
-@with_context
-def date(value: Any, form: Any, *, context: RenderContext) -> Any:
+def date(value: Any, form: Any, *, run: Run) -> Any:
     if not text_of(form):
         return value
-    time = dates.read_date(value, run_of(context).now)
-    return fitting(time.strftime(text_of(form))) if time else value
+    time = dates.read_date(value, run.now)
+    return limited_text(time.strftime(text_of(form))) if time else value
 
 
-@with_context
-def time_zone(value: Any, zone: Any, *, context: RenderContext) -> Any:
+def time_zone(value: Any, zone: Any, *, run: Run) -> Any:
     """Convert a date to the time zone *zone* (Braze documentation, "Filters")."""
-    run = run_of(context)
     time = dates.read_date(value, run.now)
     if time is None:
         return value
@@ -372,8 +278,8 @@ def time_zone(value: Any, zone: Any, *, context: RenderContext) -> Any:
 # --- Encodings ------------------------------------------------------------------------------------
 
 
-def base64_encode(value: Any) -> str:
-    return base64.b64encode(text_of(value).encode()).decode()
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
 
 
 def _base64_decoder(name: str, altchars: bytes | None) -> Callable[[Any], str]:
@@ -386,38 +292,18 @@ def _base64_decoder(name: str, altchars: bytes | None) -> Callable[[Any], str]:
     return decode
 
 
-def base64_url_safe_encode(value: Any) -> str:
-    return base64.urlsafe_b64encode(text_of(value).encode()).decode()
-
-
-def url_encode(value: Any) -> str | None:
-    return None if value is None else fitting(quote_plus(text_of(value)))
-
-
-def url_decode(value: Any) -> str | None:
-    if value is None:
-        return None
+def url_decode(value: Any) -> str:
     try:
         return unquote_to_bytes(text_of(value).replace("+", " ")).decode()
     except UnicodeError:
         raise LiquidFault("invalid byte sequence in UTF-8") from None
 
 
-def url_escape(value: Any) -> str:
-    return fitting(quote(text_of(value), safe=";/?:@&=+$,[]-_.!~*'()"))
-
-
-def url_param_escape(value: Any) -> str:
-    return fitting(quote(text_of(value), safe=""))
-
-
-def json_escape(value: Any) -> str:
-    return fitting(json.dumps(text_of(value), ensure_ascii=False)[1:-1])
-
-
 def as_json_string(value: Any) -> str:
     plain = text_of(value) if isinstance(value, Time | values.Range | values.Drop) else value
-    return fitting(json.dumps(values.bounded(plain), ensure_ascii=False, separators=(",", ":")))
+    return limited_text(
+        json.dumps(values.limited_value(plain), ensure_ascii=False, separators=(",", ":"))
+    )
 
 
 def json_parse(value: Any) -> Any:
@@ -425,10 +311,6 @@ def json_parse(value: Any) -> Any:
         return json.loads(value) if isinstance(value, str) else value
     except (ValueError, RecursionError):
         raise LiquidFault("json_parse needs a text with valid JSON") from None
-
-
-def property_accessor(value: Any, name: Any) -> Any:
-    return value.get(name) if isinstance(value, dict) and isinstance(name, str) else None
 
 
 def _hash(kind: str) -> Callable[[Any], str]:
@@ -445,11 +327,7 @@ def _hmac(kind: str, encode: Callable[[bytes], str]) -> Callable[[Any, Any], str
     return sign
 
 
-def _base64(digest: bytes) -> str:
-    return base64.b64encode(digest).decode()
-
-
-# --- All together ---------------------------------------------------------------------------------
+# --- The table ------------------------------------------------------------------------------------
 
 
 def default(value: Any, other: Any = "", options: Any = None) -> Any:
@@ -459,24 +337,59 @@ def default(value: Any, other: Any = "", options: Any = None) -> Any:
 
 
 FILTERS: dict[str, Callable[..., Any]] = {
-    "abs": abs_,
-    "append": append,
-    "as_json_string": as_json_string,
-    "at_least": at_least,
-    "at_most": at_most,
-    "base64_encode": base64_encode,
-    "capitalize": capitalize,
-    "ceil": ceil,
-    "compact": compact,
-    "concat": concat,
-    "date": date,
-    "default": default,
-    "divided_by": _arithmetic(values.divided),
-    "downcase": downcase,
+    # Text
+    "append": lambda value, more: limited_text(text_of(value) + text_of(more)),
+    "capitalize": lambda value: text_of(value).capitalize(),
+    "downcase": lambda value: text_of(value).lower(),
     "escape": escape,
     "escape_once": escape_once,
-    "first": first,
-    "floor": floor,
+    "newline_to_br": lambda value: limited_text(re.sub("\r?\n", "<br />\n", text_of(value))),
+    "prepend": lambda value, more: limited_text(text_of(more) + text_of(value)),
+    "remove": lambda value, old: replace(value, old, ""),
+    "remove_first": lambda value, old: replace(value, old, "", 1),
+    "replace": lambda value, old, new="": replace(value, old, new),
+    "replace_first": lambda value, old, new="": replace(value, old, new, 1),
+    "slice": slice_,
+    "split": split,
+    "strip": lambda value: text_of(value).strip(_STRIPPED),
+    "strip_html": strip_html,
+    "strip_newlines": lambda value: re.sub("\r?\n", "", text_of(value)),
+    "truncate": truncate,
+    "truncatewords": truncatewords,
+    "upcase": lambda value: limited_text(text_of(value).upper()),
+    # Numbers
+    "abs": _of_number(lambda number: -number if number < 0 else number),
+    "at_least": _arithmetic(max),
+    "at_most": _arithmetic(min),
+    "ceil": _of_number(values.ceil),
+    "divided_by": _arithmetic(values.divided, divides=True),
+    "floor": _of_number(values.floor),
+    "minus": _arithmetic(values.subtracted),
+    "modulo": _arithmetic(values.remainder, divides=True),
+    "money": money,
+    "number_with_delimiter": number_with_delimiter,
+    "plus": _arithmetic(values.added),
+    "round": round_,
+    "times": _arithmetic(values.multiplied),
+    # Lists
+    "compact": compact,
+    "concat": concat,
+    "first": lambda value: values.end_of(value, first=True),
+    "join": lambda value, glue=" ": values.joined(items_of(value), text_of(glue)),
+    "last": lambda value: None if isinstance(value, dict) else values.end_of(value, first=False),
+    "map": map_,
+    "reverse": lambda value: items_of(value)[::-1],
+    "size": lambda value: values.size_of(value) or 0,
+    "sort": lambda value, name=None: _sorted(items_of(value), name),
+    "sort_natural": lambda value, name=None: _sorted(items_of(value), name, folds=True),
+    "uniq": uniq,
+    "where": where,
+    # Dates
+    "date": date,
+    "time_zone": time_zone,
+    # Encodings
+    "as_json_string": as_json_string,
+    "base64_encode": lambda value: _base64(text_of(value).encode()),
     "hmac_sha1": _hmac("sha1", bytes.hex),
     "hmac_sha1_hex": _hmac("sha1", bytes.hex),
     "hmac_sha1_base64": _hmac("sha1", _base64),
@@ -484,80 +397,63 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "hmac_sha256_hex": _hmac("sha256", bytes.hex),
     "hmac_sha256_base64": _hmac("sha256", _base64),
     "hmac_sha512": _hmac("sha512", bytes.hex),
-    "join": join,
-    "json_escape": json_escape,
+    "json_escape": lambda value: limited_text(json.dumps(text_of(value), ensure_ascii=False)[1:-1]),
     "json_parse": json_parse,
-    "last": last,
-    "map": map_,
     "md5": _hash("md5"),
-    "minus": _arithmetic(lambda a, b: values.added(a, -b)),
-    "modulo": _arithmetic(values.remainder),
-    "money": money,
-    "newline_to_br": newline_to_br,
-    "number_with_delimiter": number_with_delimiter,
-    "plus": _arithmetic(values.added),
-    "prepend": prepend,
-    "property_accessor": property_accessor,
-    "remove": remove,
-    "remove_first": remove_first,
-    "replace": lambda value, old, new="": replace(value, old, new),
-    "replace_first": replace_first,
-    "reverse": reverse,
-    "round": round_,
     "sha1": _hash("sha1"),
     "sha2": _hash("sha256"),
-    "size": size,
-    "slice": slice_,
-    "sort": sort,
-    "sort_natural": sort_natural,
-    "split": split,
-    "strip": strip,
-    "strip_html": strip_html,
-    "strip_newlines": strip_newlines,
-    "time_zone": time_zone,
-    "times": _arithmetic(values.multiplied),
-    "truncate": truncate,
-    "truncatewords": truncatewords,
-    "uniq": uniq,
-    "upcase": upcase,
     "url_decode": url_decode,
-    "url_encode": url_encode,
-    "url_escape": url_escape,
-    "url_param_escape": url_param_escape,
-    "where": where,
+    "url_encode": lambda value: limited_text(quote_plus(text_of(value))),
+    "url_escape": lambda value: limited_text(quote(text_of(value), safe=";/?:@&=+$,[]-_.!~*'()")),
+    "url_param_escape": lambda value: limited_text(quote(text_of(value), safe="")),
+    # Any value
+    "default": default,
+    "property_accessor": lambda value, name: (
+        value.get(name) if isinstance(value, dict) and isinstance(name, str) else None
+    ),
 }
 # Filters of the engine that Braze's documentation does not mention.
 UNDOCUMENTED: dict[str, Callable[..., Any]] = {
     "base64_decode": _base64_decoder("base64_decode", None),
     "base64_url_safe_decode": _base64_decoder("base64_url_safe_decode", b"-_"),
-    "base64_url_safe_encode": base64_url_safe_encode,
+    "base64_url_safe_encode": lambda value: base64.urlsafe_b64encode(
+        text_of(value).encode()
+    ).decode(),
     "h": escape,
-    "remove_last": remove_last,
+    "remove_last": lambda value, old: replace_last(value, old, ""),
     "replace_last": replace_last,
 }
+_ALL = FILTERS | UNDOCUMENTED
+# Filters that return nil for nil.
+_KEEP_NIL = frozenset({"escape", "h", "truncate", "truncatewords", "url_decode", "url_encode"})
+_USE_RUN = frozenset({"date", "time_zone"})
 
 
 def _bounds(function: Callable[..., Any]) -> tuple[int, int]:
     """Return the minimum and maximum number of values, including the filtered one."""
-    by_place = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
-    takes = [one for one in signature(function).parameters.values() if one.kind in by_place]
+    positional = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+    takes = [one for one in signature(function).parameters.values() if one.kind in positional]
     return sum(one.default is Parameter.empty for one in takes), len(takes)
 
 
-_BOUNDS = {name: _bounds(function) for name, function in (FILTERS | UNDOCUMENTED).items()}
+_BOUNDS = {name: _bounds(function) for name, function in _ALL.items()}
 
 
-def invoke(context: RenderContext, name: str, *given: Any) -> Any:
+def invoke(context: RenderContext, name: str, value: Any, *given: Any) -> Any:
     """Apply the filter *name*.
 
     Raises:
         LiquidFault: Ruby refuses the values or their number.
     """
     least, most = _BOUNDS[name]
-    if not least <= len(given) <= most:
+    number = 1 + len(given)
+    if not least <= number <= most:
         expected = f"{least}" if least == most else f"{least}..{most}"
-        raise LiquidFault(f"wrong number of arguments (given {len(given)}, expected {expected})")
-    return context.filter(name, None)(*given)
+        raise LiquidFault(f"wrong number of arguments (given {number}, expected {expected})")
+    if value is None and name in _KEEP_NIL:
+        return None
+    options = {"run": run_of(context)} if name in _USE_RUN else {}
+    return _ALL[name](value, *given, **options)
 
 
 def known(name: str) -> bool:

@@ -7,7 +7,6 @@ those of Braze (its fork of Liquid 5.2.0, in lax mode), so that a preview shows 
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, TextIO
 
@@ -19,17 +18,17 @@ from liquid.output import LimitedStringIO
 from liquid.template import BoundTemplate
 
 from bridge import clock
-from bridge.liquid import filters
 from bridge.liquid.connected_content import (
+    CONNECTED_CONTENT,
     ConnectedContentCall,
-    ConnectedContentTag,
+    ConnectedContentNode,
     ContentCalls,
     Send,
     over_http,
 )
 from bridge.liquid.run import DEEPEST, Run, begin, run_of
-from bridge.liquid.syntax import noting, tokens, without_html_comments
-from bridge.liquid.tags import TAGS, Aborted
+from bridge.liquid.syntax import collect_notes, tokens, without_html_comments
+from bridge.liquid.tags import TAGS, Aborted, BrazeTag
 from bridge.liquid.values import LiquidFault, TooLargeError, weight
 
 LARGEST_TEMPLATE = 100_000
@@ -108,11 +107,8 @@ class BrazeEnvironment(Environment):
     template_class = BrazeTemplate
 
     def setup_tags_and_filters(self, *, extra: bool = False) -> None:  # noqa: ARG002 - the parent's
-        for tag in TAGS:
-            self.add_tag(tag)
-        self.add_tag(ConnectedContentTag)
-        for name, function in (filters.FILTERS | filters.UNDOCUMENTED).items():
-            self.add_filter(name, function)
+        for name, node in {**TAGS, CONNECTED_CONTENT: ConnectedContentNode}.items():
+            self.tags[name] = BrazeTag(self, name, node)
 
     def tokenizer(self) -> Callable[[str], Iterator[Token]]:
         return tokens
@@ -131,7 +127,6 @@ def render(
     auth_tokens: Mapping[str, Mapping[str, str]] | None = None,
     variables: Mapping[str, Any] | None = None,
     timeout: float = 2.0,
-    session: requests.Session | None = None,
     send: Send | None = None,
     rewrite: Callable[[str], str] = str,
     pause: Callable[[float], None] = time.sleep,
@@ -153,7 +148,6 @@ def render(
         auth_tokens: ``{name: {header: value}}``, for ``:auth_credentials name``.
         variables: other variables of the template.
         timeout: seconds within which a call's whole answer must be received; 2 in Braze.
-        session: used for the calls and not closed.
         send: makes the calls instead of HTTP.
         rewrite: converts the URL in the template to the URL to call.
         pause: waits for a number of seconds between the attempts of a ``:retry``.
@@ -164,7 +158,7 @@ def render(
             preview.
     """
     known = {**_variables(attributes, campaign, canvas), **(variables or {})}
-    with nullcontext(session) if session else requests.Session() as http:
+    with requests.Session() as http:
         calls = ContentCalls(
             send or over_http(http, timeout), credentials or {}, auth_tokens or {}, pause, rewrite
         )
@@ -210,22 +204,24 @@ def _render(source: str, run: Run) -> str:
     if len(source) > LARGEST_TEMPLATE:
         raise LiquidError(f"the template is longer than {LARGEST_TEMPLATE:,} characters")
     try:
-        template, notes = _parsed(source)
-        for token, words in notes:
-            run.warn(f"{_place(token, source)}: {words}")
+        template = _parse(source, run)
         context = BrazeContext(template, globals=run.counters)
         begin(context, run)
-        return _written(template, context)
+        return _render_nodes(template, context)
     except (MarkupError, RecursionError, TooLargeError) as error:
-        raise _explained(error, source) from error
+        raise _liquid_error(error, source) from error
 
 
-def _parsed(source: str) -> tuple[BoundTemplate, list[tuple[Token, str]]]:
-    with noting() as notes:
-        return _ENVIRONMENT.from_string(without_html_comments(source)), notes
+def _parse(source: str, run: Run, prefix: str = "") -> BoundTemplate:
+    """Parse *source*; warn about what Braze ignores in it, with *prefix* before the position."""
+    with collect_notes() as notes:
+        template = _ENVIRONMENT.from_string(without_html_comments(source))
+    for token, words in notes:
+        run.warn(f"{prefix}{_position(token, source)}: {words}")
+    return template
 
 
-def _written(template: BoundTemplate, context: RenderContext) -> str:
+def _render_nodes(template: BoundTemplate, context: RenderContext) -> str:
     buffer = context.get_buffer()
     try:
         for node in template.nodes:
@@ -246,14 +242,11 @@ def _nested(source: str, name: str, context: RenderContext) -> str:
         raise _NestedFault(f"{name} contains itself, or too many others")
     run.depth += 1
     try:
-        template, notes = _parsed(source)
-        for token, words in notes:
-            run.warn(f"{name}, {_place(token, source)}: {words}")
-        return _written(template, context)
+        return _render_nodes(_parse(source, run, f"{name}, "), context)
     except MarkupError as error:
         if isinstance(error.__cause__, _NestedFault):
             raise error.__cause__ from error
-        raise _NestedFault(f"{name}, {_explained(error, source)}") from error
+        raise _NestedFault(f"{name}, {_liquid_error(error, source)}") from error
     finally:
         run.depth -= 1
 
@@ -265,12 +258,12 @@ _ARGUMENTS = re.compile("wrong number of arguments .*")
 _WORDS = {"String": "a text", "Integer": "a number", "Float": "a number", "Array": "a list"}
 
 
-def _place(token: Token, source: str) -> str:
+def _position(token: Token, source: str) -> str:
     before = source[: max(0, token.start_index)]
     return f"line {before.count(chr(10)) + 1}, column {len(before) - before.rfind(chr(10))}"
 
 
-def _explained(error: Exception, source: str) -> LiquidError:
+def _liquid_error(error: Exception, source: str) -> LiquidError:
     if isinstance(error, RecursionError):
         return LiquidError("the template's parts are nested too deep")
     if isinstance(error, TooLargeError):
@@ -279,13 +272,13 @@ def _explained(error: Exception, source: str) -> LiquidError:
     words = " ".join(str(error.message).split())
     words = _LIMITS.get(words, words)
     if isinstance(error.__cause__, LiquidFault) and not isinstance(error.__cause__, _NestedFault):
-        words = _of_ruby(words)
+        words = _in_plain_words(words)
     if not error.token or error.token.start_index < 0:
         return LiquidError(words)
-    return LiquidError(f"{_place(error.token, source)}: {words}")
+    return LiquidError(f"{_position(error.token, source)}: {words}")
 
 
-def _of_ruby(words: str) -> str:
+def _in_plain_words(words: str) -> str:
     """Explain Ruby's message, which Braze shows, in a marketer's words."""
     if found := _COMPARISON.fullmatch(words):
         sides = [_WORDS.get(one, f"the number {one}") for one in found.groups()]

@@ -1,7 +1,7 @@
 """The state of one render: its limits, its data and its warnings."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
@@ -51,7 +51,7 @@ class Run:
     def warn(self, words: str) -> None:
         self.warnings[words] = None
 
-    def spend(self) -> None:
+    def check_time(self) -> None:
         """Check the CPU time of the render.
 
         Raises:
@@ -64,8 +64,8 @@ class Run:
                 f"the template takes more than {RENDER_SECONDS:g} s to render{where}", token=None
             )
 
-    def miss(
-        self, path: str, name: str, siblings: Mapping[str, Any], *, is_data: bool = False
+    def warn_missing(
+        self, path: str, name: str, siblings: Iterable[object], *, is_data: bool = False
     ) -> None:
         """Warn about a missing field, and suggest a similar name from *siblings*.
 

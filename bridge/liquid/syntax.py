@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from liquid import RenderContext, Token
@@ -111,13 +111,13 @@ def _syntax_error(words: str, start: int, source: str) -> LiquidSyntaxError:
     return LiquidSyntaxError(words, token=Token(TOKEN_CONTENT, source, start, source))
 
 
-# --- What Braze ignores -------------------------------------------------------------------------
+# --- Markup that Braze ignores ------------------------------------------------------------------
 
 _ignored: ContextVar[list[tuple[Token, str]] | None] = ContextVar("ignored", default=None)
 
 
 @contextmanager
-def noting() -> Iterator[list[tuple[Token, str]]]:
+def collect_notes() -> Iterator[list[tuple[Token, str]]]:
     """Collect notes about ignored markup during parsing: its token, and a sentence."""
     notes: list[tuple[Token, str]] = []
     before = _ignored.set(notes)
@@ -133,7 +133,7 @@ def note(token: Token, sentence: str) -> None:
         notes.append((token, sentence))
 
 
-def ignores(token: Token, rest: str) -> None:
+def note_ignored(token: Token, rest: str) -> None:
     """Note that Braze ignores *rest*, unless it is blank."""
     rest = " ".join(rest.split())
     if rest.strip(" ,"):
@@ -146,7 +146,7 @@ _QUOTED = r"\"[^\"]*\"|'[^']*'"
 _CHAR = rf"{REFERENCE}|(?!{REFERENCE})[^\s,|'\"]|{_QUOTED}"
 FRAGMENT = rf"(?:{_QUOTED}|(?:{_CHAR})++)"
 # A pattern that may match less, so that the following pattern matches.
-SHORTENABLE = rf"(?:{_QUOTED}|(?:{_CHAR})+)"
+BACKTRACKING_FRAGMENT = rf"(?:{_QUOTED}|(?:{_CHAR})+)"
 ATTRIBUTE = re.compile(rf"(?<![\w-])-*(\w[\w-]*+)\s*:\s*({FRAGMENT})", re.ASCII)
 
 _BRACES = re.compile(rf"({_QUOTED}|{REFERENCE})|\{{\{{|\}}\}}")
@@ -173,7 +173,7 @@ _NAMESPACES = frozenset(
 )
 
 
-def flat(markup: str) -> str:
+def without_braces(markup: str) -> str:
     """Return *markup* without the braces of outputs within it."""
     return _BRACES.sub(lambda found: found[1] or "", markup)
 
@@ -199,24 +199,26 @@ class Literal(Expression):
 
 
 @dataclass(frozen=True)
-class Between(Expression):
+class VariableRange(Expression):
     """A range whose ends are variables."""
 
     first: Expression
     last: Expression
 
     def evaluate(self, context: RenderContext) -> Any:
-        return Range(_end(self.first.evaluate(context)), _end(self.last.evaluate(context)))
+        return Range(
+            _range_end(self.first.evaluate(context)), _range_end(self.last.evaluate(context))
+        )
 
 
-def _end(value: Any) -> int:
+def _range_end(value: Any) -> int:
     if value is None or isinstance(value, str):
         return values.leading_integer(value or "")
     return values.integer_of(value)
 
 
-def _to_i(value: Any) -> int:
-    return int(value) if isinstance(value, float) else _end(value)
+def _literal_end(value: Any) -> int:
+    return int(value) if isinstance(value, float) else _range_end(value)
 
 
 def parse_expression(markup: str, token: Token) -> Expression:
@@ -242,8 +244,8 @@ def _range(markup: str, token: Token) -> Expression | None:
     if found := _RANGE.fullmatch(markup):
         first, last = (parse_expression(end, token) for end in found.groups())
         if isinstance(first, Literal) and isinstance(last, Literal):
-            return Literal(Range(_to_i(first.value), _to_i(last.value)))
-        return Between(first, last)
+            return Literal(Range(_literal_end(first.value), _literal_end(last.value)))
+        return VariableRange(first, last)
     return None
 
 
@@ -252,6 +254,9 @@ class Reference:
     """The name in ``${…}``: an existing name, or else a path."""
 
     name: str
+
+    def __str__(self) -> str:
+        return self.name
 
     @property
     def path(self) -> list[Any]:
@@ -293,19 +298,19 @@ class Variable(Expression):
         name = self.root.value(context) if self.root else ""
         if name == "content_blocks" and self.steps:
             return self._content_block(context)
-        value, known = _resolved(name, context) if self.root else (run.attributes, True)
-        if not known:
-            self._miss_root(name, context)
+        value = _look_up(name, context) if self.root else run.attributes
+        if value is _ABSENT:
+            self._warn_missing_root(name, context)
             return None
         of_customer = not self.root or name == "custom_attribute"
-        for place, step in enumerate(self.steps):
+        for index, step in enumerate(self.steps):
             key = step.value(context)
-            found, after = _stepped(value, key, step.is_command, of_customer=of_customer)
-            if not found:
+            after = _next_value(value, key, is_command=step.is_command, of_customer=of_customer)
+            if after is _ABSENT:
                 if isinstance(value, dict) and not step.is_command:
-                    words = key.name if isinstance(key, Reference) else values.text_of(key)
+                    path, words = self._path(index + 1), values.text_of(key)
                     is_data = of_customer or name in _NAMESPACES
-                    run.miss(self._path(place + 1), words, value, is_data=is_data)
+                    run.warn_missing(path, words, value, is_data=is_data)
                 return None
             value = after
         return value
@@ -317,17 +322,15 @@ class Variable(Expression):
             texts.insert(0, self.root.text)
         return "".join((texts[0], *(text if text[0] == "[" else f".{text}" for text in texts[1:])))
 
-    def _miss_root(self, name: Any, context: RenderContext) -> None:
+    def _warn_missing_root(self, name: Any, context: RenderContext) -> None:
         if name in _NAMESPACES:
-            run_of(context).miss(self._path(len(self.steps)), "", {}, is_data=True)
+            run_of(context).warn_missing(self._path(len(self.steps)), "", (), is_data=True)
         elif isinstance(name, str) and name:
-            known = {key: 0 for scope in (context.locals, context.globals) for key in scope}
-            run_of(context).miss(name, name, known)
+            run_of(context).warn_missing(name, name, [*context.locals, *context.globals])
 
     def _content_block(self, context: RenderContext) -> str:
         run = run_of(context)
-        key = self.steps[0].value(context)
-        name = key.name if isinstance(key, Reference) else values.text_of(key)
+        name = values.text_of(self.steps[0].value(context))
         if name in run.blocks:
             return run.nested(str(run.blocks[name]), f"content block {name}", context)
         run.warn(
@@ -340,7 +343,7 @@ class Variable(Expression):
 def _variable(markup: str, token: Token) -> Variable:
     parts, rest = _parts(markup)
     if rest := rest.replace(".", "").strip():
-        _note_rest(markup, rest, token)
+        _note_ignored_rest(markup, rest, token)
     steps = [Step(part, _key(part, token)) for part in parts or [""]]
     if isinstance(steps[0].key, Reference):
         return Variable(None, tuple(steps))
@@ -364,7 +367,7 @@ def _parts(markup: str) -> tuple[list[str], str]:
     return parts, "".join((*rest, markup[position:]))
 
 
-def _note_rest(markup: str, rest: str, token: Token) -> None:
+def _note_ignored_rest(markup: str, rest: str, token: Token) -> None:
     if re.search("[“”‘’„«»]", rest):
         note(token, f"Braze takes no curly quotes: type `{markup}` with straight ones")
     elif re.search("[<>=!]", rest):
@@ -381,58 +384,54 @@ def _key(part: str, token: Token) -> Expression | Reference:
     return Literal(part)
 
 
-def _resolved(name: Any, context: RenderContext) -> tuple[Any, bool]:
-    """Return the value of the variable *name*, and whether it exists."""
-    if not isinstance(name, str):
-        return None, False
-    absent: Any = _ABSENT
-    value = context.resolve(name, default=absent)
+# The result where a variable or a step does not exist.
+_ABSENT: Any = object()
+
+
+def _look_up(name: Any, context: RenderContext) -> Any:
+    """Return the value of the variable *name*, or `_ABSENT`."""
+    value = context.resolve(name, default=_ABSENT) if isinstance(name, str) else _ABSENT
     # python-liquid defines `now` and `today`, Braze does not.
-    if value is absent or (name in {"now", "today"} and not isinstance(value, str)):
-        return None, False
-    return value, True
+    return _ABSENT if name in ("now", "today") and not isinstance(value, str) else value
 
 
-_ABSENT = object()
-
-
-def _stepped(value: Any, key: Any, is_command: bool, *, of_customer: bool) -> tuple[bool, Any]:  # noqa: FBT001
-    """Return whether *value* has *key*, and its value (VariableLookup#evaluate)."""
+def _next_value(value: Any, key: Any, *, is_command: bool, of_customer: bool) -> Any:
+    """Return the value of *key* in *value*, or `_ABSENT` (VariableLookup#evaluate)."""
     if isinstance(key, Reference):
-        return _referred(value, key, of_customer=of_customer)
+        return _follow(value, key, of_customer=of_customer)
     if isinstance(value, dict):
         if isinstance(key, str) and key in value:
-            return True, value[key]
+            return value[key]
         # Braze documentation, "Nested custom attributes": an object is read with [0] too.
         if of_customer and key == 0 and isinstance(key, int):
-            return True, value
+            return value
     if isinstance(value, list) and values.is_number(key) and isinstance(key, int):
-        return True, value[key] if -len(value) <= key < len(value) else None
+        return value[key] if -len(value) <= key < len(value) else None
     if isinstance(value, values.Drop):
-        return key in value, value.get(key)
-    return _commanded(value, key) if is_command else (False, None)
+        return value.get(key, _ABSENT)
+    return _apply_command(value, key) if is_command else _ABSENT
 
 
-def _referred(value: Any, key: Reference, *, of_customer: bool) -> tuple[bool, Any]:
+def _follow(value: Any, key: Reference, *, of_customer: bool) -> Any:
     if isinstance(value, dict) and key.name in value:
-        return True, value[key.name]
-    path = key.path
-    if path == [key.name]:
-        return False, None
-    for step in path:
-        found, value = _stepped(value, step, step in _COMMANDS, of_customer=of_customer)
-        if not found:
-            return False, None
-    return True, value
+        return value[key.name]
+    if key.path == [key.name]:
+        return _ABSENT
+    for step in key.path:
+        value = _next_value(value, step, is_command=step in _COMMANDS, of_customer=of_customer)
+        if value is _ABSENT:
+            break
+    return value
 
 
-def _commanded(value: Any, command: Any) -> tuple[bool, Any]:
+def _apply_command(value: Any, command: Any) -> Any:
     """Evaluate ``.size``, ``.first`` or ``.last``."""
     if command == "size":
         size = values.size_of(value)
-        return size is not None, size
-    end = values.end_of(value, first=command == "first")
-    return isinstance(value, list | dict | Range), end
+        return _ABSENT if size is None else size
+    if not isinstance(value, list | dict | Range):
+        return _ABSENT
+    return values.end_of(value, first=command == "first")
 
 
 # --- Outputs: a value and its filters -------------------------------------------------------------
@@ -465,7 +464,7 @@ class Filtered(Expression):
             arguments = [argument.evaluate(context) for argument in one.arguments]
             if one.options:
                 arguments.append({name: given.evaluate(context) for name, given in one.options})
-            run_of(context).spend()
+            run_of(context).check_time()
             value = filters.invoke(context, one.name, value, *arguments)
         return value
 
@@ -480,14 +479,14 @@ def parse_output(markup: str, token: Token) -> Filtered:
         raise LiquidSyntaxError(
             "a filter cannot stand within [ ]: assign its value to a variable first", token=token
         )
-    markup = flat(markup)
+    markup = without_braces(markup)
     found = _VALUE.search(markup)
     if not found:
-        ignores(token, markup)
+        note_ignored(token, markup)
         return Filtered(Literal(None), ())
     value = parse_expression(found[1], token)
     chain = _FILTERS.search(found[2])
-    ignores(token, found[2][: chain.start()] if chain else found[2])
+    note_ignored(token, found[2][: chain.start()] if chain else found[2])
     chosen = []
     for one in _parse_filters(chain[1] if chain else "", token):
         if filters.known(one.name):
@@ -504,7 +503,7 @@ def _parse_filters(markup: str, token: Token) -> list[AppliedFilter]:
     for found in _ONE_FILTER.finditer(markup):
         if name := _NAME.search(found[0]):
             given = [argument[1] for argument in _ARGUMENT.finditer(found[0])]
-            ignores(token, _ARGUMENT.sub("", found[0][name.end() :]).strip(": "))
+            note_ignored(token, _ARGUMENT.sub("", found[0][name.end() :]).strip(": "))
             parsed.append(_filter(name[0], given, token))
     return parsed
 
@@ -530,7 +529,7 @@ _PARENTHESES = re.compile(rf"{_QUOTED}|\(\s*\S+?\s*\.\.\s*\S+?\s*\)|(\()")
 
 
 @dataclass(frozen=True)
-class Method(Expression):
+class BlankOrEmpty(Expression):
     """``blank`` or ``empty``, a method of the other side (Condition::MethodLiteral)."""
 
     name: str
@@ -580,9 +579,9 @@ def compare(left: Any, operator: str, right: Any) -> bool:
     """
     match operator:
         case "==":
-            return _same(left, right)
+            return _equal(left, right)
         case "!=" | "<>":
-            return not _same(left, right)
+            return not _equal(left, right)
         case "contains":
             return _contains(left, right)
         case "<" | ">" | "<=" | ">=":
@@ -590,10 +589,10 @@ def compare(left: Any, operator: str, right: Any) -> bool:
     raise LiquidFault(f"Unknown operator {operator}")
 
 
-def _same(left: Any, right: Any) -> bool:
-    if isinstance(left, Method):
+def _equal(left: Any, right: Any) -> bool:
+    if isinstance(left, BlankOrEmpty):
         return left.holds(right)
-    return right.holds(left) if isinstance(right, Method) else values.equal(left, right)
+    return right.holds(left) if isinstance(right, BlankOrEmpty) else values.equal(left, right)
 
 
 def _contains(left: Any, right: Any) -> bool:
@@ -602,7 +601,8 @@ def _contains(left: Any, right: Any) -> bool:
     if isinstance(left, str):
         return values.text_of(right) in left
     if isinstance(left, list | Range):
-        return any(values.equal(item, right) for item in values.items_within(left))
+        items = left if isinstance(left, list) else values.limited_list(left, len(left))
+        return any(values.equal(item, right) for item in items)
     return isinstance(left, dict) and isinstance(right, str) and right in left
 
 
@@ -622,7 +622,7 @@ def parse_condition(markup: str, token: Token) -> Condition:
     Raises:
         LiquidSyntaxError: the condition is missing, or has parentheses.
     """
-    markup = flat(markup)
+    markup = without_braces(markup)
     if any(found[1] for found in _PARENTHESES.finditer(markup)):
         raise LiquidSyntaxError("a condition cannot have parentheses in Braze", token=token)
     parts = [found[0] for found in _CONDITION_PARTS.finditer(markup)]
@@ -632,7 +632,7 @@ def parse_condition(markup: str, token: Token) -> Condition:
         first = _comparison(parts.pop() if parts else "", token)
         if relation not in {"and", "or"}:
             raise LiquidSyntaxError(f"`{relation}` cannot stand here", token=token)
-        condition = Condition(first.left, first.operator, first.right, relation, condition)
+        condition = replace(first, relation=relation, child=condition)
     return condition
 
 
@@ -641,14 +641,11 @@ def _comparison(markup: str, token: Token) -> Condition:
     if not found:
         raise LiquidSyntaxError("a condition is missing, such as {% if points > 5 %}", token=token)
     end = found.end() if found[2] else found.end(1)
-    ignores(token, markup[end:])
-    return Condition(_side(found[1], token), found[2], _side(found[3] or "", token))
+    note_ignored(token, markup[end:])
+    left, right = (parse_operand(side or "", token) for side in (found[1], found[3]))
+    return Condition(left, found[2], right)
 
 
-def _side(markup: str, token: Token) -> Expression:
-    return Method(markup) if markup in {"blank", "empty"} else parse_expression(markup, token)
-
-
-def side(markup: str, token: Token) -> Expression:
+def parse_operand(markup: str, token: Token) -> Expression:
     """Parse one side of a comparison, as in ``when blank``."""
-    return _side(markup, token)
+    return BlankOrEmpty(markup) if markup in {"blank", "empty"} else parse_expression(markup, token)

@@ -4,8 +4,10 @@ Braze runs its fork of Shopify's Liquid 5.2.0 on Ruby 3. The values of a templat
 (``None``, bool, int, float, str, list and dict), `Range` and `Time`.
 """
 
+import operator
 import re
 import unicodedata
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_UP, Context, Decimal
@@ -53,6 +55,20 @@ class Drop(Mapping[str, Any]):
 
     name = ""
 
+    @property
+    @abstractmethod
+    def fields(self) -> Mapping[str, Any]:
+        """The present values by name."""
+
+    def __getitem__(self, key: str) -> Any:
+        return self.fields[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.fields)
+
+    def __len__(self) -> int:
+        return len(self.fields)
+
     def __str__(self) -> str:
         return self.name
 
@@ -72,7 +88,7 @@ def text_of(value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, list | dict):
-        return fitting(inspect(bounded(value)))
+        return limited_text(inspect(limited_value(value)))
     return inspect(value)
 
 
@@ -89,7 +105,7 @@ def joined(items: Iterable[Any], glue: str) -> str:
         size += len(parts[-1]) + len(glue)
         if size > 2 * LARGEST_TEXT:
             break
-    return fitting(glue.join(parts))
+    return limited_text(glue.join(parts))
 
 
 def weight(value: object) -> int:
@@ -103,24 +119,28 @@ def weight(value: object) -> int:
     return 30
 
 
-def bounded(value: Any) -> Any:
-    """Return *value* unless its text is too long.
+def check_length(characters: float) -> None:
+    """Refuse a text of that length.
 
     Raises:
-        TooLargeError: the text is longer than `LARGEST_TEXT`.
+        TooLargeError: it is longer than `LARGEST_TEXT`.
     """
-    if weight(value) > 10 * LARGEST_TEXT:
+    if characters > LARGEST_TEXT:
         raise TooLargeError(f"a text grows beyond {LARGEST_TEXT:,} characters")
+
+
+def limited_value(value: Any) -> Any:
+    """Return *value* unless its text would be far too long: check this before making the text."""
+    check_length(weight(value) / 10)
     return value
 
 
-def fitting(text: str) -> str:
-    if len(text) > LARGEST_TEXT:
-        raise TooLargeError(f"a text grows beyond {LARGEST_TEXT:,} characters")
+def limited_text(text: str) -> str:
+    check_length(len(text))
     return text
 
 
-def fitting_list(items: Iterable[Any], size: int) -> list[Any]:
+def limited_list(items: Iterable[Any], size: int) -> list[Any]:
     if size > LARGEST_LIST:
         raise TooLargeError(f"a list grows beyond {LARGEST_LIST:,} items")
     return list(items)
@@ -248,7 +268,7 @@ def integer_of(value: Any) -> int:
     return int(found[1] + (digits if base == 10 else digits.lstrip("0xbo") or "0"), base)
 
 
-def simple(number: int | Decimal) -> int | float:
+def plain_number(number: int | Decimal) -> int | float:
     """Return *number* as a value of a template."""
     if isinstance(number, Decimal):
         return float(number)
@@ -257,35 +277,30 @@ def simple(number: int | Decimal) -> int | float:
     return number
 
 
-def added(a: int | Decimal, b: int | Decimal) -> int | Decimal:
-    if isinstance(a, int) and isinstance(b, int):
-        return a + b
-    return _DECIMAL.add(Decimal(a), Decimal(b))
+def _operation(
+    whole: Callable[[int, int], int], decimal: Callable[[Decimal, Decimal], Decimal]
+) -> Callable[[int | Decimal, int | Decimal], int | Decimal]:
+    """Return an operation that is *whole* for two whole numbers, otherwise *decimal*."""
+
+    def calculate(a: int | Decimal, b: int | Decimal) -> int | Decimal:
+        if isinstance(a, int) and isinstance(b, int):
+            return whole(a, b)
+        return decimal(Decimal(a), Decimal(b))
+
+    return calculate
 
 
-def multiplied(a: int | Decimal, b: int | Decimal) -> int | Decimal:
-    if isinstance(a, int) and isinstance(b, int):
-        return a * b
-    return _DECIMAL.multiply(Decimal(a), Decimal(b))
-
-
-def divided(a: int | Decimal, b: int | Decimal) -> int | Decimal:
-    """Return a / b, rounded down if both are whole."""
-    if not b:
-        raise LiquidFault("divided by 0")
-    if isinstance(a, int) and isinstance(b, int):
-        return a // b
-    return _DECIMAL.divide(Decimal(a), Decimal(b))
-
-
-def remainder(a: int | Decimal, b: int | Decimal) -> int | Decimal:
-    """Return the remainder of a / b, with the sign of *b*."""
-    if not b:
-        raise LiquidFault("divided by 0")
-    if isinstance(a, int) and isinstance(b, int):
-        return a % b
-    a, b = Decimal(a), Decimal(b)
+def _floored_remainder(a: Decimal, b: Decimal) -> Decimal:
     return _DECIMAL.subtract(a, b * (a / b).to_integral_value(ROUND_FLOOR))
+
+
+added = _operation(operator.add, _DECIMAL.add)
+subtracted = _operation(operator.sub, _DECIMAL.subtract)
+multiplied = _operation(operator.mul, _DECIMAL.multiply)
+# Not for a divisor of 0. Rounded down if both numbers are whole.
+divided = _operation(operator.floordiv, _DECIMAL.divide)
+# Not for a divisor of 0. With the sign of the divisor.
+remainder = _operation(operator.mod, _floored_remainder)
 
 
 def rounded(number: int | Decimal, digits: int) -> int | Decimal:
@@ -346,12 +361,12 @@ def compared(a: Any, b: Any) -> int | None:
     return 0 if equal(a, b) else None
 
 
-def identity(value: Any) -> Any:
+def eql_key(value: Any) -> Any:
     """Return a key that is equal for values with Ruby's ``eql?``: 1 is not 1.0."""
     if isinstance(value, list):
-        return (list, *map(identity, value))
+        return (list, *map(eql_key, value))
     if isinstance(value, dict):
-        return (dict, frozenset((key, identity(item)) for key, item in value.items()))
+        return (dict, frozenset((key, eql_key(item)) for key, item in value.items()))
     return (type(value), value)
 
 
@@ -374,8 +389,8 @@ def property_of(item: Any, name: Any) -> Any:
         case str() if isinstance(name, str):
             return name if name in item else None
         case str() | list() if is_number(name):
-            place = int(name)
-            return item[place] if -len(item) <= place < len(item) else None
+            index = int(name)
+            return item[index] if -len(item) <= index < len(item) else None
         case bool() | None | float():
             return None
         case int() if is_number(name):
@@ -418,12 +433,8 @@ def items_of(value: Any) -> list[Any]:
     if isinstance(value, list):
         return list(flattened(value))
     if isinstance(value, Range):
-        return fitting_list(value, len(value))
+        return limited_list(value, len(value))
     return [value]
-
-
-def items_within(value: list[Any] | Range) -> list[Any]:
-    return value if isinstance(value, list) else fitting_list(value, len(value))
 
 
 def end_of(value: Any, *, first: bool) -> Any:

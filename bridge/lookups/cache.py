@@ -335,7 +335,8 @@ class Cache:
         """Read the entries of *customers*, of one of *kinds*, outdated or not.
 
         Returns:
-            Pairs of `Customer.key` and entry; several for a customer with several variants.
+            Pairs of `Customer.key` and entry; several for a customer with several variants. Of the
+            entries that this process has not stored yet, only those without a variant.
 
         Raises:
             StoreUnavailableError: the table cannot be read.
@@ -343,7 +344,14 @@ class Cache:
         keys = [customer.key for customer in customers]
         with self._database.read() as connection:
             found = _BY_CUSTOMER.rows(connection, kinds=list(kinds), customers=keys)
-        return [(customer, CacheEntry(*rest)) for customer, *rest in found]
+        with self._memory_lock:
+            unstored = [
+                (customer, entry)
+                for customer in keys
+                for kind in kinds
+                if (entry := self._memory.get(CacheKey(kind, customer)))
+            ]
+        return [*((customer, CacheEntry(*rest)) for customer, *rest in found), *unstored]
 
     def last_known(self, key: CacheKey) -> CacheEntry | None:
         """Return the cached entry of any age; do not ask SessionM."""

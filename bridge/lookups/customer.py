@@ -176,7 +176,7 @@ class Lookups:
 
     def tags(self, query: Query, arrived: float | None = None) -> LookupAnswer:
         with self._in_time(arrived) as until:
-            pending = self._cache.begin(*self._tags_request(query.customer))
+            pending = self._begin_tags(query.customer)
             pending.let_fetch_start()
             own, own_check = self._own(query.customer)
             got = self._fetched(pending, until)
@@ -194,7 +194,7 @@ class Lookups:
     def customer(self, query: Query, arrived: float | None = None) -> LookupAnswer:
         with self._in_time(arrived) as until:
             # Tags and offers are fetched concurrently.
-            pending = self._cache.begin(*self._tags_request(query.customer))
+            pending = self._begin_tags(query.customer)
             profile = None
             if self._profile_fields:
                 profile = self._cache.begin(*self._profile_request(query.customer))
@@ -232,7 +232,7 @@ class Lookups:
             UnavailableError: as `Cache.get`.
         """
         with self._in_time(arrived) as until:
-            return self._cache.get(*self._tags_request(customer), until)
+            return self._cache.answer(self._begin_tags(customer), until)
 
     def raw_repeat(self, customer: Customer, served: Served) -> Repeatable | None:
         """Return for how long the *served* answer of `raw_tags` may be served again."""
@@ -331,12 +331,28 @@ class Lookups:
                 found.setdefault(customer, []).append(Customer(kind, other))
         return found
 
+    def identify(self, customers: Collection[Customer]) -> None:
+        """Find the user IDs of external IDs, so that a change applies under all identifiers.
+
+        SessionM is asked, unless the user ID is cached and fresh. If SessionM fails or does not
+        answer within the deadline of a lookup, a change applies under the known identifiers only.
+        """
+        with self._in_time(None) as until:
+            pending = [
+                self._cache.begin(*self._profile_request(customer))
+                for customer in customers
+                if customer.kind == "external_id"
+            ]
+            for one in pending:
+                self._fetched(one, until)
+
     def outdate(self, customers: Collection[Customer], kinds: Collection[str]) -> None:
         """Make cached answers of *kinds* (``tags``, ``offers``) of *customers* outdated.
 
         Raises:
             StoreUnavailableError: other processes cannot be notified.
         """
+        self.identify(customers)
         names = self.names(customers)
         theirs = dict.fromkeys(itertools.chain(*names.values()))
         for kind in kinds:
@@ -402,6 +418,17 @@ class Lookups:
 
     def _ages(self, fresh: float) -> Ages:
         return Ages(fresh, self._freshness.while_refreshing, self._freshness.if_error)
+
+    def _begin_tags(self, customer: Customer) -> PendingLookup:
+        """Begin a lookup of tags.
+
+        If an external ID's tags must be fetched, its user ID is fetched too, but not waited for: a
+        change under another identifier of the customer can then outdate these tags.
+        """
+        pending = self._cache.begin(*self._tags_request(customer))
+        if customer.kind == "external_id" and pending.answered is not None:
+            self._cache.begin(*self._profile_request(customer))
+        return pending
 
     def _tags_request(self, customer: Customer) -> tuple[CacheKey, Fetch, Ages]:
         def fetch(timeout: float) -> Mapping[str, Any]:

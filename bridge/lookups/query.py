@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from bridge.customer import Customer
-from bridge.fields import TEXT_SCHEMA, FieldError, identifier, shown, text, trim, whole_number
+from bridge.customer import CUSTOMER_KINDS, Customer, named_customers
+from bridge.fields import TEXT_SCHEMA, FieldError, shown, text, trim, whole_number
 
 Sort = Literal["", "expiry", "-expiry"]
 MOST_OFFERS = 1000
@@ -104,13 +104,9 @@ def read_customer(given: Mapping[str, Any]) -> Customer:
     Raises:
         FieldError: one of them is bad, or both are missing. A word such as ``null`` is missing.
     """
-    user_id = identifier(given.get("user_id"), "user_id")
-    external_id = identifier(given.get("external_id"), "external_id")
-    if user_id:
-        return Customer("user_id", user_id)
-    if external_id:
-        return Customer("external_id", external_id)
-    for name in ("user_id", "external_id"):
+    if customers := named_customers(given):
+        return customers[0]
+    for name in CUSTOMER_KINDS:
         if word := trim(given.get(name) or ""):
             raise FieldError(name, f'is "{word}": the template found no customer to put in')
     raise FieldError("user_id", "is missing or blank: name a customer (user_id or external_id)")

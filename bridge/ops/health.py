@@ -170,7 +170,7 @@ def forecast(
 
 
 # Mode in the heartbeat -> `held_by`.
-_HELD_BY = {"down": "away", "paused": "refused"}
+_HELD_BY = {"down": "away", "refused": "refused"}
 _PAUSES = {"hand", "refused"}
 
 

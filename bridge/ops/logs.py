@@ -10,34 +10,14 @@ import logging
 import sys
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
-from typing import Any
 
 from bridge.settings import Settings
 
 # The bridge's own fields of a log record, in the order of the output.
 _FIELDS = (
-    "action",
-    "event",
-    "write",
-    "direction",
-    "target",
-    "batch",
-    "request",
-    "customer",
-    "campaign",
-    "canvas",
-    "key",
-    "by",
-    "kind",
-    "method",
-    "path",
-    "state",
-    "outcome",
-    "status",
-    "milliseconds",
-    "reason",
-    "error",
-    "pid",
+    *("action", "event", "write", "direction", "target", "batch", "request", "customer"),
+    *("campaign", "canvas", "key", "by", "kind", "method", "path", "state", "outcome", "status"),
+    *("milliseconds", "reason", "error", "pid"),
 )
 
 
@@ -94,13 +74,9 @@ class _Formatter(logging.Formatter):
                 fields[name] = _without(str(fields[name]), hidden)
         at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
         if self._as_json:
-            line: dict[str, Any] = {
-                "at": at,
-                "level": record.levelname.lower(),
-                "message": message,
-                **fields,
-            }
-            return json.dumps({**line, "trace": trace} if trace else line, default=str)
+            head = {"at": at, "level": record.levelname.lower(), "message": message}
+            tail = {"trace": trace} if trace else {}
+            return json.dumps({**head, **fields, **tail}, default=str)
         pairs = " ".join(f"{name}={_quoted(value)}" for name, value in fields.items())
         text = f"{at} {record.levelname.lower():7} {_one_line(message)} {pairs}"
         return text.rstrip() + (f"\n{trace}" if trace else "")

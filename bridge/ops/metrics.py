@@ -63,11 +63,7 @@ _COUNTERS: dict[str, tuple[str, str, dict[str, str]]] = {
         {"": "messages_sent"},
     ),
     "bridge_braze_calls": ("Calls to Braze's REST API.", "", {"": "braze_calls"}),
-    "bridge_braze_errors": (
-        "Failed calls to Braze's REST API.",
-        "",
-        {"": "braze_errors"},
-    ),
+    "bridge_braze_errors": ("Failed calls to Braze's REST API.", "", {"": "braze_errors"}),
     "bridge_writes_sent": ("Tag writes that SessionM confirmed.", "", {"": "writes_sent"}),
     "bridge_sessionm_calls": (
         "Calls to SessionM.",
@@ -111,10 +107,49 @@ _HISTOGRAMS: dict[str, tuple[str, str, dict[str, str]]] = {
         {system: system for system in ("core", "connect")},
     ),
 }
-_STATES = {
-    "sessionm": ("up", "refusing", "limiting", "failing", "down", "unknown"),
-    "delivery": ("running", "paused", "stopped"),
-    "status": ("ok", "degraded", "down"),
+# Metric -> its help text, and the check and its key in ``/health`` with the value. Absent checks
+# and values of ``None`` are left out.
+_GAUGES = {
+    "bridge_queue_writes": ("Writes that wait for SessionM.", "delivery", "queued"),
+    "bridge_queue_oldest_seconds": (
+        "Age of the oldest queued write.",
+        "delivery",
+        "oldest_seconds",
+    ),
+    "bridge_dead_writes": ("Dead writes to SessionM.", "delivery", "dead"),
+    "bridge_braze_failures_limit": (
+        "Failures in a minute above which Braze stops calling.",
+        "braze_budget",
+        "limit",
+    ),
+    "bridge_message_queue": ("Messages that wait for Braze.", "delivery_to_braze", "queued"),
+    "bridge_message_queue_oldest_seconds": (
+        "Age of the oldest queued message.",
+        "delivery_to_braze",
+        "oldest_seconds",
+    ),
+    "bridge_dead_messages": ("Dead messages to Braze.", "delivery_to_braze", "dead"),
+    "bridge_braze_calls_left": ("Calls left of Braze's hourly limit.", "braze", "calls_left"),
+}
+_RUNS = ("running", "paused", "stopped")
+_SYSTEM_STATES = ("up", "refusing", "limiting", "failing", "down", "unknown")
+# Metric -> its help text, all states, its label besides ``state`` or "", and the check with the
+# present state for each value of the label.
+_STATES: dict[str, tuple[str, tuple[str, ...], str, dict[str, str]]] = {
+    "bridge_delivery_state": ("State of delivery.", _RUNS, "", {"": "delivery"}),
+    "bridge_message_delivery_state": (
+        "State of delivery to Braze.",
+        _RUNS,
+        "",
+        {"": "delivery_to_braze"},
+    ),
+    "bridge_sessionm_state": (
+        "State of SessionM.",
+        _SYSTEM_STATES,
+        "system",
+        {system: f"sessionm_{system}" for system in ("core", "connect")},
+    ),
+    "bridge_braze_state": ("State of Braze's REST API.", _SYSTEM_STATES, "", {"": "braze"}),
 }
 
 
@@ -141,12 +176,10 @@ class _Metrics(Collector):
         yield InfoMetricFamily(
             "bridge_build", "Version of the bridge.", {"version": health["version"]}
         )
-        yield _one_of(
-            "bridge_status", "Status in /health.", {"": health["status"]}, _STATES["status"]
-        )
+        states = ("ok", "degraded", "down")
+        yield _one_of("bridge_status", "Status in /health.", {"": health["status"]}, states)
         yield _incidents(health["incidents"])
         yield from _gauges(health["checks"], self._parts)
-        yield from _message_gauges(health["checks"])
         try:
             totals = self._parts.telemetry.totals()
         except StoreUnavailableError:
@@ -159,80 +192,29 @@ class _Metrics(Collector):
 def _gauges(checks: Mapping[str, Any], parts: Parts) -> Iterator[Metric]:
     store, delivery, budget = checks["store"], checks["delivery"], checks["braze_budget"]
     yield _gauge("bridge_store_up", "Whether events can be stored.", int(store["state"] == "ok"))
-    events = GaugeMetricFamily("bridge_events", "Stored events by state.", labels=["state"])
-    for state, number in store.get("events", {}).items():
-        events.add_metric([state], number)
-    yield events
-    states = {"": delivery["state"]}
-    yield _one_of("bridge_delivery_state", "State of delivery.", states, _STATES["delivery"])
+    text = "Stored events by state."
+    yield _labelled("bridge_events", text, "state", store.get("events", {}))
     if delivery["heartbeat_seconds"] >= 0:
-        yield _gauge(
-            "bridge_delivery_heartbeat_age_seconds",
-            "Seconds since the last heartbeat of the delivery loop.",
-            delivery["heartbeat_seconds"],
-        )
-    yield _gauge("bridge_queue_writes", "Writes that wait for SessionM.", delivery["queued"])
-    yield _gauge(
-        "bridge_queue_limit_writes",
-        "Number of queued writes at which webhooks are answered 503.",
-        parts.settings.bridge_queue_limit,
-    )
-    yield _gauge(
-        "bridge_queue_oldest_seconds", "Age of the oldest queued write.", delivery["oldest_seconds"]
-    )
-    yield _gauge("bridge_dead_writes", "Dead writes to SessionM.", delivery["dead"])
-    systems = {s: checks[f"sessionm_{s}"]["state"] for s in ("core", "connect")}
-    yield _one_of(
-        "bridge_sessionm_state", "State of SessionM.", systems, _STATES["sessionm"], "system"
-    )
-    failures = GaugeMetricFamily(
-        "bridge_braze_failures_last_minute",
-        "Answers in the last minute that Braze counts as failures.",
-        labels=["kind"],
-    )
-    for kind in ("webhook", "content"):
-        failures.add_metric([kind], budget[f"{kind}_failures_last_minute"])
-    yield failures
-    yield _gauge(
-        "bridge_braze_failures_limit",
-        "Failures in a minute above which Braze stops calling.",
-        budget["limit"],
-    )
+        text = "Seconds since the last heartbeat of the delivery loop."
+        yield _gauge("bridge_delivery_heartbeat_age_seconds", text, delivery["heartbeat_seconds"])
+    text = "Number of queued writes at which webhooks are answered 503."
+    yield _gauge("bridge_queue_limit_writes", text, parts.settings.bridge_queue_limit)
+    text = "Answers in the last minute that Braze counts as failures."
+    failures = {kind: budget[f"{kind}_failures_last_minute"] for kind in ("webhook", "content")}
+    yield _labelled("bridge_braze_failures_last_minute", text, "kind", failures)
+    for name, (text, check, key) in _GAUGES.items():
+        if (value := checks.get(check, {}).get(key)) is not None:
+            yield _gauge(name, text, value)
+    for name, (text, states, label, sources) in _STATES.items():
+        if all(check in checks for check in sources.values()):
+            present = {value: checks[check]["state"] for value, check in sources.items()}
+            yield _one_of(name, text, present, states, label)
 
 
 def _incidents(incidents: Sequence[Mapping[str, Any]]) -> Metric:
     opened = Counter(one["code"] for one in incidents if "until" not in one)
-    family = GaugeMetricFamily("bridge_incidents", "Open incidents by cause.", labels=["code"])
-    for code in CODES:
-        family.add_metric([code], opened[code])
-    return family
-
-
-def _message_gauges(checks: Mapping[str, Any]) -> Iterator[Metric]:
-    """Yield the gauges of messages to Braze, if those are on and the store can be read."""
-    delivery, braze = checks.get("delivery_to_braze"), checks.get("braze")
-    if delivery is None or braze is None:
-        return
-    states = {"": delivery["state"]}
-    text = "State of delivery to Braze."
-    yield _one_of("bridge_message_delivery_state", text, states, _STATES["delivery"])
-    yield _gauge("bridge_message_queue", "Messages that wait for Braze.", delivery["queued"])
-    yield _gauge(
-        "bridge_message_queue_oldest_seconds",
-        "Age of the oldest queued message.",
-        delivery["oldest_seconds"],
-    )
-    yield _gauge("bridge_dead_messages", "Dead messages to Braze.", delivery["dead"])
-    yield _one_of(
-        "bridge_braze_state",
-        "State of Braze's REST API.",
-        {"": braze["state"]},
-        _STATES["sessionm"],
-    )
-    if braze["calls_left"] is not None:
-        yield _gauge(
-            "bridge_braze_calls_left", "Calls left of Braze's hourly limit.", braze["calls_left"]
-        )
+    numbers = {code: opened[code] for code in CODES}
+    return _labelled("bridge_incidents", "Open incidents by cause.", "code", numbers)
 
 
 def _counters(totals: Minute) -> Iterator[Metric]:
@@ -259,6 +241,13 @@ def _histograms(totals: Minute) -> Iterator[Metric]:
 
 def _gauge(name: str, text: str, value: float) -> Metric:
     return GaugeMetricFamily(name, text, value=value)
+
+
+def _labelled(name: str, text: str, label: str, values: Mapping[str, float]) -> Metric:
+    family = GaugeMetricFamily(name, text, labels=[label])
+    for value, number in values.items():
+        family.add_metric([value], number)
+    return family
 
 
 def _one_of(

@@ -22,14 +22,12 @@ from bridge.intake.message import (
 )
 from bridge.intake.payload import (
     MAX_BODY,
-    Event,
     PartialEvent,
     RefusedError,
     customers_in_event,
     ignored_warning,
     read_event,
     read_partial,
-    read_tag_event,
 )
 from bridge.intake.rules import Rules, TagWrite
 from bridge.outbox.commit import Committer, OnStored
@@ -67,17 +65,6 @@ class ReceivedRequest(NamedTuple):
     request_id: str = ""
     path_customer: Customer | None = None
     message: MessagePath | None = None
-
-    def read(self) -> Event:
-        """Read the body of a webhook.
-
-        Raises:
-            RefusedError: the body is no valid event.
-        """
-        if self.path_customer is None:
-            return read_event(self.body, self.content_type)
-        customer = self.path_customer
-        return read_tag_event(self.body, self.content_type, customer.kind, customer.id)
 
     def event(self, event_id: str, now: float) -> NewEvent:
         """Return an event with the fields that do not depend on the body's content."""
@@ -237,7 +224,7 @@ class Acceptor:
     def _read(self, received: ReceivedRequest, name: str, now: float) -> NewEvent:
         if received.message is not None:
             return self._read_message(received, received.message, name, now)
-        event = received.read()
+        event = read_event(received.body, received.content_type, received.path_customer)
         return received.event(name, now)._replace(
             customer=event.customer.key,
             campaign_id=event.campaign_id,

@@ -471,7 +471,7 @@ class Delivery:
             log.info("delivery continues", extra={"action": "delivery_open"})
         else:
             extra = {"action": f"delivery_{_MODES[mode]}", "reason": self._reason()}
-            log.warning("delivery is %s", _MODES[mode], extra=extra)
+            log.warning("delivery stops: %s", self._reason(), extra=extra)
 
     def _reason(self) -> str:
         """Return why the delivery is on hold or paused; "" if it is not."""
@@ -561,7 +561,7 @@ class Delivery:
 
 
 # Names of the breaker's modes in the heartbeat, and their reasons.
-_MODES = {Mode.CLOSED: "running", Mode.DOWN: "down", Mode.REFUSED: "paused"}
+_MODES = {Mode.CLOSED: "running", Mode.DOWN: "down", Mode.REFUSED: "refused"}
 _REASONS = {
     Mode.CLOSED: "",
     Mode.DOWN: "{} is unavailable ({})",

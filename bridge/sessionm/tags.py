@@ -147,6 +147,8 @@ class TagDestination:
         begin_writes: called with the customers before their writes.
         end_writes: called with SessionM's answers before the results are recorded, so that no
             lookup returns older tags afterwards.
+        identify: called in the thread of a call whose outcome is known, to find the other
+            identifiers of its customer before *end_writes*.
     """
 
     name = "SessionM"
@@ -159,12 +161,14 @@ class TagDestination:
         max_attempts: int,
         begin_writes: BeginWrites = lambda customers: customers,
         end_writes: EndWrites = lambda _ended: None,
+        identify: Callable[[Sequence[Customer]], None] = lambda _customers: None,
     ) -> None:
         self._sessionm = sessionm
         self._store = store
         self._max_tries = max_attempts
         self._begin_writes = begin_writes
         self._end_writes = end_writes
+        self._identify = identify
 
     def begin(self, customers: Sequence[str], now: float) -> Sequence[Any]:  # noqa: ARG002
         """As `Destination.begin`."""
@@ -192,7 +196,7 @@ class TagDestination:
             if call.takes_token_late:
                 answer, counts = self._counts(call)
                 if intent and (found := self._already_counted(call, intent, counts)):
-                    return Reply((_read_back(call, found, started),), answer=answer)
+                    return self._answered(call, _read_back(call, found, started), answer)
                 if not gate.take_token():
                     return Reply()
                 intent = _intent(counts)
@@ -207,7 +211,12 @@ class TagDestination:
                 intent = _intent_after(intent, error)
             return Reply((self._failed(call, error, started, intent, outage=gate.outage),), error)
         done = call_result(call.writes, State.DELIVERED, "delivered", started, status=200)
-        return Reply((done,), answer=answer)
+        return self._answered(call, done, answer)
+
+    def _answered(self, call: TagCall, result: CallResult, answer: Mapping[str, Any]) -> Reply:
+        # Here, since `end` runs in the thread of the delivery loop and must not wait for SessionM.
+        self._identify([Customer.from_key(call.customer)])
+        return Reply((result,), answer=answer)
 
     def _counts(self, call: TagCall) -> tuple[Mapping[str, Any], dict[str, int]]:
         """Read the tags of the customer of *call*.

@@ -5,8 +5,8 @@ from typing import Any
 from flask import Blueprint, Response, current_app, g, jsonify
 
 from bridge import clock
-from bridge.customer import DEMO_USER_ID, Customer
-from bridge.fields import FieldError, identifier, whole_number
+from bridge.customer import DEMO_USER_ID, named_customers
+from bridge.fields import FieldError, whole_number
 from bridge.intake.payload import FIELDS, read_fields
 from bridge.ops.operator import Done
 from bridge.outbox.events import MOST_A_PAGE, PAGE, REPLAYABLE
@@ -160,17 +160,12 @@ def resume() -> Response:
 )
 def forget_lookups() -> Response:
     """Drop a customer's cached lookups, in every worker."""
-    given = url_fields()
-    user_id = identifier(given.get("user_id"), "user_id")
-    external_id = identifier(given.get("external_id"), "external_id")
-    if not (user_id or external_id):
+    customers = named_customers(url_fields())
+    if not customers:
         raise FieldError("user_id", "is missing or blank: name a customer (user_id or external_id)")
-    lookups = parts_of(current_app).lookups
-    if user_id:
-        lookups.forget(Customer("user_id", user_id))
-    if external_id:
-        lookups.forget(Customer("external_id", external_id))
-    record_change("lookups_dropped", customer=f"user_id:{user_id or external_id}")
+    for customer in customers:
+        parts_of(current_app).lookups.forget(customer)
+    record_change("lookups_dropped", customer=customers[0].key)
     return jsonify(status="ok")
 
 

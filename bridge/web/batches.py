@@ -22,7 +22,7 @@ from bridge.intake.payload import RefusedError, read_fields
 from bridge.parts import parts_of
 from bridge.web.admin import PAGING, read_limit
 from bridge.web.auth import record_change, scope
-from bridge.web.body import read_body, url_fields
+from bridge.web.body import add_field, read_body, url_fields
 from bridge.web.errors import error
 from bridge.web.operation import BODY_ERRORS, CSV, Example, Operation
 from bridge.web.shapes import BatchList, FileAccepted, JobsDiscarded, Ok, OneBatch, Resubmitted
@@ -280,8 +280,7 @@ def _form_fields(fields: dict[str, str]) -> dict[str, str]:
     for name, value in request.form.items(multi=True):
         if "\N{REPLACEMENT CHARACTER}" in name + value:
             raise FieldError(shown(name), "is not UTF-8 text")
-        if fields.setdefault(name, value) != value:
-            raise FieldError(shown(name), "is given twice with different values")
+        add_field(fields, name, value)
     return fields
 
 

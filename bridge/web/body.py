@@ -7,7 +7,7 @@ from urllib.parse import parse_qsl
 from flask import Flask, request
 from werkzeug.exceptions import HTTPException
 
-from bridge.fields import FieldError, shown
+from bridge.fields import FieldError, is_storable, shown
 from bridge.intake.payload import MAX_BODY, RefusedError, read_fields, refuse_stray_pieces
 
 
@@ -41,13 +41,22 @@ def url_fields() -> dict[str, str]:
     given = request.query_string.decode(errors="surrogateescape")
     refuse_stray_pieces(given)
     for name, value in parse_qsl(given, keep_blank_values=True, errors="surrogateescape"):
-        if any("\ud800" <= char <= "\udfff" for char in name + value):
-            raise FieldError(shown(name), "is not UTF-8 text: escape it as UTF-8")
         if "\0" in name + value:
             raise FieldError(shown(name), "holds a NUL character")
-        if fields.setdefault(name, value) != value:
-            raise FieldError(shown(name), "is given twice with different values")
+        if not is_storable(name + value):
+            raise FieldError(shown(name), "is not UTF-8 text: escape it as UTF-8")
+        add_field(fields, name, value)
     return fields
+
+
+def add_field(fields: dict[str, Any], name: str, value: Any) -> None:
+    """Add a field that may have been given before.
+
+    Raises:
+        FieldError: it was given with another value.
+    """
+    if fields.setdefault(name, value) != value:
+        raise FieldError(shown(name), "is given twice with different values")
 
 
 def all_fields() -> dict[str, Any]:
@@ -60,8 +69,7 @@ def all_fields() -> dict[str, Any]:
     given: dict[str, Any] = {}
     for fields in (url_fields(), _posted_fields()):
         for name, value in fields.items():
-            if given.setdefault(name, value) != value:
-                raise FieldError(name, "is given twice with different values")
+            add_field(given, name, value)
     return given
 
 

@@ -1,4 +1,4 @@
-"""One campaign or Canvas: what became of its events, and why some failed."""
+"""One campaign or Canvas: the states of its events, and why some failed."""
 
 from collections import Counter
 from typing import Any
@@ -17,10 +17,10 @@ from bridge.web.pages import campaign_name, guard, name_campaigns, page
 bp = Blueprint("campaigns", __name__)
 guard(bp)
 
-# Events of which the reasons are counted, and those that are shown.
+# Maximum number of events whose reasons are counted, and of those shown.
 COUNTED = 200
 SHOWN = 10
-# What an accepted event may become, in the order of the funnel.
+# State of an accepted event, its word on the page and its style, in the order of the funnel.
 _FUNNEL = (
     ("delivered", "delivered", "good"),
     ("queued", "pending", "calm"),
@@ -57,7 +57,7 @@ def show(campaign_id: str) -> Response:
 
 
 def _funnel(figures: CampaignFigures) -> list[dict[str, Any]]:
-    """The rows of the funnel: what the accepted events have become."""
+    """Return the rows of the funnel: the numbers of accepted events by state."""
     most = max(1, figures.accepted)
     rows: list[dict[str, Any]] = [
         {"state": "", "word": "accepted", "look": "accent", "number": figures.accepted}
@@ -71,7 +71,10 @@ def _funnel(figures: CampaignFigures) -> list[dict[str, Any]]:
 
 
 def _reasons(parts: Parts, campaign_id: str, state: State) -> list[tuple[str, int, str]]:
-    """The commonest reasons of the newest events in *state*: reason, number, words to seek."""
+    """Return the five commonest reasons of the newest events in *state*.
+
+    Each has the reason, the number of events, and the words that find them in a search.
+    """
     events = parts.events.find(Filter(state=state, campaign=campaign_id), COUNTED).events
     counted = Counter(kind_of(event["reason"]) for event in events)
     return [(reason, number, text_of(reason)) for reason, number in counted.most_common(5)]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from flask import Blueprint, Response, current_app, g, redirect, request
+from flask import Blueprint, Response, current_app, g, request
 
 from bridge import clock
 from bridge.fields import number
@@ -19,7 +19,7 @@ from bridge.parts import Parts, parts_of
 from bridge.storage.database import in_time
 from bridge.web.auth import scope
 from bridge.web.operation import PAGE
-from bridge.web.pages import brief, guard, page
+from bridge.web.pages import brief, guard, page, see_other
 from bridge.web.plots import LATENCIES, Plot, Series, draw, sparkline
 
 bp = Blueprint("dashboard", __name__)
@@ -67,9 +67,9 @@ def dashboard() -> Response:
     order = order if order in ORDERS else ""
     events = parts.events
     with in_time(time.monotonic() + PAGE_PATIENCE):
-        told, incidents = look(parts)
-        # Of a store that does not answer, health says so at the top of the page.
-        # What was found for other words would be wrong.
+        health, incidents = look(parts)
+        # If the store does not answer, the last known campaigns are shown, but not those of a
+        # search for other words.
         ask = (LastKnown() if text else parts.last_known).ask
         chosen = partial(events.campaigns, MOST_CAMPAIGNS, text, order)
         campaigns = ask(f"campaigns by {order}", chosen)
@@ -80,15 +80,15 @@ def dashboard() -> Response:
         named = _named(parts, incidents)
     return page(
         "dashboard.html",
-        503 if told["status"] == "down" else 200,
-        health=told,
+        503 if health["status"] == "down" else 200,
+        health=health,
         incidents=[one for one in incidents if one.until is None],
         cause=_cause(incidents),
         named=named,
         most_named=MOST_NAMED,
         past=[one for one in incidents if one.until is not None][:MOST_PAST],
-        links=_links(told["checks"], hour),
-        message_links=_message_links(told["checks"], hour),
+        links=_links(health["checks"], hour),
+        message_links=_message_links(health["checks"], hour),
         sparks=_sparks(hour),
         campaigns=[(one, _name(parts, one)) for one in campaigns.value],
         campaigns_as_of=campaigns.as_of,
@@ -117,7 +117,7 @@ ORDERS = {
 
 
 def _cause(incidents: Sequence[Incident]) -> str:
-    """Where the first open incident comes from; "" where its own words must say so."""
+    """Return the cause of the first open incident; "" if its own sentence must name it."""
     first = next((one.cause for one in incidents if one.until is None), None)
     if first is None:
         return ""
@@ -142,7 +142,7 @@ _CAUSES = {
 
 
 def _named(parts: Parts, incidents: Sequence[Incident]) -> dict[str, str]:
-    """The names of the campaigns of incidents that concern few."""
+    """Return the names of the campaigns of incidents that affect at most `MOST_NAMED`."""
     concerned = (one.extent.campaigns for one in incidents)
     ids = {one for few in concerned if len(few) <= MOST_NAMED for one in few}
     names = parts.last_known.ask("names", lambda: [parts.events.campaign_names(ids)])
@@ -152,14 +152,14 @@ def _named(parts: Parts, incidents: Sequence[Incident]) -> dict[str, str]:
 
 
 def _name(parts: Parts, figures: CampaignFigures) -> str:
-    """The name by rules.toml, else as Braze gave it; "" if it has none."""
+    """Return the name in rules.toml, else the one from Braze; "" if there is none."""
     rules = parts.rules
     listed = (rules.canvases if figures.kind == "canvas" else rules.campaigns).get(figures.id)
     return (listed.name if listed else "") or figures.name
 
 
 def _links(checks: dict[str, Any], hour: list[Minute]) -> list[dict[str, Any]]:
-    """The ways from Braze to the bridge and on to SessionM: state, rate and latency of each."""
+    """Return state, rate and latency of the calls from Braze, and of those to SessionM."""
     recent = together(hour[-RECENT_MINUTES:])
     link = partial(_link, hour)
     webhooks, lookups = checks["webhooks"], checks["cache"]
@@ -197,7 +197,7 @@ def _links(checks: dict[str, Any], hour: list[Minute]) -> list[dict[str, Any]]:
 
 
 def _message_links(checks: dict[str, Any], hour: list[Minute]) -> list[dict[str, Any]]:
-    """The ways from SessionM to the bridge and on to Braze; none where messages are off."""
+    """Return the same for the calls from SessionM and to Braze; none if messages are off."""
     braze = checks.get("braze")
     if braze is None:
         return []
@@ -232,7 +232,7 @@ def _message_links(checks: dict[str, Any], hour: list[Minute]) -> list[dict[str,
 def _link(
     hour: list[Minute], name: str, state: str, calls: int, latency: float, note: str
 ) -> dict[str, Any]:
-    """A way that *calls* took in the last `RECENT_MINUTES`; *latency* in milliseconds."""
+    """Return a link with *calls* in the last `RECENT_MINUTES`; *latency* in milliseconds."""
     minutes = min(len(hour), RECENT_MINUTES) - 1 + (clock.now() - hour[-1].at) / 60
     rate = number(round(calls / max(minutes, 1 / 60), 1))
     p99 = f"p99 {brief(latency)}" if latency else ""
@@ -244,7 +244,7 @@ def _of(number: int, whole: int, word: str) -> str:
 
 
 def _sparks(hour: list[Minute]) -> dict[str, str]:
-    """Small pictures of the last hour for the tiles."""
+    """Return small plots of the last hour for the tiles."""
     lookups = ("hit", "stale", "miss", "not_found", "unavailable")
 
     def share_in_time(minute: Minute) -> float | None:
@@ -271,7 +271,7 @@ def _sparks(hour: list[Minute]) -> dict[str, str]:
 @bp.route("/delivery/resume", methods=["GET", "POST"], defaults={"order": "resume"})
 @scope("admin")
 def order_delivery(order: str) -> Response:
-    """Ask whether it is meant; when it comes back by POST, do it."""
+    """Ask for confirmation (GET), then pause or resume delivery (POST)."""
     operator = parts_of(current_app).operator
     if request.method == "GET":
         return page("order_delivery.html", order=order)
@@ -279,9 +279,7 @@ def order_delivery(order: str) -> Response:
         operator.pause(g.key_name)
     else:
         operator.resume(g.key_name)
-    answer = redirect("/dashboard", 303)
-    assert isinstance(answer, Response)  # noqa: S101 - the type that Flask is set up with
-    return answer
+    return see_other("/dashboard")
 
 
 # --- Plots ------------------------------------------------------------------------------------
@@ -306,14 +304,14 @@ def _plots(parts: Parts, span: Span, incidents: Sequence[Incident]) -> list[Plot
         values = [bucket.percentile(histogram, 0.99) for bucket in buckets]
         present = next((value for value in reversed(values) if value is not None), None)
         worst = max((value for value in values if value is not None), default=None)
-        said = "–" if worst is None or present is None else f"{brief(present)}, max {brief(worst)}"
-        return Series(name, look, values, said)
+        total = "–" if worst is None or present is None else f"{brief(present)}, max {brief(worst)}"
+        return Series(name, look, values, total)
 
     def highest(name: str, look: str, gauge: str) -> Series:
         values = [_highest(bucket, gauge) for bucket in buckets]
         known = [value for value in values if value is not None]
-        said = f"{number(known[-1])}, max {number(max(known))}" if known else "–"
-        return Series(name, look, values, said)
+        total = f"{number(known[-1])}, max {number(max(known))}" if known else "–"
+        return Series(name, look, values, total)
 
     return [
         draw(
@@ -375,12 +373,12 @@ def _highest(bucket: Minute, gauge: str) -> float | None:
 
 
 def _where_any(series: Series) -> Series:
-    """*series* without its noughts: a line along the bottom would say that there is something."""
+    """Return *series* without its zeros, which would be a line along the bottom."""
     return replace(series, values=[value or None for value in series.values])
 
 
 def _buckets(minutes: list[Minute], first: float, span: Span) -> list[Minute]:
-    """*minutes* put together by the span's steps, each at the moment in which it begins."""
+    """Return *minutes* added up by the span's steps, each with the time at which it begins."""
     piles: dict[float, list[Minute]] = {
         first + place * span.step: [] for place in range(span.seconds // span.step)
     }

@@ -64,8 +64,7 @@ def write_tags(api_key: str, kind: str, customer_id: str) -> Response:
     Stored and delivered like a webhook. The answer has the customer's tags as last known, like
     SessionM's, and the event's `id`.
     """
-    if refusal := _wrong_key(api_key):
-        return refusal
+    _check_key(api_key)
     parts = parts_of(current_app)
     customer = Customer(_KINDS[kind], customer_id)
     acceptance = parts.acceptor.accept(received_request(customer))
@@ -83,13 +82,9 @@ def read_tags(api_key: str, kind: str, customer_id: str) -> Response:
     Cached; the body is SessionM's, unchanged. 500 means that SessionM is unavailable: Braze
     retries it, and does not count it towards an unhealthy host.
     """
-    if refusal := _wrong_key(api_key):
-        return refusal
+    _check_key(api_key)
     lookups, customer = parts_of(current_app).lookups, read_customer({_KINDS[kind]: customer_id})
-    try:
-        served = lookups.raw_tags(customer, exchange_of(request.environ).arrived)
-    except UnavailableError as failure:
-        return _unavailable(failure)
+    served = lookups.raw_tags(customer, exchange_of(request.environ).arrived)
     if repeat := lookups.raw_repeat(customer, served):
         allow_reuse(repeat, (served.entry.body,))
     return _unchanged(served)
@@ -128,10 +123,7 @@ def get_user_offers() -> Response:
         body["culture"] = read_culture(fields["culture"])
     # The bridge serves one retailer, so it ignores the template's.
     body.pop("retailer_id", None)
-    try:
-        return _unchanged(parts.lookups.raw_offers(body, exchange_of(request.environ).arrived))
-    except UnavailableError as failure:
-        return _unavailable(failure)
+    return _unchanged(parts.lookups.raw_offers(body, exchange_of(request.environ).arrived))
 
 
 @bp.post(f"{_APP}/batch/tags")
@@ -164,8 +156,7 @@ def batch(api_key: str) -> Response:
     Passed on to SessionM; the bridge follows the job. 202 `uncertain` means that SessionM may have
     accepted the job: look there before you submit it again.
     """
-    if refusal := _wrong_key(api_key):
-        return refusal
+    _check_key(api_key)
     job = as_sent(_fields()).get("tags")
     if not isinstance(job, dict):
         raise FieldError("tags", "must be an object with request_id, url, md5 and notify")
@@ -239,13 +230,11 @@ def _fields() -> dict[str, object]:
         raise RefusedError(min(refusal.status, 415), refusal.code, str(refusal)) from None
 
 
-def _wrong_key(api_key: str) -> Response | None:
+def _check_key(api_key: str) -> None:
     known = parts_of(current_app).settings.sessionm_core_key.get_secret_value()
-    if api_key == "bridge" or hmac.compare_digest(api_key.encode(), known.encode()):
-        return None
-    return error(
-        403, "invalid_api_key", 'The api key in the path must be SessionM\'s, or the word "bridge".'
-    )
+    if api_key != "bridge" and not hmac.compare_digest(api_key.encode(), known.encode()):
+        message = 'The api key in the path must be SessionM\'s, or the word "bridge".'
+        raise RefusedError(403, "invalid_api_key", message)
 
 
 def _unchanged(served: Served) -> Response:
@@ -260,6 +249,7 @@ def _unchanged(served: Served) -> Response:
     return response
 
 
+@bp.errorhandler(UnavailableError)
 def _unavailable(failure: UnavailableError) -> Response:
     headers = {"Cache-Status": cache_status("", 0, "unavailable")}
     message = f"SessionM is unavailable: {failure}."

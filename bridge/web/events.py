@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlencode
 
-from flask import Blueprint, Response, current_app, g, redirect, request
+from flask import Blueprint, Response, current_app, g, request
 from werkzeug.exceptions import NotFound
 
 from bridge import clock
@@ -16,7 +16,7 @@ from bridge.outbox.search import Filter, read_filter
 from bridge.parts import parts_of
 from bridge.web.auth import scope
 from bridge.web.operation import PAGE
-from bridge.web.pages import guard, name_campaigns, page
+from bridge.web.pages import guard, name_campaigns, page, see_other
 
 bp = Blueprint("events", __name__)
 guard(bp)
@@ -44,7 +44,7 @@ def search() -> Response:
     """
     given = _given()
     if request.method == "POST" and "customer" not in given and "before" not in request.form:
-        return _see_other(f"/events?{urlencode(given)}" if given else "/events")
+        return see_other(f"/events?{urlencode(given)}" if given else "/events")
     before = request.values.get("before", "")[:32]
     problem, found = "", Page([], "")
     try:
@@ -114,7 +114,7 @@ def order_one(event_id: str, order: str) -> Response:
     if not done.changed:
         return page("order_one.html", 409, event=event, order=order, refused=done.refused)
     notice = "replayed" if order == "replay" else "discarded"
-    return _see_other(f"/events/{event_id}?notice={notice}")
+    return see_other(f"/events/{event_id}?notice={notice}")
 
 
 @bp.post("/events/replay-all", defaults={"order": "replay"})
@@ -158,9 +158,3 @@ def _orders(chosen: Filter) -> list[str]:
         for order, states in (("replay", REPLAYABLE), ("discard", _DISCARDABLE))
         if chosen.state in states
     ]
-
-
-def _see_other(location: str) -> Response:
-    answer = redirect(location, 303)
-    assert isinstance(answer, Response)  # noqa: S101 - Flask's own response class
-    return answer

@@ -7,8 +7,8 @@ from typing import Any
 from flask import Blueprint, Response, current_app, jsonify
 from pydantic_core import to_json
 
-from bridge.customer import CUSTOMER_KINDS, DEMO_USER_ID, Customer
-from bridge.fields import TEXT_SCHEMA, FieldError, identifier
+from bridge.customer import DEMO_USER_ID, named_customers
+from bridge.fields import TEXT_SCHEMA, FieldError
 from bridge.intake.message import FIELDS, TRIGGER_FIELDS, MessagePath
 from bridge.intake.payload import RefusedError
 from bridge.intake.printed import printed_list
@@ -178,11 +178,7 @@ def changed() -> Response:
     """
     fields = body_fields()
     try:
-        customers = [
-            Customer(kind, found)
-            for kind in CUSTOMER_KINDS
-            if (found := identifier(fields.get(kind), kind))
-        ]
+        customers = named_customers(fields)
         what = _changes(fields.get("what"))
     except FieldError as bad:
         raise RefusedError(422, "invalid_field", f"{bad}.") from None

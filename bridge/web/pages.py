@@ -83,6 +83,11 @@ def page(template: str, status: int = 200, **context: Any) -> Response:
     return Response(render_template(template, **context), status, mimetype=HTML)
 
 
+def see_other(location: str) -> Response:
+    """Return an answer after which a browser loads *location* with GET."""
+    return Response(status=303, headers={"Location": location})
+
+
 def guard(blueprint: Blueprint) -> None:
     """Answer a bad field of *blueprint*'s pages with a page."""
 

@@ -105,12 +105,12 @@ class Trial:
         if self.message.problem:
             return "The message cannot be rendered."
         failed = sum(bool(call.error or call.says) for call in calls)
-        told = ["Nothing would be sent" if self.message.aborted is not None else "Rendered"]
+        words = ["Nothing would be sent" if self.message.aborted is not None else "Rendered"]
         if calls:
-            told.append(counted(len(calls), "call") + (f", {failed} failed" if failed else ""))
+            words.append(counted(len(calls), "call") + (f", {failed} failed" if failed else ""))
         if warnings:
-            told.append(counted(len(warnings), "warning"))
-        return ": ".join([told[0], ", ".join(told[1:])] if told[1:] else told) + "."
+            words.append(counted(len(warnings), "warning"))
+        return ": ".join([words[0], ", ".join(words[1:])] if words[1:] else words) + "."
 
 
 def try_out(source: str, customer: Customer, attributes: Mapping[str, Any], base_url: str) -> Trial:

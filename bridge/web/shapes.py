@@ -121,14 +121,6 @@ class MessageAccepted(ApiShape):
     warnings: list[str]
 
 
-class MessageDuplicate(ApiShape):
-    """A message that was accepted before, under *id*."""
-
-    status: Literal["duplicate"]
-    id: str = _example(_EVENT_ID)
-    warnings: list[str]
-
-
 class MessageDelivered(ApiShape):
     """A message that Braze accepted while the sender waited."""
 
@@ -151,6 +143,12 @@ class Duplicate(ApiShape):
     id: str = _example(_EVENT_ID)
 
 
+class MessageDuplicate(Duplicate):
+    """A message that was accepted before, under *id*."""
+
+    warnings: list[str]
+
+
 class Delivered(ApiShape):
     """SessionM confirmed the tags while the caller waited."""
 
@@ -159,22 +157,28 @@ class Delivered(ApiShape):
     tags: dict[str, int] = _example({**_TAGS, "braze_campaign_summer-sale": 0})
 
 
-class TagsAccepted(ApiShape):
+class TagsAccepted(Ok):
     """The last known answer of SessionM to a tag write, and the event's id."""
 
-    status: Literal["ok"]
     id: str = _example(_EVENT_ID)
     tags: dict[str, int] = _example(_TAGS)
 
 
-class SessionMTags(BaseModel):
-    """SessionM's own answer, unchanged: all tags of the customer with their counts."""
-
-    model_config = ConfigDict(
-        extra="allow", json_schema_extra={"examples": [{"status": "ok", "tags": _TAGS}]}
-    )
+class _SessionMAnswer(BaseModel):
+    model_config = ConfigDict(extra="allow")
 
     status: str
+
+
+def _unchanged(example: dict[str, Any]) -> ConfigDict:
+    """Return the configuration of SessionM's own answer, which may have any fields."""
+    return ConfigDict(json_schema_extra={"examples": [example]})
+
+
+class SessionMTags(_SessionMAnswer):
+    """SessionM's own answer, unchanged: all tags of the customer with their counts."""
+
+    model_config = _unchanged({"status": "ok", "tags": _TAGS})
 
 
 _SESSIONM_OFFERS: dict[str, Any] = {
@@ -194,11 +198,7 @@ _SESSIONM_OFFERS: dict[str, Any] = {
         ],
         "total_records": 1,
         "offer_groups": [
-            {
-                "id": "00000000-0000-0000-0000-000000000000",
-                "name": "All Offers",
-                "sort_order": 0,
-            }
+            {"id": "00000000-0000-0000-0000-000000000000", "name": "All Offers", "sort_order": 0}
         ],
         "offer_categories": [],
         "total_points": 1000,
@@ -207,30 +207,18 @@ _SESSIONM_OFFERS: dict[str, Any] = {
 }
 
 
-class SessionMOffers(BaseModel):
+class SessionMOffers(_SessionMAnswer):
     """SessionM's own answer, unchanged: the customer's offers, points, groups and categories."""
 
-    model_config = ConfigDict(extra="allow", json_schema_extra={"examples": [_SESSIONM_OFFERS]})
-
-    status: str
+    model_config = _unchanged(_SESSIONM_OFFERS)
 
 
-class SessionMJob(BaseModel):
+class SessionMJob(_SessionMAnswer):
     """SessionM's own answer, unchanged: the batch job that it has created."""
 
-    model_config = ConfigDict(
-        extra="allow",
-        json_schema_extra={
-            "examples": [
-                {
-                    "status": "ok",
-                    "tags": {"id": 7, "request_id": "summer-2026", "status": "created"},
-                }
-            ]
-        },
+    model_config = _unchanged(
+        {"status": "ok", "tags": {"id": 7, "request_id": "summer-2026", "status": "created"}}
     )
-
-    status: str
 
 
 class JobUncertain(ApiShape):
@@ -305,25 +293,22 @@ class EventDetails(EventSummary):
     writes: list[WriteDetails]
 
 
-class EventList(ApiShape):
+class EventList(Ok):
     """Events, newest first; *next* is the ``before`` of the next page, blank at the end."""
 
-    status: Literal["ok"]
     events: list[EventSummary]
     next: str
 
 
-class OneEvent(ApiShape):
+class OneEvent(Ok):
     """One event in full."""
 
-    status: Literal["ok"]
     event: EventDetails
 
 
-class Replayed(ApiShape):
+class Replayed(Ok):
     """The number of events that matched, and of those that are sent again."""
 
-    status: Literal["ok"]
     matched: int = _example(1)
     replayed: int = _example(1)
 
@@ -335,18 +320,16 @@ class AllReplayed(Replayed):
     refused: list[str]
 
 
-class Discarded(ApiShape):
+class Discarded(Ok):
     """The number of events that matched, and of those that were discarded."""
 
-    status: Literal["ok"]
     matched: int = _example(1)
     discarded: int = _example(1)
 
 
-class DeliveryState(ApiShape):
+class DeliveryState(Ok):
     """Whether delivery runs; *pausing*: the deliverer has not stopped yet and may still send."""
 
-    status: Literal["ok"]
     state: Literal["running", "paused", "pausing"]
 
 
@@ -358,10 +341,9 @@ class PendingWrite(WriteShape):
     event_id: str
 
 
-class OneCustomer(ApiShape):
+class OneCustomer(Ok):
     """What the bridge knows about one customer; *lookup* is the answer for Connected Content."""
 
-    status: Literal["ok"]
     customer: CustomerIds
     findings: list[str] = _example(
         ["Nothing is wrong: her events were delivered, and lookups are answered."]
@@ -371,10 +353,9 @@ class OneCustomer(ApiShape):
     events: list[EventSummary]
 
 
-class CustomerErased(ApiShape):
+class CustomerErased(Ok):
     """The number of erased events, and the kinds of identifiers that they had."""
 
-    status: Literal["ok"]
     events: int = _example(3)
     identifiers: list[str] = _example(["user_id"])
 
@@ -509,30 +490,26 @@ class BatchWithJobs(Batch):
     jobs: list[BatchJob]
 
 
-class BatchList(ApiShape):
+class BatchList(Ok):
     """A page of batches, newest first; *next* is blank on the last."""
 
-    status: Literal["ok"]
     batches: list[Batch]
     next: str
 
 
-class OneBatch(ApiShape):
+class OneBatch(Ok):
     """One batch."""
 
-    status: Literal["ok"]
     batch: BatchWithJobs
 
 
-class Resubmitted(ApiShape):
+class Resubmitted(Ok):
     """The number of jobs that will be submitted again."""
 
-    status: Literal["ok"]
     resubmitted: int = _example(1)
 
 
-class JobsDiscarded(ApiShape):
+class JobsDiscarded(Ok):
     """The number of discarded jobs."""
 
-    status: Literal["ok"]
     discarded: int = _example(2)

@@ -122,7 +122,8 @@ def goes_round(parts: Parts) -> None:
 
 @pytest.fixture
 def app(make_app: MakeApp) -> Flask:
-    return make_app()
+    """An application whose lookups have time on a busy machine, too."""
+    return make_app(BRIDGE_LOOKUP_DEADLINE="10")
 
 
 @pytest.fixture

@@ -16,12 +16,6 @@ EMPTY = "c5d3e4b6-2d70-4e81-8c93-b4d5e6f70803"
 MANY = "d6c4f5a7-3e81-4f92-9da4-c5e6f7081904"
 
 
-@pytest.fixture
-def client(make_app: MakeApp) -> FlaskClient:
-    """A client whose lookups have time on a busy machine, too."""
-    return make_app(BRIDGE_LOOKUP_DEADLINE="10").test_client()
-
-
 def get(client: FlaskClient, what: str, **parameters: Any) -> TestResponse:
     return client.get(
         f"/connected-content/{what}", query_string=parameters, headers=bearer("content")

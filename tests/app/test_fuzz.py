@@ -17,7 +17,7 @@ from urllib.parse import parse_qsl, urlencode
 import pytest
 
 from bridge.customer import Customer
-from bridge.intake.payload import MAX_BODY, Event, RefusedError, read_event, read_tag_event
+from bridge.intake.payload import MAX_BODY, Event, RefusedError, read_event
 from tests.conftest import KEYS, MakeService
 from tests.unit.test_fields import is_one_line
 
@@ -211,7 +211,7 @@ def test_a_body_gone_wrong_is_understood_as_it_stands_or_refused_in_words(seed: 
             assert is_one_line(str(found)), (body, str(found))
             assert len(str(found)) < 400
             seen[found.status] += 1
-        outcome(read_tag_event, body, kind, "user_id", CUSTOMER)
+        outcome(read_event, body, kind, Customer("user_id", CUSTOMER))
     assert set(seen) <= {202, 400, 413, 415, 422}
     # The mutations neither spare everything nor spoil everything.
     assert min(seen[status] for status in (202, 400, 415, 422)) > 100, seen

@@ -26,6 +26,7 @@ from tests.conftest import (
     Service,
     bearer,
     eventually,
+    machine_lag,
     rows,
 )
 
@@ -212,11 +213,8 @@ def test_an_accepted_tag_is_pending_until_it_is_there(
     assert lost == []
 
 
-def test_a_write_under_one_identifier_is_seen_under_the_other_once_they_are_known_as_one(
-    make_service: MakeService,
-) -> None:
+def test_a_write_under_one_identifier_is_seen_under_the_other(make_service: MakeService) -> None:
     service = make_service()
-    service.lookup("customer", external_id="loyal-1001")
     service.lookup("tags", user_id=ALICE)
     service.webhook(external_id="loyal-1001", braze_campaign_id="c1")
     eventually(lambda: "braze_campaign_c1" in names(service, user_id=ALICE))
@@ -255,14 +253,16 @@ def test_cold_lookups_are_in_time_and_warm_ones_undisturbed(
         return cold, *timed(lambda: service.lookup("customer", user_id=customer))
 
     warm = []
-    for cold, answer, seconds in at_once(look, 80):
+    with machine_lag() as lag:
+        answers = at_once(look, 80)
+    for cold, answer, seconds in answers:
         assert answer.status_code == 200
         assert answer.json()["status"] == ("unavailable" if cold else "ok")
-        # The machine of the test runs the clients as well.
-        assert seconds < DEADLINE + 0.8
+        # The machine of the test runs the clients as well, and each waits for it twice at least.
+        assert seconds < DEADLINE + 0.8 + 2 * lag.worst
         if not cold:
             warm.append(seconds)
-    assert statistics.median(warm) < DEADLINE - 0.7
+    assert statistics.median(warm) < DEADLINE - 0.7 + lag.worst
 
 
 def test_a_call_that_drips_ends_in_time_and_gives_its_thread_back(

@@ -195,9 +195,13 @@ def test_the_grafana_dashboard_has_no_panel_without_a_question() -> None:
 
 
 def test_open_incidents_are_counted_by_cause(client: FlaskClient) -> None:
-    text = client.get("/metrics", headers=bearer("admin")).text
-    assert value(read(text), "bridge_incidents", code="delivery_stopped") == 1
-    assert value(read(text), "bridge_incidents", code="dead_writes") == 0
+    def of(code: str) -> float:
+        text = client.get("/metrics", headers=bearer("admin")).text
+        return value(read(text), "bridge_incidents", code=code)
+
+    # A busy store is an incident too, and hides this one while it lasts.
+    eventually(lambda: of("delivery_stopped") == 1)
+    assert of("dead_writes") == 0
 
 
 def total(service: Service, name: str, **labels: str) -> float:

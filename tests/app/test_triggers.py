@@ -312,7 +312,7 @@ def test_a_refused_key_pauses_this_direction_alone(
     event = bridge.send()
     eventually(lambda: bridge.check("delivery_to_braze")["state"] == "paused")
     assert "BRAZE_REST_KEY" in bridge.check("delivery_to_braze")["reason"]
-    assert bridge.check("delivery")["state"] == "running"
+    eventually(lambda: bridge.check("delivery")["state"] == "running")
     tagged = bridge.client.post(
         "/webhooks/braze",
         json={"user_id": ALICE, "braze_campaign_id": "summer"},
@@ -444,29 +444,66 @@ def test_erasing_one_recipient_leaves_the_others_theirs(
     assert names == {"u-ann", "u-eve"}
 
 
+@pytest.mark.parametrize("lookup", ["tags", "customer"])
 def test_all_external_ids_of_a_customer_outdate_each_other(
-    make_app: MakeApp, sandbox: SandboxServer
+    make_app: MakeApp, sandbox: SandboxServer, lookup: str
 ) -> None:
     sandbox.sandbox.put_customer({"user_id": "u-9", "external_id": "old"})
     bridge = Bridge(make_app)
 
-    def names(external_id: str) -> list[str]:
-        path = f"/connected-content/customer?external_id={external_id}"
-        found = bridge.client.get(path, headers=bearer("content")).get_json()
+    def names(**whose: str) -> list[str]:
+        found = bridge.client.get(
+            f"/connected-content/{lookup}", query_string=whose, headers=bearer("content")
+        ).get_json()
         return list(found["names"])
 
-    names("old")
+    def write(tag: str, **whose: str) -> None:
+        event = bridge.client.post(
+            "/webhooks/braze", json={**whose, "tags": [tag]}, headers=bearer("webhook")
+        ).get_json()["id"]
+        assert bridge.ends_as(event, State.DELIVERED)
+
+    everyone = ({"external_id": "old"}, {"external_id": "new"}, {"user_id": "u-9"})
+    known = bridge.parts.lookups.names
+    customer = Customer("user_id", "u-9")
+    names(external_id="old")
     # The customer gets a second external ID, and keeps the first.
     sandbox.sandbox.add_external_id("u-9", "new")
-    names("new")
-    event = bridge.client.post(
-        "/webhooks/braze",
-        json={"external_id": "new", "tags": ["vip"]},
-        headers=bearer("webhook"),
-    ).get_json()["id"]
+    for number, writer in enumerate(everyone):
+        for reader in everyone:
+            names(**reader)
+        # The tags are answered before the profile, which links an external ID to its customer.
+        eventually(lambda: len(known([customer])[customer]) == len(everyone))
+        write(f"vip{number}", **writer)
+        for reader in everyone:
+            assert f"vip{number}" in names(**reader)
+
+
+def test_an_external_id_that_was_never_looked_up_outdates_the_wallet_of_its_user_id(
+    make_app: MakeApp, sandbox: SandboxServer
+) -> None:
+    bridge = Bridge(make_app, BRAZE_EXTERNAL_ID="external_id")
+
+    def titles() -> list[str]:
+        path = f"/connected-content/offers?user_id={ALICE}"
+        found = bridge.client.get(path, headers=bearer("content")).get_json()
+        return [offer["title"] for offer in found["offers"]]
+
+    def award(title: str) -> None:
+        sandbox.sandbox.put_customer(
+            {"user_id": ALICE, "external_id": "loyal-1001", "offers": [{"title": title}]}
+        )
+
+    titles()
+    award("A new one")
+    answer = bridge.post({"external_id": "loyal-1001"}, "/webhooks/sessionm/changed")
+    assert answer.status_code == 200
+    assert titles() == ["A new one"]
+    award("A newer one")
+    message = {"braze_campaign_id": CAMPAIGN, "external_id": "loyal-1001"}
+    event = bridge.post(message).get_json()["id"]
     assert bridge.ends_as(event, State.DELIVERED)
-    assert "vip" in names("new")
-    assert "vip" in names("old")
+    assert titles() == ["A newer one"]
 
 
 def test_a_rejected_message_is_read_again_once_a_rule_allows_it(

@@ -29,7 +29,7 @@ SPAN = re.compile(r"`((?:bridge|curl) [^`]*)`")
 NOT_RUN = {
     # Of the bridge: these run until they are ended, or at an address of their own.
     "bridge demo": "tests/service/test_demo.py runs it to its end",
-    "bridge serve": "`make_service` runs it at another address, for every test of this room",
+    "bridge serve": "`make_service` runs it at another address, for every test of this folder",
     "bridge deliver": "tests/service/test_crash.py runs it to its end",
     # Of other programs.
     "python3 -m venv": "an environment with packages of a registry: every run of the tests has one",

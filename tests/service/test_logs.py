@@ -70,9 +70,9 @@ def test_delivery_says_why_it_stops_and_when_it_goes_on(
 ) -> None:
     sandbox.sandbox.set_faults({"status": 401, "code": "invalid_api_key"})
     service.webhook(user_id=ALICE, braze_campaign_id="summer")
-    eventually(lambda: lines(service, action="delivery_paused"))
-    (paused,) = lines(service, action="delivery_paused")
-    assert (paused["level"], "credentials" in paused["reason"]) == ("warning", True)
+    eventually(lambda: lines(service, action="delivery_refused"))
+    (refused,) = lines(service, action="delivery_refused")
+    assert (refused["level"], "credentials" in refused["reason"]) == ("warning", True)
     sandbox.sandbox.set_faults({})
     eventually(lambda: lines(service, action="delivery_open"), 30)
 

@@ -479,15 +479,6 @@ def test_the_url_can_be_pointed_elsewhere(peer: Peer) -> None:
     assert result.calls[0].url == f"{peer.url}/a?b=Ada"
 
 
-def test_a_session_that_is_passed_in_is_used_and_left_open(peer: Peer) -> None:
-    peer.answer("")
-    with requests.Session() as session:
-        session.headers["X-Session"] = "mine"
-        ask(peer, session=session)
-        assert session.get(peer.url, timeout=5).ok
-    assert peer.seen[0].headers["X-Session"] == "mine"
-
-
 # --- connected_content: the answer -------------------------------------------------------------
 
 

@@ -21,7 +21,6 @@ from bridge.intake.payload import (
     as_sent,
     read_event,
     read_fields,
-    read_tag_event,
 )
 from tests.unit.test_fields import is_one_line
 
@@ -190,7 +189,7 @@ def test_a_list_printed_by_liquid_is_a_list(printed: str) -> None:
     assert read(urlencode({**U, "tags": printed}), FORM).tags == expected
     if expected:
         body = json.dumps({"tags": printed}).encode()
-        assert read_tag_event(body, JSON, "user_id", "u").tags == expected
+        assert read_event(body, JSON, Customer("user_id", "u")).tags == expected
 
 
 WORDS = st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1, max_size=9)
@@ -245,7 +244,7 @@ def test_a_word_for_no_value_is_no_customer(name: str, word: str) -> None:
 @pytest.mark.parametrize("kind", ["user_id", "external_id"])
 def test_a_word_for_no_value_in_a_path_is_no_customer(kind: CustomerKind) -> None:
     with pytest.raises(RefusedError) as caught:
-        read_tag_event(b'{"tags":["a"]}', JSON, kind, "null")
+        read_event(b'{"tags":["a"]}', JSON, Customer(kind, "null"))
     assert caught.value.code == "no_customer"
 
 
@@ -448,7 +447,7 @@ def test_the_place_of_a_fault_is_right_in_spite_of_trailing_commas() -> None:
 
 def test_a_body_in_sessionms_own_shape_is_for_the_customer_of_the_path() -> None:
     body = b'{"tags":["a",],"ttl":"60","user_id":"somebody else","dispatch_id":"d"}'
-    event = read_tag_event(body, JSON, "external_id", "e 1")
+    event = read_event(body, JSON, Customer("external_id", "e 1"))
     assert event == Event(Customer("external_id", "e 1"), tags=("a",), ttl=60, dispatch_id="d")
 
 
@@ -460,7 +459,7 @@ def test_sessionms_own_shape_needs_a_customer_and_tags(
     path_id: str, body: bytes, says: str
 ) -> None:
     with pytest.raises(RefusedError, match=says):
-        read_tag_event(body, JSON, "user_id", path_id)
+        read_event(body, JSON, Customer("user_id", path_id))
 
 
 def key(idempotency_key: str | None = None, **more: Any) -> str | None:
