@@ -35,9 +35,46 @@ hypothesis.settings.load_profile("bridge")
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Two for each processor, since most tests wait for other processes; none for single files."""
-    folders = any(Path(argument).is_dir() for argument in config.args)
-    return 2 * (os.cpu_count() or 1) if folders else 0
+    """Two for each processor, since most tests wait for other processes; none for single files.
+
+    Those of tests/unit wait for nothing: one for each processor.
+    """
+    folders = [path for argument in config.args if (path := Path(argument)).is_dir()]
+    each = 1 if all(path.name == "unit" for path in folders) else 2
+    return each * (os.cpu_count() or 1) if folders else 0
+
+
+# Modules with tests of 15 to 150 s, most of which is waiting; the longest one first.
+LONG = (
+    "test_openapi",
+    "test_hosts",
+    "test_deploy",
+    "test_crash",
+    "test_soak",
+    "test_watch",
+    "test_bulk",
+    "test_alerts",
+    "test_read_back",
+)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Let each process begin with some of the long tests, and none end with one.
+
+    pytest-xdist gives each process an equal part of the list, in its order.
+    """
+    workers: int = getattr(config, "workerinput", {}).get("workercount", 1)
+    long = sorted(
+        (item for item in items if item.path.stem in LONG),
+        key=lambda item: LONG.index(item.path.stem),
+    )
+    others = [item for item in items if item.path.stem not in LONG]
+    size = -(-len(others) // workers)
+    items[:] = [
+        item
+        for number in range(workers)
+        for item in (*long[number::workers], *others[number * size : (number + 1) * size])
+    ]
 
 
 ALICE = "a3f1c2d4-0b5e-4c6f-8a71-92b3c4d5e601"
