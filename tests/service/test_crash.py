@@ -62,7 +62,7 @@ class Traffic:
                 self._until_acknowledged(session, customer, f"d{number}")
                 with self._lock:
                     self.sent[customer] += 1
-                time.sleep(0.12)
+                time.sleep(0.06)
 
     def _until_acknowledged(self, session: requests.Session, customer: str, dispatch: str) -> None:
         event = {

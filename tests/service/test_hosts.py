@@ -205,7 +205,7 @@ class Braze:
         with requests.Session() as session:
             while not self._stop.is_set():
                 job(session)
-                time.sleep(0.2)
+                time.sleep(0.1)
 
     def _send(self, session: requests.Session) -> None:
         with self._lock:
