@@ -336,7 +336,8 @@ class Cache:
 
         Returns:
             Pairs of `Customer.key` and entry; several for a customer with several variants. Of the
-            entries that this process has not stored yet, only those without a variant.
+            entries that this process has not stored yet, only those without a variant, unless they
+            are outdated.
 
         Raises:
             StoreUnavailableError: the table cannot be read.
@@ -344,14 +345,13 @@ class Cache:
         keys = [customer.key for customer in customers]
         with self._database.read() as connection:
             found = _BY_CUSTOMER.rows(connection, kinds=list(kinds), customers=keys)
-        with self._memory_lock:
-            unstored = [
-                (customer, entry)
-                for customer in keys
-                for kind in kinds
-                if (entry := self._memory.get(CacheKey(kind, customer)))
-            ]
-        return [*((customer, CacheEntry(*rest)) for customer, *rest in found), *unstored]
+        in_memory = [
+            (customer, entry)
+            for customer in keys
+            for kind in kinds
+            if (entry := self._unconfirmed(CacheKey(kind, customer)))
+        ]
+        return [*((customer, CacheEntry(*rest)) for customer, *rest in found), *in_memory]
 
     def last_known(self, key: CacheKey) -> CacheEntry | None:
         """Return the cached entry of any age; do not ask SessionM."""

@@ -186,8 +186,11 @@ class Lookups:
 
     def customer(self, query: Query, arrived: float | None = None) -> LookupAnswer:
         with self._in_time(arrived) as until:
-            # Tags and offers are fetched concurrently.
-            pending = self._begin_tags(query.customer)
+            # Tags and offers are fetched concurrently. Offers need the user ID anyway.
+            if self._offers_on:
+                pending = self._cache.begin(*self._tags_request(query.customer))
+            else:
+                pending = self._begin_tags(query.customer)
             profile = None
             if self._profile_fields:
                 profile = self._cache.begin(*self._profile_request(query.customer))

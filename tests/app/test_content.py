@@ -1,5 +1,6 @@
 """Connected Content lookups through the application, with the sandbox over HTTP."""
 
+import itertools
 import time
 from typing import Any
 
@@ -150,9 +151,18 @@ def test_failure_is_200_to_fall_back_on_or_503_to_retry(
 
 
 def test_twenty_repeats_cost_sessionm_one_call(client: FlaskClient, sandbox: SandboxServer) -> None:
-    for _ in range(20):
-        get(client, "offers", user_id=ALICE)
-    assert sandbox.sandbox.counts()["offers"] == 1
+    numbers = itertools.count()
+
+    def calls_for_twenty_lookups() -> int:
+        customer = f"repeated-{next(numbers)}"
+        sandbox.sandbox.put_customer({"user_id": customer})
+        before = sandbox.sandbox.counts().get("offers", 0)
+        for _ in range(20):
+            get(client, "offers", user_id=customer)
+        return int(sandbox.sandbox.counts()["offers"]) - before
+
+    # In a fleet, no answer is kept while a busy machine holds up the database's notifications.
+    eventually(lambda: calls_for_twenty_lookups() == 1, 10)
 
 
 def test_cache_headers_tell_hit_and_miss(client: FlaskClient) -> None:
