@@ -257,13 +257,15 @@ class Lookups:
         names = self.names([write.customer for write, _ in ended])
         changed: dict[Customer, Mapping[str, Any] | None] = {}
         for write, answer in ended:
-            theirs = names[write.customer]
+            theirs, before = names[write.customer], write.stamps
             unchanged = all(
-                write.stamps.get(name) == self._cache.stamp(tags_key(name)) and name not in changed
+                before[name] == self._cache.stamp(tags_key(name)) and name not in changed
                 for name in theirs
+                if name in before
             )
             kept = answer if unchanged and isinstance(answer.get("tags"), dict) else None
-            changed |= dict.fromkeys(theirs, kept)
+            # Whether an identifier that was discovered meanwhile has changed is unknown.
+            changed |= {name: kept if name in before else None for name in theirs}
         self._cache.change("tags", changed)
 
     def outdate_tags(self, customers: Iterable[Customer] | None) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import requests
+from flask.testing import FlaskClient
 from pydantic import TypeAdapter
 
 from bridge.lookups.cache import Ages, CacheEntry, Use
@@ -326,8 +327,7 @@ def test_stale_answers_tell_the_truth_about_themselves(
     assert stale.headers["ETag"] == fresh.headers["ETag"]
 
 
-def test_a_failure_is_never_remembered(make_app: MakeApp, sandbox: SandboxServer) -> None:
-    client = make_app().test_client()
+def test_a_failure_is_never_remembered(client: FlaskClient, sandbox: SandboxServer) -> None:
     path = f"/connected-content/tags?user_id={ALICE}"
     for fault in ({"status": 401, "code": "invalid_api_key"}, {"status": 500}, {"garbage": True}):
         sandbox.sandbox.set_faults({**fault, "times": 1})
@@ -350,7 +350,8 @@ def test_what_was_fetched_together_does_not_run_out_together() -> None:
 def test_every_kind_of_answer_has_the_documented_shape(
     make_app: MakeApp, sandbox: SandboxServer, lookup: str
 ) -> None:
-    app = make_app(BRIDGE_TAGS_MAX_AGE="0", BRIDGE_OFFERS_MAX_AGE="0", deliver=True)
+    ages = {"BRIDGE_TAGS_MAX_AGE": "0", "BRIDGE_OFFERS_MAX_AGE": "0"}
+    app = make_app(**ages, BRIDGE_LOOKUP_DEADLINE="10", deliver=True)
     client = app.test_client()
     shape: TypeAdapter[Any] = TypeAdapter(ANSWERS[lookup])
 
