@@ -235,7 +235,7 @@ def test_what_braze_knows_is_refused_by_name_if_it_is_no_json(
 
 
 def test_a_template_that_never_ends_harms_nobody(client: FlaskClient) -> None:
-    endless = "{% for i in (1..90000) %}{{ i | sha2 | slice: 0 }}{% endfor %}" * 900
+    endless = "{% for i in (1..90000) %}{{ i | sha2 | slice: 0 }}{% endfor %}" * 20
     huge = '{% assign a = "x" %}{% for i in (1..60) %}{% assign a = a | append: a %}{% endfor %}'
     for source, told in (
         (endless, "more than 0.5 s to render; it is in a loop of 90,000 rounds"),
@@ -250,7 +250,7 @@ def test_lookups_are_answered_while_a_hostile_template_renders(make_app: MakeApp
     lookup = f"/connected-content/tags?user_id={ALICE}"
     client = app.test_client()
     assert client.get(lookup, headers=bearer("content")).status_code == 200
-    endless = "{% for i in (1..90000) %}{{ i | sha2 | slice: 0 }}{% endfor %}" * 900
+    endless = "{% for i in (1..90000) %}{{ i | sha2 | slice: 0 }}{% endfor %}" * 20
     previews = [
         Thread(target=post, args=(app.test_client(), "/setup"), kwargs=kwargs)
         for kwargs in [{"source": endless, "customer": ALICE}] * 2
