@@ -45,7 +45,7 @@ _ASSETS = {
     "favicon.svg": "image/svg+xml",
 }
 _FOREVER = "public, max-age=31536000, immutable"
-# Braze calls these; headers for browsers would be so many bytes of every answer.
+# Braze calls these; headers for browsers would only lengthen every answer.
 _MACHINES = {"webhook", "content"}
 
 

@@ -25,7 +25,7 @@ steps = pytest.mark.parametrize("step", [-MINUTE, -HOUR, DAY], ids=["-1min", "-1
 
 @pytest.fixture
 def set_wall_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SetWallClock:
-    """Sets the machine's wall clock so many seconds forward, as the whole process reads it."""
+    """Sets the machine's wall clock forward by seconds, as the whole process reads it."""
     path = tmp_path / "wall-clock"
     monkeypatch.setenv("BRIDGE_TEST_CLOCK", str(path))
 

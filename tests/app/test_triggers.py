@@ -506,6 +506,29 @@ def test_an_external_id_that_was_never_looked_up_outdates_the_wallet_of_its_user
     assert titles() == ["A newer one"]
 
 
+@pytest.mark.parametrize(
+    "fault", [{"hang": 20}, {"status": 403, "code": "access_denied"}, {"status": 500}], ids=str
+)
+def test_a_profile_that_fails_holds_up_no_write_by_external_id(
+    make_app: MakeApp, sandbox: SandboxServer, fault: dict[str, Any]
+) -> None:
+    sandbox.sandbox.set_faults({**fault, "match": "GET .*/external/users/[^/]+$"})
+    bridge = Bridge(make_app)
+    for number in range(8):
+        answer = bridge.client.post(
+            "/webhooks/braze",
+            json={"external_id": "loyal-1001", "tags": ["visits"], "dispatch_id": f"d{number}"},
+            headers=bearer("webhook"),
+        )
+        assert bridge.ends_as(answer.get_json()["id"], State.DELIVERED)
+    assert bridge.check("delivery")["state"] == "running"
+    [first, *_] = sandbox.sandbox.calls(method="GET", match="external/users/[^/]+$")
+    assert first
+    path = "/connected-content/tags?external_id=loyal-1001"
+    found = bridge.client.get(path, headers=bearer("content")).get_json()
+    assert (found["status"], found["tags"]["visits"]) == ("ok", 8)
+
+
 def test_a_rejected_message_is_read_again_once_a_rule_allows_it(
     make_app: MakeApp, sandbox: SandboxServer, tmp_path: Path
 ) -> None:

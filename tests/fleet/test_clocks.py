@@ -41,7 +41,7 @@ def database() -> Iterator[str]:
 
 @pytest.fixture
 def set_apart(tmp_path: Path) -> SetApart:
-    """Makes a file for `BRIDGE_TEST_CLOCK`, for a machine whose clock is so many seconds ahead."""
+    """Makes a file for `BRIDGE_TEST_CLOCK`, for a machine whose clock is ahead by seconds."""
 
     def make(seconds: float) -> Path:
         path = tmp_path / f"clock{seconds:+.0f}"
