@@ -121,7 +121,7 @@ class Load:
     def __init__(self, service: Service, sandbox: SandboxServer) -> None:
         self._service = service
         self._sandbox = sandbox
-        self._stop = threading.Event()
+        self._sent_all, self._looked_all = threading.Event(), threading.Event()
         self.fault = "none"
         self.sent: Counter[str] = Counter()
         # By fault: how lookups ended, those over `IN_TIME` as "late".
@@ -129,19 +129,24 @@ class Load:
         self.wrong: list[str] = []
 
     def __enter__(self) -> Self:
-        self._threads = [threading.Thread(target=job) for job in (self._send, self._look)]
-        for thread in self._threads:
-            thread.start()
+        self._sender = threading.Thread(target=self._send)
+        self._looker = threading.Thread(target=self._look)
+        self._sender.start()
+        self._looker.start()
         return self
 
     def __exit__(self, *_error: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
+        self.end_counters()
+        self._looked_all.set()
+        self._looker.join()
+
+    def end_counters(self) -> None:
+        self._sent_all.set()
+        self._sender.join()
 
     def _send(self) -> None:
         with requests.Session() as http:
-            while not self._stop.wait(0.1):
+            while not self._sent_all.wait(0.1):
                 customer = secrets.choice(CUSTOMERS)
                 answer = http.post(
                     f"{self._service.url}/webhooks/braze",
@@ -161,7 +166,7 @@ class Load:
     def _look(self) -> None:
         number = 0
         with requests.Session() as http:
-            while not self._stop.wait(0.1):
+            while not self._looked_all.wait(0.1):
                 number += 1
                 customer = f"cold-{number}"
                 self._sandbox.sandbox.put_customer({"user_id": customer})
