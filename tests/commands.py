@@ -147,14 +147,14 @@ def _readable(files: Iterable[int], timeout: float | None = None) -> list[int]:
 def _fork_on_demand(orders: socket.socket) -> bool:
     """Fork for each order; returns in every child (true), and when there are no more (false)."""
     waiting: dict[int, int] = {}
-    heard, wake = os.pipe()
+    signalled, wake = os.pipe()
     os.set_blocking(wake, False)
     signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     while True:
-        ready = _readable([orders.fileno(), heard])
-        if heard in ready:
-            os.read(heard, 4096)
+        ready = _readable([orders.fileno(), signalled])
+        if signalled in ready:
+            os.read(signalled, 4096)
             _report_ended(waiting)
         if orders.fileno() not in ready:
             continue

@@ -406,7 +406,7 @@ def shared_service(
 
 
 def listeners(port: int) -> int:
-    """How many sockets listen on *port*, as the kernel tells."""
+    """How many sockets listen on *port*, as the kernel reports it."""
     rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     return sum(row[1].endswith(f":{port:04X}") and row[3] == "0A" for row in rows)
 

@@ -29,8 +29,8 @@ def fresh_database(template: str = "template0", encoding: str = "UTF8") -> Itera
     try:
         administrator = psycopg.connect(SERVER, autocommit=True, connect_timeout=5)
     except psycopg.OperationalError as error:
-        told = f"no PostgreSQL at BRIDGE_TEST_POSTGRES_URL: {error}"
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(told)
+        answer = f"no PostgreSQL at BRIDGE_TEST_POSTGRES_URL: {error}"
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(answer)
     with administrator:
         chosen = "" if encoding == "UTF8" else f" ENCODING '{encoding}' LOCALE 'C'"
         administrator.execute(f"CREATE DATABASE {name} TEMPLATE {template}{chosen}".encode())
@@ -183,7 +183,7 @@ class Proxy:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def swallow(self) -> None:
-        """Carry nothing any more, and tell nobody: both ends stay connected."""
+        """Carry nothing any more, without closing: both ends stay connected."""
         self._passes.clear()
 
     def carry(self) -> None:

@@ -203,8 +203,8 @@ def test_a_job_that_sessionm_never_reports_is_flagged_and_still_followed(
     sandbox.sandbox.set_faults({"match": "GET .*/batch/", "status": status})
     sandbox.sandbox.set_batches({"notifications": 0})
     batch = bridge.wait(report=0.5).start().submit(FILE)
-    told = bridge.ends(batch, "failed")
-    assert "has not reported" in told["reason"]
+    answer = bridge.ends(batch, "failed")
+    assert "has not reported" in answer["reason"]
     health = bridge.client.get("/health", headers=bearer("admin")).get_json()
     assert health["status"] == "degraded"
     assert any("batch" in reason for reason in health["reasons"])
@@ -280,8 +280,8 @@ def test_a_job_that_keeps_failing_is_flagged_and_can_be_submitted_again_by_hand(
 ) -> None:
     sandbox.sandbox.set_batches({"fail": "it broke"})
     batch = bridge.start().submit(EXPIRING)
-    told = bridge.ends(batch, "failed")
-    assert "it broke" in told["reason"]
+    body = bridge.ends(batch, "failed")
+    assert "it broke" in body["reason"]
     assert len(orders(sandbox)) == 2
     sandbox.sandbox.set_batches({})
     answer = bridge.client.post(f"/batches/{batch}/resubmit", headers=bearer("admin"))
@@ -291,8 +291,8 @@ def test_a_job_that_keeps_failing_is_flagged_and_can_be_submitted_again_by_hand(
 
 def test_a_failed_job_with_counters_is_not_repeated(bridge: Bridge, sandbox: SandboxServer) -> None:
     sandbox.sandbox.set_batches({"fail": "it broke half way"})
-    told = bridge.ends(bridge.start().submit(FILE), "failed")
-    assert "counters" in told["reason"]
+    answer = bridge.ends(bridge.start().submit(FILE), "failed")
+    assert "counters" in answer["reason"]
     assert len(orders(sandbox)) == 1
 
 
@@ -300,8 +300,8 @@ def test_a_job_whose_file_is_never_fetched_is_flagged_with_what_to_look_at(
     bridge: Bridge, sandbox: SandboxServer
 ) -> None:
     sandbox.sandbox.set_batches({"fetch": False})
-    told = bridge.ends(bridge.wait(fetch=0.2).start().submit(FILE), "failed")
-    assert "BRIDGE_PUBLIC_URL" in told["reason"]
+    answer = bridge.ends(bridge.wait(fetch=0.2).start().submit(FILE), "failed")
+    assert "BRIDGE_PUBLIC_URL" in answer["reason"]
     for order in orders(sandbox):
         assert fetch(order["url"]).status_code == 404
 
@@ -398,8 +398,8 @@ def test_jobs_that_wait_their_turn_hide_none_that_sessionm_has(
 
 def test_a_refused_job_is_flagged_at_once(bridge: Bridge, sandbox: SandboxServer) -> None:
     sandbox.sandbox.set_faults({"match": "POST .*/batch/", "ok_error": True, "code": "validation"})
-    told = bridge.ends(bridge.start().submit(FILE), "failed")
-    assert "VALIDATION" in told["reason"]
+    answer = bridge.ends(bridge.start().submit(FILE), "failed")
+    assert "VALIDATION" in answer["reason"]
     assert len(orders(sandbox)) == 1
 
 
@@ -425,9 +425,9 @@ def test_lookups_of_the_customers_are_not_from_before_the_job(bridge: Bridge) ->
 def test_refused_rows_are_listed_with_their_lines(bridge: Bridge) -> None:
     rows = [f"{ALICE},gold,1 day", ",gold,1 day", f"{BOB},gold,1 month", f"{ALICE},gold,1 day"]
     answer = bridge.post("\n".join(["user_id,tag,expires", *rows]))
-    told = answer.get_json()
-    assert (told["rows"], told["refused"], told["repeated"]) == (1, 2, 1)
-    listed = bridge.client.get(f"/batches/{told['id']}/refused", headers=bearer("admin"))
+    body = answer.get_json()
+    assert (body["rows"], body["refused"], body["repeated"]) == (1, 2, 1)
+    listed = bridge.client.get(f"/batches/{body['id']}/refused", headers=bearer("admin"))
     assert [line.split(",")[0] for line in listed.text.splitlines()] == ["line", "3", "4", "5"]
 
 
@@ -446,16 +446,16 @@ def test_of_several_ttls_of_a_tag_the_last_is_written_last(
     assert bridge.show(batch)["repeated"] == 1
 
 
-def test_rows_that_sessionm_could_not_do_are_told_apart_from_refused_ones(
+def test_rows_that_sessionm_could_not_do_are_counted_apart_from_refused_ones(
     bridge: Bridge, sandbox: SandboxServer
 ) -> None:
     strangers = "".join(f"stranger-{number},gold,1 day\n" for number in range(3))
     file = f"user_id,tag,expires\n{ALICE},gold,1 day\n{strangers},gold,1 day\n"
     batch = bridge.start().submit(file)
     bridge.ends(batch, "completed")
-    [told] = bridge.client.get("/batches", headers=bearer("admin")).get_json()["batches"]
-    assert (told["rows"], told["done_rows"], told["failed_rows"], told["refused"]) == (4, 1, 3, 1)
-    assert told["reason"] == (
+    [body] = bridge.client.get("/batches", headers=bearer("admin")).get_json()["batches"]
+    assert (body["rows"], body["done_rows"], body["failed_rows"], body["refused"]) == (4, 1, 3, 1)
+    assert body["reason"] == (
         "SessionM could not do 3 of 4 rows: it may not know these customers by user_id"
     )
     health = bridge.client.get("/health", headers=bearer("admin")).get_json()
@@ -472,8 +472,8 @@ def test_rows_that_sessionm_could_not_do_are_told_apart_from_refused_ones(
 
 def test_a_few_rows_that_failed_need_no_person(bridge: Bridge) -> None:
     batch = bridge.start().submit(f"user_id\n{ALICE}\n{BOB}\nstranger\n", tag="t", ttl="1d")
-    told = bridge.ends(batch, "completed")
-    assert (told["done_rows"], told["reason"]) == (2, "SessionM could not do 1 of 3 rows")
+    answer = bridge.ends(batch, "completed")
+    assert (answer["done_rows"], answer["reason"]) == (2, "SessionM could not do 1 of 3 rows")
     health = bridge.client.get("/health", headers=bearer("admin")).get_json()
     assert health["status"] == "ok"
 
@@ -481,10 +481,10 @@ def test_a_few_rows_that_failed_need_no_person(bridge: Bridge) -> None:
 def test_the_same_counters_are_taken_once_unless_they_are_meant_again(bridge: Bridge) -> None:
     batch = bridge.submit(FILE, split="2")
     refused = bridge.post(FILE, split="2")
-    told = refused.get_json()["errors"]
-    assert (refused.status_code, told["code"]) == (409, "same_rows")
-    assert batch in told["message"]
-    assert told["message"].endswith("say so by the parameter again.")
+    answer = refused.get_json()["errors"]
+    assert (refused.status_code, answer["code"]) == (409, "same_rows")
+    assert batch in answer["message"]
+    assert answer["message"].endswith("say so by the parameter again.")
     assert len(bridge.batches.find()) == 1
     bridge.submit(FILE, split="2", again="true")
     assert len(bridge.batches.find()) == 2
@@ -522,10 +522,10 @@ def test_a_multipart_form_is_taken_too(bridge: Bridge) -> None:
 
 
 def test_a_dry_run_stores_nothing(bridge: Bridge) -> None:
-    told = bridge.post(FILE, dry_run="1", split="2").get_json()
-    assert (told["rows"], told["jobs"]) == (3, 2)
-    assert told["first_rows"][0] == {"user_id": ALICE, "tag": "gold", "expires": "30 days"}
-    assert [row["expires"] for row in told["first_rows"]] == ["30 days", "1 day", ""]
+    answer = bridge.post(FILE, dry_run="1", split="2").get_json()
+    assert (answer["rows"], answer["jobs"]) == (3, 2)
+    assert answer["first_rows"][0] == {"user_id": ALICE, "tag": "gold", "expires": "30 days"}
+    assert [row["expires"] for row in answer["first_rows"]] == ["30 days", "1 day", ""]
     assert bridge.batches.find() == []
 
 
@@ -593,10 +593,10 @@ def test_without_a_public_url_a_file_is_refused_with_what_to_set(make_app: MakeA
 
 
 def test_what_would_mend_the_call_is_named_as_http_calls_it(bridge: Bridge) -> None:
-    told = bridge.post("user_id\nu1\n").get_json()["errors"]["message"]
-    assert told.endswith("say which tag its customers get by the parameter tag.")
-    told = bridge.post("customer\nu1\n", tag="t").get_json()["errors"]["message"]
-    assert told.endswith("Say which one holds the customer by the parameter id_column.")
+    answer = bridge.post("user_id\nu1\n").get_json()["errors"]["message"]
+    assert answer.endswith("say which tag its customers get by the parameter tag.")
+    answer = bridge.post("customer\nu1\n", tag="t").get_json()["errors"]["message"]
+    assert answer.endswith("Say which one holds the customer by the parameter id_column.")
 
 
 def test_a_batch_that_is_discarded_goes_out_no_more(bridge: Bridge, sandbox: SandboxServer) -> None:
@@ -762,10 +762,10 @@ def test_reasons_hold_no_token_that_sessionm_was_given(
         return {**job.receipt(), "status": "failed", "message": words}
 
     monkeypatch.setattr(SandboxJob, "as_json", as_json)
-    told = bridge.ends(bridge.start().submit(EXPIRING), "failed")
-    assert "cannot read" in told["reason"]
+    answer = bridge.ends(bridge.start().submit(EXPIRING), "failed")
+    assert "cannot read" in answer["reason"]
     for token in re.findall(r"(?:files/|token=)([\w-]+)", given):
-        assert token not in told["reason"]
+        assert token not in answer["reason"]
 
 
 def test_a_job_through_sessionms_own_path_is_followed(

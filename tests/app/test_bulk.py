@@ -211,7 +211,7 @@ def test_what_sessionm_says_of_a_job_stands_in_no_log(
     assert "zoe@example.com" not in "".join(str(vars(record)) for record in caplog.records)
 
 
-def test_a_customer_whom_sessionm_does_not_know_is_not_told_delivered(
+def test_a_write_of_an_unknown_customer_is_not_reported_delivered(
     bridge: Bridge, sandbox: SandboxServer
 ) -> None:
     sandbox.sandbox.remove_customer(CUSTOMERS[7])
@@ -459,7 +459,7 @@ def test_the_command_submits_and_waits(
     assert "Traceback" not in wrong.stderr
 
 
-def test_the_command_tells_a_batch_in_which_no_row_worked_from_a_success(
+def test_the_command_shows_that_no_row_of_a_batch_worked(
     make_service: MakeService, tmp_path: Path
 ) -> None:
     service = make_service(public=True)
@@ -475,10 +475,10 @@ def test_the_command_tells_a_batch_in_which_no_row_worked_from_a_success(
     assert "SessionM could not do 2 of 2 rows" in done.stderr
     assert "it may not know these customers by external_id" in done.stderr
     [batch] = re.findall(r"`bridge batch status (\w+)`", done.stderr)
-    told = command(service, "status", batch)
-    assert told.returncode == 0
-    assert "0/2 rows done, 2 failed, 1 refused" in told.stdout
-    assert "not_found means" in told.stdout
+    answer = command(service, "status", batch)
+    assert answer.returncode == 0
+    assert "0/2 rows done, 2 failed, 1 refused" in answer.stdout
+    assert "not_found means" in answer.stdout
     again = command(service, "resubmit", batch)
     assert again.returncode == 1
     assert "Every job of this batch is completed; why 2 rows failed" in again.stderr

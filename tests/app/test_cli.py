@@ -248,7 +248,7 @@ def test_render_of_a_template_without_calls_needs_no_key(tmp_path: Path) -> None
     assert (ended.returncode, ended.stdout.strip()) == (0, "Hi u1")
 
 
-def test_a_taken_port_is_told_in_one_line(tmp_path: Path, sandbox: SandboxServer) -> None:
+def test_a_taken_port_is_named_in_one_line(tmp_path: Path, sandbox: SandboxServer) -> None:
     for command in ("demo", "sandbox"):
         ended = bridge(tmp_path, command, "--port", str(sandbox.port))
         assert ended.returncode == 1

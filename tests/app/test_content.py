@@ -23,7 +23,7 @@ def get(client: FlaskClient, what: str, **parameters: Any) -> TestResponse:
     )
 
 
-def told(answer: TestResponse) -> dict[str, Any]:
+def content(answer: TestResponse) -> dict[str, Any]:
     found: dict[str, Any] = answer.get_json()
     return found
 
@@ -36,7 +36,7 @@ def test_tags_come_with_names_counts_and_the_braze_ids_in_them(
         json={"user_id": "u1", "tags": {"vip": 3, "braze_campaign_c1": {"ttl": 60}}},
         timeout=5,
     )
-    answer = told(get(client, "tags", user_id="u1"))
+    answer = content(get(client, "tags", user_id="u1"))
     assert answer["status"] == "ok"
     assert answer["tags"] == {"vip": 3, "braze_campaign_c1": 0}
     assert (answer["names"], answer["count"]) == (["vip", "braze_campaign_c1"], 2)
@@ -45,11 +45,11 @@ def test_tags_come_with_names_counts_and_the_braze_ids_in_them(
 
 
 def test_tags_by_external_id_need_encoding_and_get_it(client: FlaskClient) -> None:
-    assert told(get(client, "tags", external_id="loyal/42?é"))["names"] == ["newsletter"]
+    assert content(get(client, "tags", external_id="loyal/42?é"))["names"] == ["newsletter"]
 
 
 def test_offers_are_shaped_for_liquid_and_expired_ones_dropped(client: FlaskClient) -> None:
-    answer = told(get(client, "offers", user_id=ALICE, sort="expiry"))
+    answer = content(get(client, "offers", user_id=ALICE, sort="expiry"))
     assert answer["status"] == "ok"
     assert (answer["count"], answer["total"]) == (4, 4)
     assert answer["first"] == answer["offers"][0] == answer["next_to_expire"]
@@ -59,7 +59,7 @@ def test_offers_are_shaped_for_liquid_and_expired_ones_dropped(client: FlaskClie
 
 
 def test_the_seeds_own_wallet_has_100_points(client: FlaskClient) -> None:
-    answer = told(get(client, "offers", user_id=SEED_CUSTOMER))
+    answer = content(get(client, "offers", user_id=SEED_CUSTOMER))
     assert (answer["available_points"], answer["total_points"]) == (100, 1000)
     assert answer["first"]["offer_id"] == "1a2b3324-1da6-4e49-b921-afc386dabb60"
     assert answer["first"]["group"] == "All Offers"
@@ -69,7 +69,7 @@ def test_offers_by_external_id_go_through_the_profile_once(
     client: FlaskClient, sandbox: SandboxServer
 ) -> None:
     for _ in range(3):
-        answer = told(get(client, "offers", external_id="loyal-1001"))
+        answer = content(get(client, "offers", external_id="loyal-1001"))
     assert (answer["user_id"], answer["external_id"]) == (ALICE, "loyal-1001")
     assert answer["count"] == 4
     assert sandbox.sandbox.counts()["profile"] == 1
@@ -77,26 +77,26 @@ def test_offers_by_external_id_go_through_the_profile_once(
 
 
 def test_limit_fields_and_filters_narrow_the_offers(client: FlaskClient) -> None:
-    limited = told(get(client, "offers", user_id=MANY, limit=5, fields="title,offer_id,nothing"))
+    limited = content(get(client, "offers", user_id=MANY, limit=5, fields="title,offer_id,nothing"))
     assert (limited["count"], limited["total"]) == (5, 60)
     assert all(
         set(offer) == {"title", "offer_id", "nothing"} and offer["nothing"] == ""
         for offer in limited["offers"]
     )
-    everything = told(get(client, "offers", user_id=ALICE))["offers"]
+    everything = content(get(client, "offers", user_id=ALICE))["offers"]
     some_type = everything[0]["offer_type"]
-    filtered = told(get(client, "offers", user_id=ALICE, type=some_type))["offers"]
+    filtered = content(get(client, "offers", user_id=ALICE, type=some_type))["offers"]
     assert filtered == [offer for offer in everything if offer["offer_type"] == some_type]
 
 
 def test_the_culture_reaches_sessionm(client: FlaskClient) -> None:
-    english = told(get(client, "offers", user_id=ALICE))["first"]["title"]
-    french = told(get(client, "offers", user_id=ALICE, culture="fr-FR"))["first"]["title"]
+    english = content(get(client, "offers", user_id=ALICE))["first"]["title"]
+    french = content(get(client, "offers", user_id=ALICE, culture="fr-FR"))["first"]["title"]
     assert english != french
 
 
 def test_a_customer_lookup_holds_both(client: FlaskClient) -> None:
-    answer = told(get(client, "customer", user_id=ALICE))
+    answer = content(get(client, "customer", user_id=ALICE))
     assert answer["parts"] == {"tags": "ok", "offers": "ok"}
     assert "vip" in answer["names"]
     assert answer["offers"]
@@ -106,8 +106,8 @@ def test_an_unknown_customer_is_found_out_politely(client: FlaskClient) -> None:
     for what in ("tags", "offers", "customer"):
         answer = get(client, what, user_id="nobody")
         assert answer.status_code == 200
-        assert told(answer)["status"] == "not_found"
-        assert told(answer)["reason"]
+        assert content(answer)["status"] == "not_found"
+        assert content(answer)["reason"]
 
 
 def test_a_retried_unknown_customer_is_still_no_failure(client: FlaskClient) -> None:
@@ -118,12 +118,12 @@ def test_a_retried_unknown_customer_is_still_no_failure(client: FlaskClient) -> 
 def test_all_kinds_of_answers_have_the_same_keys_and_no_null(
     client: FlaskClient, sandbox: SandboxServer, what: str
 ) -> None:
-    known = told(get(client, what, user_id=ALICE))
-    answers = [known, told(get(client, what, user_id=ALICE))]
-    answers.append(told(get(client, what, user_id="nobody")))
-    answers.append(told(get(client, what, user_id=EMPTY)))
+    known = content(get(client, what, user_id=ALICE))
+    answers = [known, content(get(client, what, user_id=ALICE))]
+    answers.append(content(get(client, what, user_id="nobody")))
+    answers.append(content(get(client, what, user_id=EMPTY)))
     sandbox.sandbox.set_faults({"status": 500})
-    answers.append(told(get(client, what, user_id=BOB)))
+    answers.append(content(get(client, what, user_id=BOB)))
     assert answers[-1]["status"] == "unavailable"
     for answer in answers:
         assert list(answer) == list(known)
@@ -146,7 +146,7 @@ def test_failure_is_200_to_fall_back_on_or_503_to_retry(
 ) -> None:
     sandbox.sandbox.set_faults({"status": 500})
     fallback = get(client, "tags", user_id=ALICE)
-    assert (fallback.status_code, told(fallback)["status"]) == (200, "unavailable")
+    assert (fallback.status_code, content(fallback)["status"]) == (200, "unavailable")
     assert get(client, "tags", user_id=ALICE, on_error="retry").status_code == 503
 
 
@@ -185,7 +185,7 @@ def test_a_stale_answer_is_served_while_one_refresh_is_under_way(
     time.sleep(0.01)
     sandbox.sandbox.set_faults({"latency_ms": 300})
     began = time.monotonic()
-    answer = told(get(client, "tags", user_id=ALICE))
+    answer = content(get(client, "tags", user_id=ALICE))
     assert time.monotonic() - began < 0.2
     assert (answer["status"], answer["stale"]) == ("ok", True)
     eventually(lambda: sandbox.sandbox.counts()["tags_read"] == 2)
@@ -197,7 +197,7 @@ def test_a_stale_answer_is_better_than_none_when_sessionm_fails(
     client = make_app(BRIDGE_TAGS_MAX_AGE="0", BRIDGE_STALE_WHILE_REVALIDATE="0").test_client()
     get(client, "tags", user_id=ALICE)
     sandbox.sandbox.set_faults({"status": 500})
-    answer = told(get(client, "tags", user_id=ALICE))
+    answer = content(get(client, "tags", user_id=ALICE))
     assert (answer["status"], answer["stale"]) == ("ok", True)
     assert "vip" in answer["names"]
 
@@ -215,7 +215,7 @@ def test_the_deadline_holds_whatever_sessionm_does(
     answer = get(client, "customer", user_id=ALICE)
     # Braze waits for 2 s. A busy machine may take a while to wake the thread at the deadline.
     assert time.monotonic() - began < 1.5
-    assert told(answer)["status"] == "unavailable"
+    assert content(answer)["status"] == "unavailable"
 
 
 @pytest.mark.parametrize(
@@ -247,7 +247,7 @@ def test_a_bad_parameter_is_named(
     ]
     for answer in (get(client, "offers", **parameters), *posted):
         assert answer.status_code == 400
-        assert word in told(answer)["errors"]["message"]
+        assert word in content(answer)["errors"]["message"]
 
 
 @pytest.mark.parametrize("what", ["tags", "offers", "customer"])
@@ -259,7 +259,7 @@ def test_an_unescaped_ampersand_is_named_not_read_as_another_customer(
     form = {"content_type": "application/x-www-form-url-encoded", "headers": bearer("content")}
     for answer in (asked, client.post(path, data=broken, **form)):
         assert answer.status_code == 400
-        assert told(answer)["errors"]["message"].startswith('external_id is followed by "Ms-77"')
+        assert content(answer)["errors"]["message"].startswith('external_id is followed by "Ms-77"')
 
 
 def test_all_spellings_of_a_culture_and_any_v_share_one_call(
@@ -267,7 +267,7 @@ def test_all_spellings_of_a_culture_and_any_v_share_one_call(
 ) -> None:
     for v, culture in enumerate(("en-US", "en_US", "en", "EN-us", "")):
         answer = get(client, "offers", user_id=f"\u200e{ALICE}\u2060", culture=culture, v=v)
-        assert told(answer)["status"] == "ok"
+        assert content(answer)["status"] == "ok"
     assert sandbox.sandbox.counts()["offers"] == 1
 
 
@@ -285,7 +285,7 @@ def test_an_expiry_is_read_in_any_usual_form_and_one_that_is_not_is_named(
     offers = [{"title": title, "expiration_date": when} for title, when in expiries.items()]
     for customer in ("u1", "u2"):
         sandbox.sandbox.put_customer({"user_id": customer, "offers": offers})
-        shown = told(get(client, "offers", user_id=customer))["offers"]
+        shown = content(get(client, "offers", user_id=customer))["offers"]
         found = [(offer["title"], offer["expires_at"]) for offer in shown]
         assert found == [("left", "2199-12-01T23:59:59Z"), ("odd", ""), ("odd too", "")]
         assert [offer["days_left"] for offer in shown[1:]] == [9999, 9999]
@@ -311,7 +311,7 @@ def test_offers_parameters_are_unknown_to_tags(client: FlaskClient) -> None:
 def test_post_works_like_get(client: FlaskClient, form: str) -> None:
     body: Any = {form: {"user_id": ALICE, "limit": "2"}}
     answer = client.post("/connected-content/offers", headers=bearer("content"), **body)
-    assert told(answer)["count"] == 2
+    assert content(answer)["count"] == 2
 
 
 def test_without_a_connect_url_offers_are_off_and_say_so(make_app: MakeApp) -> None:
@@ -320,7 +320,7 @@ def test_without_a_connect_url_offers_are_off_and_say_so(make_app: MakeApp) -> N
         "SESSIONM_CONNECT_AUTH": "",
         "SESSIONM_RETAILER_ID": "",
     }
-    answer = told(get(make_app(**off).test_client(), "offers", user_id=ALICE))
+    answer = content(get(make_app(**off).test_client(), "offers", user_id=ALICE))
     assert answer["status"] == "unavailable"
     assert "SESSIONM_CONNECT_URL" in answer["reason"]
 
@@ -329,15 +329,15 @@ def test_what_was_fetched_survives_a_restart(make_app: MakeApp, sandbox: Sandbox
     get(make_app().test_client(), "offers", user_id=ALICE)
     sandbox.stop()
     answer = get(make_app().test_client(), "offers", user_id=ALICE)
-    assert told(answer)["status"] == "ok"
+    assert content(answer)["status"] == "ok"
     assert answer.headers["Cache-Status"].startswith("bridge; hit")
 
 
-def test_what_is_pending_is_told_though_the_wallet_is_late(
+def test_what_is_pending_is_shown_though_the_wallet_is_late(
     client: FlaskClient, sandbox: SandboxServer
 ) -> None:
     assert post(client, braze_campaign_id="c1").status_code == 202
     sandbox.sandbox.set_faults({"hang": 5, "match": "offers"})
-    answer = told(get(client, "customer", user_id=ALICE))
+    answer = content(get(client, "customer", user_id=ALICE))
     assert answer["parts"]["offers"] == "unavailable"
     assert answer["pending"] == ["braze_campaign_c1"]

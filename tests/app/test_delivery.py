@@ -251,9 +251,9 @@ def test_prefer_wait_answers_when_sessionm_has_it(
         headers={**bearer("webhook"), "Prefer": "wait=10"},
     )
     assert answer.status_code == 200
-    told = answer.get_json()
-    assert told["status"] == "delivered"
-    assert "braze_campaign_summer" in told["tags"]
+    body = answer.get_json()
+    assert body["status"] == "delivered"
+    assert "braze_campaign_summer" in body["tags"]
     sandbox.sandbox.set_faults({"status": 500})
     late = bridge.client.post(
         "/webhooks/braze?wait=1",

@@ -35,10 +35,10 @@ def test_a_tag_write_is_stored_and_answered_in_sessionms_shape(
     client = make_app(deliver=True).test_client()
     answer = client.post(TAGS, json={"tags": ["x"], "ttl": 60}, headers=bearer("webhook"))
     assert answer.status_code == 200
-    told = answer.get_json()
-    assert told["status"] == "ok"
-    assert told["id"]
-    assert isinstance(told["tags"], dict)
+    body = answer.get_json()
+    assert body["status"] == "ok"
+    assert body["id"]
+    assert isinstance(body["tags"], dict)
     eventually(lambda: "x" in sandbox.sandbox.tags(ALICE))
 
 
@@ -198,10 +198,10 @@ def test_a_job_that_sessionm_may_have_taken_is_followed_and_braze_submits_it_no_
 ) -> None:
     sandbox.sandbox.set_faults({**fault, "match": "^POST .*/batch/tags$", "times": 1})
     answer = submit_job(client, sandbox)
-    told = answer.get_json()
-    assert (answer.status_code, told["status"]) == (202, "uncertain")
-    assert "may have accepted" in told["message"]
-    listed = client.get(f"/batches/{told['id']}", headers=bearer("admin")).get_json()["batch"]
+    body = answer.get_json()
+    assert (answer.status_code, body["status"]) == (202, "uncertain")
+    assert "may have accepted" in body["message"]
+    listed = client.get(f"/batches/{body['id']}", headers=bearer("admin")).get_json()["batch"]
     assert (listed["source"], listed["name"], listed["state"]) == ("dropin", "917", "running")
 
 

@@ -49,7 +49,7 @@ def test_a_customer_erased_is_in_no_file_under_either_identifier(
     sandbox.sandbox.put_customer({"user_id": USER, "external_id": LOYAL})
     sandbox.sandbox.put_customer({"user_id": OTHER})
     service = make_service()
-    # A lookup tells the bridge that the two are one.
+    # By a lookup the bridge learns that the two are one.
     service.lookup("customer", external_id=LOYAL)
     service.lookup("tags", user_id=USER)
     service.lookup("tags", user_id=OTHER)
@@ -64,8 +64,8 @@ def test_a_customer_erased_is_in_no_file_under_either_identifier(
     eventually(lambda: service.health()["checks"]["delivery"]["queued"] == 0)
     assert traces(tmp_path, USER, LOYAL)
 
-    told = erase(sandbox.url, tmp_path, "--external-id", LOYAL)
-    assert told == (
+    answer = erase(sandbox.url, tmp_path, "--external-id", LOYAL)
+    assert answer == (
         "Erased: 5 events, and what was cached. "
         "The other identifier was known, and is erased too.\n"
     )
@@ -97,7 +97,7 @@ def test_a_refused_event_goes_also_after_it_was_discarded(
     assert left["customer"] == {"user_id": OTHER}
 
 
-def test_an_event_with_both_identifiers_tells_that_they_are_one(
+def test_an_event_with_both_identifiers_shows_that_they_are_one(
     make_service: MakeService, sandbox: SandboxServer, tmp_path: Path
 ) -> None:
     service = make_service(BRIDGE_SESSIONM_RPS="0.001")

@@ -71,10 +71,10 @@ def test_a_campaign_has_a_page_with_its_funnel_and_its_reasons(
     make_dead(client, sandbox, braze_campaign_id="summer", campaign_name="Summer promotion")
     event = send(client, braze_campaign_id="summer")
     eventually(lambda: state_of(client, event) == "delivered")
-    told = get(client, "/campaigns/summer")
+    answer = get(client, "/campaigns/summer")
     for part in ("Summer promotion", "accepted 2 100 %", "delivered 1 50 %", "dead 1 50 %"):
-        assert part in told
-    assert "Why events are dead 1 HTTP 200: VALIDATION" in told
+        assert part in answer
+    assert "Why events are dead 1 HTTP 200: VALIDATION" in answer
     assert client.get("/campaigns/nonsense", headers=ADMIN).status_code == 404
     refused = client.get("/campaigns/trigger/send", headers=ADMIN)
     assert (refused.status_code, refused.headers["Allow"]) == (405, "POST")
@@ -93,7 +93,7 @@ def about(client: FlaskClient, **customer: str) -> dict[str, Any]:
     return found
 
 
-def test_a_customer_is_told_with_what_waits_and_what_became_of_her_events(
+def test_a_customer_is_shown_with_pending_writes_and_events(
     client: FlaskClient,
 ) -> None:
     send(client, braze_campaign_id="summer")
@@ -113,7 +113,7 @@ def test_a_customer_is_told_with_what_waits_and_what_became_of_her_events(
 
 
 @pytest.mark.parametrize("method", ["GET", "DELETE"])
-def test_programs_are_told_of_a_bad_customer_in_json(client: FlaskClient, method: str) -> None:
+def test_programs_get_the_error_of_a_bad_customer_in_json(client: FlaskClient, method: str) -> None:
     answer = client.open(f"/api/customers/user_id/{'x' * 256}", method=method, headers=ADMIN)
     assert (answer.status_code, answer.mimetype) == (400, "application/json")
     assert "customer_id" in answer.get_json()["errors"]["message"]

@@ -20,11 +20,11 @@ def health(client: FlaskClient) -> dict[str, Any]:
 
 
 def budget(service: Service) -> tuple[int, int]:
-    told = service.health()["checks"]["braze_budget"]
-    return told["content_failures_last_minute"], told["content_calls_last_minute"]
+    answer = service.health()["checks"]["braze_budget"]
+    return answer["content_failures_last_minute"], answer["content_calls_last_minute"]
 
 
-def test_every_worker_tells_what_all_have_seen_before_and_after_a_restart(
+def test_every_worker_shows_what_all_have_counted_before_and_after_a_restart(
     make_service: MakeService, sandbox: SandboxServer
 ) -> None:
     service = make_service("--workers", "4")
@@ -91,12 +91,12 @@ def test_connected_content_is_halted_only_where_most_of_it_fails(
 def test_what_was_refused_in_the_last_day_is_a_figure(client: FlaskClient) -> None:
     for body in ({}, {"user_id": ALICE}):
         client.post("/webhooks/braze", json=body, headers=bearer("webhook"))
-    told = health(client)
-    assert told["checks"]["webhooks"]["rejected_last_day"] == 2
-    assert told["checks"]["store"]["events"]["rejected"] == 2
+    answer = health(client)
+    assert answer["checks"]["webhooks"]["rejected_last_day"] == 2
+    assert answer["checks"]["store"]["events"]["rejected"] == 2
 
 
-def test_a_locked_store_is_told_in_time_with_what_is_known(
+def test_a_locked_store_is_reported_in_time_with_what_is_known(
     make_service: MakeService, make_app: MakeApp, sandbox: SandboxServer, tmp_path: Path
 ) -> None:
     sandbox.sandbox.set_faults({"status": 503})
@@ -109,9 +109,9 @@ def test_a_locked_store_is_told_in_time_with_what_is_known(
     lock = sqlite3.connect(tmp_path / "bridge.db", isolation_level=None)
     lock.execute("BEGIN IMMEDIATE")
     began = time.monotonic()
-    told = service.health()
+    answer = service.health()
     assert time.monotonic() - began < 5
-    assert told["checks"]["delivery"]["queued"] > 0
+    assert answer["checks"]["delivery"]["queued"] > 0
     # Each worker finds out by itself.
     cause = "Events cannot be stored: the database"
     eventually(lambda: service.health()["reasons"][0].startswith(cause), 10)
@@ -121,7 +121,7 @@ def test_a_locked_store_is_told_in_time_with_what_is_known(
     eventually(lambda: service.health()["status"] != "down")
 
 
-def test_the_store_gone_is_down_and_the_rest_is_told(make_app: MakeApp, tmp_path: Path) -> None:
+def test_the_store_gone_is_down_and_the_rest_is_reported(make_app: MakeApp, tmp_path: Path) -> None:
     app = make_app()
     client = app.test_client()
     send(client, braze_campaign_id="summer")
@@ -138,7 +138,7 @@ def test_the_store_gone_is_down_and_the_rest_is_told(make_app: MakeApp, tmp_path
     eventually(is_replaced)
     answer = client.get("/health", headers=bearer("admin"))
     assert answer.status_code == 503
-    told = answer.get_json()
-    assert told["status"] == "down"
-    assert told["checks"]["store"]["state"] == "down"
+    body = answer.get_json()
+    assert body["status"] == "down"
+    assert body["checks"]["store"]["state"] == "down"
     assert client.get("/readyz").status_code == 503

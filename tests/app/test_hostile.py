@@ -77,7 +77,7 @@ def test_half_a_body_is_no_body(make_service: MakeService) -> None:
 
 
 class Scripted(BaseHTTPRequestHandler):
-    """A SessionM that says what it is told to say, one answer after the other."""
+    """A SessionM with prepared answers, one after the other."""
 
     protocol_version = "HTTP/1.1"
     answers: list[Any]
@@ -206,7 +206,7 @@ def test_a_dead_counter_that_is_replayed_is_not_taken_for_another_that_was_count
 
 
 @pytest.mark.parametrize("tags", [["a", "list"], {"n": "many"}, {"n": {"x": 1}}, "text"], ids=str)
-def test_counts_that_are_none_are_tried_again_and_told(make_app: MakeApp, tags: Any) -> None:
+def test_counts_that_are_none_are_tried_again_and_reported(make_app: MakeApp, tags: Any) -> None:
     nonsense = {"status": "ok", "tags": tags}
     counted = {"status": "ok", "tags": {"n": 1}}
     answers = [nonsense, {"status": "ok", "tags": {}}, counted]

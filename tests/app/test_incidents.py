@@ -36,9 +36,9 @@ def test_dead_writes_are_grouped_by_reason_with_what_they_concern(
     assert "3 writes are dead: HTTP 200: VALIDATION" in one["reason"]
     assert (one["writes"], one["customers"]) == (3, 3)
     assert one["campaigns"] == ["summer", "winter"]
-    told = client.get("/health", headers=ADMIN).get_json()
-    assert told["status"] == "degraded"
-    assert told["reasons"] == [one["reason"]]
+    answer = client.get("/health", headers=ADMIN).get_json()
+    assert answer["status"] == "degraded"
+    assert answer["reasons"] == [one["reason"]]
 
 
 def test_the_dashboard_names_the_cause_and_the_campaign(
@@ -55,7 +55,7 @@ def test_the_dashboard_names_the_cause_and_the_campaign(
     assert "SessionM Core ! refuses us" in seen
 
 
-def test_a_refusal_that_has_not_been_tried_again_is_told_in_the_past(
+def test_a_refusal_that_has_not_been_tried_again_is_reported_in_the_past_tense(
     client: FlaskClient, sandbox: SandboxServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sandbox.sandbox.set_faults({"ok_error": True, "code": "argument_error", "where": "connect"})

@@ -173,18 +173,18 @@ def run(client: FlaskClient, route: DescribedRoute, known: dict[str, str]) -> Te
     """Send the example of *route*; *known* are values that no example can know."""
     rule, method, operation = route
 
-    def told(given: Any) -> dict[str, Any]:
+    def expected(given: Any) -> dict[str, Any]:
         return {name: known.get(name, value) for name, value in dict(given or {}).items()}
 
     body: dict[str, Any] = {}
     if operation.takes_file:
         body = {"data": operation.example.text, "content_type": "text/csv"}
     elif (fields := operation.body_example(method)) is not None and method == "POST":
-        body = {"json": told(fields)}
+        body = {"json": expected(fields)}
     return client.open(
-        path_of(rule).format_map(told(path_example(operation, rule))),
+        path_of(rule).format_map(expected(path_example(operation, rule))),
         method=method,
-        query_string=told(operation.query_example(method)),
+        query_string=expected(operation.query_example(method)),
         headers=HEADERS,
         **body,
     )

@@ -135,15 +135,15 @@ def test_when_the_process_that_fetches_is_killed_another_takes_over(
 
 
 def holder_of_the_flight(service: Service, database: str) -> int:
-    """The process that holds a lock beyond the named ones, as the kernel or the server tells."""
+    """The process that holds a lock beyond the named ones, by the kernel or the server."""
     if database.startswith("postgresql:"):
         # The key of an advisory lock is in two columns.
         held = (
             "SELECT application_name, (classid::bigint << 32) + objid::bigint FROM pg_locks "
             "JOIN pg_stat_activity USING (pid) WHERE locktype = 'advisory'"
         )
-        [told] = [name for name, key in rows(database, held) if key >= LOCKS + 1024]
-        return int(told.split()[-1])
+        [answer] = [name for name, key in rows(database, held) if key >= LOCKS + 1024]
+        return int(answer.split()[-1])
     locks = Path("/proc/locks").read_text().splitlines()
     workers = set(service.workers())
     for line in locks:
@@ -300,13 +300,13 @@ def test_a_wallet_of_5000_offers_is_cut_to_what_braze_takes(
     service = make_service(BRIDGE_LOOKUP_DEADLINE="5")
     answer = service.lookup("offers", user_id="rich", limit=1000, sort="expiry")
     assert len(answer.content) <= 1_000_000
-    told = answer.json()
-    assert told["truncated"] is True
-    assert told["count"] < 1000
+    body = answer.json()
+    assert body["truncated"] is True
+    assert body["count"] < 1000
     assert len(answer.content) > 950_000
-    ends = [offer["expires_at"] for offer in told["offers"]]
+    ends = [offer["expires_at"] for offer in body["offers"]]
     assert ends == sorted(ends)
-    assert told["next_to_expire"]["expires_at"] == ends[0]
+    assert body["next_to_expire"]["expires_at"] == ends[0]
 
 
 def test_stale_answers_tell_the_truth_about_themselves(
@@ -318,11 +318,11 @@ def test_stale_answers_tell_the_truth_about_themselves(
     sandbox.sandbox.set_faults({"status": 500})
     eventually(lambda: client.get(path, headers=bearer("content")).get_json()["age"] >= 2)
     stale = client.get(path, headers=bearer("content"))
-    told = stale.get_json()
-    assert told["stale"] is True
-    assert told["as_of"] == fresh.get_json()["as_of"]
-    assert told["age"] >= 2
-    assert int(stale.headers["Age"]) == told["age"]
+    answer = stale.get_json()
+    assert answer["stale"] is True
+    assert answer["as_of"] == fresh.get_json()["as_of"]
+    assert answer["age"] >= 2
+    assert int(stale.headers["Age"]) == answer["age"]
     assert int(stale.headers["Cache-Status"].split("ttl=")[1].split(";")[0]) < 0
     assert stale.headers["ETag"] == fresh.headers["ETag"]
 
@@ -359,11 +359,11 @@ def test_every_kind_of_answer_has_the_documented_shape(
         answer = client.get(
             f"/connected-content/{lookup}", query_string=parameters, headers=bearer("content")
         )
-        told: dict[str, Any] = answer.get_json()
-        shape.validate_python(told)
-        assert told["status"] == status
-        assert not holds_null(told)
-        return told
+        body: dict[str, Any] = answer.get_json()
+        shape.validate_python(body)
+        assert body["status"] == status
+        assert not holds_null(body)
+        return body
 
     client.post(
         "/webhooks/braze",

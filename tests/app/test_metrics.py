@@ -88,7 +88,7 @@ def test_metrics_tell_what_has_happened(client: FlaskClient) -> None:
     assert value(samples, "bridge_webhook_seconds_count") == 3
 
 
-def test_whoever_is_not_let_in_spoils_no_latency(client: FlaskClient) -> None:
+def test_refused_requests_count_in_no_latency(client: FlaskClient) -> None:
     send(client, braze_campaign_id="summer")
     sent = {"user_id": ALICE, "braze_campaign_id": "summer"}
     other_site = {**bearer("webhook"), "Sec-Fetch-Site": "cross-site"}

@@ -1,4 +1,4 @@
-"""Schemas go forward, once, whoever comes first; old processes go on beside new ones."""
+"""Schemas are migrated once, by the first process; old processes go on beside new ones."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor

@@ -106,11 +106,11 @@ def test_and_back_again(
     make_app: MakeApp, sandbox: SandboxServer, new_home: str, tmp_path: Path
 ) -> None:
     old = Household(make_app(deliver=True, BRIDGE_DATABASE_URL=new_home), sandbox)
-    told = stories(old.app)
+    answer = stories(old.app)
     parts_of(old.app).close()
     back = f"sqlite:///{tmp_path}/back/bridge.db"
     assert "6 events copied" in move(new_home, back, tmp_path)
-    assert stories(make_app(BRIDGE_DATABASE_URL=back)) == told
+    assert stories(make_app(BRIDGE_DATABASE_URL=back)) == answer
 
 
 def test_an_event_that_came_to_both_is_kept_once(

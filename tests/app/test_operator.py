@@ -45,7 +45,7 @@ def make_dead(client: FlaskClient, sandbox: SandboxServer, **fields: Any) -> str
     return event
 
 
-def test_an_event_tells_its_whole_story(make_app: MakeApp, sandbox: SandboxServer) -> None:
+def test_an_event_shows_its_whole_history(make_app: MakeApp, sandbox: SandboxServer) -> None:
     client = make_app(deliver=True).test_client()
     event = make_dead(client, sandbox, braze_campaign_id="summer")
     story = client.get(f"/api/events/{event}", headers=ADMIN).get_json()["event"]
@@ -156,8 +156,8 @@ def test_refused_events_of_a_campaign_are_taken_in_from_the_shell(
     events = [refuse(strict, user_id=ALICE, braze_campaign_id="summer") for _ in range(2)]
     refuse(strict, user_id=ALICE, braze_campaign_id="winter")
     rules.write_text('[campaigns.summer]\ntags = ["summer_promo"]\n')
-    told = shell("queue", "replay", "--state", "rejected", "--campaign", "summer")
-    assert told == "2 of 2 replayed.\n"
+    answer = shell("queue", "replay", "--state", "rejected", "--campaign", "summer")
+    assert answer == "2 of 2 replayed.\n"
     assert {state_of(strict, event) for event in events} == {"queued"}
     [summer] = parts_of(strict.application).events.campaigns()
     assert (summer.id, summer.accepted, summer.pending) == ("summer", 2, 2)
@@ -290,12 +290,12 @@ class Shell:
         self._environ = environment(sandbox.url, folder, BRIDGE_DATABASE_URL=database, **more)
         self._folder = folder
 
-    def __call__(self, *arguments: str, status: int = 0, told: bool = False) -> str:
-        """What it writes; where it fails, or is *told*, on stderr."""
+    def __call__(self, *arguments: str, status: int = 0, stderr: bool = False) -> str:
+        """What it writes; on stderr where it fails, or if *stderr* is asked for."""
         ended = run_bridge(*arguments, env={"PATH": "", **self._environ}, cwd=self._folder)
         assert ended.returncode == status, ended.stdout + ended.stderr
         assert "Traceback" not in ended.stderr
-        return ended.stderr if status or told else ended.stdout
+        return ended.stderr if status or stderr else ended.stdout
 
 
 @pytest.fixture
@@ -331,11 +331,11 @@ def test_a_list_from_the_shell_marks_test_sends_and_says_when_it_is_empty(
     assert "  winter  " in real
     assert "  summer  " in test
     assert test.split()[-2:] == ["test", "send"]
-    assert shell("queue", "list", "--state", "dead", told=True) == "No event matches.\n"
+    assert shell("queue", "list", "--state", "dead", stderr=True) == "No event matches.\n"
     assert shell("queue", "list", "--state", "dead", "--json") == "[]\n"
 
 
-def test_the_shell_tells_since_when_what_waits(
+def test_the_shell_shows_since_when_a_write_waits(
     make_app: MakeApp, sandbox: SandboxServer, shell: Shell
 ) -> None:
     assert shell("queue", "status").splitlines() == [
@@ -388,18 +388,18 @@ def test_the_shell_says_what_to_do_next(
 ) -> None:
     client = make_app(deliver=True).test_client()
     event = make_dead(client, sandbox, braze_campaign_id="summer")
-    told = shell("queue", "status")
+    answer = shell("queue", "status")
     # Each line is a command that works as it stands.
-    listed = re.search(r"^     bridge (queue list .*)$", told, re.MULTILINE)
-    replays = re.search(r"^     bridge (queue replay .* --dry-run)$", told, re.MULTILINE)
+    listed = re.search(r"^     bridge (queue list .*)$", answer, re.MULTILINE)
+    replays = re.search(r"^     bridge (queue replay .* --dry-run)$", answer, re.MULTILINE)
     assert listed
     assert replays
     assert event in shell(*shlex.split(listed[1]))
     assert shell(*shlex.split(replays[1])) == "1 of 1 would be replayed.\n"
-    assert "without --dry-run" in shell(*shlex.split(replays[1]), told=True)
-    assert f"bridge queue replay {event}" in shell("queue", "show", event, told=True)
-    assert "bridge queue show ID" in shell("queue", "list", told=True)
-    assert "replay --state discarded" in shell("queue", "discard", "--all", told=True)
+    assert "without --dry-run" in shell(*shlex.split(replays[1]), stderr=True)
+    assert f"bridge queue replay {event}" in shell("queue", "show", event, stderr=True)
+    assert "bridge queue show ID" in shell("queue", "list", stderr=True)
+    assert "replay --state discarded" in shell("queue", "discard", "--all", stderr=True)
     shell("queue", "replay", event)
     eventually(lambda: state_of(client, event) == "delivered")
     refused = shell("queue", "replay", event, status=1)
@@ -434,20 +434,20 @@ def test_the_shell_shows_messages_to_braze_that_are_dead(
     answer = client.post("/webhooks/sessionm/message", json=message, headers=bearer("trigger"))
     event = answer.get_json()["id"]
     eventually(lambda: state_of(client, event) == "dead")
-    told = shell("queue", "status")
-    assert "1 message to Braze is dead" in told
-    assert "bridge queue list --state dead --direction to_braze" in told
+    body = shell("queue", "status")
+    assert "1 message to Braze is dead" in body
+    assert "bridge queue list --state dead --direction to_braze" in body
     assert "Braze" in shell("queue", "list", "--state", "dead")
 
 
-def test_the_shell_tells_why_delivery_is_paused(
+def test_the_shell_shows_why_delivery_is_paused(
     make_app: MakeApp, sandbox: SandboxServer, shell: Shell
 ) -> None:
     client = make_app(deliver=True).test_client()
     sandbox.sandbox.set_faults({"status": 401, "code": "invalid_api_key"})
     send(client, braze_campaign_id="summer")
-    told = "Delivery is paused: SessionM refuses our credentials"
-    eventually(lambda: told in shell("queue", "status"))
+    reason = "Delivery is paused: SessionM refuses our credentials"
+    eventually(lambda: reason in shell("queue", "status"))
     assert json.loads(shell("queue", "status", "--json"))["state"] == "paused"
 
 

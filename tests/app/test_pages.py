@@ -145,7 +145,7 @@ def test_the_dashboard_of_a_new_bridge_says_what_to_do_first(make_app: MakeApp) 
     assert "No campaign has called yet" in get(client, "/")
 
 
-def test_the_dashboard_tells_what_is_dead_and_of_which_campaign(
+def test_the_dashboard_shows_what_is_dead_and_of_which_campaign(
     make_app: MakeApp, sandbox: SandboxServer, tmp_path: Path
 ) -> None:
     rules = tmp_path / "rules.toml"
@@ -154,11 +154,11 @@ def test_the_dashboard_tells_what_is_dead_and_of_which_campaign(
     make_dead(client, sandbox, braze_campaign_id="summer")
     delivered = send(client, braze_canvas_id="welcome")
     eventually(lambda: state_of(client, delivered) == "delivered")
-    told = get(client, "/dashboard")
-    assert "Degraded" in told
-    assert "1 write is dead" in told
-    assert "Summer promotion 1 0 0 ✕ 1" in told
-    assert "welcome Canvas 1 0 1 0" in told
+    answer = get(client, "/dashboard")
+    assert "Degraded" in answer
+    assert "1 write is dead" in answer
+    assert "Summer promotion 1 0 0 ✕ 1" in answer
+    assert "welcome Canvas 1 0 1 0" in answer
 
 
 def test_the_dashboard_still_shows_itself_without_a_store(
@@ -180,17 +180,17 @@ def test_the_dashboard_still_shows_itself_without_a_store(
         assert "Braze sends again what was not" in words(gone)
 
 
-def test_the_dashboard_tells_who_delivers_and_that_customers_are_waited_for(
+def test_the_dashboard_shows_the_deliverer_and_that_writes_wait_for_customers(
     make_app: MakeApp,
 ) -> None:
     client = make_app(deliver=True).test_client()
     send(client, user_id="not-there-yet", braze_campaign_id="summer")
     waits = "waiting for its customer to be created"
-    told = eventually(lambda: page if waits in (page := get(client, "/dashboard")) else "")
-    assert f"process {os.getpid()} on {socket.gethostname()}" in told
+    answer = eventually(lambda: page if waits in (page := get(client, "/dashboard")) else "")
+    assert f"process {os.getpid()} on {socket.gethostname()}" in answer
 
 
-def test_the_oldest_is_told_with_what_it_leaves_out(
+def test_the_oldest_is_shown_with_what_it_leaves_out(
     make_app: MakeApp, sandbox: SandboxServer
 ) -> None:
     app = make_app(deliver=True)
@@ -212,11 +212,11 @@ def test_accepted_means_the_same_in_plot_and_table(make_app: MakeApp) -> None:
     message = {"braze_campaign_id": "award", "user_id": ALICE, "user_offer_id": "1"}
     client.post("/webhooks/sessionm/message", json=message, headers=bearer("trigger"))
     eventually(lambda: "accepted 2 delivered 2" in get(client, "/dashboard"))
-    told = get(client, "/dashboard")
-    assert "Webhooks and messages a minute" in told
-    assert "Webhooks and messages of all time · 2 of 2" in told
-    assert "award 1 0 1 0" in told
-    assert "summer 1 0 1 0" in told
+    answer = get(client, "/dashboard")
+    assert "Webhooks and messages a minute" in answer
+    assert "Webhooks and messages of all time · 2 of 2" in answer
+    assert "award 1 0 1 0" in answer
+    assert "summer 1 0 1 0" in answer
     off = make_app(BRAZE_REST_URL="", BRAZE_REST_KEY="", BRIDGE_TRIGGER_KEYS="").test_client()
     assert "Webhooks a minute" in get(off, "/dashboard")
 
@@ -227,10 +227,10 @@ def test_a_message_that_braze_has_accepted_is_not_called_delivered(make_app: Mak
     answer = client.post("/webhooks/sessionm/message", json=message, headers=bearer("trigger"))
     event = answer.get_json()["id"]
     eventually(lambda: state_of(client, event) == "delivered")
-    told = get(client, f"/events/{event}")
-    assert "State ✓ accepted by Braze" in told
-    assert "Whether the customer got it is in Braze" in told
-    assert "delivered" not in told
+    body = get(client, f"/events/{event}")
+    assert "State ✓ accepted by Braze" in body
+    assert "Whether the customer got it is in Braze" in body
+    assert "delivered" not in body
     assert "→ to Braze ✓ accepted by Braze award" in get(client, "/events")
     assert "whether customers got them is in Braze's analytics" in get(client, "/campaigns/award")
 
@@ -238,9 +238,9 @@ def test_a_message_that_braze_has_accepted_is_not_called_delivered(make_app: Mak
 def test_a_customers_offers_are_in_the_order_of_her_messages(client: FlaskClient) -> None:
     answer = client.get(f"/connected-content/offers?user_id={ALICE}", headers=bearer("content"))
     titles = [offer["title"] for offer in answer.get_json()["offers"]]
-    told = words(post(client, "/customers", kind="user_id", id=ALICE))
-    assert sorted(titles, key=told.index) == titles
-    assert "in SessionM's order" in told
+    body = words(post(client, "/customers", kind="user_id", id=ALICE))
+    assert sorted(titles, key=body.index) == titles
+    assert "in SessionM's order" in body
 
 
 def test_delivery_is_paused_and_resumed_after_a_question(make_app: MakeApp) -> None:
@@ -261,13 +261,13 @@ def test_failing_campaigns_come_first_then_the_busiest(
     for number in range(51):
         send(client, user_id=f"u{number}", braze_campaign_id=f"other-{number:02}")
     send(client, user_id="u", braze_campaign_id="other-33")
-    told = get(client, "/dashboard")
-    assert "50 of 52" in told
-    assert told.index("failing 1 0 0 ✕ 1") < told.index("other-33") < told.index("other-00")
-    assert "other-50" not in told
+    answer = get(client, "/dashboard")
+    assert "50 of 52" in answer
+    assert answer.index("failing 1 0 0 ✕ 1") < answer.index("other-33") < answer.index("other-00")
+    assert "other-50" not in answer
     assert "1 of 1" in get(client, "/dashboard?find=OTHER-50")
     assert "No name and no ID holds “nothing”" in get(client, "/dashboard?find=nothing")
-    assert get(client, "/dashboard?sort=name").index("failing") < told.index("other-00")
+    assert get(client, "/dashboard?sort=name").index("failing") < answer.index("other-00")
 
 
 def test_the_dashboard_says_when_the_backlog_is_done(make_app: MakeApp) -> None:
@@ -275,8 +275,8 @@ def test_the_dashboard_says_when_the_backlog_is_done(make_app: MakeApp) -> None:
     eventually(lambda: "Healthy" in get(client, "/dashboard"))
     for number in range(30):
         send(client, user_id=ALICE, braze_campaign_id=f"c{number}", ttl=1000 + number, tags=["a"])
-    told = get(client, "/dashboard")
-    assert re.search(r"done in about \d+ s at 1 a second", told), told
+    answer = get(client, "/dashboard")
+    assert re.search(r"done in about \d+ s at 1 a second", answer), answer
     client.post("/api/delivery/pause", headers=ADMIN)
     assert "nothing goes out now" in get(client, "/dashboard")
 
@@ -322,7 +322,7 @@ def test_older_events_are_a_page_away(client: FlaskClient, filters: dict[str, st
     assert shown == {f"campaign-{number:02}" for number in range(10)}
 
 
-def test_a_filter_that_means_nothing_is_told_on_the_page(client: FlaskClient) -> None:
+def test_a_filter_without_meaning_is_named_on_the_page(client: FlaskClient) -> None:
     for path in ("/events?state=happy", "/events?since=yesterday"):
         answer = client.get(path, headers=ADMIN)
         assert answer.status_code == 400
@@ -335,15 +335,17 @@ def test_an_empty_search_helps_on(client: FlaskClient) -> None:
     assert "not its name" in get(client, "/events?campaign=Summer")
 
 
-def test_one_event_is_told_whole(make_app: MakeApp, sandbox: SandboxServer, tmp_path: Path) -> None:
+def test_one_event_is_shown_whole(
+    make_app: MakeApp, sandbox: SandboxServer, tmp_path: Path
+) -> None:
     rules = tmp_path / "rules.toml"
     rules.write_text('[campaigns.summer]\nname = "Summer promotion"\ntags = ["promo"]\nttl = "14d"')
     client = make_app(deliver=True, BRIDGE_RULES=str(rules)).test_client()
     event = make_dead(client, sandbox, braze_campaign_id="summer")
-    told = get(client, f"/events/{event}")
+    answer = get(client, f"/events/{event}")
     for word in ("Summer promotion", "promo", "14 d", "✕ dead", "VALIDATION", "refused", ALICE):
-        assert word in told
-    assert '"braze_campaign_id": "summer"' in told
+        assert word in answer
+    assert '"braze_campaign_id": "summer"' in answer
     unknown = client.get("/events/nonsense", headers={**ADMIN, "Accept": "text/html"})
     assert (unknown.status_code, unknown.mimetype) == (404, "text/html")
 
@@ -356,10 +358,10 @@ def test_a_refused_webhook_says_why_on_its_page(client: FlaskClient) -> None:
     )
     [event] = client.get("/api/events", headers=ADMIN).get_json()["events"]
     assert "still holds a placeholder" in get(client, "/events?state=rejected")
-    told = get(client, f"/events/{event['id']}")
-    assert "Why it was refused user_id still holds a placeholder" in told
+    answer = get(client, f"/events/{event['id']}")
+    assert "Why it was refused user_id still holds a placeholder" in answer
     for word in ("Campaign summer", "Customer none that can be read", "Rules that would apply"):
-        assert word in told
+        assert word in answer
     again = post(client, f"/events/{event['id']}/replay")
     assert again.status_code == 409
     assert "still holds a placeholder" in words(again)
@@ -419,27 +421,31 @@ def test_the_dashboard_lists_batch_jobs_where_there_are_any(
     assert sent.status_code == 202, sent.text
     batch = sent.get_json()["id"]
     eventually(lambda: "✕ failed" in get(client, "/dashboard"))
-    told = get(client, "/dashboard")
-    assert f"bridge batch resubmit {batch}" in told
-    assert "1 batch needs a person" in told
-    assert nasty in told
+    answer = get(client, "/dashboard")
+    assert f"bridge batch resubmit {batch}" in answer
+    assert "1 batch needs a person" in answer
+    assert nasty in answer
     assert nasty not in client.get("/dashboard", headers=ADMIN).text
 
 
-@pytest.mark.parametrize(("number", "told"), [(1, " 1 event, newest"), (2, " 2 events, newest")])
-def test_one_event_is_not_counted_as_several(client: FlaskClient, number: int, told: str) -> None:
+@pytest.mark.parametrize(
+    ("number", "expected"), [(1, " 1 event, newest"), (2, " 2 events, newest")]
+)
+def test_one_event_is_not_counted_as_several(
+    client: FlaskClient, number: int, expected: str
+) -> None:
     for _ in range(number):
         send(client, braze_campaign_id="c")
-    assert told in get(client, "/events")
+    assert expected in get(client, "/events")
 
 
-def test_the_dashboard_tells_failed_rows_from_refused_ones(make_app: MakeApp) -> None:
+def test_the_dashboard_shows_failed_rows_apart_from_refused_ones(make_app: MakeApp) -> None:
     bridge = Bridge(make_app).start()
     bridge.submit("user_id,x\nstranger-1,\nstranger-2,\n,\n", tag="gold", ttl="1d")
     eventually(lambda: "! completed" in get(bridge.client, "/dashboard"))
-    told = get(bridge.client, "/dashboard")
-    assert "Rows Done Failed Refused Begun" in told
-    assert "it may not know these customers by user_id 2 0 ✕ 2 1" in told
+    answer = get(bridge.client, "/dashboard")
+    assert "Rows Done Failed Refused Begun" in answer
+    assert "it may not know these customers by user_id 2 0 ✕ 2 1" in answer
     bridge.close()
 
 

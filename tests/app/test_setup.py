@@ -43,17 +43,17 @@ def test_the_setup_is_filled_in_with_the_address_that_braze_uses(make_app: MakeA
 
 
 def test_the_setup_shows_names_of_keys_and_no_secret(client: FlaskClient) -> None:
-    told = client.get("/setup", headers=ADMIN).text
-    assert "YOUR-WEBHOOK-SECRET" in told
+    answer = client.get("/setup", headers=ADMIN).text
+    assert "YOUR-WEBHOOK-SECRET" in answer
     for secret in KEYS.values():
-        assert secret not in told
+        assert secret not in answer
 
 
 def test_a_customer_may_be_known_by_an_external_id(client: FlaskClient) -> None:
-    told = get(client, "/setup?id=external_id")
-    assert "?external_id={{${user_id} | url_param_escape}}" in told
-    assert '"external_id": "{{${user_id} | json_escape}}"' in told
-    assert "user_id={{${user_id} | url" not in told.replace("external_id=", "")
+    answer = get(client, "/setup?id=external_id")
+    assert "?external_id={{${user_id} | url_param_escape}}" in answer
+    assert '"external_id": "{{${user_id} | json_escape}}"' in answer
+    assert "user_id={{${user_id} | url" not in answer.replace("external_id=", "")
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ OFFERS = (
 
 
 @pytest.mark.parametrize(
-    ("source", "told"),
+    ("source", "expected"),
     [
         ("Hi {{${first_name}}}" + OFFERS + "{{wallet.first.title}}", "Hi Ann"),
         (OFFERS + "{{wallet.first.title}}", "Free barista coffee"),
@@ -119,9 +119,9 @@ OFFERS = (
     ],
 )
 def test_a_template_is_tried_out_and_its_faults_are_explained(
-    render: Callable[..., str], source: str, told: str
+    render: Callable[..., str], source: str, expected: str
 ) -> None:
-    assert told in render(source, first_name="Ann")
+    assert expected in render(source, first_name="Ann")
 
 
 def test_code_in_a_warning_is_shown_as_code_and_never_run(client: FlaskClient) -> None:
@@ -147,20 +147,20 @@ def test_code_in_a_warning_is_shown_as_code_and_never_run(client: FlaskClient) -
 def test_summary_and_calls_agree(
     render: Callable[..., str], source: str, customer: str, summary: str, chip: str
 ) -> None:
-    told = render(source, customer)
-    assert summary in told
-    assert f"Connected Content calls {chip}" in told
+    answer = render(source, customer)
+    assert summary in answer
+    assert f"Connected Content calls {chip}" in answer
 
 
 def test_a_preview_works_while_sessionm_is_away(
     render: Callable[..., str], sandbox: SandboxServer
 ) -> None:
     sandbox.sandbox.set_faults({"status": 500})
-    told = render(OFFERS + "{% if wallet.status != 'ok' %}a fallback{% endif %}", "cold")
-    assert "a fallback" in told
-    assert "SessionM is unavailable" in told
-    told = render(OFFERS.replace("&limit=1", "&on_error=retry").replace(":save", ":retry :save"))
-    assert "The message is aborted: Connected Content failed: HTTP 503" in told
+    answer = render(OFFERS + "{% if wallet.status != 'ok' %}a fallback{% endif %}", "cold")
+    assert "a fallback" in answer
+    assert "SessionM is unavailable" in answer
+    answer = render(OFFERS.replace("&limit=1", "&on_error=retry").replace(":save", ":retry :save"))
+    assert "The message is aborted: Connected Content failed: HTTP 503" in answer
 
 
 def test_a_preview_reads_no_secret_and_counts_nothing(make_app: MakeApp) -> None:
@@ -196,7 +196,7 @@ TYPED = {
 
 
 def test_a_preview_has_what_braze_knows_with_types(render: Callable[..., str]) -> None:
-    told = render(
+    answer = render(
         "{% if custom_attribute.${points} >= 500 %}gold{% else %}silver{% endif %}"
         "{% if custom_attribute.${vip} == true %} vip{% endif %} ${language}={{${language}}}"
         " {{ 1628067600 | time_zone: ${time_zone} | date: '%H' }}"
@@ -205,8 +205,8 @@ def test_a_preview_has_what_braze_knows_with_types(render: Callable[..., str]) -
         first_name="Ann",
         **TYPED,
     )
-    assert "gold vip ${language}=fr 18 A1 3 00501 Hello Ann!" in told
-    assert "Worth a look" not in told
+    assert "gold vip ${language}=fr 18 A1 3 00501 Hello Ann!" in answer
+    assert "Worth a look" not in answer
 
 
 def test_what_braze_knows_stays_on_the_page(client: FlaskClient) -> None:
@@ -216,7 +216,7 @@ def test_what_braze_knows_stays_on_the_page(client: FlaskClient) -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "told"),
+    ("field", "value", "expected"),
     [
         ("custom_attribute", "{points: 5}", "Custom attributes is not JSON: line 1, column 2"),
         ("context", "[1]", "Context is not a JSON object"),
@@ -226,23 +226,23 @@ def test_what_braze_knows_stays_on_the_page(client: FlaskClient) -> None:
     ],
 )
 def test_what_braze_knows_is_refused_by_name_if_it_is_no_json(
-    client: FlaskClient, field: str, value: str, told: str
+    client: FlaskClient, field: str, value: str, expected: str
 ) -> None:
     answer = post(client, "/setup", source="my own words", customer=ALICE, **{field: value})
     assert answer.status_code == 400
-    assert told in words(answer)
+    assert expected in words(answer)
     assert "my own words" in answer.text
 
 
 def test_a_template_that_never_ends_harms_nobody(client: FlaskClient) -> None:
     endless = "{% for i in (1..90000) %}{{ i | sha2 | slice: 0 }}{% endfor %}" * 20
     huge = '{% assign a = "x" %}{% for i in (1..60) %}{% assign a = a | append: a %}{% endfor %}'
-    for source, told in (
+    for source, expected in (
         (endless, "more than 0.5 s to render; it is in a loop of 90,000 rounds"),
         (huge, "grows beyond 1,000,000 characters"),
         ("x" * 100_001, "longer than"),
     ):
-        assert told in words(post(client, "/setup", source=source, customer=ALICE))
+        assert expected in words(post(client, "/setup", source=source, customer=ALICE))
 
 
 def test_lookups_are_answered_while_a_hostile_template_renders(make_app: MakeApp) -> None:
@@ -327,13 +327,13 @@ def edited(page: str) -> str:
 
 def test_a_send_is_planned(make_app: MakeApp) -> None:
     client = make_app(BRIDGE_SESSIONM_RPS="20").test_client()
-    told = get(client, "/setup?recipients=100,000&message=webhook")
-    assert "Set the rate limit in Braze to 960 messages a minute" in told
-    assert "80 % of 20 calls/s × 60 ÷ 1 calls per recipient = 960 a minute, the lowest" in told
-    told = get(client, "/setup?recipients=100000&message=webhook&counters=1&speed=6000")
-    assert "Set the rate limit in Braze to 480" in told
-    assert "Tags come faster than SessionM takes them: 200 writes a second against 20" in told
-    assert "without one, a retry by Braze counts twice" in told
+    answer = get(client, "/setup?recipients=100,000&message=webhook")
+    assert "Set the rate limit in Braze to 960 messages a minute" in answer
+    assert "80 % of 20 calls/s × 60 ÷ 1 calls per recipient = 960 a minute, the lowest" in answer
+    answer = get(client, "/setup?recipients=100000&message=webhook&counters=1&speed=6000")
+    assert "Set the rate limit in Braze to 480" in answer
+    assert "Tags come faster than SessionM takes them: 200 writes a second against 20" in answer
+    assert "without one, a retry by Braze counts twice" in answer
     bad = client.get("/setup?recipients=many", headers=ADMIN)
     assert bad.status_code == 400
     assert "The number of recipients must be a whole number" in words(bad)
@@ -364,9 +364,9 @@ def test_the_setup_says_which_way_suits_a_large_audience(make_app: MakeApp) -> N
         BRIDGE_BULK_THRESHOLD="500",
         BRIDGE_PUBLIC_URL="https://bridge.acme.com",
     )
-    told = get(on.test_client(), "/setup")
-    assert "On here: above a backlog of 500 writes" in told
-    assert "Batch jobs are off" not in told
+    answer = get(on.test_client(), "/setup")
+    assert "On here: above a backlog of 500 writes" in answer
+    assert "Batch jobs are off" not in answer
     planned = get(on.test_client(), "/setup?recipients=100000&message=webhook&speed=60000")
     assert "delivered by batch jobs" in planned
 
@@ -398,8 +398,8 @@ def test_a_sandbox_that_is_away_is_no_harm(make_app: MakeApp, sandbox: SandboxSe
 
 
 def test_a_picked_customer_is_rendered_without_scripts(client: FlaskClient) -> None:
-    told = words(post(client, "/setup", pick=f"user_id:{ALICE}", source="{{${user_id}}}!"))
-    assert f"{ALICE}!" in told
+    answer = words(post(client, "/setup", pick=f"user_id:{ALICE}", source="{{${user_id}}}!"))
+    assert f"{ALICE}!" in answer
 
 
 @pytest.mark.parametrize(
@@ -410,16 +410,16 @@ def test_an_id_of_the_other_kind_is_found_and_said(
     render: Callable[..., str], typed: str, kind: str, *, is_external: bool
 ) -> None:
     source = OFFERS.replace("?user_id=", f"?{kind}=") + "{{wallet.first.title}}"
-    told = render(source, customer=typed, id=kind)
-    assert "Free barista coffee" in told
+    answer = render(source, customer=typed, id=kind)
+    assert "Free barista coffee" in answer
     other = ("an external ID", "external ID") if is_external else ("a user ID", "user ID")
-    assert f"{typed} is {other[0]} in SessionM" in told
-    assert f"use the {other[1]} in step 1" in told
+    assert f"{typed} is {other[0]} in SessionM" in answer
+    assert f"use the {other[1]} in step 1" in answer
 
 
 def test_an_id_of_the_right_kind_is_not_commented_on(render: Callable[..., str]) -> None:
-    told = render(OFFERS + "{{wallet.first.title}}")
-    assert "in SessionM, and the message asks by" not in told
+    answer = render(OFFERS + "{{wallet.first.title}}")
+    assert "in SessionM, and the message asks by" not in answer
     assert "neither by user ID" in render(OFFERS, customer="nobody")
 
 
@@ -428,12 +428,12 @@ def test_an_id_of_the_right_kind_is_not_commented_on(render: Callable[..., str])
 
 def test_a_call_shows_what_brazes_debugger_shows(render: Callable[..., str]) -> None:
     render(OFFERS)
-    told = render(OFFERS)
-    assert "✓ 1 answered" in told
-    assert "cache hit" in told
-    assert "Authorization ***" in told
-    assert "Cache-Status bridge; hit" in told
-    assert '"available_points": 1240' in told
+    answer = render(OFFERS)
+    assert "✓ 1 answered" in answer
+    assert "cache hit" in answer
+    assert "Authorization ***" in answer
+    assert "Cache-Status bridge; hit" in answer
+    assert '"available_points": 1240' in answer
 
 
 def test_fields_are_listed_with_the_customers_values(client: FlaskClient) -> None:
@@ -460,9 +460,9 @@ def test_every_field_shows_what_its_liquid_renders(
 ) -> None:
     page = post(client, "/setup", part="outcome", source=OFFERS, customer=ALICE).text
     for one in sorted({unescape(one) for one in re.findall('data-insert="([^"]*)"', page)}):
-        told = render(f"{OFFERS}{one}")
-        assert "Worth a look" not in told, one
-        assert "cannot be rendered" not in told, one
+        answer = render(f"{OFFERS}{one}")
+        assert "Worth a look" not in answer, one
+        assert "cannot be rendered" not in answer, one
 
 
 @pytest.mark.parametrize("message", ["<p style='color:red'>Hi", "<!DOCTYPE html><html>Hi"])
@@ -515,9 +515,9 @@ def arrived(client: FlaskClient) -> str:
 
 
 def test_the_steps_wait_on_a_new_bridge(client: FlaskClient) -> None:
-    told = progress_of(client)
-    assert not any(told["steps"].values())
-    assert told["send"] is None
+    answer = progress_of(client)
+    assert not any(answer["steps"].values())
+    assert answer["send"] is None
     assert "Waiting for your test send" in arrived(client)
     assert "Waiting for the first Connected Content call" in arrived(client)
 
@@ -528,14 +528,14 @@ def test_a_test_send_is_shown_with_what_it_became(make_app: MakeApp) -> None:
     eventually(lambda: progress_of(client)["send"]["state"] == "delivered")
     # Real sends come in between.
     send(client, braze_campaign_id="other", user_id="somebody-else")
-    told = progress_of(client)
-    assert told["send"] == {
+    answer = progress_of(client)
+    assert answer["send"] == {
         "id": event,
         "state": "delivered",
         "unknown_customer": False,
         "test": True,
     }
-    assert told["steps"] == {"address": True, "webhook": True, "credential": False, "test": True}
+    assert answer["steps"] == {"address": True, "webhook": True, "credential": False, "test": True}
     seen = arrived(client)
     assert "Your test send has arrived" in seen
     assert f"{ALICE} (user ID, as Braze sent it)" in seen
@@ -592,7 +592,7 @@ def test_what_came_before_the_beginning_turns_no_step_green(client: FlaskClient)
     assert "1 Connected Content call answered so far" in arrived(client)
 
 
-def test_a_send_with_a_wrong_key_is_told(client: FlaskClient) -> None:
+def test_a_send_with_a_wrong_key_is_shown(client: FlaskClient) -> None:
     client.post("/webhooks/braze", json={}, headers={"Authorization": "Bearer wrong"})
     assert progress_of(client)["keys_refused"] == 1
     assert "1 send of the last 15 minutes had a wrong key, or none" in arrived(client)
@@ -611,9 +611,9 @@ def test_a_connected_content_call_marks_the_credential(client: FlaskClient) -> N
     # A person's browser is asked for its key as well.
     client.get("/setup")
     post(client, "/setup", part="outcome", source=OFFERS, customer=ALICE)
-    told = progress_of(client)
-    assert not told["steps"]["credential"]
-    assert told["refused"] == 1
+    answer = progress_of(client)
+    assert not answer["steps"]["credential"]
+    assert answer["refused"] == 1
     assert "1 call of the last 15 minutes refused" in arrived(client)
     client.get(path, headers=bearer("content"))
     assert progress_of(client)["steps"]["credential"]

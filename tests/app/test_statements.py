@@ -1,4 +1,4 @@
-"""Statements that SQLite is told directly say what SQLAlchemy would have said."""
+"""Statements that SQLite gets directly are equal to those of SQLAlchemy."""
 
 from pathlib import Path
 
@@ -38,9 +38,9 @@ def database(tmp_path: Path) -> SQLite:
 def test_lists_may_have_any_length(database: SQLite, length: int) -> None:
     given = {"some": list(range(length)), "others": list(range(0, length, 3))}
     with database.read() as connection:
-        told = [tuple(row) for row in Prepared(CHOSEN).rows(connection, **given)]
-        assert told == [tuple(row) for row in connection.execute(CHOSEN, given)]
-    assert len(told) == len(set(range(0, length, 2)) - set(range(0, length, 3)))
+        answer = [tuple(row) for row in Prepared(CHOSEN).rows(connection, **given)]
+        assert answer == [tuple(row) for row in connection.execute(CHOSEN, given)]
+    assert len(answer) == len(set(range(0, length, 2)) - set(range(0, length, 3)))
 
 
 def test_many_changes_are_made_in_one_go(database: SQLite) -> None:

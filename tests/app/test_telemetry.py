@@ -48,7 +48,7 @@ def make(tmp_path: Path, clock: Clock) -> Iterator[Make]:
 
 
 @pytest.fixture
-def told() -> Iterator[list[str]]:
+def logged() -> Iterator[list[str]]:
     """The actions of the lines that are logged."""
     found: list[str] = []
     handler = logging.Handler()
@@ -187,7 +187,7 @@ def test_a_refusal_of_sessionms_is_no_error_of_the_system(make: Make) -> None:
 
 
 def test_without_a_store_nothing_fails_and_nothing_is_lost(
-    make: Make, tmp_path: Path, clock: Clock, told: list[str]
+    make: Make, tmp_path: Path, clock: Clock, logged: list[str]
 ) -> None:
     telemetry = make()
     (tmp_path / "figures.db").mkdir()
@@ -195,10 +195,10 @@ def test_without_a_store_nothing_fails_and_nothing_is_lost(
         telemetry.count("delivered", "braze_webhook_failures")
         telemetry.flush()
         clock.at += 3
-    # What is known is told: what waits in this process.
+    # What is known is reported: what waits in this process.
     assert telemetry.minutes(NOON)[-1].count("delivered") == 3
     assert telemetry.moving_minute().count("braze_webhook_failures") == 3
-    assert told == ["figures_unwritable"]
+    assert logged == ["figures_unwritable"]
     (tmp_path / "figures.db").rmdir()
     clock.at += 3
     assert telemetry.minutes(NOON)[-1].count("delivered") == 3

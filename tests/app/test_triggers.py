@@ -20,7 +20,7 @@ CANVAS = "0d2f6f5e-0000-4000-8000-000000000002"
 
 
 class Bridge:
-    """A bridge within this process that delivers in both directions, unless told otherwise."""
+    """A bridge within this process that delivers in both directions."""
 
     def __init__(self, make_app: MakeApp, *, deliver: bool = True, **more: str) -> None:
         app = make_app(deliver=deliver, **more)
@@ -72,10 +72,10 @@ def test_a_message_reaches_braze_with_its_properties(
         {"braze_campaign_id": CAMPAIGN, "user_id": ALICE, "title": "10 % off", "user_offer_id": "o"}
     )
     assert answer.status_code == 202
-    told = answer.get_json()
-    assert told["sends"] == [{"campaign_id": CAMPAIGN}]
-    assert told["warnings"] == []
-    assert bridge.ends_as(told["id"], State.DELIVERED)
+    body = answer.get_json()
+    assert body["sends"] == [{"campaign_id": CAMPAIGN}]
+    assert body["warnings"] == []
+    assert bridge.ends_as(body["id"], State.DELIVERED)
     [message] = sent(sandbox)
     assert message["id"] == CAMPAIGN
     assert message["recipient"] == {
@@ -83,11 +83,11 @@ def test_a_message_reaches_braze_with_its_properties(
         "trigger_properties": {
             "title": "10 % off",
             "user_offer_id": "o",
-            "bridge_event": told["id"],
+            "bridge_event": body["id"],
         },
         "send_to_existing_only": True,
     }
-    story = bridge.story(told["id"])
+    story = bridge.story(body["id"])
     assert story["direction"] == "to_braze"
     assert story["writes"][0]["dispatch_id"] == message["dispatch_id"]
 

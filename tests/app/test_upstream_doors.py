@@ -32,7 +32,7 @@ def whole(body: bytes, *headers: bytes) -> bytes:
 
 
 class Peer:
-    """A server of a few lines, which answers as it is told; *asked* are the request lines."""
+    """A server of a few lines, with prepared answers; *asked* are the request lines."""
 
     def __init__(self, answer: Answer, context: ssl.SSLContext | None = None) -> None:
         self.asked: list[str] = []

@@ -74,9 +74,9 @@ def test_who_acted_stands_in_the_history_on_health_and_in_the_log(
     ann = {"Authorization": "Bearer anns-secret"}
     event = make_dead(client, sandbox, braze_campaign_id="summer")
     client.post("/api/delivery/pause", headers=ann)
-    told = client.get("/health", headers=ADMIN).get_json()
-    assert told["checks"]["delivery"]["by"] == "ann"
-    assert "Delivery is paused by hand, by ann." in told["reasons"]
+    answer = client.get("/health", headers=ADMIN).get_json()
+    assert answer["checks"]["delivery"]["by"] == "ann"
+    assert "Delivery is paused by hand, by ann." in answer["reasons"]
     assert "by ann" in client.get("/dashboard", headers=ADMIN).text
     client.delete(f"/api/events/{event}", headers=ADMIN)
     client.post(f"/api/events/{event}/replay", headers=ann)

@@ -159,7 +159,7 @@ def test_ended_by_ctrl_c_it_goes_on_where_it_was(warm: Warm) -> None:
     assert list(warm.folder.glob("*.warm*")) == []
 
 
-def test_a_segment_that_takes_longer_than_lookups_stay_fresh_is_told_so(warm: Warm) -> None:
+def test_a_segment_that_takes_longer_than_lookups_stay_fresh_gets_a_warning(warm: Warm) -> None:
     warm.segment(*(f"c{number}" for number in range(10)))
     _, _, err = warm.run("--tags", "--rps", "5", BRIDGE_TAGS_MAX_AGE="1")
     assert "BRIDGE_TAGS_MAX_AGE" in err
@@ -175,7 +175,7 @@ def test_a_sessionm_that_is_away_ends_it_with_one_line(warm: Warm) -> None:
     assert warm.reads() < 3 * 40
 
 
-def test_a_damaged_note_and_a_file_without_customers_are_told_in_a_line(warm: Warm) -> None:
+def test_a_damaged_note_and_a_file_without_customers_are_named_in_a_line(warm: Warm) -> None:
     warm.segment("c1")
     Path(f"{warm.file}.warm").write_text("{half")
     status, _, err = warm.run("--tags")

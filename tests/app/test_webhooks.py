@@ -48,16 +48,16 @@ def test_an_accepted_webhook_is_in_the_database_when_it_is_answered(
 ) -> None:
     answer = post(client, GOOD)
     assert answer.status_code == 202
-    told = answer.get_json()
-    assert told == {
+    body = answer.get_json()
+    assert body == {
         "status": "accepted",
-        "id": told["id"],
+        "id": body["id"],
         "customer": {"user_id": ALICE},
         "writes": [{"tags": ["braze_campaign_summer"], "ttl": 30 * 86400}],
         "warnings": [],
         "test": False,
     }
-    assert rows(database, "SELECT id, state FROM events") == [(told["id"], "queued")]
+    assert rows(database, "SELECT id, state FROM events") == [(body["id"], "queued")]
     [(tags, ttl)] = rows(database, "SELECT CAST(tags AS TEXT), ttl FROM writes")
     assert (tags, ttl) == ('["braze_campaign_summer"]', 30 * 86400)
 
@@ -169,13 +169,13 @@ def test_what_cannot_be_an_event_is_refused_in_words_and_kept(
 ) -> None:
     answer = post(client, body, content_type=content_type)
     assert answer.status_code == status
-    told = answer.get_json()
-    assert told["status"] == "error"
-    assert words in told["errors"]["message"]
+    found = answer.get_json()
+    assert found["status"] == "error"
+    assert words in found["errors"]["message"]
     [(state, kept, reason)] = rows(database, "SELECT state, body, reason FROM events")
     assert state == "rejected"
     assert body.startswith(kept)
-    assert reason == told["errors"]["message"]
+    assert reason == found["errors"]["message"]
 
 
 def test_the_rules_decide_what_is_written(make_app: MakeApp, tmp_path: Path) -> None:

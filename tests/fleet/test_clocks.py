@@ -115,8 +115,8 @@ def test_a_bridge_names_another_ones_clock(
     client = make_app().test_client()
 
     def reasons() -> list[str]:
-        told = client.get("/health", headers=bearer("admin")).get_json()
-        return [reason for reason in told["reasons"] if "clock" in reason]
+        answer = client.get("/health", headers=bearer("admin")).get_json()
+        return [reason for reason in answer["reasons"] if "clock" in reason]
 
     [named] = eventually(reasons, 30)
     assert "is 300 seconds behind the database's" in named

@@ -35,8 +35,8 @@ def test_a_database_that_is_not_in_utf8_is_refused_in_one_line(
             ended = run_bridge(*arguments, env=settings, cwd=tmp_path)
             assert ended.returncode == 1, arguments
             lines = (ended.stdout + ended.stderr).splitlines()
-            [told] = [line for line in lines if f"is in the encoding {encoding}" in line]
-            assert "UTF8" in told
+            [answer] = [line for line in lines if f"is in the encoding {encoding}" in line]
+            assert "UTF8" in answer
             assert "Traceback" not in ended.stdout + ended.stderr
 
 

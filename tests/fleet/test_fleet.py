@@ -290,10 +290,10 @@ def test_a_machine_that_hears_nothing_asks_sessionm_until_it_hears_again(
     assert sandbox.sandbox.counts()["tags_read"] > before
     # Neither the database nor SessionM: what it last knew, and it says so.
     sandbox.sandbox.set_faults({"status": 500})
-    told = deaf.test_client().get(
+    answer = deaf.test_client().get(
         f"/connected-content/tags?user_id={ALICE}", headers=bearer("content")
     )
-    assert (told.get_json()["status"], told.get_json()["stale"]) == ("ok", True)
+    assert (answer.get_json()["status"], answer.get_json()["stale"]) == ("ok", True)
     sandbox.sandbox.set_faults({})
     proxy.carry()
     eventually(lambda: parts.cache.stamp(ALICES_TAGS) >= 0)
@@ -464,14 +464,14 @@ def answers(service: Service) -> bool:
 
 
 @pytest.mark.parametrize("command", [("queue", "status"), ("check",), ("warm", "customers.csv")])
-def test_a_command_tells_in_one_line_what_is_wrong_with_the_database(
+def test_a_command_says_in_one_line_what_is_wrong_with_the_database(
     database: str, sandbox: SandboxServer, tmp_path: Path, command: tuple[str, ...]
 ) -> None:
     (tmp_path / "customers.csv").write_text(f"user_id\n{ALICE}\n")
     wrong = environment(sandbox.url, tmp_path, BRIDGE_DATABASE_URL=f"{database}_gone")
     ended = run_bridge(*command, env={**os.environ, **wrong}, cwd=tmp_path)
     assert ended.returncode == 1
-    told = ended.stdout + ended.stderr
-    assert "does not exist" in told
-    assert "a moment ago" not in told
+    answer = ended.stdout + ended.stderr
+    assert "does not exist" in answer
+    assert "a moment ago" not in answer
     assert len(ended.stderr.splitlines()) == 1

@@ -74,18 +74,18 @@ def test_only_an_earlier_list_of_refused_rows_is_replaced(
 def test_what_would_mend_the_call_is_named_as_the_command_calls_it(command: Command) -> None:
     plain = ("batch", "submit", command.file)
     assert "say which tag its customers get by --tag" in command.fails(*plain, "--dry-run")
-    told = command.fails(*plain, "--tag", "t", "--id-column", "Braze ID")
-    assert told.endswith("If it does in this file, say which by --id-kind")
+    answer = command.fails(*plain, "--tag", "t", "--id-column", "Braze ID")
+    assert answer.endswith("If it does in this file, say which by --id-kind")
     command.file.write_text("customer\none\n")
-    told = command.fails(*plain, "--tag", "t")
-    assert told.endswith("Say which one holds the customer by --id-column")
+    answer = command.fails(*plain, "--tag", "t")
+    assert answer.endswith("Say which one holds the customer by --id-column")
 
 
 def test_a_file_of_counters_is_taken_once_unless_it_is_meant_again(command: Command) -> None:
     assert command.submit() == ""
-    told = command.submit()
-    assert "has the same rows" in told
-    assert "would count twice: if that is meant, say so by --again" in told
+    answer = command.submit()
+    assert "has the same rows" in answer
+    assert "would count twice: if that is meant, say so by --again" in answer
     assert command.run("batch", "status").stdout.count("segment.csv") == 1
     assert command.submit("--again") == ""
     command.file.write_text(SEGMENT + "3,three\n")
@@ -124,7 +124,7 @@ def marked(offset_in_local: int, offset_in_central: int, value: int) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("packed", "told"),
+    ("packed", "expected"),
     [
         (damaged(), "damaged"),
         (marked(6, 8, 1), "password"),
@@ -132,13 +132,13 @@ def marked(offset_in_local: int, offset_in_central: int, value: int) -> bytes:
     ],
     ids=["damaged", "password", "compression"],
 )
-def test_an_archive_that_cannot_be_unpacked_is_told_in_one_line(
-    command: Command, packed: bytes, told: str
+def test_an_archive_that_cannot_be_unpacked_is_named_in_one_line(
+    command: Command, packed: bytes, expected: str
 ) -> None:
     file = command.folder / "segment.zip"
     file.write_bytes(packed)
     for arguments in (["batch", "submit", str(file), "--tag", "t"], ["warm", str(file)]):
-        assert told in command.fails(*arguments)
+        assert expected in command.fails(*arguments)
 
 
 def test_what_a_mac_adds_to_an_archive_is_no_file_of_customers(command: Command) -> None:

@@ -285,9 +285,9 @@ def answer(port: int, request: bytes) -> tuple[int, dict[str, str], str]:
         )
     for name in ("date", "server", "connection"):
         headers.pop(name, None)
-    told = re.sub(r'("id":\s?)"[0-9a-f]{32}"', r'\1"…"', body.decode())
-    told = re.sub(r'"expires":{[^}]*}', '"expires":{…}', told)
-    told = re.sub(r'("age":|"as_of":"|"age": )[0-9TZ:-]+', r"\1…", told)
+    found = re.sub(r'("id":\s?)"[0-9a-f]{32}"', r'\1"…"', body.decode())
+    found = re.sub(r'"expires":{[^}]*}', '"expires":{…}', found)
+    found = re.sub(r'("age":|"as_of":"|"age": )[0-9TZ:-]+', r"\1…", found)
     if re.fullmatch("[0-9a-f]{32}", headers.get("x-request-id", "")):
         headers["x-request-id"] = "…"
     if "allow" in headers:
@@ -300,7 +300,7 @@ def answer(port: int, request: bytes) -> tuple[int, dict[str, str], str]:
         headers["content-length"] = "…"
     if "cache-status" in headers:
         headers["cache-status"] = re.sub(r"ttl=-?\d+", "ttl=…", headers["cache-status"])
-    return int(status.split()[1]), headers, told
+    return int(status.split()[1]), headers, found
 
 
 @pytest.mark.parametrize("name", REQUESTS)

@@ -129,7 +129,7 @@ def test_a_standby_goes_on_at_once_when_the_deliverer_is_killed(
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_one_child_delivers_and_listens_nowhere_whatever_gunicorn_is_told(
+def test_one_child_delivers_and_listens_nowhere_with_any_options_of_gunicorn(
     make_service: MakeService, sandbox: SandboxServer, workers: int
 ) -> None:
     service = make_service("--workers", str(workers))
@@ -139,7 +139,7 @@ def test_one_child_delivers_and_listens_nowhere_whatever_gunicorn_is_told(
             alone = service.deliverers() == [heartbeat(service)]
             return alone and len(service.workers()) == listening
         except (OSError, requests.RequestException):
-            # A process, and whom it served, has just ended.
+            # A process has just ended, and its connections with it.
             return False
 
     eventually(lambda: is_well(workers), 20)
@@ -281,7 +281,7 @@ def test_bridge_deliver_delivers_while_the_workers_stand_by(
     sandbox: SandboxServer,
     tmp_path: Path,
 ) -> None:
-    # Without a service to ask yet, the folder tells that the loop has begun.
+    # There is no service to ask yet; the folder shows that the loop has begun.
     eventually((tmp_path / "bridge.db").exists)
     service = make_service()
     eventually(lambda: heartbeat(service) == deliverer.pid, 20)

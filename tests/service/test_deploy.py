@@ -284,10 +284,10 @@ def settings_in(script: str, secrets: Path) -> Settings:
     # Commented out there, while its key is among the secrets here.
     values["BRAZE_REST_URL"] = "https://rest.iad-01.braze.com"
     given = {"PATH": environ["PATH"], "CREDENTIALS_DIRECTORY": str(secrets), **values}
-    told = subprocess.run(
+    answer = subprocess.run(
         ["/bin/sh", "-c", script], env=given, capture_output=True, text=True, check=True
     )
-    return load(dict(line.split("=", 1) for line in told.stdout.splitlines()), secrets / "none")
+    return load(dict(line.split("=", 1) for line in answer.stdout.splitlines()), secrets / "none")
 
 
 # Kubernetes.

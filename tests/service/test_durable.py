@@ -57,19 +57,19 @@ def traced(pids: Sequence[int], file: Path, *more: str) -> Iterator[None]:
 
 
 def calls(file: Path) -> list[Call]:
-    """What *file* tells, in the order in which it ended."""
+    """The lines of *file*, in the order in which the calls ended."""
     found = []
     begun: dict[str, tuple[str, int]] = {}
     for place, line in enumerate(file.read_text(errors="replace").splitlines()):
-        thread, _, told = line.partition(" ")
-        told = told.strip()
-        if told.endswith("<unfinished ...>"):
-            begun[thread] = told, place
-        elif told.startswith("<..."):
+        thread, _, answer = line.partition(" ")
+        answer = answer.strip()
+        if answer.endswith("<unfinished ...>"):
+            begun[thread] = answer, place
+        elif answer.startswith("<..."):
             text, began = begun.pop(thread, ("", place))
-            found.append(Call(text + told, began, place))
+            found.append(Call(text + answer, began, place))
         else:
-            found.append(Call(told, place, place))
+            found.append(Call(answer, place, place))
     return found
 
 

@@ -178,7 +178,7 @@ def test_a_repeat_needs_the_key_and_the_address(
         assert status(**{"X-Forwarded-For": "192.0.2.1, 10.1.1.1"}) == 200
 
 
-def test_a_repeat_tells_its_age_and_ends_with_its_freshness(
+def test_a_repeat_has_its_age_and_ends_with_its_freshness(
     connect: Connect, make_service: MakeService
 ) -> None:
     service = make_service("--workers", "1", BRIDGE_TAGS_MAX_AGE="3")
@@ -188,16 +188,16 @@ def test_a_repeat_tells_its_age_and_ends_with_its_freshness(
     until = time.monotonic() + 6
     while time.monotonic() < until:
         answer, body = connection.get(TAGS)
-        told = json.loads(body)
-        assert answer.getheader("Age") == str(told["age"])
+        found = json.loads(body)
+        assert answer.getheader("Age") == str(found["age"])
         assert int(answer.getheader("Content-Length") or 0) == len(body)
-        if "; hit" in (answer.getheader("Cache-Status") or "") and not told["stale"]:
-            ages.add(told["age"])
+        if "; hit" in (answer.getheader("Cache-Status") or "") and not found["stale"]:
+            ages.add(found["age"])
         time.sleep(0.05)
     assert ages == {0, 1, 2}
 
 
-def test_who_has_it_already_is_told_so(connect: Connect, service: Service) -> None:
+def test_a_client_that_has_it_gets_304(connect: Connect, service: Service) -> None:
     connection = connect(service)
     etag = connection.get(TAGS)[0].getheader("ETag") or ""
     for asked in (etag, etag, f'W/"other", {etag}', "*"):
@@ -225,8 +225,8 @@ def test_repeats_are_counted(connect: Connect, make_service: MakeService) -> Non
     connection = connect(service)
     for _ in range(10):
         connection.get(TAGS)
-    told = service.health()["checks"]["cache"]
-    assert (told["lookups"], told["hit"], told["hit_ratio"]) == (10, 9, 0.9)
+    answer = service.health()["checks"]["cache"]
+    assert (answer["lookups"], answer["hit"], answer["hit_ratio"]) == (10, 9, 0.9)
 
 
 def test_sessionms_own_path_is_repeated_too(
@@ -278,7 +278,7 @@ class Sender:
         return answer.status, json.loads(answer.read())
 
 
-def test_whoever_was_let_in_once_still_needs_the_key(make_service: MakeService) -> None:
+def test_a_known_connection_still_needs_the_key(make_service: MakeService) -> None:
     service = make_service(
         "--workers", "1", BRIDGE_ALLOWED_IPS="10.0.0.0/8", BRIDGE_TRUSTED_PROXIES="1"
     )
@@ -293,7 +293,7 @@ def test_whoever_was_let_in_once_still_needs_the_key(make_service: MakeService) 
                 assert sender.send(good, **given)[0] == status
 
 
-def test_what_is_refused_is_kept_and_told_as_ever(make_service: MakeService) -> None:
+def test_what_is_refused_is_kept_and_reported(make_service: MakeService) -> None:
     service = make_service("--workers", "1")
     good = {"user_id": ALICE, "tags": ["a"], "ttl": 60}
     with Sender(service) as sender:
@@ -305,8 +305,8 @@ def test_what_is_refused_is_kept_and_told_as_ever(make_service: MakeService) -> 
             assert sender.send(b" " * 300_000)[0] == 413
             assert sender.send({**good, "tags": [f"k{number}"]}, Idempotency_Key="k")[0] == 202
             assert sender.send({**good, "tags": [f"k{number}"]}, Idempotency_Key="k")[0] == 200
-        status, told = sender.send({**good, "ttl": 61}, Prefer="wait=20")
-        assert (status, told["status"]) == (200, "delivered")
+        status, answer = sender.send({**good, "ttl": 61}, Prefer="wait=20")
+        assert (status, answer["status"]) == (200, "delivered")
     listed = requests.get(
         f"{service.url}/api/events?state=rejected", headers=bearer("admin"), timeout=10
     ).json()["events"]
@@ -323,11 +323,11 @@ def test_what_many_send_at_once_is_stored_once_each(make_service: MakeService) -
             for count in range(40):
                 fields = {"user_id": ALICE, "tags": [f"t{number // 2}"], "ttl": 60}
                 # Everything is sent by two of the senders.
-                status, told = sender.send({**fields, "dispatch_id": f"{number // 2}-{count}"})
-                assert status in {200, 202}, told
+                status, answer = sender.send({**fields, "dispatch_id": f"{number // 2}-{count}"})
+                assert status in {200, 202}, answer
                 if status == 202:
                     with lock:
-                        taken.append(told["id"])
+                        taken.append(answer["id"])
 
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(send, range(16)))
@@ -355,7 +355,7 @@ def raw(tag: str, *, length: int | None = None) -> bytes:
 
 
 def dial(service: Service) -> socket.socket:
-    """A connection of somebody whom Flask has let in, and knows to have room for."""
+    """A connection whose first request Flask has answered."""
     connection = socket.create_connection(("127.0.0.1", service.port), timeout=20)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connection.sendall(raw("first"))
@@ -372,11 +372,11 @@ def read_all(connection: socket.socket, answers: int) -> list[tuple[bytes, bytes
     """Status and id of the next answers; no id where there is none."""
     found = b""
     answer = rb'HTTP/1.1 (\d+) [^{]*{[^}]*?(?:"id":"(\w+)"[^}]*)?}'
-    while len(told := re.findall(answer, found)) < answers:
+    while len(body := re.findall(answer, found)) < answers:
         piece = connection.recv(65536)
         assert piece, found
         found += piece
-    return told
+    return body
 
 
 def test_a_webhook_may_come_in_pieces_and_slowly(make_service: MakeService) -> None:

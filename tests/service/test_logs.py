@@ -43,7 +43,7 @@ def test_an_event_can_be_followed_from_line_to_line(
     assert (retried["status"], retried["level"]) == (503, "info")
 
 
-def test_what_an_operator_does_is_told_event_by_event(
+def test_what_an_operator_does_is_logged_event_by_event(
     service: Service, sandbox: SandboxServer
 ) -> None:
     sandbox.sandbox.set_faults({"ok_error": True, "code": "validation"})
@@ -94,8 +94,8 @@ def test_at_debug_there_is_a_line_for_every_request(make_service: MakeService) -
     work(service)
     route = "/priv/v1/apps/<api_key>/users/<path:customer_id>/tags"
     eventually(lambda: (route, 401) in requests_of(service))
-    told = [one for one in requests_of(service) if one[0] not in {"/readyz", "/healthz"}]
-    assert told == [*[("/connected-content/tags", 200)] * 2, (route, 200), (route, 401)]
+    answer = [one for one in requests_of(service) if one[0] not in {"/readyz", "/healthz"}]
+    assert answer == [*[("/connected-content/tags", 200)] * 2, (route, 200), (route, 401)]
     answered, *_ = lines(service, action="request", path="/connected-content/tags")
     assert (answered["key"], answered["method"], answered["level"]) == ("test", "GET", "debug")
     assert answered["milliseconds"] > 0
@@ -115,8 +115,8 @@ def test_what_gunicorn_says_is_json_too(service: Service) -> None:
     victim = service.workers()[0]
     os.kill(victim, signal.SIGKILL)
     eventually(lambda: "SIGKILL" in service.log.read_text())
-    (told,) = [line for line in lines(service) if "SIGKILL" in line["message"]]
-    assert (told["level"], str(victim) in told["message"]) == ("error", True)
+    (answer,) = [line for line in lines(service) if "SIGKILL" in line["message"]]
+    assert (answer["level"], str(victim) in answer["message"]) == ("error", True)
 
 
 def test_on_request_the_log_is_text(make_service: MakeService) -> None:

@@ -141,7 +141,7 @@ def test_each_secret_is_rotated_under_load(
 def paused(service: Service) -> bool:
     headers = {"Authorization": "Bearer admin-new"}
     try:
-        told = requests.get(f"{service.url}/health", headers=headers, timeout=20).json()
+        answer = requests.get(f"{service.url}/health", headers=headers, timeout=20).json()
     except requests.ConnectionError:
         return False
-    return bool(told["checks"]["delivery"]["state"] == "paused")
+    return bool(answer["checks"]["delivery"]["state"] == "paused")

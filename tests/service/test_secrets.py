@@ -95,24 +95,24 @@ def test_a_full_run_writes_no_secret_and_no_identifier(
     if form == "json":
         # One event, one line, whatever a stranger sent.
         assert all(json.loads(line)["action"] for line in log.splitlines())
-    told = log + "".join(answer.text + str(answer.headers) for answer in answers)
-    assert not [word for word in secrets() if word in told]
+    body = log + "".join(answer.text + str(answer.headers) for answer in answers)
+    assert not [word for word in secrets() if word in body]
     assert not [name for one in CUSTOMERS for name in writings(one) if name in log]
-    assert environment(sandbox.url, tmp_path)["BRIDGE_DATABASE_URL"] not in told
+    assert environment(sandbox.url, tmp_path)["BRIDGE_DATABASE_URL"] not in body
 
 
 def test_no_repr_and_no_error_holds_a_secret(sandbox: SandboxServer, tmp_path: Path) -> None:
     given = environment(sandbox.url, tmp_path)
     settings = load(given, tmp_path / "none")
     parts = build(settings)
-    told = [repr(settings), str(settings), repr(parts), repr(parts.sessionm), repr(vars(parts))]
+    answer = [repr(settings), str(settings), repr(parts), repr(parts.sessionm), repr(vars(parts))]
     sandbox.stop()
     for customer in CUSTOMERS:
         with pytest.raises(SessionMError) as failed:
             parts.sessionm.profile(Customer("external_id", customer), 0.5)
         error: BaseException = failed.value
-        told += [str(error), repr(error)]
-        assert not any(written in told[-1] for written in writings(customer))
+        answer += [str(error), repr(error)]
+        assert not any(written in answer[-1] for written in writings(customer))
     parts.close()
     password = "s3cret-of-the-database"
     for name, value in {
@@ -124,15 +124,15 @@ def test_no_repr_and_no_error_holds_a_secret(sandbox: SandboxServer, tmp_path: P
     }.items():
         with pytest.raises(SettingsError, match=name) as refused:
             load({**given, name: value}, tmp_path / "none")
-        told.append(str(refused.value))
-        assert "\n" not in told[-1]
-    for text in told:
+        answer.append(str(refused.value))
+        assert "\n" not in answer[-1]
+    for text in answer:
         assert not [word for word in (*secrets(), password) if word in text], text
 
 
 def test_commands_show_no_secret(sandbox: SandboxServer, tmp_path: Path) -> None:
     environ = {**os.environ, **environment(sandbox.url, tmp_path)}
-    told = ""
+    answer = ""
     for arguments in (
         ["check"],
         ["check", "--json"],
@@ -142,9 +142,9 @@ def test_commands_show_no_secret(sandbox: SandboxServer, tmp_path: Path) -> None
         ["serve", "--bind", "nowhere"],
     ):
         done = run_bridge(*arguments, env=environ, cwd=tmp_path)
-        told += done.stdout + done.stderr
-        assert "Traceback" not in told
-    assert not [word for word in secrets() - {Credentials().core_key} if word in told]
+        answer += done.stdout + done.stderr
+        assert "Traceback" not in answer
+    assert not [word for word in secrets() - {Credentials().core_key} if word in answer]
 
 
 PASSWORDS = ["S3cret@Pwd", "S3cret?Pwd", "S3cret#Pwd", "S3cret/Pwd"]
@@ -165,11 +165,11 @@ def test_a_database_password_that_reads_in_two_ways_stops_the_start_and_is_not_s
     environ = {**os.environ, **environment(sandbox.url, tmp_path, BRIDGE_DATABASE_URL=url)}
     ended = run_bridge(*arguments, env=environ, cwd=tmp_path)
     assert ended.returncode != 0
-    told = ended.stdout + ended.stderr
-    assert "percent-encoded" in told
-    assert ("--from" if command == "move" else "BRIDGE_DATABASE_URL") in told
-    assert "S3cret" not in told
-    assert "Pwd" not in told
+    answer = ended.stdout + ended.stderr
+    assert "percent-encoded" in answer
+    assert ("--from" if command == "move" else "BRIDGE_DATABASE_URL") in answer
+    assert "S3cret" not in answer
+    assert "Pwd" not in answer
     assert len(ended.stderr.splitlines()) == 1
 
 
@@ -181,7 +181,7 @@ def test_a_database_is_named_without_user_and_password(password: str) -> None:
     database.close()
 
 
-def test_what_the_driver_says_is_told_without_the_password(
+def test_what_the_driver_says_is_shown_without_the_password(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     database = open_outbox("postgresql://u:S3cretPwd@127.0.0.1:1/bridge?sslmode=S3cretPwd")

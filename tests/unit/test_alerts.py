@@ -21,10 +21,10 @@ def test_one_change_is_posted_once() -> None:
         True,
     )
     assert pending.with_status("degraded", 104.0) == pending
-    told = pending.posted(worked=True, now=105.0)
-    assert not told.is_due(200.0)
-    assert told.with_status("degraded", 300.0) == told
-    assert told.with_status("down", 300.0).posted_status == "degraded"
+    answer = pending.posted(worked=True, now=105.0)
+    assert not answer.is_due(200.0)
+    assert answer.with_status("degraded", 300.0) == answer
+    assert answer.with_status("down", 300.0).posted_status == "degraded"
 
 
 def test_a_post_that_fails_is_tried_again_for_ten_minutes_at_growing_intervals() -> None:
@@ -37,11 +37,11 @@ def test_a_post_that_fails_is_tried_again_for_ten_minutes_at_growing_intervals()
         pending = pending.with_status("down", now)
     assert tries[:4] == [0.0, 5.0, 15.0, 35.0]
     assert RETRIED_FOR - 60 <= tries[-1] <= RETRIED_FOR
-    # It counts as told: what comes next is a change again.
+    # It counts as posted: what comes next is a change again.
     assert pending.with_status("ok", now).posted_status == "down"
 
 
-def test_a_change_back_before_anybody_heard_is_no_alert() -> None:
+def test_a_change_back_before_it_is_posted_is_no_alert() -> None:
     pending = Pending().with_status("degraded", 0.0).posted(worked=False, now=1.0)
     assert pending.with_status("ok", 60.0) == Pending()
     worse = pending.with_status("down", 60.0)

@@ -337,7 +337,7 @@ def test_what_fails_and_then_is_down_began_when_it_failed() -> None:
     assert (closed.cause.code, closed.until) == ("sessionm_fails", 110.0)
 
 
-def test_a_closed_one_tells_its_worst() -> None:
+def test_a_closed_one_shows_its_worst() -> None:
     first = follow([], [DOWN], 100.0)
     later = Cause(**{**vars(DOWN), "extent": Extent(7, 3, ("winter",))})
     second = follow(first, [later], 160.0)
@@ -391,7 +391,7 @@ def test_open_ones_come_first_by_weight_then_the_closed_ones_newest_first() -> N
     assert [one.cause.reason for one in follow(old, [], 1000.0 + month)] == ["Newer."]
 
 
-def test_what_cannot_be_told_without_the_store_stays_open() -> None:
+def test_what_only_the_store_knows_stays_open() -> None:
     opened = follow([], [DOWN, Cause("dead_writes", "Dead.", "")], 100.0)
     found = follow(opened, [Cause("store_locked", "Locked.", "")], 200.0, store_is_up=False)
     assert [(one.cause.code, one.until) for one in found] == [

@@ -50,7 +50,7 @@ class Seen:
 
 @dataclass
 class Peer:
-    """An HTTP server that answers what a test tells it to."""
+    """An HTTP server with the answers that a test gives it."""
 
     url: str = ""
     answers: list[Response] = field(default_factory=list)
@@ -578,7 +578,7 @@ def test_a_header_that_cannot_be_sent_renders_empty(peer: Peer) -> None:
     assert (result.text, result.calls[0].error) == ("", "no answer: InvalidHeader")
 
 
-def test_the_calls_are_told(peer: Peer) -> None:
+def test_the_calls_are_listed(peer: Peer) -> None:
     peer.answer("x")
     call = ask(peer, ":method post").calls[0]
     assert (call.method, call.url, call.status, call.error) == ("POST", f"{peer.url}/x", 200, "")
@@ -607,7 +607,7 @@ def test_an_answer_is_kept_for_the_render_by_braze_s_rules(
     assert len(peer.seen) == len(result.calls) == calls
 
 
-def test_the_url_alone_tells_answers_apart(peer: Peer) -> None:
+def test_answers_are_kept_by_the_url_alone(peer: Peer) -> None:
     peer.answer("first")
     peer.answer("second")
     other = f'{{% connected_content {peer.url}/x :headers {{"X-User": "2"}} %}}'
@@ -1042,7 +1042,7 @@ def test_no_lookup_leaves_a_hole_in_the_message(
         assert result.aborted
 
 
-def test_tag_check_tells_those_with_the_tag_from_the_rest(snippet: Snippet) -> None:
+def test_tag_check_distinguishes_customers_with_the_tag(snippet: Snippet) -> None:
     assert plain(snippet("tag_check", tags("ok", "vip", "x"))) == "Your VIP lounge is open."
 
 
@@ -1080,7 +1080,7 @@ def test_best_offer(snippet: Snippet, answer: object, words: str) -> None:
     assert words in plain(snippet("best_offer", answer))
 
 
-def test_offer_list_lists_and_tells_of_more(snippet: Snippet) -> None:
+def test_offer_list_lists_and_mentions_more(snippet: Snippet) -> None:
     message = plain(snippet("offer_list", {**wallet("ok", PIZZA, TEA), "total": 7}))
     assert "<li>Pizza &amp; more (until 01 December 2026)</li> <li>Tea</li>" in message
     assert "All 7 of your offers" in message

@@ -240,7 +240,7 @@ def test_a_refusal_of_brazes_body_names_the_field(fields: Any, named: str) -> No
     assert named in refused(fields, MessagePath.CAMPAIGN)
 
 
-def test_what_is_refused_still_says_whom_it_was_for() -> None:
+def test_what_is_refused_still_names_its_customer() -> None:
     body = json.dumps({"braze_campaign_id": "c", "user_id": "u", "title": "{{x}}"}).encode()
     named = read_partial_message(body, "application/json", MessagePath.MESSAGE)
     assert (named.customer, named.campaign_id) == (Customer("user_id", "u"), "c")

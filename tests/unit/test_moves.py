@@ -122,7 +122,7 @@ CHANGES: list[tuple[str, Job, JobReply, JobState, float]] = [
     ("refused, notified", replace(SUBMITTED, notified="completed", notified_at=NOW), REFUSED, JobState.COMPLETED, 0),
     ("credentials refused, notified", replace(SUBMITTED, notified="completed", notified_at=NOW), CREDENTIALS, JobState.COMPLETED, 0),
     ("refused, not notified", SUBMITTED, REFUSED, JobState.SUBMITTED, 10),
-    # Nothing is heard of it.
+    # SessionM never answers.
     ("never fetched", replace(SUBMITTED, submitted_at=NOW - 7201), {}, JobState.QUEUED, T.retry),
     ("never fetched, a client's", replace(SUBMITTED, submitted_at=NOW - 7201, **DROPIN), {}, JobState.SUBMITTED, T.longest_query),
     ("never fetched again", replace(SUBMITTED, submitted_at=NOW - 7201, attempts=2), {}, JobState.FAILED, 0),

@@ -93,7 +93,7 @@ def assert_for_a_marketer(refusal: RefusedError) -> None:
 
 @pytest.mark.parametrize("body", TOLERATED.values(), ids=TOLERATED)
 def test_what_braze_templates_produce_is_read(body: str) -> None:
-    # What is ignored is told by a warning, and tested there.
+    # Ignored fields give a warning, and are tested there.
     assert read(body)._replace(ignored=()) == EVENT
 
 

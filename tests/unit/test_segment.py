@@ -229,7 +229,7 @@ def test_a_tag_is_a_counter_or_expires_but_not_both() -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "wanted", "told"),
+    ("file", "wanted", "expected"),
     [
         ("", TAG, "no column"),
         ("email\nx\n", TAG, "email"),
@@ -270,9 +270,9 @@ def test_a_tag_is_a_counter_or_expires_but_not_both() -> None:
     ],
 )
 def test_a_file_that_cannot_be_meant_is_refused_with_the_reason(
-    file: str | bytes, wanted: SegmentOptions, told: str
+    file: str | bytes, wanted: SegmentOptions, expected: str
 ) -> None:
-    with pytest.raises(FileRefusedError, match=told):
+    with pytest.raises(FileRefusedError, match=expected):
         read(file, wanted)
 
 

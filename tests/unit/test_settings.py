@@ -304,9 +304,9 @@ PROXIES = [
 
 @pytest.mark.parametrize(("name", "value", "words"), PROXIES, ids=str)
 def test_a_proxy_that_cannot_be_used_stops_the_start(name: str, value: str, words: str) -> None:
-    told = problem({**ALL, name: value})
-    assert told.startswith(f"{name} {words}")
-    assert f"for example {name}=http://" in told
+    answer = problem({**ALL, name: value})
+    assert answer.startswith(f"{name} {words}")
+    assert f"for example {name}=http://" in answer
     # What leads nowhere that the bridge calls is not its business.
     assert settings(**{name: value, "NO_PROXY": ".acme.com"}).bridge_sessionm_rps == 20
     assert settings(HTTP_PROXY=value).bridge_sessionm_rps == 20

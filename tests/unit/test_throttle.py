@@ -52,11 +52,11 @@ def test_memory_is_bounded_however_many_addresses_guess() -> None:
         ("", "unknown"),
     ],
 )
-def test_an_address_stands_for_whoever_holds_it(address: str, source: str) -> None:
+def test_an_address_stands_for_its_holder(address: str, source: str) -> None:
     assert source_of(address) == source
 
 
-def test_the_log_tells_of_an_address_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_log_names_an_address_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
     clock = Clock()
     failures = Throttle(clock)
     for _ in range(50):
