@@ -1,6 +1,9 @@
 """Failures of calls to other systems, by what the caller has to do next. Pure."""
 
 import json
+import re
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from enum import StrEnum
 from typing import Any, NamedTuple
 
@@ -84,3 +87,19 @@ def json_object(body: bytes) -> dict[str, Any]:
         return {}
     is_usable = isinstance(document, dict) and not is_too_deep(document)
     return document if is_usable else {}
+
+
+def retry_after(value: str | None, now: float) -> float | None:
+    """Return the seconds of a ``Retry-After`` header: a number or a date (RFC 9110, 10.2.3)."""
+    if not value:
+        return None
+    first = value.split(",")[0].strip()
+    if re.fullmatch(r"[0-9]{1,12}(\.[0-9]{1,9})?", first):
+        return float(first)
+    try:
+        when = parsedate_to_datetime(value)
+    except (ValueError, OverflowError):
+        return None
+    if when.tzinfo is None:
+        when = when.replace(tzinfo=UTC)
+    return max(0.0, (when - datetime.fromtimestamp(now, UTC)).total_seconds())

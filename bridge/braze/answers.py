@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-from bridge.calls import CallError, Meaning, json_object
+from bridge.calls import CallError, Meaning, json_object, retry_after
 from bridge.fields import shown
 
 # Seconds. The limit counts full clock hours; the margin is for clocks that differ.
@@ -130,10 +130,9 @@ def _refusal(
     message = str(document.get("message") or "no Braze answer in the body")
     details = document.get("errors")
     more = f" ({json.dumps(details, ensure_ascii=False)})" if details else ""
-    wait = None
-    if status == 429:
-        quota = read_quota(headers, now)
-        wait = quota.seconds if quota else None
+    wait = retry_after(headers.get("retry-after"), now)
+    if status == 429 and (quota := read_quota(headers, now)):
+        wait = quota.seconds
     remedy = ""
     if status in _NO_ACCESS or 300 <= status < 400:
         remedy = (

@@ -27,6 +27,8 @@ RECENT_MINUTES = 5
 # Seconds without a call after which a failure is reported in the past tense: probes of a queue
 # come more often while SessionM is down.
 IDLE = 20.0
+# Seconds by which the last error, stored once a second by each process, may be behind its call.
+ERROR_LAG = 5.0
 
 
 def report(parts: Parts) -> dict[str, Any]:
@@ -239,6 +241,7 @@ def _system(
     """
     error = parts.telemetry.last_error(system)
     idle = parts.breakers[system].idle(clock.steady())
+    is_present = error is not None and error.at > clock.now() - idle - ERROR_LAG
     return {
         "idle_since": _idle_since(idle, clock.now(), queue or {}),
         "state": parts.breakers[system].state(clock.steady()),
@@ -246,6 +249,8 @@ def _system(
         "p99_ms": recent.percentile(system, 0.99) or 0.0,
         "calls": recent.count(f"{system}_calls"),
         "errors": recent.count(f"{system}_errors"),
+        # The failure that explains the state; the last error may be older.
+        "error": error.text if error and is_present else "",
         "last_error": error.text if error else "",
         "last_error_at": iso(error.at) if error else "",
     }
@@ -255,7 +260,7 @@ def _core(parts: Parts, day: list[Period], queue: Mapping[str, Any]) -> dict[str
     """Return the check ``sessionm_core``."""
     found = _system(parts, "core", together(day[-RECENT_MINUTES:]), queue)
     if found["state"] == "up" and _refuses_writes(*day[-2:]):
-        found["state"] = "refusing"
+        found["state"], found["error"] = "refusing", ""
         # Reads are answered: the minutes say when the last write was refused.
         found["idle_since"] = "" if day[-1].count("dead") else iso(day[-1].at)
     return found
@@ -288,7 +293,9 @@ def _idle_since(idle: float, now: float, queue: Mapping[str, Any]) -> str:
 
 def _refuses_writes(*last: Period) -> bool:
     """Whether most writes are dead. Reads in between are answered, so the breaker says "up"."""
-    if last[-1].count("writes_sent") and not last[-1].count("dead"):
+    present = last[-1]
+    answered = present.count("writes_sent") or present.count("core_calls") >= FAILURES_IN_A_ROW
+    if answered and not present.count("dead"):
         return False
     dead = together(last).count("dead")
     return dead >= FAILURES_IN_A_ROW and dead > together(last).count("writes_sent")

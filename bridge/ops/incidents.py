@@ -284,7 +284,8 @@ def _not_running(delivery: Mapping[str, Any], queue: Extent) -> list[Cause]:
 
 def _delivery(checks: Mapping[str, Any], queue: Extent) -> list[Cause]:
     delivery = checks["delivery"]
-    found = _not_running(delivery, queue)
+    more = _waiting_messages(checks)
+    found = [replace(one, do=one.do + more) for one in _not_running(delivery, queue)]
     age = delivery["oldest_seconds"]
     core = checks["sessionm_core"]["state"]
     # Late writes are not a cause if another cause explains them.
@@ -300,6 +301,15 @@ def _delivery(checks: Mapping[str, Any], queue: Extent) -> list[Cause]:
             search={"state": "queued"},
         )
     ]
+
+
+def _waiting_messages(checks: Mapping[str, Any]) -> str:
+    """Return a sentence about the messages to Braze, which wait as well; "" without any."""
+    number = checks.get("delivery_to_braze", {}).get("queued", 0)
+    if not number:
+        return ""
+    waits = "waits" if number == 1 else "wait"
+    return f" {counted(number, 'message')} to Braze {waits} too, until BRIDGE_TRIGGER_MAX_AGE."
 
 
 # State of SessionM or Braze -> suffix of the code, and the predicate of the sentence: now, and
@@ -329,13 +339,12 @@ def _sessionm(checks: Mapping[str, Any], queue: Extent) -> Iterator[Cause]:
         if check["state"] not in _STATES or (system == "Core" and held in _HELD):
             continue
         code, predicate, past = _STATES[check["state"]]
-        error = f": {check['last_error']}" if check["last_error"] else ""
+        error = _explained(check)
         idle_since = check.get("idle_since", "")
         if check["state"] == "refusing" and not are_credentials(error):
             if system == "Core" and store_is_up and delivery["dead"]:
                 # The refused writes are dead, which is a cause of its own.
                 continue
-            # Without the last error, which is older: refusals are not recorded as errors.
             predicate, past = "refuses one call after the other", "refused one call after the other"
             error = ""
         words = f"{past} until {idle_since}; no call since" if idle_since else predicate
@@ -343,11 +352,18 @@ def _sessionm(checks: Mapping[str, Any], queue: Extent) -> Iterator[Cause]:
         yield Cause(
             f"sessionm_{code}",
             f"SessionM {system} {words}{error}.",
-            _do(check["state"], system, check["last_error"]) + lookups,
+            _do(check["state"], system, check["error"]) + lookups,
             subject=system,
             extent=queue if system == "Core" else NOTHING,
             search={"state": "queued"} if system == "Core" and queue.writes else {},
         )
+
+
+def _explained(check: Mapping[str, Any]) -> str:
+    """Return the end of a sentence that names the failure which explains the state."""
+    # During a wait that the system asked for, lookups may fail in other ways.
+    is_other = check["state"] == "limiting" and "429" not in check["error"]
+    return "" if is_other or not check["error"] else f": {check['error']}"
 
 
 def _without_connect(lookups: Mapping[str, Any]) -> str:
@@ -409,7 +425,7 @@ _TO_BRAZE = {"state": "queued", "direction": "to_braze"}
 _BRAZE_DO = {
     "refusing": "Correct BRAZE_REST_KEY, its permissions or BRAZE_REST_URL, and restart the "
     "bridge; `bridge check` tries the key. Messages wait until BRIDGE_TRIGGER_MAX_AGE.",
-    "limiting": "Wait: the hourly limit of Braze is used up, and sending resumes at its reset.",
+    "limiting": "Wait: sending resumes automatically when Braze's rate limit allows it.",
     "failing": "Check Braze's status page if it lasts. Messages are retried.",
     "down": "Check Braze's status page; `bridge check` finds problems on the way. "
     "Messages wait until BRIDGE_TRIGGER_MAX_AGE.",
@@ -444,10 +460,10 @@ def message_causes(
     state = held or braze["state"]
     if state in _STATES:
         code, predicate, past = _STATES[state]
-        error = delivery["reason"] if held else braze["last_error"]
+        error = f": {delivery['reason']}" if held else _explained(braze)
         if idle_since := (delivery if held else braze).get("idle_since"):
             predicate = f"{past} until {idle_since}; no call since"
-        reason = f"Braze's REST API {predicate}{f': {error}' if error else ''}."
+        reason = f"Braze's REST API {predicate}{error}."
         search = _TO_BRAZE if queue.writes else {}
         yield Cause(f"braze_{code}", reason, _BRAZE_DO[state], "Braze", extent=queue, search=search)
     elif delivery["state"] == "running" and delivery["oldest_seconds"] > LATE:

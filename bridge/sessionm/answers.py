@@ -6,11 +6,9 @@ Only the body shows whether a call worked: HTTP 200 may carry ``"status":"error"
 
 import re
 from collections.abc import Mapping
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any
 
-from bridge.calls import CallError, json_object
+from bridge.calls import CallError, json_object, retry_after
 from bridge.calls import Meaning as Meaning  # noqa: PLC0414 - exported with `SessionMError`
 from bridge.fields import shown
 
@@ -100,19 +98,3 @@ def _sentence(status: int, code: str, message: str) -> str:
     text = " ".join(part for part in (code, message) if part) or "no SessionM answer in the body"
     # `shown` removes incomplete characters, which a database refuses: SessionM may cut its texts.
     return shown(f"HTTP {status}: {text}", 500)
-
-
-def retry_after(value: str | None, now: float) -> float | None:
-    """Return the seconds of a ``Retry-After`` header: a number or a date (RFC 9110, 10.2.3)."""
-    if not value:
-        return None
-    first = value.split(",")[0].strip()
-    if re.fullmatch(r"[0-9]{1,12}(\.[0-9]{1,9})?", first):
-        return float(first)
-    try:
-        when = parsedate_to_datetime(value)
-    except (ValueError, OverflowError):
-        return None
-    if when.tzinfo is None:
-        when = when.replace(tzinfo=UTC)
-    return max(0.0, (when - datetime.fromtimestamp(now, UTC)).total_seconds())

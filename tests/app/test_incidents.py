@@ -55,6 +55,26 @@ def test_the_dashboard_names_the_cause_and_the_campaign(
     assert "SessionM Core ! refuses us" in seen
 
 
+def test_refused_credentials_are_no_cause_of_what_sessionm_refuses_later(
+    make_app: MakeApp, sandbox: SandboxServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = make_app().test_client()
+
+    def look_up(customers: int) -> list[str]:
+        for number in range(customers):
+            path = f"/connected-content/offers?user_id={number}"
+            client.get(path, headers=bearer("content"))
+        return [one["reason"] for one in opened(client) if one["code"] == "sessionm_refuses"]
+
+    sandbox.sandbox.set_faults({"status": 401, "where": "connect"})
+    assert "HTTP 401" in look_up(1)[0]
+    steady, now = clock.steady, clock.now
+    monkeypatch.setattr(clock, "steady", lambda: steady() + 10)
+    monkeypatch.setattr(clock, "now", lambda: now() + 10)
+    sandbox.sandbox.set_faults({"ok_error": True, "code": "argument_error", "where": "connect"})
+    assert look_up(5) == ["SessionM Connect refuses one call after the other."]
+
+
 def test_a_refusal_that_has_not_been_tried_again_is_reported_in_the_past_tense(
     client: FlaskClient, sandbox: SandboxServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

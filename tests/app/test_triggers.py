@@ -279,6 +279,24 @@ def test_a_passing_fault_of_brazes_is_tried_again(
     assert (len(triggers(sandbox)), len(sent(sandbox))) == (3, 1)
 
 
+@pytest.mark.parametrize("fault", [{"retry_after": 60}, {}], ids=["Retry-After", "no reset"])
+def test_a_429_that_names_no_reset_holds_up_all_messages(
+    make_app: MakeApp, sandbox: SandboxServer, fault: dict[str, Any]
+) -> None:
+    sandbox.sandbox.set_faults({**fault, "status": 429, "where": "braze"})
+    bridge = Bridge(make_app)
+    for number in range(30):
+        bridge.send(user_id=f"u{number}", braze_campaign_id=f"campaign-{number}")
+    eventually(lambda: bridge.check("delivery_to_braze")["held_by"] == "limit")
+    assert bridge.check("delivery_to_braze")["done_in_seconds"] == -1
+    if not fault:
+        # Each wait is twice as long as the one before.
+        eventually(lambda: len(triggers(sandbox)) > 2, 20)
+        first, second, third = (call["at"] for call in triggers(sandbox)[:3])
+        assert 1 <= second - first < third - second
+    assert len(triggers(sandbox)) <= 3
+
+
 @pytest.mark.parametrize("fault", [{"status": 504}, {"drop": "after"}, {"garbage": True}], ids=str)
 def test_an_unknown_outcome_is_dropped_flagged_and_can_be_replayed(
     make_app: MakeApp, sandbox: SandboxServer, fault: dict[str, Any]

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from requests.structures import CaseInsensitiveDict
 
-from bridge.sessionm.answers import Meaning, SessionMError, read_answer, retry_after
+from bridge.calls import retry_after
+from bridge.sessionm.answers import Meaning, SessionMError, read_answer
 from tests.unit.test_fields import is_one_line
 
 NOON = 1_764_590_400.0  # 2025-12-01T12:00:00Z

@@ -22,7 +22,7 @@ QUEUE = Extent(103, 41, ("summer",))
 
 def checks(**changes: dict[str, Any]) -> dict[str, Any]:
     """The checks of a healthy bridge, but for *changes* in some of them."""
-    system = {"state": "up", "last_error": ""}
+    system = {"state": "up", "error": ""}
     found: dict[str, dict[str, Any]] = {
         "store": {"state": "ok"},
         "delivery": {
@@ -116,13 +116,13 @@ def test_a_healthy_bridge_has_none() -> None:
             "BRIDGE_SESSIONM_RPS",
         ),
         (
-            {"sessionm_connect": {"state": "refusing", "last_error": "HTTP 401: no"}},
+            {"sessionm_connect": {"state": "refusing", "error": "HTTP 401: no"}},
             "sessionm_refuses",
             "SessionM Connect refuses our calls: HTTP 401",
             "SESSIONM_CONNECT_AUTH",
         ),
         (
-            {"sessionm_core": {"state": "failing", "last_error": "no SessionM answer in the body"}},
+            {"sessionm_core": {"state": "failing", "error": "no SessionM answer in the body"}},
             "sessionm_fails",
             "is failing",
             "maintenance",
@@ -163,18 +163,30 @@ def test_each_cause_is_named_once_with_what_to_do(
 
 
 def test_refused_writes_are_no_second_incident() -> None:
-    refusing = {"state": "refusing", "last_error": "HTTP 503: of yesterday"}
+    refusing = {"state": "refusing", "error": "HTTP 429"}
     found = causes(checks(sessionm_core=refusing, delivery={"dead": 53}), dead=[dead()])
     assert codes(found) == ["dead_writes"]
     [alone] = causes(checks(sessionm_core=refusing))
-    assert "yesterday" not in alone.reason
+    assert "429" not in alone.reason
     assert "credentials" not in alone.do
+
+
+def test_a_wait_that_sessionm_asked_for_is_not_explained_by_another_failure() -> None:
+    for error, end in (("HTTP 429", "to wait: HTTP 429."), ("no answer within 5 s", "to wait.")):
+        [cause] = causes(checks(sessionm_core={"state": "limiting", "error": error}))
+        assert cause.reason.endswith(end)
+
+
+def test_messages_that_wait_while_delivery_is_paused_are_counted() -> None:
+    paused = checks(delivery={"held_by": "hand"})
+    [cause] = causes(paused | {"delivery_to_braze": {"queued": 27}}, QUEUE)
+    assert "27 messages to Braze wait too" in cause.do
 
 
 def test_writes_that_wait_for_a_sessionm_that_is_away_are_no_second_incident() -> None:
     away = checks(
         delivery={"held_by": "down", "reason": "SessionM is unavailable", "oldest_seconds": 900},
-        sessionm_core={"state": "down", "last_error": "HTTP 503"},
+        sessionm_core={"state": "down", "error": "HTTP 503"},
     )
     [cause] = causes(away, QUEUE)
     assert cause.extent == QUEUE
@@ -192,7 +204,7 @@ SINCE = "2026-12-01T08:00:00Z"
             f"SessionM Connect refused one call after the other until {SINCE}; no call since.",
         ),
         (
-            {"sessionm_core": {"state": "down", "last_error": "HTTP 503", "idle_since": SINCE}},
+            {"sessionm_core": {"state": "down", "error": "HTTP 503", "idle_since": SINCE}},
             f"SessionM Core was down until {SINCE}; no call since: HTTP 503.",
         ),
         (
@@ -236,7 +248,7 @@ def test_a_lookup_incident_points_at_the_system_that_is_away() -> None:
     found = causes(
         checks(
             cache={"lookups": 200, "unavailable": 100},
-            sessionm_connect={"state": "down", "last_error": "HTTP 503"},
+            sessionm_connect={"state": "down", "error": "HTTP 503"},
         )
     )
     [late] = [one for one in found if one.code == "lookups_late"]
