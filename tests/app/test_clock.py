@@ -12,6 +12,7 @@ import sqlalchemy as sa
 
 from bridge import clock
 from bridge.outbox.accept import Acceptor, ReceivedRequest
+from bridge.outbox.delivery import DEAD_AFTER
 from bridge.outbox.model import State
 from bridge.parts import parts_of
 from bridge.sandbox import SandboxServer
@@ -114,13 +115,18 @@ def test_pause_and_resume_are_obeyed_after_a_step(
 
 @steps
 def test_a_loop_that_has_ended_is_reported(
-    make_app: MakeApp, set_wall_clock: SetWallClock, step: float
+    make_app: MakeApp,
+    set_wall_clock: SetWallClock,
+    monkeypatch: pytest.MonkeyPatch,
+    step: float,
 ) -> None:
     bridge = Bridge(make_app)
     eventually(lambda: bridge.delivery_health()["state"] == "running")
     bridge.parts.delivery.stop()
     set_wall_clock(step)
-    eventually(lambda: bridge.delivery_health()["state"] == "stopped", 20)
+    now = clock.now
+    monkeypatch.setattr(clock, "now", lambda: now() + DEAD_AFTER)
+    eventually(lambda: bridge.delivery_health()["state"] == "stopped", 5)
 
 
 @steps
