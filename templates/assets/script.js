@@ -25,7 +25,8 @@ function moment(at, format = clock, dated = false) {
 function localise(root) {
   for (const time of root.querySelectorAll("time[datetime]")) {
     const at = new Date(time.dateTime);
-    if (!isNaN(at)) time.textContent = moment(at, clock, "dated" in time.dataset);
+    const format = "minute" in time.dataset ? short : clock;
+    if (!isNaN(at)) time.textContent = moment(at, format, "dated" in time.dataset);
   }
   for (const label of root.querySelectorAll("[data-at]")) {
     label.textContent = short.format(new Date(Number(label.dataset.at) * 1000));

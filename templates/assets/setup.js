@@ -134,6 +134,7 @@ let typing = 0;
 let asked = null;
 
 function schedule() {
+  kept.set("worked", "1");
   keep();
   clearTimeout(typing);
   typing = setTimeout(render, PAUSE);
@@ -162,6 +163,8 @@ async function render() {
     if (error.name === "AbortError") return;
     document.getElementById("summary").textContent =
       `Not rendered: ${error.name === "TypeError" ? "the bridge cannot be reached" : error.message}. Your text is kept in this tab.`;
+    delete document.getElementById("result").dataset.rendered;
+    markRendered();
   } finally {
     if (asked === mine) outcome.removeAttribute("aria-busy");
   }
@@ -289,6 +292,7 @@ trial.addEventListener("submit", (event) => {
     trial.elements.customer.value = button.value.slice(button.value.indexOf(":") + 1);
     keep();
   }
+  kept.set("worked", "1");
   render();
 });
 editor.addEventListener("input", schedule);
@@ -309,13 +313,13 @@ const plain = (text) => JSON.stringify(JSON.parse(text));
 let known = plain(document.querySelector(".steps").dataset.known);
 let watch = 0;
 
+// The preview that the page makes by itself is not yet a person's work.
 function markRendered() {
   const step = document.querySelector('#steps a[href="#message"]');
-  if (document.querySelector("#result[data-rendered]")) kept.set("rendered", "1");
-  if (!kept.get("rendered") || step.parentElement.className === "done") return;
-  step.parentElement.className = "done";
-  step.querySelector(".badge").textContent = "✓";
-  step.querySelector(".what .dim").textContent = "rendered";
+  const done = kept.get("worked") && document.querySelector("#result[data-rendered]");
+  step.parentElement.className = done ? "done" : "open";
+  step.querySelector(".badge").textContent = done ? "✓" : "4";
+  step.querySelector(".what .dim").textContent = done ? "rendered" : "not rendered";
 }
 
 async function look() {
@@ -337,14 +341,17 @@ async function look() {
 
 async function turn(now, before) {
   const page = await fetchPage("/setup?part=progress", {});
-  for (const id of ["steps", "credential-state", "arrived"]) {
-    morph(document.getElementById(id), page.getElementById(id));
+  for (const id of ["steps", "webhook-state", "credential-state", "arrived", "message-state"]) {
+    const part = document.getElementById(id);
+    if (part) morph(part, page.getElementById(id));
   }
   markRendered();
   if (now.send && (!before.send || now.send.id !== before.send.id)) {
     say(now.send.state === "rejected" ? "A send arrived and was refused" : "A send has arrived");
   } else if (now.steps.credential && !before.steps.credential) {
     say("The first Connected Content call has arrived");
+  } else if (now.message && (!before.message || now.message.id !== before.message.id)) {
+    say(now.message.state === "rejected" ? "A message arrived and was refused" : "A message has arrived");
   }
 }
 

@@ -518,8 +518,9 @@ def test_the_steps_wait_on_a_new_bridge(client: FlaskClient) -> None:
     told = progress_of(client)
     assert not any(told["steps"].values())
     assert told["send"] is None
-    assert "Waiting for your test send" in arrived(client)
+    assert "Waiting for a test send" in arrived(client)
     assert "Waiting for the first Connected Content call" in arrived(client)
+    assert "Waiting for a message from SessionM" in arrived(client)
 
 
 def test_a_test_send_is_shown_with_what_it_became(make_app: MakeApp) -> None:
@@ -537,7 +538,7 @@ def test_a_test_send_is_shown_with_what_it_became(make_app: MakeApp) -> None:
     }
     assert told["steps"] == {"address": True, "webhook": True, "credential": False, "test": True}
     seen = arrived(client)
-    assert "Your test send has arrived" in seen
+    assert "A test send has arrived" in seen
     assert f"{ALICE} (user ID, as Braze sent it)" in seen
     assert "braze_campaign_summer for 30 d" in seen
     assert "in SessionM" in seen
@@ -553,12 +554,16 @@ def test_a_refused_test_send_says_why(client: FlaskClient, body: str) -> None:
         headers=bearer("webhook"),
     )
     assert refused.status_code == 422
+    reason = refused.get_json()["errors"]["message"]
+    assert not progress_of(client)["steps"]["webhook"]
+    assert "! Webhook a send was refused" in arrived(client)
+    assert arrived(client).count(reason) == 2
     send(client, braze_campaign_id="a-real-one")
     assert progress_of(client)["steps"]["webhook"]
     assert not progress_of(client)["steps"]["test"]
     seen = arrived(client)
-    assert "Your send arrived and was refused" in seen
-    assert refused.get_json()["errors"]["message"] in seen
+    assert "A send has arrived and was refused" in seen
+    assert seen.count(reason) == 1
 
 
 def test_a_test_send_for_an_unknown_customer_says_what_to_do(
@@ -568,6 +573,7 @@ def test_a_test_send_for_an_unknown_customer_says_what_to_do(
     send(client, braze_campaign_id="summer", campaign_name="Summer sale", user_id="loyal-1001")
     eventually(lambda: progress_of(client)["send"]["unknown_customer"])
     seen = arrived(client)
+    assert "! Test waiting for the customer" in seen
     assert "SessionM has no customer with this user ID" in seen
     event = progress_of(client)["send"]["id"]
     assert "SessionM has no customer with this ID" in get(client, f"/events/{event}")
@@ -583,19 +589,22 @@ def test_what_came_before_the_beginning_turns_no_step_green(client: FlaskClient)
     assert client.post("/setup/progress", headers=bearer("viewer")).status_code == 403
     begun = client.post("/setup/progress", headers=ADMIN).get_json()
     assert not any(begun["steps"].values())
-    assert "Waiting for your test send" in arrived(client)
+    assert "Waiting for a test send" in arrived(client)
     assert "Waiting for the first Connected Content call" in arrived(client)
     client.get(lookup, headers=bearer("content"))
     send(client, braze_campaign_id="mine", dispatch_id=UNSENT, user_id="another")
     steps = progress_of(client)["steps"]
-    assert (steps["webhook"], steps["credential"], steps["test"]) == (True, True, True)
+    assert (steps["webhook"], steps["credential"]) == (True, True)
+    assert "Test on its way to SessionM" in arrived(client)
     assert "1 Connected Content call answered so far" in arrived(client)
 
 
 def test_a_send_with_a_wrong_key_is_told(client: FlaskClient) -> None:
     client.post("/webhooks/braze", json={}, headers={"Authorization": "Bearer wrong"})
     assert progress_of(client)["keys_refused"] == 1
-    assert "1 send of the last 15 minutes had a wrong key, or none" in arrived(client)
+    seen = arrived(client)
+    assert "! Webhook wrong key" in seen
+    assert seen.count("1 send of the last 15 minutes had a wrong key, or none") == 2
 
 
 def test_what_was_wrong_before_the_last_success_does_not_count() -> None:
@@ -617,4 +626,6 @@ def test_a_connected_content_call_marks_the_credential(client: FlaskClient) -> N
     assert "1 call of the last 15 minutes refused" in arrived(client)
     client.get(path, headers=bearer("content"))
     assert progress_of(client)["steps"]["credential"]
-    assert "Braze uses the credential. 1 Connected Content call answered" in arrived(client)
+    seen = arrived(client)
+    assert "Braze uses the credential. 1 Connected Content call answered" in seen
+    assert re.search(r"the last one at \d{4}-\d\d-\d\d \d\d:\d\d UTC", seen)
