@@ -143,7 +143,6 @@ function schedule() {
 async function render() {
   clearTimeout(typing);
   if (asked) asked.abort();
-  if (!trial.elements.customer.value.trim()) return;
   const mine = (asked = new AbortController());
   const form = new URLSearchParams(new FormData(trial));
   form.set("part", "outcome");
@@ -181,7 +180,12 @@ function show(page) {
   const coming = page.getElementById("frames");
   // The frame in view stays until the next message is there.
   if (framed && coming) coming.replaceWith(framed.cloneNode(true));
-  for (const id of ["result", "fields"]) morph(document.getElementById(id), page.getElementById(id));
+  morph(document.getElementById("result"), page.getElementById("result"));
+  const fields = document.getElementById("fields");
+  const fresh = page.getElementById("fields");
+  // While a tag is being written there is nothing to show: the fields of the last rendering stay.
+  if (fresh.querySelector(".tree") || fresh.dataset.customer !== fields.dataset.customer) morph(fields, fresh);
+  document.getElementById("no-customer").hidden = Boolean(trial.elements.customer.value.trim());
   offer(outcome);
   frameMessage();
   chooseView();

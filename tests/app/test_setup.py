@@ -114,6 +114,8 @@ OFFERS = (
             "would be accepted , and would write: braze_campaign_example-campaign-id for 30 d",
         ),
         ('{"braze_campaign_id": "x"}', "this would be refused. 422"),
+        # An answer printed as JSON is no webhook.
+        (OFFERS + "{{wallet | as_json_string}}", "Rendered: 1 call answered. Show as"),
         ("{% for i in (1..100000000) %}x{% endfor %}", "the loops take over 100,000 rounds"),
         ("<script>alert(1)</script>", "<script>alert(1)</script>"),
     ],
@@ -134,12 +136,12 @@ def test_code_in_a_warning_is_shown_as_code_and_never_run(client: FlaskClient) -
 @pytest.mark.parametrize(
     ("source", "customer", "summary", "chip"),
     [
-        (OFFERS, ALICE, "Rendered: 1 call.", "✓ 1 answered"),
-        (OFFERS, "nobody", "Rendered: 1 call (1 without data).", "! 1 without data"),
+        (OFFERS, ALICE, "Rendered: 1 call answered.", "✓ 1 answered"),
+        (OFFERS, "nobody", "Rendered: 1 call found no data.", "! 1 found no data"),
         (
             OFFERS + OFFERS.replace("limit=1", "limit=none"),
             ALICE,
-            "Rendered: 2 calls (1 answered, 1 failed).",
+            "Rendered: 1 call answered, 1 call failed.",
             "! 1 answered, 1 failed",
         ),
     ],
@@ -275,8 +277,7 @@ def test_a_one_line_preview_costs_little(client: FlaskClient) -> None:
 
 def test_a_preview_without_a_customer_says_so(client: FlaskClient) -> None:
     answer = post(client, "/setup", source="my own words", customer=" ")
-    assert answer.status_code == 400
-    assert "type one that SessionM knows" in words(answer)
+    assert '<p class="notice warn" id="no-customer">Choose a customer.</p>' in answer.text
     assert "my own words" in answer.text
 
 
@@ -391,6 +392,20 @@ def test_customers_of_recent_sends_come_first_then_the_sandboxs(client: FlaskCli
     assert len(found) == len(set(found)) == 6
 
 
+def test_a_preview_begins_with_a_customer_that_sessionm_knows(
+    make_app: MakeApp, sandbox: SandboxServer
+) -> None:
+    client = make_app(deliver=True).test_client()
+    for customer in (ALICE, "nobody"):
+        send(client, user_id=customer, braze_campaign_id="c")
+    eventually(lambda: progress_of(client)["send"]["unknown_customer"])
+    # As in production, where no sandbox names its customers.
+    sandbox.stop()
+    page = client.get("/setup", headers=ADMIN).text
+    assert re.findall('name="pick" value="([^"]*)"', page) == ["user_id:nobody", f"user_id:{ALICE}"]
+    assert f'name="customer" value="{ALICE}"' in page
+
+
 def test_a_sandbox_that_is_away_is_no_harm(make_app: MakeApp, sandbox: SandboxServer) -> None:
     client = make_app().test_client()
     sandbox.stop()
@@ -421,6 +436,15 @@ def test_an_id_of_the_right_kind_is_not_commented_on(render: Callable[..., str])
     told = render(OFFERS + "{{wallet.first.title}}")
     assert "in SessionM, and the message asks by" not in told
     assert "neither by user ID" in render(OFFERS, customer="nobody")
+
+
+def test_an_unknown_customer_is_no_fault_of_the_message(render: Callable[..., str]) -> None:
+    told = render(OFFERS + "{{wallet.first.title}}{{wallet.frist}}", customer="nobody")
+    assert "wallet.first.title" not in told
+    assert "wallet.frist does not exist" in told
+    told = render(OFFERS + "{% endif %}", customer="nobody")
+    assert "SessionM does not know this customer" not in told
+    assert "Correct the message first" in told
 
 
 # --- Calls, fields, frame -------------------------------------------------------------------------
