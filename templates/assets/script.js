@@ -211,10 +211,16 @@ async function copy(button) {
     }
     done = document.execCommand("copy");
   }
+  const [missing] = text.match(/YOUR-[A-Z]+-SECRET/) || [];
+  const note = document.createElement("p");
+  note.className = "hint";
+  note.textContent = missing ? `${done ? "Copied. " : ""}Replace ${missing} by the secret.` : "";
+  if (missing) button.parentElement.append(note);
   button.textContent = done ? "Copied" : "Selected: press Ctrl+C";
-  say(done ? "Copied to the clipboard" : "Selected. Press Control and C to copy");
+  say(note.textContent || (done ? "Copied to the clipboard" : "Selected. Press Control and C to copy"));
   setTimeout(() => {
     button.textContent = "Copy";
+    note.remove();
   }, 2500);
 }
 

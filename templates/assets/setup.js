@@ -242,8 +242,25 @@ editor.addEventListener("focus", () => {
   touched = true;
 });
 
+// The end of the tag or output around a place in the text; the place itself outside of them.
+function endOfTag(at) {
+  const open = [];
+  let end = at;
+  for (const { 0: mark, index } of editor.value.matchAll(/\$\{[^}]*\}|\{\{|\}\}|\{%|%\}/g)) {
+    if (mark === "{{" || mark === "{%") open.push({ mark, index });
+    const from = open.findLastIndex((one) => one.mark === { "}}": "{{", "%}": "{%" }[mark]);
+    if (from < 0) continue;
+    if (open[from].index < at && at < index + 2) end = index + 2;
+    open.length = from;
+  }
+  return end;
+}
+
 function insert(text) {
-  if (!touched) editor.setSelectionRange(editor.value.length, editor.value.length);
+  const { selectionStart, selectionEnd, value } = editor;
+  const ends = [endOfTag(selectionStart), endOfTag(selectionEnd)];
+  if (!touched) editor.setSelectionRange(value.length, value.length);
+  else if (ends[0] !== selectionStart || ends[1] !== selectionEnd) editor.setSelectionRange(Math.max(...ends), Math.max(...ends));
   const start = editor.selectionStart;
   type(text);
   // What has to be replaced is selected, so that the next key does it.

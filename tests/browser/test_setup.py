@@ -135,6 +135,9 @@ def test_a_customer_is_picked_with_a_finger(
         has_touch=True,
         is_mobile=True,
     )
+    expect(page.get_by_text("or Ctrl and Enter")).to_be_hidden()
+    page.get_by_role("link", name="Send planner").tap()
+    assert page.url.endswith("#planner")
     page.locator(f'button.person[value="user_id:{ALICE}"]').tap()
     expect(page.get_by_label("Customer ID")).to_have_value(ALICE)
     expect(mail(page).locator("body")).to_contain_text("Free barista coffee")
@@ -185,6 +188,39 @@ def test_a_field_is_inserted_where_the_cursor_is(service: Service, open_page: Op
     for _ in range(2):
         page.keyboard.press("Control+Z")
     eventually(lambda: "friend" not in editor(page).input_value())
+
+
+def test_fields_are_inserted_one_behind_the_other(service: Service, open_page: OpenPage) -> None:
+    page = open_setup(service, open_page)
+    choose(page, ALICE)
+    source = editor(page).input_value()
+    for field in ("title", "expires_at", "available_points"):
+        page.locator("button.insert", has_text=field).first.click()
+    fields = (
+        "{{ wallet.first.title | default: '…' }}{{ wallet.first.expires_at | date: '%d %B %Y' }}"
+        "{{ wallet.available_points | default: 0 }}"
+    )
+    expect(editor(page)).to_have_value(source + fields)
+    # Nor is a field put into a tag with an output in it.
+    editor(page).evaluate("(one) => one.setSelectionRange(40, 40)")
+    page.locator("button.insert", has_text="available_points").first.click()
+    inserted = "%}{{ wallet.available_points | default: 0 }}"
+    expect(editor(page)).to_have_value(source.replace("%}", inserted, 1) + fields)
+
+
+def test_the_fields_stay_while_the_message_has_a_fault(
+    service: Service, open_page: OpenPage
+) -> None:
+    page = open_setup(service, open_page)
+    choose(page, ALICE)
+    fields = page.locator("#fields")
+    expect(fields.locator(".tree > li > details > summary")).to_have_text("wallet")
+    editor(page).press("Control+End")
+    editor(page).press_sequentially("{% endif %}")
+    expect(page.locator("#summary")).to_have_text("The message cannot be rendered.")
+    expect(fields.locator(".tree > li > details > summary")).to_have_text("wallet")
+    choose(page, "nobody")
+    expect(fields).to_contain_text("Correct the message first")
 
 
 def test_a_message_without_a_call_gets_one(service: Service, open_page: OpenPage) -> None:
@@ -525,6 +561,10 @@ def test_a_snippet_is_copied(service: Service, open_page: OpenPage) -> None:
     expect(page.locator("#said")).to_have_text("Copied to the clipboard")
     copied = page.evaluate("navigator.clipboard.readText()")
     assert copied == page.locator("#webhook_campaign-body").text_content()
+    page.locator('[data-copy="webhook_campaign-auth"]').click()
+    hint = "Copied. Replace YOUR-WEBHOOK-SECRET by the secret."
+    expect(page.locator(".field", has_text="Authorization").first).to_contain_text(hint)
+    expect(page.locator("#said")).to_have_text(hint)
     assert '"user_id": "{{${user_id} | json_escape}}"' in copied
     page.get_by_role("button", name="Copy the message").click()
     eventually(
