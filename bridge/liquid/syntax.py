@@ -336,7 +336,7 @@ class Variable(Expression):
             return run.nested(str(run.blocks[name]), f"content block {name}", context)
         run.warn(
             f"Braze has content blocks; the preview cannot fill `{name}`: "
-            "give its text as a stand-in"
+            "give its text as a test value"
         )
         return f"[content block: {name}]"
 

@@ -183,7 +183,7 @@ def _attributes(given: Mapping[str, str]) -> dict[str, Any]:
     return {
         **{name: value for name, value in profile.items() if value is not None},
         **{name: _object(given, name, label) for name, label in OBJECTS.items()},
-        **_object(given, "stand_ins", "Stand-ins"),
+        **_object(given, "stand_ins", "Test values"),
     }
 
 

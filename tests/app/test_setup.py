@@ -93,7 +93,7 @@ OFFERS = (
         ("{% if 'a' > 5 %}x{% endif %}", "a text cannot be compared with the number 5"),
         (OFFERS + "{{wallet.frist.title}}", "wallet.frist does not exist; did you mean first ?"),
         ("a{% promotion('spring') %}b", "a[promotion('spring')]b"),
-        ("{{content_blocks.${footer}}}", "give its text as a stand-in"),
+        ("{{content_blocks.${footer}}}", "give its text as a test value"),
         ("a<!-- " + OFFERS + " -->b", "ab Connected Content calls none"),
         (OFFERS.replace(" :basic_auth bridge", ""), "add :basic_auth bridge"),
         (OFFERS.replace("bridge :save", "other :save"), "no credential is named 'other'"),
@@ -223,7 +223,7 @@ def test_what_braze_knows_stays_on_the_page(client: FlaskClient) -> None:
         ("custom_attribute", "{points: 5}", "Custom attributes is not JSON: line 1, column 2"),
         ("context", "[1]", "Context is not a JSON object"),
         ("event_properties", "{“a”: 1}", "curly quotes, pasted from a word processor?"),
-        ("stand_ins", '{"catalogs": 5}', 'Stand-ins needs an object for "catalogs"'),
+        ("stand_ins", '{"catalogs": 5}', 'Test values needs an object for "catalogs"'),
         ("api_trigger_properties", "{" + " " * 100_000, "is longer than 100,000 characters"),
     ],
 )

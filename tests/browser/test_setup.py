@@ -631,7 +631,7 @@ TYPED = {
     "Event properties": '{"line_items": [{"sku": "A1"}]}',
     "Context": '{"price": 17.8}',
     "API trigger properties": '{"code": "00501"}',
-    "Stand-ins for content blocks and catalogs": (
+    "Test values for content blocks and catalogs": (
         '{"content_blocks": {"hi": "Hello {{${first_name}}}"},'
         ' "catalogs": {"games": {"1": {"title": "Go"}}}}'
     ),
