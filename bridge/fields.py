@@ -61,6 +61,19 @@ class FieldError(ValueError):
         self.field = field
 
 
+class PlaceholderError(FieldError):
+    """A value that the template of its sender did not fill in; *advice* says what to check."""
+
+    def __init__(
+        self,
+        field: str,
+        value: str,
+        advice: str = "put the value in, or check that the Liquid is written as Braze expects it",
+    ) -> None:
+        super().__init__(field, f"still holds a placeholder ({shown(value)}): {advice}")
+        self.value = value
+
+
 class Whole(str):
     """A whole number of a JSON document, kept as text so that no digit of an ID is lost."""
 
@@ -118,11 +131,7 @@ def text(value: object, field: str) -> str | None:
         return value.strip() or None
     cleaned = trim(value)
     if has_liquid(cleaned):
-        raise FieldError(
-            field,
-            f"still holds a placeholder ({shown(cleaned)}): put the value in, or check "
-            "that the Liquid is written as Braze expects it",
-        )
+        raise PlaceholderError(field, cleaned)
     if _UNPRINTABLE.search(cleaned):
         raise FieldError(field, "holds a line break or another control character")
     if len(cleaned) > MAX_TEXT:

@@ -18,6 +18,7 @@ from bridge.customer import CUSTOMER_KINDS, Customer, CustomerKind, named_custom
 from bridge.fields import (
     TEXT_SCHEMA,
     FieldError,
+    PlaceholderError,
     has_liquid,
     identifier,
     is_no_value,
@@ -178,7 +179,14 @@ def read_message(body: bytes, content_type: str, path: MessagePath, rules: Messa
             return _read_own(fields, rules)
         return _read_braze(_KIND_OF[path], fields, rules)
     except FieldError as error:
-        raise RefusedError(422, "invalid_field", f"{error}.") from None
+        raise refusal_of(error) from None
+
+
+def refusal_of(error: FieldError) -> RefusedError:
+    """Return the refusal for a field that SessionM sent."""
+    if isinstance(error, PlaceholderError):
+        error = PlaceholderError(error.field, error.value, "check the template in SessionM")
+    return RefusedError(422, "invalid_field", f"{error}.")
 
 
 def read_partial_message(body: bytes, content_type: str, path: MessagePath) -> PartialEvent:
@@ -329,7 +337,7 @@ def _container(value: object, name: str) -> Mapping[str, Any]:
         return value
     if isinstance(value, str) and trim(value).startswith("{"):
         if has_liquid(value):
-            raise FieldError(name, f"still holds a placeholder ({shown(trim(value))})")
+            raise PlaceholderError(name, trim(value))
         try:
             found = parse_object(trim(value))
         except ValueError:
@@ -586,10 +594,7 @@ def _clean(value: Any, field: str) -> Any:
         elif isinstance(one, float) and not math.isfinite(one):
             raise FieldError(shown(field), "holds a number that is too large")
         elif isinstance(one, str) and has_liquid(one):
-            raise FieldError(
-                shown(field),
-                f"still holds a placeholder ({shown(one)}): check the template in SessionM",
-            )
+            raise PlaceholderError(shown(field), one)
         elif isinstance(one, str) and not is_storable(one):
             raise FieldError(shown(field), "holds what is no text")
     return value

@@ -331,7 +331,7 @@ def _explain(content: str, error: json.JSONDecodeError) -> str:
         near = shown(content[error.pos : error.pos + 20].split("\n", maxsplit=1)[0])
         return (
             f"The body still holds Liquid at line {error.lineno}, column {error.colno}: {near} … "
-            "Put it in quotes, and check that Braze replaces it."
+            "Put it in quotes, and check that the template fills it in."
         )
     return explain(content, error)
 

@@ -307,9 +307,10 @@ class Variable(Expression):
             key = step.value(context)
             after = _next_value(value, key, is_command=step.is_command, of_customer=of_customer)
             if after is _ABSENT:
-                if isinstance(value, dict) and not step.is_command:
+                is_data = of_customer or name in _NAMESPACES
+                # An empty object, such as `first` without offers, does not show which fields exist.
+                if isinstance(value, dict) and (value or is_data) and not step.is_command:
                     path, words = self._path(index + 1), values.text_of(key)
-                    is_data = of_customer or name in _NAMESPACES
                     run.warn_missing(path, words, value, is_data=is_data)
                 return None
             value = after
@@ -335,7 +336,7 @@ class Variable(Expression):
             return run.nested(str(run.blocks[name]), f"content block {name}", context)
         run.warn(
             f"Braze has content blocks; the preview cannot fill `{name}`: "
-            "give its text as a stand-in"
+            "give its text as a test value"
         )
         return f"[content block: {name}]"
 

@@ -25,17 +25,26 @@ _LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 
 @dataclass(frozen=True)
 class Candidate:
-    """A customer to try a message on; *about* says which one it is."""
+    """A customer to try a message on.
+
+    Attributes:
+        about: which one it is.
+        is_known: whether SessionM has taken tags for this customer.
+    """
 
     customer: Customer
     about: str
+    is_known: bool
 
 
 def candidates(parts: Parts) -> list[Candidate]:
     """Return up to `MOST` customers: those of the newest sends first."""
     known = {one.customer: one for one in _of_sandbox(parts)}
-    found = {one.customer: known.get(one.customer, one) for one in _of_events(parts)}
-    return list((found | known).values())[:MOST]
+    found: dict[Customer, Candidate] = {}
+    for one in _of_events(parts):
+        if one.is_known or one.customer not in found:
+            found[one.customer] = one
+    return [known.get(customer, one) for customer, one in (found | known).items()][:MOST]
 
 
 def _of_events(parts: Parts) -> Iterator[Candidate]:
@@ -50,7 +59,8 @@ def _of_events(parts: Parts) -> Iterator[Candidate]:
         for kind in CUSTOMER_KINDS:
             # The customer of a message may be unknown to SessionM.
             if customer_id := event["customer"].get(kind):
-                yield Candidate(Customer(kind, customer_id), "in a recent send")
+                is_known = event["state"] == "delivered" and event["direction"] == "to_sessionm"
+                yield Candidate(Customer(kind, customer_id), "in a recent send", is_known)
 
 
 def _of_sandbox(parts: Parts) -> Iterator[Candidate]:
@@ -67,4 +77,4 @@ def _of_sandbox(parts: Parts) -> Iterator[Candidate]:
         return
     for one in listed[:MOST]:
         about = f"{one['available_points']:,} points"
-        yield Candidate(Customer("user_id", one["user_id"]), about)
+        yield Candidate(Customer("user_id", one["user_id"]), about, is_known=True)

@@ -9,7 +9,7 @@ from pydantic_core import to_json
 
 from bridge.customer import DEMO_USER_ID, named_customers
 from bridge.fields import TEXT_SCHEMA, FieldError
-from bridge.intake.message import FIELDS, TRIGGER_FIELDS, MessagePath
+from bridge.intake.message import FIELDS, TRIGGER_FIELDS, MessagePath, refusal_of
 from bridge.intake.payload import RefusedError
 from bridge.intake.printed import printed_list
 from bridge.outbox.accept import Acceptance
@@ -181,7 +181,7 @@ def changed() -> Response:
         customers = named_customers(fields)
         what = _changes(fields.get("what"))
     except FieldError as bad:
-        raise RefusedError(422, "invalid_field", f"{bad}.") from None
+        raise refusal_of(bad) from None
     if not customers:
         raise RefusedError(422, "no_customer", "user_id or external_id is missing or blank.")
     parts_of(current_app).lookups.outdate(customers, what)

@@ -129,19 +129,20 @@ def asset(name: str) -> str:
 # --- How things are written -------------------------------------------------------------------
 
 
-def time(at: float | str, *, dated: bool = False) -> Markup:
+def time(at: float | str, *, dated: bool = False, minute: bool = False) -> Markup:
     """A moment, seconds since the epoch or ISO, which the browser shows in the user's zone.
 
-    *dated*: with its date, also if it is today.
+    *dated*: with its date, also if it is today. *minute*: without seconds.
     """
     if at in {"", None}:
         return Markup("&ndash;")
     stamp = at if isinstance(at, str) else iso(at)
     seconds = instant(stamp) or 0.0
     utc = datetime.fromtimestamp(seconds, UTC)
-    written = utc.strftime("%Y-%m-%d %H:%M:%S")
+    written = utc.strftime("%Y-%m-%d %H:%M" if minute else "%Y-%m-%d %H:%M:%S")
+    how = Markup(" data-dated") if dated else Markup(" data-minute") if minute else ""
     return Markup('<time datetime="{}" title="{} UTC"{}>{} UTC</time>').format(
-        stamp, written, Markup(" data-dated") if dated else "", written
+        stamp, written, how, written
     )
 
 

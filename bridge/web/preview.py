@@ -13,7 +13,7 @@ from werkzeug.exceptions import HTTPException
 
 from bridge.customer import Customer
 from bridge.fields import counted
-from bridge.intake.payload import RefusedError
+from bridge.intake.payload import FIELDS, RefusedError
 from bridge.liquid.connected_content import ConnectedContentCall, ContentAnswer, ContentRequest
 from bridge.liquid.fieldtree import AnswerField, field_tree
 from bridge.liquid.render import LiquidError, render
@@ -59,13 +59,18 @@ class Preview:
     warnings: tuple[str, ...] = ()
 
     @property
-    def outcomes(self) -> str:
-        """How the calls ended, in words: ``1 answered, 1 without data, 1 failed``."""
+    def counts(self) -> dict[str, int]:
+        """How calls ended -> how many did so, without zeros."""
         failed = sum(bool(call.error) for call in self.calls)
         without = sum(bool(call.says and not call.error) for call in self.calls)
-        numbers = {"answered": len(self.calls) - failed - without, "without data": without}
-        named = {**numbers, "failed": failed}.items()
-        return ", ".join(f"{number} {word}" for word, number in named if number)
+        answered = len(self.calls) - failed - without
+        counts = {"answered": answered, "found no data": without, "failed": failed}
+        return {outcome: number for outcome, number in counts.items() if number}
+
+    @property
+    def outcomes(self) -> str:
+        """How the calls ended, in words: ``1 answered, 1 found no data, 1 failed``."""
+        return ", ".join(f"{number} {outcome}" for outcome, number in self.counts.items())
 
     @property
     def all_answered(self) -> bool:
@@ -109,22 +114,21 @@ class Trial:
     writes: tuple[PreviewWrite, ...]
 
     @property
-    def is_webhook(self) -> bool:
-        return bool(self.refusal or self.writes)
+    def is_json(self) -> bool:
+        return self.message.source.startswith("{")
 
     @property
     def summary(self) -> str:
         """The outcome in one line, for everybody and for screen readers."""
-        calls, warnings = self.message.calls, self.message.warnings
+        warnings = self.message.warnings
         if self.message.problem:
             return "The message cannot be rendered."
-        words = ["Nothing would be sent" if self.message.aborted is not None else "Rendered"]
-        if calls:
-            how = "" if self.message.all_answered else f" ({self.message.outcomes})"
-            words.append(counted(len(calls), "call") + how)
+        became = "Nothing would be sent" if self.message.aborted is not None else "Rendered"
+        ended = self.message.counts.items()
+        words = [f"{counted(number, 'call')} {outcome}" for outcome, number in ended]
         if warnings:
             words.append(counted(len(warnings), "warning"))
-        return ": ".join([words[0], ", ".join(words[1:])] if words[1:] else words) + "."
+        return ": ".join([became, ", ".join(words)] if words else [became]) + "."
 
 
 def try_out(source: str, customer: Customer, attributes: Mapping[str, Any], base_url: str) -> Trial:
@@ -136,7 +140,8 @@ def try_out(source: str, customer: Customer, attributes: Mapping[str, Any], base
     """
     inside = _Inside(base_url, customer)
     message = _preview(source, {**attributes, "user_id": customer.id}, inside, base_url)
-    refusal, writes = _as_webhook(message.text)
+    is_webhook = message.source.startswith("{") and _WEBHOOK.search(source)
+    refusal, writes = _as_webhook(message.text) if is_webhook else ("", ())
     return Trial(
         message,
         inside.customer,
@@ -324,9 +329,11 @@ def located(words: str) -> tuple[int, int, str]:
 _PLACE = re.compile(r"[Ll]ine (\d+), column (\d+): ")
 
 
+# A webhook's template names the fields of its JSON; one that prints an answer as JSON does not.
+_WEBHOOK = re.compile(rf"""[{{,"“”]\s*(?:{"|".join(FIELDS)})["“”]?\s*:""")
+
+
 def _as_webhook(body: str) -> tuple[str, tuple[PreviewWrite, ...]]:
-    if not body.lstrip().startswith("{"):
-        return "", ()
     arrived = Stored("", State.REJECTED, body.encode(), "application/json", None)
     try:
         read = parts_of(current_app).acceptor.read_again(arrived)

@@ -46,6 +46,10 @@ class ArrivedSend:
         return bool(self.event["state"] == State.REJECTED)
 
     @property
+    def is_delivered(self) -> bool:
+        return bool(self.event["state"] == State.DELIVERED)
+
+    @property
     def is_of_unknown_customer(self) -> bool:
         """Whether SessionM has answered that it has no such customer."""
         return any(
@@ -64,25 +68,27 @@ class SetupProgress:
         unknown: why nothing of it can be read, "" if it can.
         address: whether Braze can use the bridge's address.
         send: the last test send, or the last send if there is none; ``None`` before the first.
+        accepted: whether one of the last `LOOKED_AT` sends was accepted.
         lookups: Connected Content calls that were answered since `begin`, or the first start.
         looked_up_at: the minute of the last one within an hour, seconds since 1970, or ``None``.
         refused: Connected Content calls without a lookup within `RECENT` seconds, from the minute
             of the last lookup on.
         keys_refused: webhooks with a wrong key, or without one, within `RECENT` seconds, from the
             minute of *send* on if that was accepted.
+        message: the last message of SessionM's, as `bridge.outbox.events.Events.find` returns it.
+        duplicates: messages that SessionM repeated within `RECENT` seconds.
     """
 
     unknown: str
     address: bool
     send: ArrivedSend | None = None
+    accepted: bool = False
     lookups: int = 0
     looked_up_at: float | None = None
     refused: int = 0
     keys_refused: int = 0
-
-    @property
-    def test(self) -> bool:
-        return self.send is not None and not self.send.is_refused
+    message: dict[str, Any] | None = None
+    duplicates: int = 0
 
     @property
     def as_json(self) -> dict[str, Any]:
@@ -97,13 +103,15 @@ class SetupProgress:
             "status": "ok",
             "steps": {
                 "address": self.address,
-                "webhook": self.send is not None,
+                "webhook": self.accepted,
                 "credential": self.lookups > 0,
-                "test": self.test,
+                "test": self.send is not None and self.send.is_delivered,
             },
             "send": send,
             "refused": self.refused,
             "keys_refused": self.keys_refused,
+            "message": self.message and {name: self.message[name] for name in ("id", "state")},
+            "duplicates": self.duplicates,
         }
 
 
@@ -127,7 +135,9 @@ def progress(parts: Parts, *, address: bool) -> SetupProgress:
     """Return how far the setup is; *address*: whether Braze can use the bridge's."""
     try:
         begun = parts.store.fact(_BEGUN) or {"event": "", "lookups": 0}
-        send, total = _last_send(parts, begun["event"]), parts.telemetry.totals()
+        sends = _newest(parts, Direction.TO_SESSIONM, LOOKED_AT, begun["event"])
+        send, total = _last_send(parts, sends), parts.telemetry.totals()
+        messages = _newest(parts, Direction.TO_BRAZE, 1, begun["event"])
         minutes = parts.telemetry.minutes(clock.now() - 3600)
     except StoreUnavailableError as error:
         log.warning("no progress: %s", error, extra={"action": "progress_unreadable"})
@@ -141,10 +151,13 @@ def progress(parts: Parts, *, address: bool) -> SetupProgress:
         unknown="",
         address=address,
         send=send,
+        accepted=any(one["state"] != State.REJECTED for one in sends),
         lookups=lookups,
         looked_up_at=looked_up_at,
         refused=max(0, answered.count("braze_content_calls") - _lookups(answered)),
         keys_refused=together(since(recent, arrived_at)).count("webhooks_not_let_in"),
+        message=messages[0] if messages else None,
+        duplicates=together(recent).count("messages_duplicate"),
     )
 
 
@@ -157,10 +170,14 @@ def _lookups(minute: Period) -> int:
     return sum(minute.count(f"lookups_{outcome}") for outcome in _LOOKUPS)
 
 
-def _last_send(parts: Parts, after: str) -> ArrivedSend | None:
-    """The newest test send; without one, the newest send. Both are newer than the id *after*."""
-    found = parts.events.find(Filter(direction=Direction.TO_SESSIONM), LOOKED_AT).events
-    newest = [one for one in found if one["id"] > after]
+def _newest(parts: Parts, direction: Direction, limit: int, after: str) -> list[dict[str, Any]]:
+    """Up to *limit* events in *direction* that are newer than the id *after*, newest first."""
+    found = parts.events.find(Filter(direction=direction), limit).events
+    return [one for one in found if one["id"] > after]
+
+
+def _last_send(parts: Parts, newest: list[dict[str, Any]]) -> ArrivedSend | None:
+    """The first test send of *newest*; without one, the first send."""
     refused = [one["id"] for one in newest if one["state"] == State.REJECTED][:MOST_REFUSED]
     tests = (one for one in newest if one["test"] or _is_refused_test(parts, one["id"], refused))
     chosen = next(tests, newest[0] if newest else None)

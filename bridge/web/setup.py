@@ -104,16 +104,15 @@ def preview() -> Response:
         return _page(request.form)
     if "message_body" in request.form:
         return _message_page(request.form["message_body"])
-    is_part = request.form.get("part") == "outcome"
+    trial, problem = None, ""
     try:
         trial = _trial(request.form)
     except FieldError as bad:
-        if is_part:
-            return _fragment("setup_outcome.html", 400, problem=f"{bad}.")
-        return _page(request.form, status=400, problem=f"{bad}.")
-    if is_part:
-        return _fragment("setup_outcome.html", trial=trial)
-    return _page(request.form, trial=trial)
+        problem = f"{bad}."
+    status = 400 if problem else 200
+    if request.form.get("part") == "outcome":
+        return _fragment("setup_outcome.html", status, trial=trial, problem=problem)
+    return _page(request.form, status, trial=trial, problem=problem, tried=True)
 
 
 @bp.post("/setup/frame")
@@ -161,10 +160,11 @@ _HELPERS: dict[str, Any] = {
 }
 
 
-def _trial(given: Mapping[str, str]) -> Trial:
+def _trial(given: Mapping[str, str]) -> Trial | None:
+    """The message tried out; ``None`` without a customer."""
     kind, customer_id = _chosen(given)
     if customer_id is None:
-        raise FieldError("The customer's ID", "is missing: type one that SessionM knows")
+        return None
     source = given.get("source", "").replace("\r\n", "\n").replace(PLACEHOLDER, base_url())
     return try_out(source, Customer(kind, customer_id), _attributes(given), base_url())
 
@@ -183,7 +183,7 @@ def _attributes(given: Mapping[str, str]) -> dict[str, Any]:
     return {
         **{name: value for name, value in profile.items() if value is not None},
         **{name: _object(given, name, label) for name, label in OBJECTS.items()},
-        **_object(given, "stand_ins", "Stand-ins"),
+        **_object(given, "stand_ins", "Test values"),
     }
 
 
@@ -209,7 +209,8 @@ def _page(given: Mapping[str, str], status: int = 200, **more: Any) -> Response:
     given = {**given, **_with_examples(snippets()[chosen], given)}
     planned = planning(request.args)
     people = candidates(parts)
-    first = people[0].customer.id if people else ""
+    first = next((one.customer for one in people if one.is_known), None)
+    typed = given.get("customer", first.id if first else "").strip()
     return page(
         "setup.html",
         400 if planned.problem else status,
@@ -221,8 +222,9 @@ def _page(given: Mapping[str, str], status: int = 200, **more: Any) -> Response:
         chosen=snippets()[chosen],
         source=source,
         aside=aside,
-        customer=_chosen(given)[1] if given.get("pick") else given.get("customer", first),
+        customer=_chosen(given)[1] if given.get("pick") else typed,
         people=people,
+        first=first,
         given=given,
         profile=PROFILE,
         objects=OBJECTS,

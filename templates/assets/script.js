@@ -25,7 +25,8 @@ function moment(at, format = clock, dated = false) {
 function localise(root) {
   for (const time of root.querySelectorAll("time[datetime]")) {
     const at = new Date(time.dateTime);
-    if (!isNaN(at)) time.textContent = moment(at, clock, "dated" in time.dataset);
+    const format = "minute" in time.dataset ? short : clock;
+    if (!isNaN(at)) time.textContent = moment(at, format, "dated" in time.dataset);
   }
   for (const label of root.querySelectorAll("[data-at]")) {
     label.textContent = short.format(new Date(Number(label.dataset.at) * 1000));
@@ -210,10 +211,16 @@ async function copy(button) {
     }
     done = document.execCommand("copy");
   }
+  const [missing] = text.match(/YOUR-[A-Z]+-SECRET/) || [];
+  const note = document.createElement("p");
+  note.className = "hint";
+  note.textContent = missing ? `${done ? "Copied. " : ""}Replace ${missing} by the secret.` : "";
+  if (missing) button.parentElement.append(note);
   button.textContent = done ? "Copied" : "Selected: press Ctrl+C";
-  say(done ? "Copied to the clipboard" : "Selected. Press Control and C to copy");
+  say(note.textContent || (done ? "Copied to the clipboard" : "Selected. Press Control and C to copy"));
   setTimeout(() => {
     button.textContent = "Copy";
+    note.remove();
   }, 2500);
 }
 

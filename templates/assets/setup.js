@@ -134,6 +134,7 @@ let typing = 0;
 let asked = null;
 
 function schedule() {
+  kept.set("worked", "1");
   keep();
   clearTimeout(typing);
   typing = setTimeout(render, PAUSE);
@@ -142,7 +143,6 @@ function schedule() {
 async function render() {
   clearTimeout(typing);
   if (asked) asked.abort();
-  if (!trial.elements.customer.value.trim()) return;
   const mine = (asked = new AbortController());
   const form = new URLSearchParams(new FormData(trial));
   form.set("part", "outcome");
@@ -162,6 +162,8 @@ async function render() {
     if (error.name === "AbortError") return;
     document.getElementById("summary").textContent =
       `Not rendered: ${error.name === "TypeError" ? "the bridge cannot be reached" : error.message}. Your text is kept in this tab.`;
+    delete document.getElementById("result").dataset.rendered;
+    markRendered();
   } finally {
     if (asked === mine) outcome.removeAttribute("aria-busy");
   }
@@ -178,7 +180,12 @@ function show(page) {
   const coming = page.getElementById("frames");
   // The frame in view stays until the next message is there.
   if (framed && coming) coming.replaceWith(framed.cloneNode(true));
-  for (const id of ["result", "fields"]) morph(document.getElementById(id), page.getElementById(id));
+  morph(document.getElementById("result"), page.getElementById("result"));
+  const fields = document.getElementById("fields");
+  const fresh = page.getElementById("fields");
+  // While a tag is being written there is nothing to show: the fields of the last rendering stay.
+  if (fresh.querySelector(".tree") || fresh.dataset.customer !== fields.dataset.customer) morph(fields, fresh);
+  document.getElementById("no-customer").hidden = Boolean(trial.elements.customer.value.trim());
   offer(outcome);
   frameMessage();
   chooseView();
@@ -235,8 +242,25 @@ editor.addEventListener("focus", () => {
   touched = true;
 });
 
+// The end of the tag or output around a place in the text; the place itself outside of them.
+function endOfTag(at) {
+  const open = [];
+  let end = at;
+  for (const { 0: mark, index } of editor.value.matchAll(/\$\{[^}]*\}|\{\{|\}\}|\{%|%\}/g)) {
+    if (mark === "{{" || mark === "{%") open.push({ mark, index });
+    const from = open.findLastIndex((one) => one.mark === { "}}": "{{", "%}": "{%" }[mark]);
+    if (from < 0) continue;
+    if (open[from].index < at && at < index + 2) end = index + 2;
+    open.length = from;
+  }
+  return end;
+}
+
 function insert(text) {
-  if (!touched) editor.setSelectionRange(editor.value.length, editor.value.length);
+  const { selectionStart, selectionEnd, value } = editor;
+  const ends = [endOfTag(selectionStart), endOfTag(selectionEnd)];
+  if (!touched) editor.setSelectionRange(value.length, value.length);
+  else if (ends[0] !== selectionStart || ends[1] !== selectionEnd) editor.setSelectionRange(Math.max(...ends), Math.max(...ends));
   const start = editor.selectionStart;
   type(text);
   // What has to be replaced is selected, so that the next key does it.
@@ -289,6 +313,7 @@ trial.addEventListener("submit", (event) => {
     trial.elements.customer.value = button.value.slice(button.value.indexOf(":") + 1);
     keep();
   }
+  kept.set("worked", "1");
   render();
 });
 editor.addEventListener("input", schedule);
@@ -309,13 +334,13 @@ const plain = (text) => JSON.stringify(JSON.parse(text));
 let known = plain(document.querySelector(".steps").dataset.known);
 let watch = 0;
 
+// The preview that the page makes by itself is not yet a person's work.
 function markRendered() {
   const step = document.querySelector('#steps a[href="#message"]');
-  if (document.querySelector("#result[data-rendered]")) kept.set("rendered", "1");
-  if (!kept.get("rendered") || step.parentElement.className === "done") return;
-  step.parentElement.className = "done";
-  step.querySelector(".badge").textContent = "✓";
-  step.querySelector(".what .dim").textContent = "rendered";
+  const done = kept.get("worked") && document.querySelector("#result[data-rendered]");
+  step.parentElement.className = done ? "done" : "open";
+  step.querySelector(".badge").textContent = done ? "✓" : "4";
+  step.querySelector(".what .dim").textContent = done ? "rendered" : "not rendered";
 }
 
 async function look() {
@@ -337,14 +362,17 @@ async function look() {
 
 async function turn(now, before) {
   const page = await fetchPage("/setup?part=progress", {});
-  for (const id of ["steps", "credential-state", "arrived"]) {
-    morph(document.getElementById(id), page.getElementById(id));
+  for (const id of ["steps", "webhook-state", "credential-state", "arrived", "message-state"]) {
+    const part = document.getElementById(id);
+    if (part) morph(part, page.getElementById(id));
   }
   markRendered();
   if (now.send && (!before.send || now.send.id !== before.send.id)) {
     say(now.send.state === "rejected" ? "A send arrived and was refused" : "A send has arrived");
   } else if (now.steps.credential && !before.steps.credential) {
     say("The first Connected Content call has arrived");
+  } else if (now.message && (!before.message || now.message.id !== before.message.id)) {
+    say(now.message.state === "rejected" ? "A message arrived and was refused" : "A message has arrived");
   }
 }
 

@@ -93,7 +93,7 @@ OFFERS = (
         ("{% if 'a' > 5 %}x{% endif %}", "a text cannot be compared with the number 5"),
         (OFFERS + "{{wallet.frist.title}}", "wallet.frist does not exist; did you mean first ?"),
         ("a{% promotion('spring') %}b", "a[promotion('spring')]b"),
-        ("{{content_blocks.${footer}}}", "give its text as a stand-in"),
+        ("{{content_blocks.${footer}}}", "give its text as a test value"),
         ("a<!-- " + OFFERS + " -->b", "ab Connected Content calls none"),
         (OFFERS.replace(" :basic_auth bridge", ""), "add :basic_auth bridge"),
         (OFFERS.replace("bridge :save", "other :save"), "no credential is named 'other'"),
@@ -114,6 +114,8 @@ OFFERS = (
             "would be accepted , and would write: braze_campaign_example-campaign-id for 30 d",
         ),
         ('{"braze_campaign_id": "x"}', "this would be refused. 422"),
+        # An answer printed as JSON is no webhook.
+        (OFFERS + "{{wallet | as_json_string}}", "Rendered: 1 call answered. Show as"),
         ("{% for i in (1..100000000) %}x{% endfor %}", "the loops take over 100,000 rounds"),
         ("<script>alert(1)</script>", "<script>alert(1)</script>"),
     ],
@@ -134,12 +136,12 @@ def test_code_in_a_warning_is_shown_as_code_and_never_run(client: FlaskClient) -
 @pytest.mark.parametrize(
     ("source", "customer", "summary", "chip"),
     [
-        (OFFERS, ALICE, "Rendered: 1 call.", "✓ 1 answered"),
-        (OFFERS, "nobody", "Rendered: 1 call (1 without data).", "! 1 without data"),
+        (OFFERS, ALICE, "Rendered: 1 call answered.", "✓ 1 answered"),
+        (OFFERS, "nobody", "Rendered: 1 call found no data.", "! 1 found no data"),
         (
             OFFERS + OFFERS.replace("limit=1", "limit=none"),
             ALICE,
-            "Rendered: 2 calls (1 answered, 1 failed).",
+            "Rendered: 1 call answered, 1 call failed.",
             "! 1 answered, 1 failed",
         ),
     ],
@@ -221,7 +223,7 @@ def test_what_braze_knows_stays_on_the_page(client: FlaskClient) -> None:
         ("custom_attribute", "{points: 5}", "Custom attributes is not JSON: line 1, column 2"),
         ("context", "[1]", "Context is not a JSON object"),
         ("event_properties", "{“a”: 1}", "curly quotes, pasted from a word processor?"),
-        ("stand_ins", '{"catalogs": 5}', 'Stand-ins needs an object for "catalogs"'),
+        ("stand_ins", '{"catalogs": 5}', 'Test values needs an object for "catalogs"'),
         ("api_trigger_properties", "{" + " " * 100_000, "is longer than 100,000 characters"),
     ],
 )
@@ -275,8 +277,7 @@ def test_a_one_line_preview_costs_little(client: FlaskClient) -> None:
 
 def test_a_preview_without_a_customer_says_so(client: FlaskClient) -> None:
     answer = post(client, "/setup", source="my own words", customer=" ")
-    assert answer.status_code == 400
-    assert "type one that SessionM knows" in words(answer)
+    assert '<p class="notice warn" id="no-customer">Choose a customer.</p>' in answer.text
     assert "my own words" in answer.text
 
 
@@ -391,6 +392,20 @@ def test_customers_of_recent_sends_come_first_then_the_sandboxs(client: FlaskCli
     assert len(found) == len(set(found)) == 6
 
 
+def test_a_preview_begins_with_a_customer_that_sessionm_knows(
+    make_app: MakeApp, sandbox: SandboxServer
+) -> None:
+    client = make_app(deliver=True).test_client()
+    for customer in (ALICE, "nobody"):
+        send(client, user_id=customer, braze_campaign_id="c")
+    eventually(lambda: progress_of(client)["send"]["unknown_customer"])
+    # As in production, where no sandbox names its customers.
+    sandbox.stop()
+    page = client.get("/setup", headers=ADMIN).text
+    assert re.findall('name="pick" value="([^"]*)"', page) == ["user_id:nobody", f"user_id:{ALICE}"]
+    assert f'name="customer" value="{ALICE}"' in page
+
+
 def test_a_sandbox_that_is_away_is_no_harm(make_app: MakeApp, sandbox: SandboxServer) -> None:
     client = make_app().test_client()
     sandbox.stop()
@@ -421,6 +436,15 @@ def test_an_id_of_the_right_kind_is_not_commented_on(render: Callable[..., str])
     answer = render(OFFERS + "{{wallet.first.title}}")
     assert "in SessionM, and the message asks by" not in answer
     assert "neither by user ID" in render(OFFERS, customer="nobody")
+
+
+def test_an_unknown_customer_is_no_fault_of_the_message(render: Callable[..., str]) -> None:
+    answer = render(OFFERS + "{{wallet.first.title}}{{wallet.frist}}", customer="nobody")
+    assert "wallet.first.title" not in answer
+    assert "wallet.frist does not exist" in answer
+    answer = render(OFFERS + "{% endif %}", customer="nobody")
+    assert "SessionM does not know this customer" not in answer
+    assert "Correct the message first" in answer
 
 
 # --- Calls, fields, frame -------------------------------------------------------------------------
@@ -518,8 +542,9 @@ def test_the_steps_wait_on_a_new_bridge(client: FlaskClient) -> None:
     answer = progress_of(client)
     assert not any(answer["steps"].values())
     assert answer["send"] is None
-    assert "Waiting for your test send" in arrived(client)
+    assert "Waiting for a test send" in arrived(client)
     assert "Waiting for the first Connected Content call" in arrived(client)
+    assert "Waiting for a message from SessionM" in arrived(client)
 
 
 def test_a_test_send_is_shown_with_what_it_became(make_app: MakeApp) -> None:
@@ -537,7 +562,7 @@ def test_a_test_send_is_shown_with_what_it_became(make_app: MakeApp) -> None:
     }
     assert answer["steps"] == {"address": True, "webhook": True, "credential": False, "test": True}
     seen = arrived(client)
-    assert "Your test send has arrived" in seen
+    assert "A test send has arrived" in seen
     assert f"{ALICE} (user ID, as Braze sent it)" in seen
     assert "braze_campaign_summer for 30 d" in seen
     assert "in SessionM" in seen
@@ -553,12 +578,16 @@ def test_a_refused_test_send_says_why(client: FlaskClient, body: str) -> None:
         headers=bearer("webhook"),
     )
     assert refused.status_code == 422
+    reason = refused.get_json()["errors"]["message"]
+    assert not progress_of(client)["steps"]["webhook"]
+    assert "! Webhook a send was refused" in arrived(client)
+    assert arrived(client).count(reason) == 2
     send(client, braze_campaign_id="a-real-one")
     assert progress_of(client)["steps"]["webhook"]
     assert not progress_of(client)["steps"]["test"]
     seen = arrived(client)
-    assert "Your send arrived and was refused" in seen
-    assert refused.get_json()["errors"]["message"] in seen
+    assert "A send has arrived and was refused" in seen
+    assert seen.count(reason) == 1
 
 
 def test_a_test_send_for_an_unknown_customer_says_what_to_do(
@@ -568,6 +597,7 @@ def test_a_test_send_for_an_unknown_customer_says_what_to_do(
     send(client, braze_campaign_id="summer", campaign_name="Summer sale", user_id="loyal-1001")
     eventually(lambda: progress_of(client)["send"]["unknown_customer"])
     seen = arrived(client)
+    assert "! Test waiting for the customer" in seen
     assert "SessionM has no customer with this user ID" in seen
     event = progress_of(client)["send"]["id"]
     assert "SessionM has no customer with this ID" in get(client, f"/events/{event}")
@@ -583,19 +613,22 @@ def test_what_came_before_the_beginning_turns_no_step_green(client: FlaskClient)
     assert client.post("/setup/progress", headers=bearer("viewer")).status_code == 403
     begun = client.post("/setup/progress", headers=ADMIN).get_json()
     assert not any(begun["steps"].values())
-    assert "Waiting for your test send" in arrived(client)
+    assert "Waiting for a test send" in arrived(client)
     assert "Waiting for the first Connected Content call" in arrived(client)
     client.get(lookup, headers=bearer("content"))
     send(client, braze_campaign_id="mine", dispatch_id=UNSENT, user_id="another")
     steps = progress_of(client)["steps"]
-    assert (steps["webhook"], steps["credential"], steps["test"]) == (True, True, True)
+    assert (steps["webhook"], steps["credential"]) == (True, True)
+    assert "Test on its way to SessionM" in arrived(client)
     assert "1 Connected Content call answered so far" in arrived(client)
 
 
 def test_a_send_with_a_wrong_key_is_shown(client: FlaskClient) -> None:
     client.post("/webhooks/braze", json={}, headers={"Authorization": "Bearer wrong"})
     assert progress_of(client)["keys_refused"] == 1
-    assert "1 send of the last 15 minutes had a wrong key, or none" in arrived(client)
+    seen = arrived(client)
+    assert "! Webhook wrong key" in seen
+    assert seen.count("1 send of the last 15 minutes had a wrong key, or none") == 2
 
 
 def test_what_was_wrong_before_the_last_success_does_not_count() -> None:
@@ -617,4 +650,6 @@ def test_a_connected_content_call_marks_the_credential(client: FlaskClient) -> N
     assert "1 call of the last 15 minutes refused" in arrived(client)
     client.get(path, headers=bearer("content"))
     assert progress_of(client)["steps"]["credential"]
-    assert "Braze uses the credential. 1 Connected Content call answered" in arrived(client)
+    seen = arrived(client)
+    assert "Braze uses the credential. 1 Connected Content call answered" in seen
+    assert re.search(r"the last one at \d{4}-\d\d-\d\d \d\d:\d\d UTC", seen)

@@ -1,5 +1,7 @@
 """From a message of SessionM's to Braze: real HTTP, a real store, the sandbox as both."""
 
+import json
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -624,6 +626,37 @@ def test_setup_shows_what_would_go_to_braze_and_sends_nothing(
     )
     assert refused.status_code == 400
     assert triggers(sandbox) == []
+
+
+def test_setup_shows_the_line_for_the_message_that_belongs_to_the_body(make_app: MakeApp) -> None:
+    bridge = Bridge(make_app)
+    for body, braze_id, line in (
+        ({"braze_campaign_id": "…"}, "…", "&amp;v={{api_trigger_properties.${bridge_event}}}"),
+        ({"braze_canvas_id": CANVAS}, CANVAS, "&amp;v={{context.${bridge_event}}}"),
+    ):
+        form = {"message_body": json.dumps({**body, "user_id": "…"}, ensure_ascii=False)}
+        shown = bridge.client.post("/setup", data=form, headers=bearer("admin")).text
+        assert re.findall("&amp;v={{[^}]*}}}", shown[shown.index('id="sessionm"') :]) == [line]
+        assert f"_id&#34;: &#34;{braze_id}&#34;" in shown
+        assert "which stands for an ID" in shown
+
+
+def test_setup_shows_what_became_of_the_last_message(make_app: MakeApp) -> None:
+    bridge = Bridge(make_app)
+
+    def shown() -> str:
+        path = "/setup?part=progress"
+        page = bridge.client.get(path, headers=bearer("viewer")).text
+        return page[page.index('id="message-state"') :]
+
+    event = bridge.send(user_offer_id="o")
+    eventually(lambda: "accepted by Braze" in shown())
+    assert f'href="/events/{event}"' in shown()
+    bridge.post({"braze_campaign_id": CAMPAIGN, "user_id": ALICE, "user_offer_id": "o"})
+    assert "SessionM repeated 1 message in the last 15 minutes" in shown()
+    bridge.post({"braze_campaign_id": CAMPAIGN, "user_id": "{{user.id}}"})
+    assert "refused" in shown()
+    assert "check the template in SessionM" in shown()
 
 
 def test_pages_know_the_direction(make_app: MakeApp, sandbox: SandboxServer) -> None:

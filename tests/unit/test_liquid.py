@@ -788,13 +788,14 @@ def test_what_has_no_value_is_named_once(source: str, warning: str) -> None:
     "source",
     [
         "{{wallet.first.title}}{{wallet.offers.size}}{{wallet.none.x}}{{wallet.offers[9].x}}",
-        "{{wallet.empty.title.x}}",
+        "{{wallet.empty.title.x}}{{wallet.next_to_expire.title}}",
         "{% assign x = nil %}{{x}}{% for o in wallet.offers %}{{o}}{{forloop.index}}{% endfor %}",
         "{{${first_name}}}{{custom_attribute.${vip}}}",
     ],
 )
 def test_nothing_is_said_of_what_is_there_though_it_is_empty(source: str) -> None:
     wallet: dict[str, Any] = {"first": {"title": ""}, "offers": [], "none": None, "empty": ""}
+    wallet["next_to_expire"] = {}
     variables = {"wallet": wallet}
     assert rendered(source, variables=variables).warnings == ()
 

@@ -131,7 +131,10 @@ def test_one_person_has_one_key_by_whichever_field() -> None:
         ({"braze_campaign_id": "c"}, "user_id"),
         ({"braze_campaign_id": "c", "user_id": "null"}, "user_id"),
         ({"braze_campaign_id": "c", "braze_id": "b", "email": "a@b.c"}, "braze_id and email"),
-        ({"braze_campaign_id": "c", "user_id": "{{user.id}}"}, "user_id"),
+        (
+            {"braze_campaign_id": "c", "user_id": "{{user.id}}"},
+            "user_id still holds a placeholder ({{user.id}}): check the template in SessionM.",
+        ),
         ({"braze_campaign_id": "{{x}}", "user_id": "u"}, "braze_campaign_id"),
         ({"braze_campaign_id": "c", "user_id": "u", "title": "{{offer}}"}, "title"),
         ({"braze_campaign_id": "c", "user_id": "u", "a": {"b": ["${c}"]}}, "a "),
