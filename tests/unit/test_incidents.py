@@ -87,8 +87,8 @@ def test_a_healthy_bridge_has_none() -> None:
         (
             {"delivery": {"state": "paused", "held_by": "hand", "by": "ann"}},
             "delivery_paused",
-            "paused by hand, by ann",
-            "Resume it",
+            "paused by hand (ann)",
+            "Resume it on the dashboard",
         ),
         (
             {
