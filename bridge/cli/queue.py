@@ -20,6 +20,7 @@ from bridge.outbox.events import PAGE
 from bridge.outbox.model import Direction, State
 from bridge.outbox.search import Filter, read_filter
 from bridge.parts import Parts
+from bridge.storage.database import StoreUnavailableError
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
@@ -97,10 +98,17 @@ def status(*, form: Form, watch: bool) -> None:
 
 
 def _status(parts: Parts) -> tuple[Row, list[Incident]]:
-    """Return the state of delivery and the open incidents, as `/health` reports them."""
+    """Return the state of delivery and the open incidents, as `/health` reports them.
+
+    Raises:
+        StoreUnavailableError: the store cannot be read.
+    """
     health, incidents = look(parts)
     incidents = [one for one in incidents if one.until is None]
     checks = health["checks"]
+    if "as_of" in checks["store"]:
+        # The figures are older ones.
+        raise StoreUnavailableError(checks["store"]["error"])
     delivery, to_braze = checks["delivery"], checks.get("delivery_to_braze", {})
     is_known = checks["store"]["state"] == "ok"
     return {

@@ -220,6 +220,9 @@ def test_a_locked_database_is_named_with_what_to_do(
     assert "     -> end the process that locks it" in shown("check")
     assert "locked it; `bridge check` says what to do\n" in shown("queue", "discard", event)
     lock.close()
+    environ["BRIDGE_DATABASE_URL"] = "postgresql://u@127.0.0.1:1/d"
+    away = shown("queue", "status")
+    assert re.fullmatch(r"bridge: .* refused; `bridge check` says what to do\n", away)
 
 
 # --- Completion -------------------------------------------------------------------------------
