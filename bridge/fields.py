@@ -302,6 +302,13 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if value == int(value) or value >= 100 else f"{value:,.1f}"
 
 
+def percent(share: float) -> str:
+    """Return a share as people read it: ``19 %``, ``8.9 %``. Only all is ``100 %``."""
+    digits = 0 if 0.1 <= share <= 0.99 else 1
+    rounded = 100.0 if share >= 1 else min(100 * share, 99.9)
+    return f"{rounded:.{digits}f}".removesuffix(".0") + " %"
+
+
 def span(seconds: float) -> str:
     """Return a length of time in the two largest units that say something: ``1 h 20 min``."""
     if seconds < 1:

@@ -106,12 +106,12 @@ class TriggerPlan:
             return End((write,), State.EXPIRED, f"it waited for over {self.max_age:g} seconds")
         if _content(write)["recipient"] is None:
             if sent[write.target] >= MOST_BROADCASTS:
-                reason = "a broadcast of the same ID was sent within the last hour"
+                reason = "a broadcast of the same campaign or Canvas was sent within an hour"
                 return End((write,), State.DEAD, reason)
         elif sent[write.target] >= MOST_IN_A_LOOP:
             reason = (
-                f"loop: {MOST_IN_A_LOOP} messages of this ID were sent to this customer within "
-                "an hour"
+                f"loop: this customer got {MOST_IN_A_LOOP} messages of this campaign or Canvas "
+                "within an hour"
             )
             return End((write,), State.DEAD, reason)
         return None

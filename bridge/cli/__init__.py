@@ -156,7 +156,8 @@ def deliver() -> None:
 @click.option(
     "--seed",
     type=EXISTING_FILE,
-    help="A JSON file of customers and offers; by default the built-in ones.",
+    help="A JSON file of customers and offers, as the built-in bridge/sandbox/seed.json, "
+    'such as {"customers": [{"user_id": "u1", "tags": {"vip": 1}}]}.',
 )
 def sandbox(host: str, port: int, seed: Path | None) -> None:
     """Run the sandbox, a stand-in for SessionM and Braze's REST API."""
@@ -193,7 +194,7 @@ def demo(port: int) -> None:
 @main.command()
 @forms
 def check(*, form: Form) -> None:
-    """Check settings, rules, store and SessionM."""
+    """Check settings, rules, store, SessionM and Braze."""
     findings = examine(dict(os.environ))
     healthy = all(finding.ok for finding in findings)
     if form:

@@ -18,7 +18,7 @@ from bridge.storage.database import NewerSchemaError, StoreUnavailableError
 Command = TypeVar("Command", bound=Callable[..., None])
 
 EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-USER_MISTAKES = (SettingsError, RulesError, NewerSchemaError, StoreUnavailableError, FieldError)
+USER_MISTAKES = (SettingsError, RulesError, NewerSchemaError, FieldError)
 
 
 def options(*several: Callable[[Command], Command]) -> Callable[[Command], Command]:
@@ -37,10 +37,12 @@ def one_line() -> Iterator[None]:
     """Report mistakes of the user in one line on stderr, without a traceback.
 
     Raises:
-        click.ClickException: for each of `USER_MISTAKES`.
+        click.ClickException: for `StoreUnavailableError` and each of `USER_MISTAKES`.
     """
     try:
         yield
+    except StoreUnavailableError as error:
+        raise click.ClickException(f"{error}; `bridge check` says what to do") from None
     except USER_MISTAKES as error:
         raise click.ClickException(str(error)) from None
 

@@ -107,12 +107,16 @@ class Deliverer:
                 if self._ending.is_set():
                     return
                 self._pid = self._fork()
+            status: int | None = None
             # gunicorn's master may reap the child first.
             with suppress(ChildProcessError):
-                os.waitpid(self._pid, 0)
+                status = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
             with self._lock:
                 pid, self._pid = self._pid, 0
-            log.info("deliverer ended", extra={"action": "deliverer_ended", "pid": pid})
+            # SIGTERM ends it with status 0.
+            level = logging.WARNING if status else logging.INFO
+            extra = {"action": "deliverer_ended", "pid": pid}
+            log.log(level, "deliverer ended %s", _ending(status), extra=extra)
             self._ending.wait(PAUSE)
 
     def _fork(self) -> int:
@@ -134,3 +138,10 @@ class Deliverer:
         finally:
             sys.stderr.flush()
             os._exit(status)
+
+
+def _ending(status: int | None) -> str:
+    """Return an exit status in words; negative for a signal, ``None`` if it is unknown."""
+    if status is None:
+        return "with an unknown status"
+    return f"with status {status}" if status >= 0 else f"by {signal.Signals(-status).name}"

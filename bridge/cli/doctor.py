@@ -17,7 +17,7 @@ from bridge.intake.message import BrazeKind
 from bridge.intake.rules import RulesError, read_rules
 from bridge.network.authorities import authorities
 from bridge.network.proxy import Proxy
-from bridge.ops.health import clocks_state
+from bridge.ops.health import clocks_state, delivery_state
 from bridge.ops.incidents import clock_causes
 from bridge.sessionm.answers import Meaning, SessionMError
 from bridge.sessionm.client import SessionM
@@ -32,7 +32,7 @@ TIMEOUT = 10.0
 SHORT = 16
 # Seconds for which Braze waits for a lookup.
 BRAZE_WAITS = 2.0
-SCOPES = ("webhook", "content", "trigger", "admin")
+SCOPES = ("webhook", "content", "trigger", "viewer", "admin")
 LOCAL = ("http://127.0.0.1", "http://localhost", "http://[::1]")
 
 
@@ -73,7 +73,7 @@ def _settings(settings: Settings, environ: Mapping[str, str]) -> Iterator[Findin
             continue
         keys = getattr(settings, f"bridge_{scope}_keys")
         short = [key.name for key in keys if len(key.secret.get_secret_value()) < SHORT]
-        result = f"{len(keys)} key(s): {', '.join(key.name for key in keys) or 'none'}"
+        result = f"{counted(len(keys), 'key')}: {', '.join(key.name for key in keys) or 'none'}"
         remedy = f"{', '.join(short)}: short; `bridge keys new NAME` makes better ones"
         yield Finding(f"{scope} keys", True, result, remedy if short else "")
     yield from _unlikely_settings(settings)
@@ -115,7 +115,8 @@ def _rules(settings: Settings) -> Iterator[Finding]:
     except RulesError as error:
         yield Finding("rules", False, str(error), "correct the file")
         return
-    result = f"{len(rules.campaigns)} campaign(s) and {len(rules.canvases)} Canvas(es) in {path}"
+    campaigns = counted(len(rules.campaigns), "campaign")
+    result = f"{campaigns} and {counted(len(rules.canvases), 'Canvas', 'Canvases')} in {path}"
     yield Finding("rules", True, result if path else "no rules.toml: the defaults apply")
 
 
@@ -124,7 +125,7 @@ def _store_and_sessionm(settings: Settings) -> Iterator[Finding]:
         parts = build(settings)
         try:
             parts.store.ping()
-            backlog = parts.store.backlog()
+            delivery = delivery_state(parts, parts.store.backlog(), clock.now())
             schema = parts.store.database.schema_version()
             clocks = clocks_state(parts.store)
         finally:
@@ -135,10 +136,8 @@ def _store_and_sessionm(settings: Settings) -> Iterator[Finding]:
         # `_rules` has reported it, and nothing can be built without rules.
         return
     else:
-        queued = counted(backlog.queued, "write")
-        result = f"writable, schema {schema}; {queued} waiting, {backlog.dead:,} dead"
-        remedy = "`bridge queue status` says why, and what to do" if backlog.dead else ""
-        yield Finding("store", True, result, remedy)
+        yield Finding("store", True, f"writable, schema {schema}")
+        yield _delivery(delivery)
         yield from _clocks(clocks)
     with closing(build_sessionm(settings)) as sessionm:
         yield from _sessionm(settings, sessionm)
@@ -147,6 +146,18 @@ def _store_and_sessionm(settings: Settings) -> Iterator[Finding]:
             yield from _braze(settings, braze)
     else:
         yield Finding("Braze", True, "not configured: messages of SessionM's are off")
+
+
+def _delivery(delivery: Mapping[str, Any]) -> Finding:
+    """Return the state of delivery. No state is a failure: `check` also runs before the start."""
+    state = delivery["state"]
+    if delivery["held_by"] and state == "running":
+        state = "held up"
+    queued = counted(delivery["queued"], "write")
+    result = f"{state}; {queued} waiting, {delivery['dead']:,} dead"
+    remedy = "`bridge queue status` says why, and what to do"
+    is_well = state == "running" and not delivery["dead"]
+    return Finding("delivery", True, result, "" if is_well else remedy)
 
 
 def _clocks(clocks: dict[str, Any]) -> Iterator[Finding]:
@@ -164,6 +175,8 @@ def _store_remedy(settings: Settings, error: Exception) -> str:
         return "start the newer bridge"
     if isinstance(error, UnsuitableDatabaseError):
         return "give the bridge a database of its own"
+    if "locked" in str(error):
+        return "end the process that locks it, such as a backup or a VACUUM"
     if settings.bridge_database_url.get_secret_value().startswith("sqlite:"):
         return "check that the disk is mounted, writable, and not full"
     return "check that the server runs, accepts the credentials, and has free connections"
@@ -212,8 +225,12 @@ def _try_key(braze: Braze, kind: BrazeKind, permission: str) -> Finding:
     try:
         braze.try_key(kind, TIMEOUT)
     except BrazeError as error:
-        blamed = f"check BRAZE_REST_URL, BRAZE_REST_KEY and the key's permission {permission}"
-        return Finding(name, False, str(error), error.remedy or blamed)
+        remedy = f"check BRAZE_REST_URL, BRAZE_REST_KEY and the key's permission {permission}"
+        if error.status in {425, 429}:
+            remedy = "Braze limits our calls: wait, and lower BRAZE_RPS if it lasts"
+        elif error.meaning is Meaning.BUSY:
+            remedy = "Braze is down or overloaded: wait, and see Braze's status page if it lasts"
+        return Finding(name, False, str(error), error.remedy or remedy)
     return Finding(name, True, "reachable, key accepted; nothing was sent")
 
 

@@ -1,15 +1,15 @@
 """Output of the commands: tables for people, JSON and CSV for programs."""
 
 import csv
+import functools
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal
 
 import click
 
-from bridge.cli.common import options
 from bridge.clock import wall
 from bridge.fields import instant, spreadsheet_cell
 
@@ -20,15 +20,25 @@ Row = Mapping[str, Any]
 _COLOURS = {
     **dict.fromkeys(("delivered", "completed", "running", "replayed", "ok"), "green"),
     **dict.fromkeys(("dead", "failed", "stopped", "FAIL"), "red"),
-    **dict.fromkeys(("rejected", "expired", "paused", "flagged", "released"), "yellow"),
+    **dict.fromkeys(
+        ("rejected", "expired", "paused", "held up", "unknown", "flagged", "released"), "yellow"
+    ),
 }
 
 
-# A decorator that adds the options ``--json`` and ``--csv``, as the argument *form*.
-forms = options(
-    click.option("--json", "form", flag_value="json", help="Print JSON, for programs."),
-    click.option("--csv", "form", flag_value="csv", help="Print CSV, for a spreadsheet."),
-)
+def forms(command: Callable[..., None]) -> Callable[..., None]:
+    """Give *command* the options ``--json`` and ``--csv``, as the argument *form*."""
+
+    @click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+    @click.option("--csv", "as_csv", is_flag=True, help="Print CSV, for a spreadsheet.")
+    @functools.wraps(command)
+    def with_form(*arguments: Any, as_json: bool, as_csv: bool, **options: Any) -> None:
+        if as_json and as_csv:
+            raise click.UsageError("give --json or --csv, not both")
+        form: Form = "json" if as_json else "csv" if as_csv else None
+        command(*arguments, form=form, **options)
+
+    return with_form
 
 
 def dump(form: Form, document: Any, rows: Iterable[Row] | None = None) -> None:

@@ -11,14 +11,16 @@ from bridge import clock
 from bridge.cli.common import connected, one_line
 from bridge.cli.output import Form, Row, dump, forms, local, state, table, zone
 from bridge.customer import Customer
-from bridge.fields import FieldError, as_duration, counted, instant, iso, number, span
-from bridge.ops.health import delivers, delivery_state, forecast
-from bridge.ops.incidents import NOTHING, Cause, dead_causes, delivery_causes, message_causes
+from bridge.fields import FieldError, as_duration, counted, instant, iso, span
+from bridge.ops.health import delivers, look
+from bridge.ops.incidents import Incident, as_json
 from bridge.ops.operator import Done
+from bridge.ops.outlook import outlook
 from bridge.outbox.events import PAGE
 from bridge.outbox.model import Direction, State
 from bridge.outbox.search import Filter, read_filter
 from bridge.parts import Parts
+from bridge.storage.database import StoreUnavailableError
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
@@ -26,6 +28,8 @@ Command = TypeVar("Command", bound=Callable[..., None])
 BY = "command line"
 # Seconds between two looks of `queue status --watch`.
 WATCH = 2.0
+# Campaigns of an incident up to which their IDs are printed; more are counted.
+MOST_NAMED = 3
 
 
 def filters(command: Command) -> Command:
@@ -80,115 +84,130 @@ def status(*, form: Form, watch: bool) -> None:
     """Show the backlog, dead writes, and what holds delivery up."""
     with one_line(), connected() as parts:
         while True:
-            found, causes = _status(parts)
+            found, incidents = _status(parts)
             if watch:
                 # Nothing where the output is no terminal.
                 click.clear()
             if form:
-                dump(form, found)
+                dump(form, found, [_columns_of(found)])
             else:
-                _show_status(found, causes)
+                _show_status(found, incidents)
             if not watch:
                 return
             time.sleep(WATCH)
 
 
-def _status(parts: Parts) -> tuple[Row, list[Cause]]:
-    """Return the state of delivery, and what stops it or has made writes dead."""
-    backlog = parts.store.backlog()
-    now = clock.now()
-    delivery = delivery_state(parts, backlog, now)
-    minutes = parts.telemetry.minutes(now - 60)
-    delivery |= forecast(delivery, minutes, now, parts)
-    paused = parts.operator.is_paused
-    oldest_at = backlog.oldest_at or backlog.unknown_at
-    queue = parts.extents.queue() if backlog.queued else NOTHING
-    causes = delivery_causes(delivery, queue)
-    if paused:
-        by_hand = Cause("delivery_paused", "Delivery is paused by hand.", "`bridge queue resume`")
-        causes = [by_hand, *(cause for cause in causes if cause.code != by_hand.code)]
-    if backlog.dead:
-        causes += dead_causes(parts.extents.dead())
-    messages = parts.messages.backlog()
-    to_braze = {}
-    if parts.braze:
-        to_braze = delivery_state(parts, messages, now, parts.messages)
-        to_braze |= forecast(to_braze, minutes, now, parts, Direction.TO_BRAZE)
-        causes += _message_causes(parts, delivery, to_braze)
+def _status(parts: Parts) -> tuple[Row, list[Incident]]:
+    """Return the state of delivery and the open incidents, as `/health` reports them.
+
+    Raises:
+        StoreUnavailableError: the store cannot be read.
+    """
+    health, incidents = look(parts)
+    incidents = [one for one in incidents if one.until is None]
+    checks = health["checks"]
+    if "as_of" in checks["store"]:
+        # The figures are older ones.
+        raise StoreUnavailableError(checks["store"]["error"])
+    delivery, to_braze = checks["delivery"], checks.get("delivery_to_braze", {})
+    is_known = checks["store"]["state"] == "ok"
     return {
-        "to_braze": {
-            "queued": messages.queued,
-            "oldest": iso(messages.oldest_at) if messages.oldest_at else "",
-            "dead": messages.dead,
-            "state": to_braze.get("state", "off"),
-            "reason": to_braze.get("reason", ""),
-            "done_in_seconds": to_braze.get("done_in_seconds", 0),
-        },
-        "queued": backlog.queued,
-        "oldest": iso(oldest_at) if oldest_at else "",
-        "waits_for_customers": backlog.waits_for_customers,
-        "unknown_customer_seconds": delivery["unknown_customer_seconds"],
-        "rate_per_second": delivery["rate_per_second"],
-        "done_in_seconds": delivery["done_in_seconds"],
-        "dead": backlog.dead,
-        "paused_by_hand": paused,
-        "state": delivery["state"],
+        "status": health["status"],
+        "state": delivery["state"] if is_known else "unknown",
+        "held_by": delivery["held_by"],
         "reason": delivery["reason"],
-    }, causes
-
-
-def _message_causes(parts: Parts, delivery: Row, to_braze: Row) -> list[Cause]:
-    """Return what stops messages to Braze or has made them dead."""
-    checks = {
-        "store": {"state": "ok"},
+        "paused_by_hand": delivery["held_by"] == "hand",
+        "queued": delivery["queued"],
+        "oldest": _oldest(delivery),
+        "waits_for_customers": delivery["waits_for_customers"],
+        "unknown_customer_seconds": delivery["unknown_customer_seconds"],
+        "rate_per_second": delivery.get("rate_per_second", 0.0),
+        "done_in_seconds": delivery.get("done_in_seconds", 0),
+        "dead": delivery["dead"],
+        "to_braze": {
+            "state": to_braze.get("state", "off") if is_known else "unknown",
+            "held_by": to_braze.get("held_by", ""),
+            "reason": to_braze.get("reason", ""),
+            "queued": to_braze.get("queued", 0),
+            "oldest": _oldest(to_braze) if to_braze else "",
+            "done_in_seconds": to_braze.get("done_in_seconds", 0),
+            "dead": to_braze.get("dead", 0),
+        },
         "delivery": delivery,
         "delivery_to_braze": to_braze,
-        # Only the service knows how its calls ended.
-        "braze": {"state": "unknown", "last_error": ""},
-    }
-    queue = parts.message_extents.queue() if to_braze["queued"] else NOTHING
-    dead = parts.message_extents.dead() if to_braze["dead"] else []
-    return list(message_causes(checks, queue, dead))
+        "incidents": [as_json(one) for one in incidents],
+    }, incidents
 
 
-def _show_status(found: Row, causes: list[Cause]) -> None:
-    waiting = ", waiting for customers to be created" if found["waits_for_customers"] else ""
-    click.echo(f"Delivery  {state(found['state'])}")
-    click.echo(f"Backlog   {counted(found['queued'], 'write')}{waiting}")
+def _oldest(queue: Row) -> str:
+    """Return when the oldest write or message of a check of `/health` was accepted, or ""."""
+    age = queue["unknown_customer_seconds"] if queue["waits_for_customers"] else 0
+    return iso(clock.now() - (age or queue["oldest_seconds"])) if queue["queued"] else ""
+
+
+def _columns_of(found: Row) -> Row:
+    """*found* without its details, and with the codes of the open incidents."""
+    flat = {name: value for name, value in found.items() if not isinstance(value, (dict, list))}
+    to_braze = {f"to_braze_{name}": value for name, value in found["to_braze"].items()}
+    return {**flat, **to_braze, "incidents": [one["code"] for one in found["incidents"]]}
+
+
+def _show_status(found: Row, incidents: list[Incident]) -> None:
+    delivery, to_braze = found["delivery"], found["to_braze"]
+    click.echo(f"Delivery  {_in_a_word(found)}")
+    waits = counted(found["queued"], "write")
+    if found["waits_for_customers"]:
+        waits += ", waiting for customers to be created"
+    click.echo(f"Backlog   {'; '.join(filter(None, (waits, outlook(delivery))))}")
     if found["oldest"]:
-        age = span(max(1.0, clock.now() - (instant(found["oldest"]) or 0.0)))
-        unknown = found["unknown_customer_seconds"]
-        others = f"; for their customer to be created, others wait {span(unknown)}"
-        others = "" if found["waits_for_customers"] or not unknown else others
-        click.echo(f"Oldest    {local(found['oldest'])} {zone()}, {age} ago{others}")
-    if found["done_in_seconds"] > 0:
-        takes, rate = span(found["done_in_seconds"]), number(found["rate_per_second"])
-        click.echo(f"Done      in about {takes} at {rate} a second")
+        oldest = f"Oldest    {local(found['oldest'])} {zone()}"
+        oldest += f", {span(max(1, clock.now() - (instant(found['oldest']) or 0.0)))} ago"
+        if found["unknown_customer_seconds"] and not found["waits_for_customers"]:
+            unknown = span(found["unknown_customer_seconds"])
+            oldest += (
+                f", not counting writes that wait for their customer to be created ({unknown})"
+            )
+        click.echo(oldest)
     click.echo(f"Dead      {counted(found['dead'], 'write')}")
-    to_braze = found["to_braze"]
     if to_braze["state"] != "off":
-        oldest = f", oldest {local(to_braze['oldest'])}" if to_braze["oldest"] else ""
-        waits = f"{counted(to_braze['queued'], 'message')} waiting{oldest}"
-        if to_braze["done_in_seconds"] > 0:
-            waits += f", done in about {span(to_braze['done_in_seconds'])}"
-        click.echo(f"To Braze  {state(to_braze['state'])}, {waits}, {to_braze['dead']} dead")
-    for cause in causes:
-        click.secho(cause.reason, fg="yellow")
-        if cause.extent.writes:
-            extent, least = cause.extent, "at least " if cause.extent.is_minimum else ""
-            customers = counted(extent.customers, "customer")
-            click.echo(f"  {least}{customers}, {counted(len(extent.campaigns), 'campaign')}")
-        click.echo(f"  -> {cause.do}")
-        for command in _commands_for(cause):
-            click.echo(f"     {command}")
+        waits = f"{counted(to_braze['queued'], 'message')} waiting"
+        waits = "; ".join(filter(None, (waits, outlook(found["delivery_to_braze"]))))
+        click.echo(f"To Braze  {_in_a_word(to_braze)}, {to_braze['dead']} dead, {waits}")
+    for one in incidents:
+        _show_incident(one)
 
 
-def _commands_for(cause: Cause) -> Iterator[str]:
-    """Yield the commands that show the events of *cause*, and send dead ones again."""
-    options = " ".join(f"--{name} {shlex.quote(value)}" for name, value in cause.search.items())
-    if cause.extent.writes:
+def _in_a_word(found: Row) -> str:
+    is_held = found["state"] == "running" and found["held_by"]
+    return state("held up" if is_held else found["state"])
+
+
+def _show_incident(one: Incident) -> None:
+    extent, cause = one.extent, one.cause
+    click.secho(f"\n{cause.reason}", fg="yellow")
+    since = f"since {local(iso(one.since))} {zone()}, for {span(max(1, clock.now() - one.since))}"
+    numbers = []
+    if extent.writes:
+        is_message = cause.search.get("direction") == Direction.TO_BRAZE
+        numbers.append(counted(extent.writes, "message" if is_message else "write"))
+        least = "at least " if extent.is_minimum else ""
+        numbers.append(f"{least}{counted(extent.customers, 'customer')}")
+        few = len(extent.campaigns) <= MOST_NAMED
+        campaigns = counted(len(extent.campaigns), "campaign")
+        numbers.append(campaigns + (f" ({', '.join(extent.campaigns)})" if few else ""))
+    click.echo(f"  {'; '.join(filter(None, (since, ', '.join(numbers))))}")
+    click.echo(f"  -> {cause.do}")
+    for command in _commands_for(one):
+        click.echo(f"     {command}")
+
+
+def _commands_for(one: Incident) -> Iterator[str]:
+    """Yield the commands that show the events of *one*, and send dead ones again."""
+    search = one.cause.search
+    options = " ".join(f"--{name} {shlex.quote(value)}" for name, value in search.items())
+    if one.extent.writes:
         yield f"bridge queue list {options}"
-    if cause.code.startswith("dead_"):
+    if one.cause.code.startswith("dead_"):
         yield f"bridge queue replay {options} --dry-run"
 
 
@@ -209,6 +228,8 @@ def list_events(*, limit: int, before: str, form: Form, **given: Any) -> None:
     wanted = _filter(given)
     with one_line(), connected() as parts:
         found = parts.events.find(wanted, limit, before)
+        is_waiting = any(event["state"] == State.QUEUED for event in found.events)
+        held = parts.chronicle.delivery_reasons() if is_waiting else []
     if form:
         dump(form, found.events, [_flat(event) for event in found.events])
     elif found.events:
@@ -221,7 +242,9 @@ def list_events(*, limit: int, before: str, form: Form, **given: Any) -> None:
         click.echo("No event matches among those looked at so far.", err=True)
     if found.next:
         click.echo(f"There are more: add --before {found.next}", err=True)
-    elif found.events and not form:
+    for reason in () if form else held:
+        click.echo(f"Why they wait: {reason}", err=True)
+    if found.events and not found.next and not form:
         click.echo("One of them with each call: bridge queue show ID", err=True)
 
 
@@ -346,7 +369,7 @@ def _what_goes_out(write: Row) -> str:
     return f"Write     {' '.join(write['tags'])}, {kind}"
 
 
-def _changes(command: Command) -> Command:
+def _changes(command: Callable[..., None]) -> Callable[..., None]:
     for option in (
         click.option("--dry-run", is_flag=True, help="Only count; change nothing."),
         click.option(

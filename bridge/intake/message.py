@@ -141,8 +141,11 @@ FIELDS: dict[str, dict[str, Any]] = {
         "description": "`true` sends to the whole segment, where rules.toml allows it.",
     },
     "dedupe_id": {**TEXT_SCHEMA, "description": "A message with the same one is a duplicate."},
-    "event_id": {**TEXT_SCHEMA, "description": "The same, where there is no `dedupe_id`."},
-    "user_offer_id": {**TEXT_SCHEMA, "description": "The same, where there are neither."},
+    "event_id": {**TEXT_SCHEMA, "description": "Taken for `dedupe_id` if there is none."},
+    "user_offer_id": {
+        **TEXT_SCHEMA,
+        "description": "Taken for `dedupe_id` if there is no `event_id` either.",
+    },
 }
 # The fields of Braze's formats.
 TRIGGER_FIELDS: dict[str, dict[str, Any]] = {

@@ -49,15 +49,15 @@ MAX_FORM_FIELDS = 1000
 # Field of a webhook -> JSON schema. Other fields are ignored, with a warning.
 FIELDS: dict[str, dict[str, Any]] = {
     "braze_campaign_id": {**TEXT_SCHEMA, "description": "The API identifier of the campaign."},
-    "campaign_id": {**TEXT_SCHEMA, "description": "The same by a shorter name."},
+    "campaign_id": {**TEXT_SCHEMA, "description": "Another name of `braze_campaign_id`."},
     "braze_canvas_id": {**TEXT_SCHEMA, "description": "The API identifier of the Canvas."},
-    "canvas_id": {**TEXT_SCHEMA, "description": "The same by a shorter name."},
+    "canvas_id": {**TEXT_SCHEMA, "description": "Another name of `braze_canvas_id`."},
     "user_id": {
         **TEXT_SCHEMA,
         "description": "The customer's ID in SessionM; it wins over `external_id`.",
     },
     "external_id": {**TEXT_SCHEMA, "description": "The customer's ID in the retailer's system."},
-    "external_user_id": {**TEXT_SCHEMA, "description": "The same by a longer name."},
+    "external_user_id": {**TEXT_SCHEMA, "description": "Another name of `external_id`."},
     "tags": {
         "type": ["array", "string", "integer", "null"],
         "items": REQUIRED_SCHEMA,

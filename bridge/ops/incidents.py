@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from bridge.fields import counted, iso, span
+from bridge.fields import counted, iso, percent, span
 from bridge.outbox.model import DeadGroup, Extent
 
 # Seconds: the age of the oldest queued write from which delivery is late.
@@ -243,14 +243,6 @@ def store_causes(store: Mapping[str, Any]) -> Iterator[Cause]:
     yield Cause(code, f"Events cannot be stored: {error}.", do)
 
 
-def delivery_causes(delivery: Mapping[str, Any], queue: Extent = NOTHING) -> list[Cause]:
-    """Return the causes that stop delivery."""
-    found = _not_running(delivery, queue)
-    if not found and delivery["held_by"]:
-        found.append(_held(delivery, queue))
-    return found
-
-
 def _not_running(delivery: Mapping[str, Any], queue: Extent) -> list[Cause]:
     found = []
     if delivery["state"] == "stopped":
@@ -270,9 +262,9 @@ def _not_running(delivery: Mapping[str, Any], queue: Extent) -> list[Cause]:
         found.append(
             Cause(
                 "delivery_paused",
-                f"Delivery is paused by hand{f', by {by}' if by else ''}.",
-                "Resume it with the button here, or with `bridge queue resume`. Webhooks are "
-                "accepted and wait.",
+                f"Delivery is paused by hand{f' ({by})' if by else ''}.",
+                "Resume it on the dashboard or by `bridge queue resume`. Webhooks are accepted and "
+                "wait.",
                 since=delivery.get("paused_at"),
                 extent=queue,
                 order="resume",
@@ -304,12 +296,12 @@ def _delivery(checks: Mapping[str, Any], queue: Extent) -> list[Cause]:
 
 
 def _waiting_messages(checks: Mapping[str, Any]) -> str:
-    """Return a sentence about the messages to Braze, which wait as well; "" without any."""
-    number = checks.get("delivery_to_braze", {}).get("queued", 0)
-    if not number:
+    """Return sentences about the messages to Braze, which wait as well; "" without any."""
+    delivery = checks.get("delivery_to_braze", {"queued": 0})
+    if not (number := delivery["queued"]):
         return ""
     waits = "waits" if number == 1 else "wait"
-    return f" {counted(number, 'message')} to Braze {waits} too, until BRIDGE_TRIGGER_MAX_AGE."
+    return f" {counted(number, 'message')} to Braze {waits} too. {_expiry(delivery)}"
 
 
 # State of SessionM or Braze -> suffix of the code, and the predicate of the sentence: now, and
@@ -424,11 +416,10 @@ def are_credentials(error: str) -> bool:
 _TO_BRAZE = {"state": "queued", "direction": "to_braze"}
 _BRAZE_DO = {
     "refusing": "Correct BRAZE_REST_KEY, its permissions or BRAZE_REST_URL, and restart the "
-    "bridge; `bridge check` tries the key. Messages wait until BRIDGE_TRIGGER_MAX_AGE.",
+    "bridge; `bridge check` tries the key.",
     "limiting": "Wait: sending resumes automatically when Braze's rate limit allows it.",
     "failing": "Check Braze's status page if it lasts. Messages are retried.",
-    "down": "Check Braze's status page; `bridge check` finds problems on the way. "
-    "Messages wait until BRIDGE_TRIGGER_MAX_AGE.",
+    "down": "Check Braze's status page; `bridge check` finds problems on the way.",
 }
 
 
@@ -465,7 +456,8 @@ def message_causes(
             predicate = f"{past} until {idle_since}; no call since"
         reason = f"Braze's REST API {predicate}{error}."
         search = _TO_BRAZE if queue.writes else {}
-        yield Cause(f"braze_{code}", reason, _BRAZE_DO[state], "Braze", extent=queue, search=search)
+        do = f"{_BRAZE_DO[state]} {_expiry(delivery)}"
+        yield Cause(f"braze_{code}", reason, do, "Braze", extent=queue, search=search)
     elif delivery["state"] == "running" and delivery["oldest_seconds"] > LATE:
         yield Cause(
             "messages_late",
@@ -476,6 +468,12 @@ def message_causes(
         )
     yield from _overdue(delivery, "Braze")
     yield from map(_dead_messages, dead)
+
+
+def _expiry(delivery: Mapping[str, Any]) -> str:
+    left = delivery.get("expires_in_seconds", 0)
+    age = f" ({span(left + delivery['oldest_seconds'])})" if left else ""
+    return f"A message that has waited for BRIDGE_TRIGGER_MAX_AGE{age} expires: it is not sent."
 
 
 def _dead_messages(group: DeadGroup) -> Cause:
@@ -587,8 +585,8 @@ def _lookups(checks: Mapping[str, Any]) -> Iterator[Cause]:
     problems = [
         words
         for count, words in (
-            (late, f"{_percent(late / number)} took over 2 s"),
-            (away, f"{_percent(away / number)} could not be answered"),
+            (late, f"{percent(late / number)} took over 2 s"),
+            (away, f"{percent(away / number)} could not be answered"),
         )
         if count
     ]
@@ -602,11 +600,12 @@ def _lookups(checks: Mapping[str, Any]) -> Iterator[Cause]:
     elif away > late:
         do = (
             "SessionM was down or slow, and is not any more. The last five minutes count, so this "
-            "incident ends automatically. If it does not, compare SessionM's latency below."
+            "incident ends automatically. If it does not, compare SessionM's latency on the "
+            "dashboard."
         )
     else:
         do = (
-            "Compare the latency of SessionM below. Before a send, `bridge warm` fetches the "
+            "Compare SessionM's latency on the dashboard. Before a send, `bridge warm` fetches the "
             "audience's lookups; longer maximum ages let the cache answer more of them."
         )
     yield Cause(
@@ -615,10 +614,6 @@ def _lookups(checks: Mapping[str, Any]) -> Iterator[Cause]:
         "their content.",
         do,
     )
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.3g} %"
 
 
 def _braze_budget(budget: Mapping[str, Any]) -> Iterator[Cause]:
@@ -646,7 +641,7 @@ def _connections(checks: Mapping[str, Any]) -> Iterator[Cause]:
     if share >= NEAR:
         yield Cause(
             "connections_nearly_full",
-            f"A process uses {_percent(share)} of its maximum number of connections.",
+            f"A process uses {percent(share)} of its maximum number of connections.",
             "Raise the limit of open files (`ulimit -n`, LimitNOFILE) or run more workers; the "
             "proxy in front may keep too many idle connections.",
         )

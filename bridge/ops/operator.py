@@ -160,11 +160,6 @@ class Operator:
         self._store.set_fact(PAUSE_FACT, order)
         log.warning("delivery resumed by hand", extra={"action": "resumed", "by": by})
 
-    @property
-    def is_paused(self) -> bool:
-        """Whether delivery is paused by hand."""
-        return bool((self._store.fact(PAUSE_FACT) or {}).get("paused"))
-
     def erase(self, customer: Customer, by: str = "") -> Erased:
         """Erase *customer* from the outbox and from batches.
 

@@ -541,9 +541,13 @@ class Delivery:
     def _read_operator_order(self) -> None:
         order = self._store.fact(PAUSE_FACT) or {}
         self._is_paused = bool(order.get("paused"))
-        if order.get("id") != self._order and not self._is_paused:
-            # Resume ends a wait that the destination has requested.
-            self._breaker.hold(0.0)
+        if order.get("id") != self._order:
+            word = "paused" if self._is_paused else "resumed"
+            extra = {"action": "order_carried_out", "by": order.get("by", "")}
+            log.info("delivery is %s by hand", word, extra=extra)
+            if not self._is_paused:
+                # Resume ends a wait that the destination has requested.
+                self._breaker.hold(0.0)
         self._order = order.get("id")
 
     def _clean_up(self) -> None:

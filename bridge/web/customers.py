@@ -60,7 +60,10 @@ def erase_customer(kind: CustomerKind, customer_id: str) -> Response:
 @scope("viewer")
 @PAGE
 def customers() -> Response:
-    """Show one customer; by POST, so that no identifier stands in a URL."""
+    """Show one customer.
+
+    A search uses POST, so that no identifier is in a URL.
+    """
     customer = _chosen() if request.method == "POST" else None
     found = about(parts_of(current_app), customer) if customer else None
     if found:

@@ -26,7 +26,7 @@ bp = Blueprint("dashboard", __name__)
 guard(bp)
 
 # Campaigns and Canvases that are shown.
-MOST_CAMPAIGNS = 50
+MOST_CAMPAIGNS = 20
 # Incidents of the past that are shown.
 MOST_PAST = 100
 # Campaigns of an incident up to which they are named; more are counted.

@@ -96,6 +96,10 @@ _REFUSALS = {
     500: "SessionM is unavailable. Braze retries this.",
     503: "The bridge cannot store or read now. Braze retries this.",
 }
+# Value of `kind` in a route's defaults -> words.
+_KINDS = dict.fromkeys(("users", "user_id"), "by user ID") | dict.fromkeys(
+    ("external/users", "external_id"), "by external ID"
+)
 _DONE = {206: "The requested range.", 304: "Not modified."}
 
 
@@ -234,7 +238,7 @@ def _described(
     curl = _curl(route, required, base)
     described: Schema = {
         "operationId": re.sub(r"\W", "_", f"{name}_{kind}_{method.lower()}".replace("__", "_")),
-        "summary": summary.rstrip("."),
+        "summary": summary.rstrip(".") + _variant(route),
         "description": f"{_unwrapped(more)}\n\n{key}".strip(),
         "tags": [TAGS["dashboard"].name if operation.is_page else tag.name],
         "parameters": parameters,
@@ -250,6 +254,14 @@ def _described(
         needed = operation.body_needed or operation.takes_file
         described["requestBody"] = {"required": needed, "content": content}
     return described
+
+
+def _variant(route: DescribedRoute) -> str:
+    """Return what distinguishes *route* from the other routes of its view, or ""."""
+    kind = (route.rule.defaults or {}).get("kind", "")
+    has_both = not route.operation.is_page and {"GET", "POST"} <= (route.rule.methods or set())
+    words = [_KINDS.get(kind, ""), f"by {route.method}" if has_both else ""]
+    return "".join(f", {word}" for word in words if word)
 
 
 def _keys_for(required: str) -> str:

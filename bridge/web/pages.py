@@ -12,8 +12,9 @@ from markupsafe import Markup, escape
 from werkzeug.exceptions import NotFound
 
 from bridge import __version__, clock
-from bridge.fields import FieldError, instant, iso, number, span
+from bridge.fields import FieldError, instant, iso, number, percent, span
 from bridge.liquid.snippets import TEMPLATES
+from bridge.ops.outlook import outlook
 from bridge.outbox.tallies import CampaignFigures
 from bridge.parts import parts_of
 from bridge.storage.database import StoreUnavailableError
@@ -62,6 +63,7 @@ def install(app: Flask) -> None:
         percent=percent,
         brief=brief,
         breakable=breakable,
+        outlook=outlook,
     )
     app.jinja_env.globals.update(
         asset=asset, version=__version__, known_as=known_as, may_change=may_change
@@ -180,13 +182,6 @@ def brief(milliseconds: float) -> str:
     if milliseconds >= 1000:
         return f"{milliseconds / 1000:.3g} s"
     return f"{milliseconds:.0f} ms" if milliseconds >= 10 else f"{milliseconds:.2g} ms"
-
-
-def percent(share: float) -> str:
-    """A share as people read it; what is not all is never called 100 %."""
-    if 0.999 <= share < 1:
-        return "99.9 %"
-    return f"{share:.0%}".replace("%", " %") if share in {0, 1} or share >= 0.1 else f"{share:.1%}"
 
 
 def name_campaigns(events: Iterable[Mapping[str, Any]]) -> None:

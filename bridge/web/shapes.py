@@ -369,7 +369,7 @@ class IncidentShape(ApiShape):
     code: str = _example("delivery_paused")
     since: str = _example("2026-12-01T08:00:00Z")
     until: str = ""
-    reason: str = _example("Delivery is paused by hand, by ops.")
+    reason: str = _example("Delivery is paused by hand (ops).")
     do: str = _example("Resume it when the work is done.")
     writes: int = _example(53)
     customers: int = _example(5)
@@ -404,7 +404,7 @@ class Health(ApiShape):
     """
 
     status: Literal["ok", "degraded", "down"] = _example("degraded")
-    reasons: list[str] = _example(["Delivery is paused by hand, by ops."])
+    reasons: list[str] = _example(["Delivery is paused by hand (ops)."])
     incidents: list[IncidentShape]
     version: str = _example("0.1.0")
     checks: dict[str, dict[str, Any]] = _example(_CHECKS)

@@ -90,8 +90,10 @@ def test_check_is_content_when_all_is_well(tmp_path: Path, sandbox: SandboxServe
     assert found["ok"] is True
     assert {check["name"] for check in found["checks"]} >= {
         "settings",
+        "viewer keys",
         "rules",
         "store",
+        "delivery",
         "SessionM Core",
         "SessionM Connect",
     }
@@ -113,6 +115,9 @@ def test_check_tries_brazes_key_without_sending(tmp_path: Path, sandbox: Sandbox
     wrong = findings()["Braze canvas.trigger.send"]
     assert not wrong["ok"]
     assert "BRAZE_REST_KEY" in wrong["remedy"]
+    for status, remedy in ((429, "Braze limits our calls: wait"), (503, "Braze is down")):
+        sandbox.sandbox.set_faults({"status": status, "match": "trigger/send"})
+        assert findings()["Braze canvas.trigger.send"]["remedy"].startswith(remedy)
 
 
 def test_check_does_not_blame_the_settings_for_a_sessionm_that_is_down(

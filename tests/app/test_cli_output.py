@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import signal
+import sqlite3
 import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -196,10 +197,32 @@ def test_a_watched_status_goes_on_until_ctrl_c(
         )
         eventually(lambda: "Backlog   0 writes" in output.read_text())
         send(client, braze_campaign_id="summer")
-        eventually(lambda: "Backlog   1 write\n" in output.read_text())
+        eventually(lambda: "Backlog   1 write;" in output.read_text())
         command.send_signal(signal.SIGINT)
         assert command.wait(60) == 130
     assert "Traceback" not in output.read_text()
+
+
+def test_a_locked_database_is_named_with_what_to_do(
+    environ: dict[str, str], event: str, tmp_path: Path
+) -> None:
+    lock = sqlite3.connect(tmp_path / "bridge.db", isolation_level=None)
+    lock.execute("BEGIN EXCLUSIVE")
+
+    def shown(*arguments: str) -> str:
+        ended = run_bridge(*arguments, env=environ, cwd=tmp_path)
+        return ended.stdout + ended.stderr
+
+    status = shown("queue", "status")
+    assert status.startswith("Delivery  unknown\n")
+    assert "  -> End the program that locks the database" in status
+    assert "has stopped" not in status
+    assert "     -> end the process that locks it" in shown("check")
+    assert "locked it; `bridge check` says what to do\n" in shown("queue", "discard", event)
+    lock.close()
+    environ["BRIDGE_DATABASE_URL"] = "postgresql://u@127.0.0.1:1/d"
+    away = shown("queue", "status")
+    assert re.fullmatch(r"bridge: .* refused; `bridge check` says what to do\n", away)
 
 
 # --- Completion -------------------------------------------------------------------------------
@@ -233,6 +256,7 @@ def test_bash_takes_the_script(tmp_path: Path) -> None:
 MISTAKES: list[tuple[list[str], int, str]] = [
     (["queue", "list", "--since", "yesterday"], 2, "--since"),
     (["queue", "list", "--state", "lost"], 2, "--state"),
+    (["queue", "list", "--json", "--csv"], 2, "give --json or --csv, not both"),
     (["queue", "show", "nonsense"], 1, "bridge queue list"),
     (["queue", "replay"], 2, "--all"),
     (["queue", "replay", "--state", "queued"], 1, "state"),

@@ -103,7 +103,10 @@ def test_messages_that_wait_for_braze_have_a_forecast(
     for number in range(3):
         message = {"braze_campaign_id": "award", "user_id": f"u{number}", "user_offer_id": number}
         client.post("/webhooks/sessionm/message", json=message, headers=bearer("trigger"))
-    forecast = "nothing goes out now, afterwards about 3 s at 1 a second; the oldest expires in 1 h"
+    forecast = (
+        "nothing goes out now; about 3 s at 1 a second once delivery resumes; "
+        "the oldest expires in 1 h"
+    )
 
     def seen() -> str:
         return words(client.get("/dashboard", headers=ADMIN))
@@ -111,6 +114,7 @@ def test_messages_that_wait_for_braze_have_a_forecast(
     eventually(lambda: seen().count(forecast) == 2)
     assert "3 waiting , nothing goes out now" in seen()
     assert "3 messages 3 customers award" in seen()
+    assert "waited for BRIDGE_TRIGGER_MAX_AGE (2 h) expires: it is not sent" in seen()
     checks = client.get("/health", headers=ADMIN).get_json()["checks"]
     assert checks["delivery_to_braze"]["held_by"] == "down"
 

@@ -1,6 +1,7 @@
 """openapi.json and /docs: every operation is described, and its example works as it says."""
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -52,6 +53,8 @@ def described(document: Document) -> Iterator[tuple[str, Document]]:
 def test_every_operation_has_a_description_and_an_example(document: Document) -> None:
     tags = {tag["name"] for tag in document["tags"]}
     assert all(tag["description"] for tag in document["tags"])
+    titles = Counter(one["summary"] for _, one in described(document) if one["tags"] != ["Pages"])
+    assert max(titles.values()) == 1, titles
     for where, operation in described(document):
         assert operation["summary"], where
         assert " " in operation["summary"], where

@@ -1,10 +1,13 @@
 """What an operator orders: through the admin API, and through `bridge queue` and `bridge erase`."""
 
+import csv
+import io
 import json
 import re
 import shlex
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 from flask.testing import FlaskClient
@@ -342,8 +345,10 @@ def test_the_shell_shows_since_when_a_write_waits(
         "Delivery  stopped",
         "Backlog   0 writes",
         "Dead      0 writes",
-        "To Braze  stopped, 0 messages waiting, 0 dead",
+        "To Braze  stopped, 0 dead, 0 messages waiting",
+        "",
         "Delivery has stopped: no process runs the delivery loop.",
+        ANY,
         (
             "  -> Start `bridge serve` or `bridge deliver`; the log says why the last one ended. "
             "Webhooks are accepted and wait."
@@ -366,7 +371,7 @@ def test_the_shell_shows_since_when_a_write_waits(
     assert (delivery["waits_for_customers"], delivery["oldest_seconds"]) == (True, 0)
     sandbox.sandbox.set_faults({"status": 503, "match": "POST"})
     send(client, braze_campaign_id="summer")
-    assert "Backlog   2 writes\nOldest    20" in shell("queue", "status")
+    assert re.search("^Backlog   2 writes.*\nOldest    20", shell("queue", "status"), re.MULTILINE)
 
 
 def test_the_shell_says_when_the_backlog_is_delivered(
@@ -378,7 +383,8 @@ def test_the_shell_says_when_the_backlog_is_delivered(
     for campaign in ("spring", "summer", "winter"):
         send(client, braze_campaign_id=campaign)
     shell = Shell(sandbox, tmp_path, database, **slow)
-    eventually(lambda: "Done      in about 3 s at 1 a second\n" in shell("queue", "status"))
+    forecast = "Backlog   3 writes; done in about 3 s at 1 a second\n"
+    eventually(lambda: forecast in shell("queue", "status"))
     found = json.loads(shell("queue", "status", "--json"))
     assert (found["done_in_seconds"], found["rate_per_second"]) == (3, 1.0)
 
@@ -412,12 +418,21 @@ def test_the_shell_says_how_long_what_waits_has_waited(
     app = make_app(deliver=True)
     send(app.test_client(), user_id="not-there-yet", braze_campaign_id="summer")
     eventually(lambda: parts_of(app).store.backlog().waits_for_customers)
-    assert "others wait" not in shell("queue", "status")
+    assert "not counting" not in shell("queue", "status")
     sandbox.sandbox.set_faults({"status": 503, "match": "POST"})
     send(app.test_client(), braze_campaign_id="summer")
-    oldest = r"^Oldest .* ago; for their customer to be created, others wait \d+ (s|ms|min)"
+    oldest = r"^Oldest .* ago, not counting writes that wait for .* created \(\d+ (s|ms|min)\)$"
     eventually(lambda: re.search(oldest, shell("queue", "status"), re.MULTILINE))
     eventually(lambda: health_of(app.test_client())["held_by"] == "down")
+    shown = shell("queue", "status")
+    assert shown.startswith("Delivery  held up\nBacklog   2 writes; nothing goes out now; about")
+    cause = r"^  since 20.* for .*; 2 writes, 2 customers, 1 campaign \(summer\)\n  -> Ask SessionM"
+    assert re.search(cause, shown, re.MULTILINE)
+    found = json.loads(shell("queue", "status", "--json"))
+    assert (found["held_by"], found["incidents"][0]["customers"]) == ("down", 2)
+    [row] = csv.DictReader(io.StringIO(shell("queue", "status", "--csv")))
+    assert (row["incidents"], row["to_braze_queued"]) == ("sessionm_down", "0")
+    assert "Why they wait: Delivery is held up" in shell("queue", "list", stderr=True)
 
 
 def health_of(client: FlaskClient) -> dict[str, Any]:
@@ -455,6 +470,7 @@ def test_delivery_is_paused_and_resumed_from_the_shell(make_app: MakeApp, shell:
     client = make_app(deliver=True).test_client()
     shell("queue", "pause")
     assert json.loads(shell("queue", "status", "--json"))["paused_by_hand"] is True
+    assert "Delivery is paused by hand (command line).\n  since " in shell("queue", "status")
     event = send(client, braze_campaign_id="summer")
     shell("queue", "resume")
     eventually(lambda: state_of(client, event) == "delivered")

@@ -76,8 +76,8 @@ def test_who_acted_stands_in_the_history_on_health_and_in_the_log(
     client.post("/api/delivery/pause", headers=ann)
     answer = client.get("/health", headers=ADMIN).get_json()
     assert answer["checks"]["delivery"]["by"] == "ann"
-    assert "Delivery is paused by hand, by ann." in answer["reasons"]
-    assert "by ann" in client.get("/dashboard", headers=ADMIN).text
+    assert "Delivery is paused by hand (ann)." in answer["reasons"]
+    assert "paused by hand (ann)" in client.get("/dashboard", headers=ADMIN).text
     client.delete(f"/api/events/{event}", headers=ADMIN)
     client.post(f"/api/events/{event}/replay", headers=ann)
     client.post("/api/delivery/resume", headers=ann)

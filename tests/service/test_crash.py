@@ -1,5 +1,6 @@
 """Kill -9 at any instant: nothing accepted is lost, nothing confirmed is counted again."""
 
+import json
 import os
 import random
 import signal
@@ -126,6 +127,9 @@ def test_a_standby_goes_on_at_once_when_the_deliverer_is_killed(
     eventually(lambda: is_acknowledged(service, event))
     eventually(lambda: "braze_campaign_summer" in sandbox.sandbox.tags(ALICE), 30)
     assert heartbeat(service) != pid
+    lines = map(json.loads, service.log.read_text().splitlines())
+    [ended] = [line for line in lines if line.get("action") == "deliverer_ended"]
+    assert (ended["level"], ended["message"]) == ("warning", "deliverer ended by SIGKILL")
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from bridge.ops.incidents import CODES
 from bridge.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -22,6 +23,13 @@ def test_the_page_of_settings_names_every_setting_and_no_other() -> None:
     named = set(re.findall(r"`([A-Z]+_[A-Z_]+)`", text))
     assert settings - named == set()
     assert named - settings - {f"{name}_FILE" for name in settings} == set()
+
+
+def test_the_table_of_incidents_has_every_code_and_no_other() -> None:
+    text = (ROOT / "docs/operating.md").read_text()
+    [table] = re.findall(r"^\| code \|.*\n((?:\|.*\n)+)", text, re.MULTILINE)
+    named = re.findall(r"`(\w+)`", " ".join(row.split("|")[1] for row in table.splitlines()))
+    assert sorted(named) == sorted(CODES)
 
 
 def anchors(page: Path) -> set[str]:

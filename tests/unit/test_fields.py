@@ -22,6 +22,7 @@ from bridge.fields import (
     form,
     instant,
     iso,
+    percent,
     required,
     text,
     trim,
@@ -369,6 +370,14 @@ def test_anything_else_is_no_number(value: object) -> None:
 @given(st.integers(0, 10**15), st.sampled_from([",", " ", "'", "\u00a0", "\u202f"]))
 def test_separators_of_thousands_change_no_number(number: int, separator: str) -> None:
     assert amount(f"{number:,}".replace(",", separator)) == number
+
+
+@pytest.mark.parametrize(
+    ("share", "words"),
+    [(0, "0 %"), (0.04, "4 %"), (0.089, "8.9 %"), (0.19, "19 %"), (0.9999, "99.9 %"), (1, "100 %")],
+)
+def test_a_share_is_written_as_percent_and_only_all_is_a_hundred(share: float, words: str) -> None:
+    assert percent(share) == words
 
 
 @pytest.mark.parametrize(

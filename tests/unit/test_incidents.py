@@ -87,8 +87,8 @@ def test_a_healthy_bridge_has_none() -> None:
         (
             {"delivery": {"state": "paused", "held_by": "hand", "by": "ann"}},
             "delivery_paused",
-            "paused by hand, by ann",
-            "Resume it",
+            "paused by hand (ann)",
+            "Resume it on the dashboard",
         ),
         (
             {
@@ -179,7 +179,7 @@ def test_a_wait_that_sessionm_asked_for_is_not_explained_by_another_failure() ->
 
 def test_messages_that_wait_while_delivery_is_paused_are_counted() -> None:
     paused = checks(delivery={"held_by": "hand"})
-    [cause] = causes(paused | {"delivery_to_braze": {"queued": 27}}, QUEUE)
+    [cause] = causes(paused | {"delivery_to_braze": {"queued": 27, "oldest_seconds": 5}}, QUEUE)
     assert "27 messages to Braze wait too" in cause.do
 
 
