@@ -177,7 +177,12 @@ class Postgres(Database):
                 yield connection
             return
         with self._pool_slot(), self._engine.connect() as connection:
-            yield connection
+            try:
+                yield connection
+            except Exception as error:
+                if _is_lost(error):
+                    connection.invalidate()
+                raise
 
     @contextmanager
     def _writing(self, *, exclusive: bool, timeout: float | None) -> Iterator[sa.Connection]:
@@ -191,9 +196,9 @@ class Postgres(Database):
                 with self._with_timeout(connection, timeout):
                     yield connection
                     send(connection, RawStatement("COMMIT"))
-            except BaseException:
+            except BaseException as error:
                 discard_deferred(connection)
-                if driver.closed:
+                if driver.closed or _is_lost(error):
                     connection.invalidate()
                 else:
                     driver.rollback()
@@ -295,6 +300,18 @@ class Postgres(Database):
             idle_in_transaction_session_timeout="5s",
             idle_session_timeout="10min",
         )
+
+
+def _is_lost(error: BaseException) -> bool:
+    """Return whether *error* ends the connection.
+
+    The driver may notice that only at its next use, such as the roll-back. 57P: the server shuts
+    down (PostgreSQL documentation, "Error Codes").
+    """
+    cause = getattr(error, "orig", None) or error
+    if not isinstance(cause, psycopg.OperationalError):
+        return False
+    return cause.sqlstate is None or cause.sqlstate.startswith("57P")
 
 
 def _driver_of(connection: sa.Connection) -> TimedConnection:

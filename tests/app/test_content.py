@@ -334,10 +334,11 @@ def test_what_was_fetched_survives_a_restart(make_app: MakeApp, sandbox: Sandbox
 
 
 def test_what_is_pending_is_shown_though_the_wallet_is_late(
-    client: FlaskClient, sandbox: SandboxServer
+    make_app: MakeApp, sandbox: SandboxServer
 ) -> None:
+    client = make_app(BRIDGE_LOOKUP_DEADLINE="2").test_client()
     assert post(client, braze_campaign_id="c1").status_code == 202
-    sandbox.sandbox.set_faults({"hang": 5, "match": "offers"})
+    sandbox.sandbox.set_faults({"hang": 20, "match": "offers"})
     answer = content(get(client, "customer", user_id=ALICE))
     assert answer["parts"]["offers"] == "unavailable"
     assert answer["pending"] == ["braze_campaign_c1"]

@@ -533,7 +533,7 @@ def test_a_profile_that_fails_holds_up_no_write_by_external_id(
     make_app: MakeApp, sandbox: SandboxServer, fault: dict[str, Any]
 ) -> None:
     sandbox.sandbox.set_faults({**fault, "match": "GET .*/external/users/[^/]+$"})
-    bridge = Bridge(make_app)
+    bridge = Bridge(make_app, BRIDGE_LOOKUP_DEADLINE="1")
     for number in range(8):
         answer = bridge.client.post(
             "/webhooks/braze",
