@@ -161,6 +161,19 @@ def test_the_dashboard_tells_what_is_dead_and_of_which_campaign(
     assert "welcome Canvas 1 0 1 0" in told
 
 
+def test_a_campaign_with_refused_events_counts_as_failing(client: FlaskClient) -> None:
+    for number in range(3):
+        send(client, braze_campaign_id="busy", user_id=f"u{number}")
+    send(client, braze_campaign_id="summer")
+    for campaign in ("summer", "winter"):
+        bad = {"user_id": ALICE, "braze_campaign_id": campaign, "ttl": "soon"}
+        client.post("/webhooks/braze", json=bad, headers=bearer("webhook"))
+    told = get(client, "/dashboard")
+    assert re.search(r"summer 1 1 0 0 ⊘ 1 \S+ .*winter 0 0 0 0 ⊘ 1 .*busy 3 3 0 0 0 ", told)
+    assert "Accepted" not in get(client, "/campaigns/winter")
+    assert "Why events were refused 1 ttl" in get(client, "/campaigns/winter")
+
+
 def test_the_dashboard_still_shows_itself_without_a_store(
     make_app: MakeApp, tmp_path: Path
 ) -> None:
