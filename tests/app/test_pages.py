@@ -244,7 +244,9 @@ def test_a_message_that_braze_has_accepted_is_not_called_delivered(make_app: Mak
     assert "State ✓ accepted by Braze" in told
     assert "Whether the customer got it is in Braze" in told
     assert "delivered" not in told
-    assert "→ to Braze ✓ accepted by Braze award" in get(client, "/events")
+    told = get(client, "/events")
+    assert "→ to Braze ✓ accepted by Braze award" in told
+    assert "queued delivered or accepted by Braze expired" in told
     assert "whether customers got them is in Braze's analytics" in get(client, "/campaigns/award")
 
 
@@ -345,7 +347,38 @@ def test_a_filter_that_means_nothing_is_told_on_the_page(client: FlaskClient) ->
 def test_an_empty_search_helps_on(client: FlaskClient) -> None:
     assert "Set up a webhook in Braze" in get(client, "/events")
     assert "replay or discard" in get(client, "/events?state=dead")
-    assert "not its name" in get(client, "/events?campaign=Summer")
+    assert "No campaign and no Canvas has this name or ID" in get(client, "/events?campaign=Summer")
+
+
+def test_events_are_found_by_the_name_of_their_campaign(make_app: MakeApp, tmp_path: Path) -> None:
+    rules = tmp_path / "rules.toml"
+    rules.write_text('[canvases.c3]\nname = "Winter welcome"\n')
+    client = make_app(BRIDGE_RULES=str(rules)).test_client()
+    for number, season in ((1, "Autumn"), (2, "Winter")):
+        send(client, braze_campaign_id=f"c{number}", campaign_name=f"{season} sale")
+    send(client, braze_canvas_id="c3")
+    found = client.get("/events?campaign=autumn", headers=ADMIN)
+    assert "Autumn sale" in words(found)
+    assert "Winter sale" not in words(found)
+    # What is done with all of them is done by the ID.
+    assert "/events.csv?campaign=c1" in found.text
+    assert "1 event, newest" in words(post(client, "/events", campaign="welcome", customer=ALICE))
+    several = post(client, "/events", campaign="winter", customer=ALICE)
+    assert "Which one? Winter sale Winter welcome" in words(several)
+    assert f'name="customer" value="{ALICE}"' in several.text
+    # An ID that is known is not taken for a name.
+    send(client, braze_campaign_id="winter")
+    assert "1 event, newest" in get(client, "/events?campaign=winter")
+    assert "Nothing is dead here" in get(client, "/events?campaign=winter&state=dead")
+
+
+def test_a_customer_is_a_click_away_from_the_list(client: FlaskClient) -> None:
+    send(client, braze_campaign_id="summer")
+    listed = client.get("/events", headers=ADMIN).text
+    [form] = re.findall(r'<form method="post" action="/customers">.*?</form>', listed)
+    shown = post(client, "/customers", **dict(re.findall(r'name="(\w+)" value="([^"]*)"', form)))
+    assert "Last events" in words(shown)
+    assert ALICE in shown.text
 
 
 def test_one_event_is_told_whole(make_app: MakeApp, sandbox: SandboxServer, tmp_path: Path) -> None:
