@@ -168,8 +168,8 @@ def test_a_campaign_with_refused_events_counts_as_failing(client: FlaskClient) -
     for campaign in ("summer", "winter"):
         bad = {"user_id": ALICE, "braze_campaign_id": campaign, "ttl": "soon"}
         client.post("/webhooks/braze", json=bad, headers=bearer("webhook"))
-    told = get(client, "/dashboard")
-    assert re.search(r"summer 1 1 0 0 ⊘ 1 \S+ .*winter 0 0 0 0 ⊘ 1 .*busy 3 3 0 0 0 ", told)
+    body = get(client, "/dashboard")
+    assert re.search(r"summer 1 1 0 0 ⊘ 1 \S+ .*winter 0 0 0 0 ⊘ 1 .*busy 3 3 0 0 0 ", body)
     assert "Accepted" not in get(client, "/campaigns/winter")
     assert "Why events were refused 1 ttl" in get(client, "/campaigns/winter")
 
@@ -244,9 +244,7 @@ def test_a_message_that_braze_has_accepted_is_not_called_delivered(make_app: Mak
     assert "State ✓ accepted by Braze" in told
     assert "Whether the customer got it is in Braze" in told
     assert "delivered" not in told
-    told = get(client, "/events")
-    assert "→ to Braze ✓ accepted by Braze award" in told
-    assert "queued delivered or accepted by Braze expired" in told
+    assert "→ to Braze ✓ accepted by Braze award" in get(client, "/events")
     assert "whether customers got them is in Braze's analytics" in get(client, "/campaigns/award")
 
 
@@ -370,6 +368,12 @@ def test_events_are_found_by_the_name_of_their_campaign(make_app: MakeApp, tmp_p
     send(client, braze_campaign_id="winter")
     assert "1 event, newest" in get(client, "/events?campaign=winter")
     assert "Nothing is dead here" in get(client, "/events?campaign=winter&state=dead")
+
+
+def test_the_filter_of_states_uses_the_words_of_the_list(client: FlaskClient) -> None:
+    assert "queued delivered or accepted by Braze expired" in get(client, "/events")
+    body = get(client, "/events?direction=to_braze")
+    assert "queued accepted by Braze expired" in body
 
 
 def test_a_customer_is_a_click_away_from_the_list(client: FlaskClient) -> None:
