@@ -172,7 +172,7 @@ class Plan:
         bounds: limits of the speed, the lowest first.
         advised: the effects at the advised speed.
         wished: the effects at the desired speed, if any.
-        warnings: sentences about the desired speed, or about the advised one.
+        warnings: sentences about the desired speed, or about the advised one; they name it.
     """
 
     bounds: tuple[Bound, ...]
@@ -252,24 +252,25 @@ def _outcome(send: PlannedSend, pace: SendPace, speed: int) -> Outcome:
 
 
 def _warnings(send: PlannedSend, pace: SendPace, outcome: Outcome) -> Iterator[str]:
+    at = f"At {'your ' if send.speed else ''}{outcome.speed:,} a minute"
     cold_core = outcome.core_rate - outcome.speed / 60 * send.writes
     if outcome.backlog and send.writes:
         yield (
-            f"Tags come faster than SessionM takes them: {outcome.speed / 60 * send.writes:,.0f} "
-            f"writes a second against {pace.core:,.0f}. Nothing is lost, but up to "
-            f"{outcome.backlog:,} writes will wait."
+            f"{at}, tags come faster than SessionM takes them: "
+            f"{outcome.speed / 60 * send.writes:,.0f} writes a second against {pace.core:,.0f}. "
+            f"Nothing is lost, but up to {outcome.backlog:,} writes will wait."
         )
         if not send.counters:
-            yield from _in_bulk(pace, outcome)
+            yield from _in_bulk(at, pace, outcome)
     if outcome.written - outcome.seconds > LATE:
         yield (
-            "Tags will be over five minutes late, and health will say degraded: do not branch on "
-            "them in Braze before the backlog is gone."
+            f"{at}, tags will be over five minutes late, and health will say degraded: do not "
+            "branch on them in Braze before the backlog is gone."
         )
     if outcome.backlog > pace.queue_limit:
         yield (
-            f"The backlog would pass this bridge's limit ({pace.queue_limit:,} writes): webhooks "
-            "would be answered 503, which Braze retries for half an hour only."
+            f"{at}, the backlog would pass this bridge's limit ({pace.queue_limit:,} writes): "
+            "webhooks would be answered 503, which Braze retries for half an hour only."
         )
     for name, rate, most in (
         ("Core", cold_core, pace.core),
@@ -277,7 +278,7 @@ def _warnings(send: PlannedSend, pace: SendPace, outcome: Outcome) -> Iterator[s
     ):
         if rate > most:
             yield (
-                f"Lookups would ask SessionM {name} {rate:,.0f} times a second against "
+                f"{at}, lookups would ask SessionM {name} {rate:,.0f} times a second against "
                 f"{most:,.0f}: some recipients would get a message without their data. Send "
                 "more slowly, or fetch them before the send: bridge warm."
             )
@@ -293,20 +294,20 @@ def _warnings(send: PlannedSend, pace: SendPace, outcome: Outcome) -> Iterator[s
         )
     if outcome.failures_a_minute > FAILURE_BUDGET / 2:
         yield (
-            f"About {outcome.failures_a_minute:,.0f} failed calls a minute: at "
-            f"{FAILURE_BUDGET:,} Braze stops calling this host for a minute."
+            f"{at}, about {outcome.failures_a_minute:,.0f} calls fail each minute: from "
+            f"{FAILURE_BUDGET:,} on, Braze stops calling this host for a minute."
         )
 
 
-def _in_bulk(pace: SendPace, outcome: Outcome) -> Iterator[str]:
+def _in_bulk(at: str, pace: SendPace, outcome: Outcome) -> Iterator[str]:
     if not pace.bulk_threshold:
         yield (
-            "With bulk delivery switched on, a backlog of tags with a TTL of whole days would "
-            "be delivered by batch jobs, with a handful of calls."
+            f"{at}, bulk delivery, which is off, would deliver the backlog of tags with a TTL of "
+            "whole days by batch jobs, with a handful of calls."
         )
     elif outcome.backlog > pace.bulk_threshold:
         yield (
-            f"More than {pace.bulk_threshold:,} waiting tags with a TTL of whole days are "
+            f"{at}, more than {pace.bulk_threshold:,} tags with a TTL of whole days wait and are "
             "delivered by batch jobs: they will be in SessionM sooner than the table says."
         )
 

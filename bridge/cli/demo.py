@@ -128,7 +128,10 @@ class Demo:
             "  SessionM fails until you send {} in the same way:\n"
             f"  curl -d '{{\"status\":503}}' {sandbox_url}/sandbox/faults\n\n"
             "  What an operator sees; the settings are in this folder's .env:\n"
-            f"  cd {folder} && {shlex.quote(str(bridge))} queue status"
+            f"  cd {folder} && {shlex.quote(str(bridge))} queue status\n\n"
+            "  A message as Braze renders it, in the same folder:\n"
+            f"  {shlex.quote(str(bridge))} render --url {self._url} --user-id {CUSTOMER} \\\n"
+            f"    {shlex.quote(str(TEMPLATES / 'liquid' / 'best_offer.liquid'))}"
         )
 
     def _show_traffic(self, sandbox_url: str, bridge: "_Bridge") -> None:

@@ -125,7 +125,7 @@ def _report(calls: tuple[ConnectedContentCall, ...], warnings: tuple[str, ...], 
         if call.says:
             click.echo(f"  {call.says}", err=True)
         if call.status is None and call.error.startswith("no answer"):
-            click.echo(f"  Is `bridge serve` running at {url}? See --url.", err=True)
+            click.echo(f"  Is the bridge running at {url}? Give its address with --url.", err=True)
         elif call.status in {401, 403}:
             click.echo("  The key is refused: see --key.", err=True)
     for warning in warnings:

@@ -26,8 +26,8 @@ from bridge.liquid.connected_content import (
     Send,
     over_http,
 )
-from bridge.liquid.run import DEEPEST, Run, begin, run_of
-from bridge.liquid.syntax import collect_notes, tokens, without_html_comments
+from bridge.liquid.run import DEEPEST, Run, begin, did_you_mean, run_of
+from bridge.liquid.syntax import NO_END, collect_notes, position, tokens, without_html_comments
 from bridge.liquid.tags import TAGS, Aborted, BrazeTag
 from bridge.liquid.values import LiquidFault, TooLargeError, weight
 
@@ -176,9 +176,9 @@ def render(
         except Aborted as abort:
             text, aborted = "", abort.reason
         except LiquidError as error:
-            error.calls, error.warnings = tuple(calls.made), tuple(run.warnings)
+            error.calls, error.warnings = tuple(calls.made), tuple(run.warnings.values())
             raise
-    return Rendered(text, aborted, tuple(calls.made), tuple(run.warnings))
+    return Rendered(text, aborted, tuple(calls.made), tuple(run.warnings.values()))
 
 
 def _mapping(attributes: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -209,15 +209,22 @@ def _render(source: str, run: Run) -> str:
         begin(context, run)
         return _render_nodes(template, context)
     except (MarkupError, RecursionError, TooLargeError) as error:
-        raise _liquid_error(error, source) from error
+        raise _liquid_error(error) from error
 
 
-def _parse(source: str, run: Run, prefix: str = "") -> BoundTemplate:
-    """Parse *source*; warn about what Braze ignores in it, with *prefix* before the position."""
+def _parse(source: str, run: Run) -> BoundTemplate:
+    """Parse *source*; warn about what Braze ignores in it."""
     with collect_notes() as notes:
-        template = _ENVIRONMENT.from_string(without_html_comments(source))
+        try:
+            template = _ENVIRONMENT.from_string(without_html_comments(source))
+        except MarkupError as error:
+            # A tag that has swallowed the next one is the cause of the error.
+            for token, words in notes:
+                if words == NO_END:
+                    raise MarkupError(words, token=token) from error
+            raise
     for token, words in notes:
-        run.warn(f"{prefix}{_position(token, source)}: {words}")
+        run.warn(f"{run.within}{position(token)}: {words}")
     return template
 
 
@@ -240,30 +247,29 @@ def _nested(source: str, name: str, context: RenderContext) -> str:
     run = run_of(context)
     if run.depth >= DEEPEST:
         raise _NestedFault(f"{name} contains itself, or too many others")
-    run.depth += 1
+    within = run.within
+    run.depth, run.within = run.depth + 1, f"{name}, "
     try:
-        return _render_nodes(_parse(source, run, f"{name}, "), context)
+        return _render_nodes(_parse(source, run), context)
     except MarkupError as error:
         if isinstance(error.__cause__, _NestedFault):
             raise error.__cause__ from error
-        raise _NestedFault(f"{name}, {_liquid_error(error, source)}") from error
+        raise _NestedFault(f"{name}, {_liquid_error(error)}") from error
     finally:
-        run.depth -= 1
+        run.depth, run.within = run.depth - 1, within
 
 
 # --- Errors in words ------------------------------------------------------------------------------
 
 _COMPARISON = re.compile("comparison of (.+) with (.+) failed")
+_OPERATOR = re.compile("Unknown operator (.+)")
+# What other languages write -> Liquid's.
+_OPERATORS = {"=": "==", "===": "==", "is": "==", "=>": ">=", "=<": "<="}
 _ARGUMENTS = re.compile("wrong number of arguments .*")
 _WORDS = {"String": "a text", "Integer": "a number", "Float": "a number", "Array": "a list"}
 
 
-def _position(token: Token, source: str) -> str:
-    before = source[: max(0, token.start_index)]
-    return f"line {before.count(chr(10)) + 1}, column {len(before) - before.rfind(chr(10))}"
-
-
-def _liquid_error(error: Exception, source: str) -> LiquidError:
+def _liquid_error(error: Exception) -> LiquidError:
     if isinstance(error, RecursionError):
         return LiquidError("the template's parts are nested too deep")
     if isinstance(error, TooLargeError):
@@ -275,7 +281,7 @@ def _liquid_error(error: Exception, source: str) -> LiquidError:
         words = _in_plain_words(words)
     if not error.token or error.token.start_index < 0:
         return LiquidError(words)
-    return LiquidError(f"{_position(error.token, source)}: {words}")
+    return LiquidError(f"{position(error.token)}: {words}")
 
 
 def _in_plain_words(words: str) -> str:
@@ -285,6 +291,10 @@ def _in_plain_words(words: str) -> str:
         meant = f"{sides[0]} cannot be compared with {sides[1]}; `| plus: 0` makes a text a number"
     elif words == "divided by 0":
         meant = "nothing can be divided by 0"
+    elif found := _OPERATOR.fullmatch(words):
+        operator = _OPERATORS.get(found[1])
+        hint = f"; write `{operator}`" if operator else did_you_mean(found[1], ["contains"])
+        meant = f"Braze has no operator `{found[1]}`{hint}"
     elif _ARGUMENTS.fullmatch(words):
         meant = "a filter has too few or too many values after its colon"
     else:

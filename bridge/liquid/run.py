@@ -26,7 +26,8 @@ class Run:
         catalogs: test items for catalogs: ``{catalog: {item ID: {field: value}}}``.
         now: returns seconds since 1970.
         nested: renders an included text.
-        warnings: messages for the template's author, without repeats.
+        warnings: messages for the template's author; a repeat of a key is dropped.
+        within: the beginning of positions within an included text: its name.
         loops: the loops around the present node, outermost first.
         counters: variables of ``increment`` and ``decrement``.
         cycles: the position of each ``cycle``.
@@ -41,7 +42,8 @@ class Run:
     now: Callable[[], int]
     nested: Callable[[str, str, RenderContext], str]
     counters: dict[str, Any]
-    warnings: dict[str, None] = field(default_factory=dict)
+    warnings: dict[str, str] = field(default_factory=dict)
+    within: str = ""
     loops: list[Any] = field(default_factory=list)
     cycles: dict[Any, int] = field(default_factory=dict)
     offsets: dict[str, int] = field(default_factory=dict)
@@ -49,7 +51,7 @@ class Run:
     _started: float = field(default_factory=time.thread_time)
 
     def warn(self, words: str) -> None:
-        self.warnings[words] = None
+        self.warnings[words] = words
 
     def check_time(self) -> None:
         """Check the CPU time of the render.
@@ -64,16 +66,20 @@ class Run:
                 f"the template takes more than {RENDER_SECONDS:g} s to render{where}", token=None
             )
 
-    def warn_missing(
-        self, path: str, name: str, siblings: Iterable[object], *, is_data: bool = False
-    ) -> None:
-        """Warn about a missing field, and suggest a similar name from *siblings*.
+    def warn_missing(self, place: str, path: str, hint: str, *, is_data: bool = False) -> None:
+        """Warn once about a missing field, with the first *place* that uses it.
 
         *is_data*: the field belongs to the customer or the event, so it may get a test value.
         """
-        close = get_close_matches(name, [str(key) for key in siblings][:1000], n=1)
-        hint = f"; did you mean `{close[0]}`?" if close else ""
-        self.warn(f"`{path}` {'has no test value' if is_data else 'does not exist'}{hint}")
+        words = f"`{path}` {'has no test value' if is_data else 'does not exist'}{hint}"
+        self.warnings.setdefault(words, f"{self.within}{place}: {words}")
+
+
+def did_you_mean(name: str, known: Iterable[object]) -> str:
+    """Return the end of a sentence that suggests the name most similar to *name*, or ""."""
+    names = [str(one) for one in known][:1000]
+    close = [] if name in names else get_close_matches(name, names, n=1)
+    return f"; did you mean `{close[0]}`?" if close else ""
 
 
 _NAME = "braze"

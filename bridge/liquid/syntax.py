@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from liquid import RenderContext, Token
@@ -19,7 +19,7 @@ from liquid.exceptions import LiquidSyntaxError
 from liquid.token import TOKEN_CONTENT, TOKEN_EXPRESSION, TOKEN_OUTPUT, TOKEN_TAG
 
 from bridge.liquid import filters, values
-from bridge.liquid.run import run_of
+from bridge.liquid.run import did_you_mean, run_of
 from bridge.liquid.values import LiquidFault, Range
 
 # --- Markup -----------------------------------------------------------------------------------
@@ -35,8 +35,9 @@ _MARKUP = re.compile(
 )
 _END_OF_RAW = re.compile(r"\{%-?\s*endraw\b.*?%\}", re.DOTALL)
 _TAG = re.compile(r"\{%-?\s*(\w+)\s*(.*?)-?%\}", re.DOTALL | re.ASCII)
-# Replaces each character of a comment until `tokens` drops it.
-_REMOVED = "\ue000"
+# Replace each character and each line end of a comment until `tokens` drops them.
+_REMOVED, _REMOVED_LINE = "\ufdd0", "\ufdd1"
+_DROP_REMOVED = str.maketrans("", "", _REMOVED + _REMOVED_LINE)
 # Outlook's conditional comments are not removed: their markup is sent.
 _CONDITIONAL = re.compile(r"<!--(?:\[if\b|<!\[endif\])", re.IGNORECASE)
 
@@ -51,7 +52,8 @@ def without_html_comments(source: str) -> str:
     while start >= 0 and (end := source.find("-->", start + 4)) >= 0:
         end += 3
         if not _CONDITIONAL.match(source, start):
-            pieces += [source[position:start], _REMOVED * (end - start)]
+            blank = re.sub(".", _REMOVED, source[start:end]).replace("\n", _REMOVED_LINE)
+            pieces += [source[position:start], blank]
             position = end
         start = source.find("<!--", end)
     return "".join((*pieces, source[position:]))
@@ -72,7 +74,7 @@ def tokens(source: str) -> Iterator[Token]:
         if read[0].is_tag("raw"):
             end = _END_OF_RAW.search(source, position)
             if not end:
-                raise _syntax_error("`raw` needs a {% endraw %}", found.start(), source)
+                raise _syntax_error("`raw` needs an {% endraw %}", found.start(), source)
             yield from _text(source, position, end.start(), False, False)
             position, trim = end.end(), end[0][-3:-2] == "-"
         else:
@@ -81,7 +83,7 @@ def tokens(source: str) -> Iterator[Token]:
 
 
 def _text(source: str, start: int, end: int, trim: bool, trim_end: bool) -> Iterator[Token]:  # noqa: FBT001
-    text = source[start:end].replace(_REMOVED, "")
+    text = source[start:end].translate(_DROP_REMOVED)
     text = text.lstrip() if trim else text
     if text := text.rstrip() if trim_end else text:
         yield Token(TOKEN_CONTENT, text, start, source)
@@ -90,15 +92,18 @@ def _text(source: str, start: int, end: int, trim: bool, trim_end: bool) -> Iter
 def _tokens_of(found: re.Match[str], source: str) -> Iterator[Token]:
     start = found.start()
     if found["tag"]:
-        tag = _TAG.fullmatch(found["tag"].replace(_REMOVED, ""))
+        tag = _TAG.fullmatch(found["tag"].translate(_DROP_REMOVED))
         if not tag:
             raise _syntax_error("a tag begins with its name, such as {% if … %}", start, source)
-        yield Token(TOKEN_TAG, tag[1], start, source)
+        token = Token(TOKEN_TAG, tag[1], start, source)
+        if "{%" in re.sub(_QUOTED, "", tag[2]):
+            note(token, NO_END)
+        yield token
         # Text after the name of an end tag is ignored.
         if tag[2].strip() and not tag[1].startswith("end"):
             yield Token(TOKEN_EXPRESSION, tag[2].strip(), start, source)
     elif found["output"]:
-        inner = found["output"].replace(_REMOVED, "").removeprefix("{{").removesuffix("}}")
+        inner = found["output"].translate(_DROP_REMOVED).removeprefix("{{").removesuffix("}}")
         inner = inner.removeprefix("-").removesuffix("-")
         yield Token(TOKEN_OUTPUT, found["output"], start, source)
         yield Token(TOKEN_EXPRESSION, inner, start, source)
@@ -111,8 +116,23 @@ def _syntax_error(words: str, start: int, source: str) -> LiquidSyntaxError:
     return LiquidSyntaxError(words, token=Token(TOKEN_CONTENT, source, start, source))
 
 
+def _source_before(token: Token) -> str:
+    return token.source[: max(0, token.start_index)].replace(_REMOVED_LINE, "\n")
+
+
+def line_of(token: Token) -> int:
+    return _source_before(token).count("\n") + 1
+
+
+def position(token: Token) -> str:
+    before = _source_before(token)
+    return f"line {line_of(token)}, column {len(before) - before.rfind(chr(10))}"
+
+
 # --- Markup that Braze ignores ------------------------------------------------------------------
 
+# The note about a tag that contains the next one.
+NO_END = "this tag has no `%}` before the next `{%`"
 _ignored: ContextVar[list[tuple[Token, str]] | None] = ContextVar("ignored", default=None)
 
 
@@ -169,6 +189,16 @@ _NAMESPACES = frozenset(
         *("custom_attribute", "event_properties", "canvas_entry_properties", "context"),
         *("api_trigger_properties", "campaign", "canvas", "targeted_device"),
         *("most_recently_used_device", "sms", "subscribed_state"),
+    }
+)
+# Braze documentation, "Supported personalization tags": what ${…} takes of a profile.
+PROFILE = frozenset(
+    {
+        *("braze_id", "city", "country", "date_of_birth", "email_address", "first_name", "gender"),
+        *("language", "last_name", "last_used_app_date", "most_recent_app_version"),
+        *("most_recent_locale", "most_recent_location", "phone_number", "random_bucket_number"),
+        *("set_user_to_opted_in_url", "set_user_to_subscribed_url"),
+        *("set_user_to_unsubscribed_url", "time_zone", "user_id"),
     }
 )
 
@@ -292,6 +322,8 @@ class Variable(Expression):
 
     root: Step | None
     steps: tuple[Step, ...]
+    # Not part of its `repr`, which names the group of a `cycle`.
+    token: Token = field(repr=False, compare=False)
 
     def evaluate(self, context: RenderContext) -> Any:
         run = run_of(context)
@@ -310,8 +342,13 @@ class Variable(Expression):
                 is_data = of_customer or name in _NAMESPACES
                 # An empty object, such as `first` without offers, does not show which fields exist.
                 if isinstance(value, dict) and (value or is_data) and not step.is_command:
-                    path, words = self._path(index + 1), values.text_of(key)
-                    run.warn_missing(path, words, value, is_data=is_data)
+                    known = [*value, *(PROFILE if value is run.attributes else ())]
+                    run.warn_missing(
+                        position(self.token),
+                        self._path(index + 1),
+                        did_you_mean(values.text_of(key), known),
+                        is_data=is_data,
+                    )
                 return None
             value = after
         return value
@@ -324,10 +361,14 @@ class Variable(Expression):
         return "".join((texts[0], *(text if text[0] == "[" else f".{text}" for text in texts[1:])))
 
     def _warn_missing_root(self, name: Any, context: RenderContext) -> None:
+        run, place = run_of(context), position(self.token)
         if name in _NAMESPACES:
-            run_of(context).warn_missing(self._path(len(self.steps)), "", (), is_data=True)
+            run.warn_missing(place, self._path(len(self.steps)), "", is_data=True)
+        elif name in PROFILE:
+            run.warn_missing(place, name, f"; write `{{{{${{{name}}}}}}}`")
         elif isinstance(name, str) and name:
-            run_of(context).warn_missing(name, name, [*context.locals, *context.globals])
+            known = [*context.locals, *context.globals]
+            run.warn_missing(place, name, did_you_mean(name, known))
 
     def _content_block(self, context: RenderContext) -> str:
         run = run_of(context)
@@ -347,8 +388,8 @@ def _variable(markup: str, token: Token) -> Variable:
         _note_ignored_rest(markup, rest, token)
     steps = [Step(part, _key(part, token)) for part in parts or [""]]
     if isinstance(steps[0].key, Reference):
-        return Variable(None, tuple(steps))
-    return Variable(steps[0], tuple(steps[1:]))
+        return Variable(None, tuple(steps), token)
+    return Variable(steps[0], tuple(steps[1:]), token)
 
 
 def _parts(markup: str) -> tuple[list[str], str]:
@@ -493,7 +534,8 @@ def parse_output(markup: str, token: Token) -> Filtered:
         if filters.known(one.name):
             chosen.append(one)
         else:
-            note(token, f"Braze has no filter `{one.name}` and ignores it")
+            meant = did_you_mean(one.name, filters.FILTERS)
+            note(token, f"Braze has no filter `{one.name}` and ignores it{meant}")
         if one.name in filters.UNDOCUMENTED:
             note(token, f"Braze's engine has the filter `{one.name}`, its documentation does not")
     return Filtered(value, tuple(chosen))

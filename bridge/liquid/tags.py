@@ -26,7 +26,7 @@ from liquid.tag import Tag
 from liquid.token import TOKEN_CONTENT, TOKEN_EXPRESSION, TOKEN_ILLEGAL, TOKEN_OUTPUT, TOKEN_TAG
 
 from bridge.liquid import values
-from bridge.liquid.run import run_of
+from bridge.liquid.run import did_you_mean, run_of
 from bridge.liquid.syntax import (
     ATTRIBUTE,
     BACKTRACKING_FRAGMENT,
@@ -35,6 +35,7 @@ from bridge.liquid.syntax import (
     Expression,
     Literal,
     compare,
+    line_of,
     note_ignored,
     parse_condition,
     parse_expression,
@@ -60,6 +61,7 @@ class TagSource:
         self.env = env
         self.stream = stream
         self.read()
+        self.opening = self.token
 
     def read(self) -> None:
         """Read the current tag; the stream stays at its last token, as python-liquid expects."""
@@ -70,11 +72,11 @@ class TagSource:
 
     def block(self, *ends: str) -> BlockNode:
         """Parse the nodes up to one of the tags *ends*, and read that tag."""
-        opened = self.token
         next(self.stream)
-        block = get_parser(self.env).parse_block(self.stream, ends)
+        with _inside(self.opening, ends):
+            block = get_parser(self.env).parse_block(self.stream, ends)
         if self.stream.current.kind != TOKEN_TAG:
-            raise _never_closed(ends[-1], opened)
+            raise _never_closed(self.opening)
         self.read()
         return block
 
@@ -91,12 +93,17 @@ class BrazeTag(Tag):
 
     def parse(self, stream: TokenStream) -> Node:
         if self.name in _KINDS and stream.current.kind == TOKEN_TAG:
-            raise _unknown(stream.current)
+            raise _unknown(stream.current, {*self.env.tags, *_PARTS} - _KINDS)
         return self.node(TagSource(self.env, stream))
 
 
 # Names under which python-liquid keeps what is not a tag.
 _KINDS = {TOKEN_CONTENT, TOKEN_OUTPUT, TOKEN_ILLEGAL}
+# Tags that stand within others, or end them.
+_PARTS = {
+    *("else", "elsif", "when", "endcapture", "endcase", "endcomment", "endfor", "endif"),
+    *("endifchanged", "endraw", "endtablerow", "endunless"),
+}
 
 
 class BrazeNode(Node):
@@ -124,14 +131,39 @@ class BrazeNode(Node):
         """Write what the node renders as to *buffer*."""
 
 
-def _never_closed(end: str, token: Token) -> LiquidSyntaxError:
-    return LiquidSyntaxError(f"`{end.removeprefix('end')}` needs a {{% {end} %}}", token=token)
+def _never_closed(opening: Token) -> LiquidSyntaxError:
+    name = opening.value
+    return LiquidSyntaxError(f"`{name}` needs an {{% end{name} %}}", token=opening)
 
 
-def _unknown(token: Token) -> LiquidSyntaxError:
-    if token.value.startswith("end") or token.value in {"else", "elsif", "when"}:
-        return LiquidSyntaxError(f"`{token.value}` belongs to no open tag here", token=token)
-    return LiquidSyntaxError(f"Braze has no tag `{token.value}`", token=token)
+class _StrayTagError(LiquidSyntaxError):
+    """A tag such as ``endif`` outside of its block; *inner* is the innermost open tag."""
+
+    inner: Token | None = None
+
+
+@contextmanager
+def _inside(opening: Token, ends: Iterable[str]) -> Iterator[None]:
+    """Parse the content of the tag *opening*; one of *ends* within an inner tag is an error."""
+    try:
+        yield
+    except _StrayTagError as stray:
+        token, inner = stray.token, stray.inner
+        if token and inner and token.value in ends:
+            raise LiquidSyntaxError(
+                f"the `{inner.value}` of line {line_of(inner)} needs an {{% end{inner.value} %}} "
+                f"before this {{% {token.value} %}}",
+                token=token,
+            ) from stray
+        stray.inner = inner or opening
+        raise
+
+
+def _unknown(token: Token, known: Iterable[str]) -> LiquidSyntaxError:
+    if token.value in _PARTS:
+        return _StrayTagError(f"`{token.value}` belongs to no open tag here", token=token)
+    words = f"Braze has no tag `{token.value}`{did_you_mean(token.value, known)}"
+    return LiquidSyntaxError(words, token=token)
 
 
 def _remove_blank_text(blocks: Iterable[BlockNode]) -> bool:
@@ -567,10 +599,11 @@ class _Comment(_Nothing):
         while not stream.current.is_tag("endcomment"):
             current = stream.current
             if current is stream.eof:
-                raise _never_closed("endcomment", self.token)
+                raise _never_closed(self.token)
             kind = current.value if current.kind == TOKEN_TAG else current.kind
             if kind in tags:
-                tags[kind].get_node(stream)
+                with _inside(self.token, ["endcomment"]):
+                    tags[kind].get_node(stream)
             else:
                 tag.read()
             next(stream)

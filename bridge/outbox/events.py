@@ -37,12 +37,17 @@ SEARCH_TIMEOUT = 60.0
 
 # Name of a sort order of campaigns -> columns.
 CAMPAIGN_ORDERS: dict[str, tuple[sa.ColumnElement[Any], ...]] = {
-    "": ((tallies.c.dead > 0).desc(), tallies.c.accepted.desc(), tallies.c.id),
+    "": (
+        (tallies.c.dead + tallies.c.rejected > 0).desc(),
+        tallies.c.accepted.desc(),
+        tallies.c.id,
+    ),
     "seen": (tallies.c.last_seen.desc(), tallies.c.id),
     "accepted": (tallies.c.accepted.desc(), tallies.c.id),
     "pending": (tallies.c.queued.desc(), tallies.c.id),
     "delivered": (tallies.c.delivered.desc(), tallies.c.id),
     "dead": (tallies.c.dead.desc(), tallies.c.id),
+    "refused": (tallies.c.rejected.desc(), tallies.c.id),
     "name": (sa.case((tallies.c.name == "", tallies.c.id), else_=tallies.c.name), tallies.c.id),
 }
 # Retention deletes only these: a queued or dead event is never deleted by age.
@@ -130,8 +135,8 @@ class Events:
         Args:
             limit: most campaigns and Canvases to return.
             text: "" for all.
-            order: one of `CAMPAIGN_ORDERS`; by default those with dead events first, then the
-                busiest.
+            order: one of `CAMPAIGN_ORDERS`; by default those with dead or rejected events first,
+                then the busiest.
         """
         columns = CAMPAIGN_ORDERS.get(order, CAMPAIGN_ORDERS[""])
         chosen = tallies.select().where(*_campaigns_with(text)).order_by(*columns).limit(limit)
@@ -146,7 +151,7 @@ class Events:
 
     def campaign(self, braze_id: str) -> list[CampaignFigures]:
         """Return the campaign and the Canvas with this ID: both, one or neither."""
-        chosen = tallies.select().where(tallies.c.kind.in_(CAMPAIGNS), tallies.c.id == braze_id)
+        chosen = tallies.select().where(*_campaigns_with(""), tallies.c.id == braze_id)
         with self._database.read() as connection:
             return [figures_of(row) for row in connection.execute(chosen).mappings()]
 
@@ -240,9 +245,7 @@ class Events:
             for name, value in event_row(accepted).items()
             if name not in _REQUEST_COLUMNS
         }
-        still_rejected = events.update().where(
-            events.c.id == accepted.id, events.c.state == State.REJECTED.value
-        )
+        is_it = events.c.id == accepted.id
         same = sa.select(events.c.id).where(
             events.c.dedupe.is_not(None), events.c.dedupe == accepted.dedupe
         )
@@ -253,9 +256,13 @@ class Events:
                     "state": State.DISCARDED.value,
                     "reason": f"the same event was accepted before as {earlier}",
                 }
-            if not connection.execute(still_rejected.values(**values)).rowcount:
+            rejected = lock_events(connection, is_it, events.c.state == State.REJECTED.value)
+            if not rejected:
                 return False
-            tally.event(accepted, State.REJECTED, State(values["state"]))
+            connection.execute(events.update().where(is_it).values(**values))
+            # More of it could be read now, perhaps other IDs.
+            tally.event(rejected[0], State.REJECTED, None)
+            tally.event(accepted, None, State(values["state"]))
             _note(connection, [accepted.id], "replayed", by, accepted.received_at)
             if not earlier:
                 add_writes(connection, [accepted], tally)
@@ -369,7 +376,9 @@ class Events:
 
 
 def _campaigns_with(text: str) -> list[sa.ColumnElement[bool]]:
-    conditions: list[sa.ColumnElement[bool]] = [tallies.c.kind.in_(CAMPAIGNS)]
+    """Return the conditions of campaigns that have events, and *text* in their name or ID."""
+    has_events = tallies.c.accepted + tallies.c.rejected > 0
+    conditions: list[sa.ColumnElement[bool]] = [tallies.c.kind.in_(CAMPAIGNS), has_events]
     if text:
         columns = (tallies.c.id, tallies.c.name)
         conditions.append(sa.or_(*(one.icontains(text, autoescape=True) for one in columns)))

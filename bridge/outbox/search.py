@@ -185,16 +185,16 @@ def _leads(
     if criteria.state:
         leads["state"] = known[criteria.state], [events.c.state == criteria.state.value]
     if criteria.campaign:
-        accepted = sa.select(sa.func.sum(tallies.c.accepted)).where(
+        counted = sa.select(sa.func.sum(tallies.c.accepted + tallies.c.rejected)).where(
             tallies.c.kind.in_(CAMPAIGNS), tallies.c.id == criteria.campaign
         )
         ranges = [
             events.c.campaign_id == criteria.campaign,
             events.c.canvas_id == criteria.campaign,
         ]
-        # Rejected events may belong to the campaign, but its tally does not count them.
-        refused = known[State.REJECTED] + known[State.DISCARDED]
-        leads["campaign"] = (connection.execute(accepted).scalar() or 0) + refused, ranges
+        # The tally does not count events that were rejected and then discarded.
+        most = (connection.execute(counted).scalar() or 0) + known[State.DISCARDED]
+        leads["campaign"] = most, ranges
     if criteria.customer:
         # A customer has few events.
         leads["customer"] = 0, [events.c.customer == key for key in _keys(criteria.customer)]

@@ -6,7 +6,8 @@ events, and one for the writes of each direction.
 A campaign's figures are for all time. *accepted* is the number of accepted events (no duplicates; a
 rejected event when it is replayed). Each of them is pending (queued), delivered, dead, expired or
 discarded. The deletion of an old event changes none of these; an event that is erased before it has
-ended counts as discarded. The row of the stored events counts only what is still stored.
+ended counts as discarded. Only *rejected*, and the row of the stored events, count what is still
+stored.
 """
 
 from collections import Counter, defaultdict
@@ -33,7 +34,8 @@ class CampaignFigures:
 
     Attributes:
         kind: ``campaign`` or ``canvas``.
-        last_seen: when the newest of its events was accepted, in seconds since the epoch.
+        rejected: of the events that are stored.
+        last_seen: when the newest of its events was received, in seconds since the epoch.
         name: the latest name that Braze sent, or "".
     """
 
@@ -45,6 +47,7 @@ class CampaignFigures:
     dead: int
     expired: int
     discarded: int
+    rejected: int
     last_seen: float
     name: str = ""
 
@@ -124,7 +127,7 @@ class CountChanges:
             {
                 "kind": kind,
                 "id": name,
-                "last_seen": self._seen_at if change["accepted"] else 0.0,
+                "last_seen": self._seen_at if _has_new(change) else 0.0,
                 "name": self._names.get((kind, name), ""),
                 **{column: change[column] for column in NUMBERS},
             }
@@ -142,16 +145,26 @@ class CountChanges:
             _move(changes[WRITES, direction.value], before, after, number)
         for (campaign, canvas, before, after), number in self._events.items():
             _move(changes[STORED, ""], before, after, number)
-            known = before not in {None, State.REJECTED}
-            if not (known or after is State.QUEUED):
-                continue
-            # A deleted event stays counted in its last state.
-            last = after or (before if before in _ENDED else State.DISCARDED)
             for kind, name in (("campaign", campaign), ("canvas", canvas)):
                 if name:
-                    _move(changes[kind, name], before if known else None, last, number)
-                    changes[kind, name]["accepted"] += 0 if known else number
+                    _change_campaign(changes[kind, name], before, after, number)
         return changes
+
+
+def _change_campaign(
+    change: Counter[str], before: State | None, after: State | None, number: int
+) -> None:
+    change[State.REJECTED] += number * ((after is State.REJECTED) - (before is State.REJECTED))
+    known = before not in {None, State.REJECTED}
+    if known or after is State.QUEUED:
+        # A deleted event stays counted in its last state.
+        last = after or (before if before in _ENDED else State.DISCARDED)
+        _move(change, before if known else None, last, number)
+        change["accepted"] += 0 if known else number
+
+
+def _has_new(change: Counter[str]) -> bool:
+    return change["accepted"] > 0 or change[State.REJECTED] > 0
 
 
 @contextmanager

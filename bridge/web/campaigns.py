@@ -47,7 +47,7 @@ def show(campaign_id: str) -> Response:
         "campaign.html",
         campaign_id=campaign_id,
         name=campaign_name(campaign_id, found),
-        figures=[(one, _funnel(one)) for one in found],
+        figures=[(one, _funnel(one)) for one in found if one.accepted],
         failures=[
             (state.value, _reasons(parts, campaign_id, state))
             for state in (State.DEAD, State.REJECTED, State.EXPIRED)

@@ -1,4 +1,4 @@
-"""One customer: what lookups show, what waits, and what became of her events."""
+"""One customer: what lookups show, what waits, and what became of the events."""
 
 import json
 import time
@@ -33,7 +33,7 @@ _EXAMPLE = Example({"customer_id": {"user_id": DEMO_USER_ID, "external_id": "loy
 @scope("viewer")
 @Operation({200: (OneCustomer,)}, (400, 503), example=_EXAMPLE)
 def show_customer(kind: CustomerKind, customer_id: str) -> Response:
-    """Show what lookups say of a customer, what waits for her, and her last events.
+    """Show a customer's lookups, waiting writes and last events.
 
     `findings` say in sentences why a message may lack something.
     """
@@ -48,7 +48,7 @@ def show_customer(kind: CustomerKind, customer_id: str) -> Response:
 def erase_customer(kind: CustomerKind, customer_id: str) -> Response:
     """Forget a customer everywhere: events, writes and cached lookups.
 
-    Her other identifier is erased too if a lookup or an event has named it.
+    The customer's other identifier is erased too if a lookup or an event has named it.
     """
     customer = Customer(kind, identifier(customer_id, "customer_id") or "")
     erased = parts_of(current_app).erase(customer, g.key_name)
@@ -100,7 +100,7 @@ def about(parts: Parts, customer: Customer) -> dict[str, Any]:
     """
     events = parts.events.find(Filter(customer=customer.id), MOST_EVENTS).events
     # One of the two identifiers may be another customer's.
-    hers = [event for event in events if event["customer"] == customer.ids]
+    theirs = [event for event in events if event["customer"] == customer.ids]
     waiting = parts.store.queue_of(customer.key)
     # In the order in which messages get them.
     answer = parts.lookups.customer(Query(customer), time.monotonic())
@@ -108,7 +108,7 @@ def about(parts: Parts, customer: Customer) -> dict[str, Any]:
     held = parts.chronicle.delivery_reasons()
     return {
         "customer": customer.ids,
-        "findings": findings(lookup, hers, len(waiting), held),
+        "findings": findings(lookup, theirs, len(waiting), held),
         "lookup": lookup,
         "pending": [
             {
@@ -120,7 +120,7 @@ def about(parts: Parts, customer: Customer) -> dict[str, Any]:
             }
             for write in waiting
         ],
-        "events": hers,
+        "events": theirs,
     }
 
 
@@ -134,8 +134,8 @@ def findings(
 
     Args:
         lookup: the answer of ``/connected-content/customer``.
-        events: her events, newest first.
-        waiting: how many of her writes wait.
+        events: the customer's events, newest first.
+        waiting: the number of writes that wait.
         held: sentences about what holds delivery up.
     """
     said = []
@@ -155,13 +155,15 @@ def findings(
         if of_state:
             reason = of_state[0]["reason"]
             number = len(of_state)
-            said.append(f"{number} of her last {len(events)} events {words}" + _because(reason))
+            said.append(
+                f"{number} of this customer's last {len(events)} events {words}" + _because(reason)
+            )
     if waiting:
         delayed = " ".join(held) or "It goes out with the next delivery."
         if lookup["status"] == "not_found":
             delayed = "SessionM must know the customer first; the bridge keeps trying."
         said.append(f"{waiting} {'write waits' if waiting == 1 else 'writes wait'}. {delayed}")
-    return said or ["Nothing is wrong: her events were delivered, and lookups are answered."]
+    return said or ["Nothing is wrong: the events were delivered, and lookups are answered."]
 
 
 def _because(reason: str) -> str:

@@ -111,6 +111,7 @@ ORDERS = {
     "pending": "Pending",
     "delivered": "Delivered",
     "dead": "Dead",
+    "refused": "Refused",
     "seen": "Last seen",
 }
 

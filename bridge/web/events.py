@@ -21,6 +21,8 @@ from bridge.web.pages import guard, name_campaigns, page, see_other
 bp = Blueprint("events", __name__)
 guard(bp)
 
+# Campaigns and Canvases among which a search offers a choice.
+MOST_NAMED = 20
 _FILTERS = tuple(Filter.__dataclass_fields__)
 # In the order of the page: the most urgent first.
 _STATES = (
@@ -45,10 +47,17 @@ def search() -> Response:
     if request.method == "POST" and "customer" not in given and "before" not in request.form:
         return see_other(f"/events?{urlencode(given)}" if given else "/events")
     before = request.values.get("before", "")[:32]
-    problem, found = "", Page([], "")
+    problem, found, named = "", Page([], ""), {}
     try:
         chosen = read_filter(given, clock.now())
-        found = parts_of(current_app).events.find(chosen, before=before)
+        events = parts_of(current_app).events
+        found = events.find(chosen, before=before)
+        if chosen.campaign and not found.events and not found.next:
+            named = _named(chosen.campaign)
+            if len(named) == 1 and chosen.campaign not in named:
+                [given["campaign"]] = named
+                chosen = read_filter(given, clock.now())
+                found = events.find(chosen, before=before)
     except FieldError as error:
         problem, chosen = f"{error}.", Filter()
     name_campaigns(found.events)
@@ -56,8 +65,8 @@ def search() -> Response:
         "events.html",
         400 if problem else 200,
         given=given,
-        wanted=chosen,
         events=found.events,
+        named=named,
         next=found.next,
         before=before,
         problem=problem,
@@ -68,6 +77,17 @@ def search() -> Response:
         query=urlencode({**given, "before": found.next}),
         filters=urlencode(given),
     )
+
+
+def _named(words: str) -> dict[str, str]:
+    """Return campaigns and Canvases whose name or ID contains *words*, as ``{ID: name}``."""
+    parts = parts_of(current_app)
+    found = {one.id: one.name for one in parts.events.campaigns(MOST_NAMED, words)}
+    for listed in (parts.rules.canvases, parts.rules.campaigns):
+        for braze_id, rule in listed.items():
+            if rule.name and (braze_id in found or words.casefold() in rule.name.casefold()):
+                found[braze_id] = rule.name
+    return found
 
 
 @bp.get("/events/<event_id>")

@@ -346,7 +346,7 @@ class OneCustomer(Ok):
 
     customer: CustomerIds
     findings: list[str] = _example(
-        ["Nothing is wrong: her events were delivered, and lookups are answered."]
+        ["Nothing is wrong: the events were delivered, and lookups are answered."]
     )
     lookup: dict[str, Any] = _example({"status": "ok", "tags": {"vip": 1}, "offers": []})
     pending: list[PendingWrite] = _example([])

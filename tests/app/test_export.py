@@ -130,6 +130,13 @@ def test_the_page_of_a_customer_keeps_her_out_of_the_address(client: FlaskClient
     assert post(client, "/customers", kind="user_id", id=" ").status_code == 400
 
 
+def test_the_page_of_a_customer_says_that_an_answer_is_stale(make_app: MakeApp) -> None:
+    client = make_app(BRIDGE_TAGS_MAX_AGE="0", BRIDGE_OFFERS_MAX_AGE="0").test_client()
+    stale = "from the cache until SessionM answers again"
+    assert stale not in words(post(client, "/customers", kind="user_id", id=ALICE))
+    assert stale in words(post(client, "/customers", kind="user_id", id=ALICE))
+
+
 def test_a_customer_is_erased_after_a_question(client: FlaskClient) -> None:
     send(client, braze_campaign_id="summer")
     asked = post(client, "/customers/erase", kind="user_id", id=ALICE)
@@ -150,7 +157,12 @@ def test_a_customer_is_erased_after_a_question(client: FlaskClient) -> None:
         ({"status": "ok", "offers": [1]}, [{"state": "delivered", "reason": ""}], 0, "Nothing is"),
         ({"status": "ok", "offers": []}, [{"state": "delivered", "reason": ""}], 0, "no current"),
         ({"status": "unavailable", "reason": "SessionM is down."}, [], 0, "SessionM is down."),
-        ({"status": "ok", "offers": [1]}, [{"state": "dead", "reason": "No."}], 0, "newest: No."),
+        (
+            {"status": "ok", "offers": [1]},
+            [{"state": "dead", "reason": "No."}],
+            0,
+            "1 of this customer's",
+        ),
         ({"status": "ok", "offers": [1]}, [{"state": "queued", "reason": ""}], 2, "2 writes wait"),
     ],
 )

@@ -145,8 +145,10 @@ def test_a_refused_event_is_found_by_what_could_be_read_of_it(client: FlaskClien
     assert found(customer="u1") == []
     # Nothing was accepted of any of them.
     parts = parts_of(client.application)
-    assert parts.events.campaigns() == []
-    assert client.delete(f"/api/events/{first}", headers=ADMIN).status_code == 200
+    counted = [(one.id, one.accepted, one.rejected) for one in parts.events.campaigns()]
+    assert counted == [("summer", 0, 2), ("welcome", 0, 1)]
+    for event in (first, second):
+        assert client.delete(f"/api/events/{event}", headers=ADMIN).status_code == 200
     assert parts.events.campaigns() == []
 
 
@@ -162,8 +164,9 @@ def test_refused_events_of_a_campaign_are_taken_in_from_the_shell(
     answer = shell("queue", "replay", "--state", "rejected", "--campaign", "summer")
     assert answer == "2 of 2 replayed.\n"
     assert {state_of(strict, event) for event in events} == {"queued"}
-    [summer] = parts_of(strict.application).events.campaigns()
-    assert (summer.id, summer.accepted, summer.pending) == ("summer", 2, 2)
+    winter, summer = parts_of(strict.application).events.campaigns()
+    assert (summer.id, summer.accepted, summer.pending, summer.rejected) == ("summer", 2, 2, 0)
+    assert (winter.id, winter.accepted, winter.rejected) == ("winter", 0, 1)
 
 
 def test_a_refused_call_to_sessionms_own_path_is_read_again_as_such(

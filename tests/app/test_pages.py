@@ -161,6 +161,19 @@ def test_the_dashboard_shows_what_is_dead_and_of_which_campaign(
     assert "welcome Canvas 1 0 1 0" in answer
 
 
+def test_a_campaign_with_refused_events_counts_as_failing(client: FlaskClient) -> None:
+    for number in range(3):
+        send(client, braze_campaign_id="busy", user_id=f"u{number}")
+    send(client, braze_campaign_id="summer")
+    for campaign in ("summer", "winter"):
+        bad = {"user_id": ALICE, "braze_campaign_id": campaign, "ttl": "soon"}
+        client.post("/webhooks/braze", json=bad, headers=bearer("webhook"))
+    body = get(client, "/dashboard")
+    assert re.search(r"summer 1 1 0 0 ⊘ 1 \S+ .*winter 0 0 0 0 ⊘ 1 .*busy 3 3 0 0 0 ", body)
+    assert "Accepted" not in get(client, "/campaigns/winter")
+    assert "Why events were refused 1 ttl" in get(client, "/campaigns/winter")
+
+
 def test_the_dashboard_still_shows_itself_without_a_store(
     make_app: MakeApp, tmp_path: Path
 ) -> None:
@@ -332,7 +345,44 @@ def test_a_filter_without_meaning_is_named_on_the_page(client: FlaskClient) -> N
 def test_an_empty_search_helps_on(client: FlaskClient) -> None:
     assert "Set up a webhook in Braze" in get(client, "/events")
     assert "replay or discard" in get(client, "/events?state=dead")
-    assert "not its name" in get(client, "/events?campaign=Summer")
+    assert "No campaign and no Canvas has this name or ID" in get(client, "/events?campaign=Summer")
+
+
+def test_events_are_found_by_the_name_of_their_campaign(make_app: MakeApp, tmp_path: Path) -> None:
+    rules = tmp_path / "rules.toml"
+    rules.write_text('[canvases.c3]\nname = "Winter welcome"\n')
+    client = make_app(BRIDGE_RULES=str(rules)).test_client()
+    for number, season in ((1, "Autumn"), (2, "Winter")):
+        send(client, braze_campaign_id=f"c{number}", campaign_name=f"{season} sale")
+    send(client, braze_canvas_id="c3")
+    found = client.get("/events?campaign=autumn", headers=ADMIN)
+    assert "Autumn sale" in words(found)
+    assert "Winter sale" not in words(found)
+    # What is done with all of them is done by the ID.
+    assert "/events.csv?campaign=c1" in found.text
+    assert "1 event, newest" in words(post(client, "/events", campaign="welcome", customer=ALICE))
+    several = post(client, "/events", campaign="winter", customer=ALICE)
+    assert "Which one? Winter sale Winter welcome" in words(several)
+    assert f'name="customer" value="{ALICE}"' in several.text
+    # An ID that is known is not taken for a name.
+    send(client, braze_campaign_id="winter")
+    assert "1 event, newest" in get(client, "/events?campaign=winter")
+    assert "Nothing is dead here" in get(client, "/events?campaign=winter&state=dead")
+
+
+def test_the_filter_of_states_uses_the_words_of_the_list(client: FlaskClient) -> None:
+    assert "queued delivered or accepted by Braze expired" in get(client, "/events")
+    body = get(client, "/events?direction=to_braze")
+    assert "queued accepted by Braze expired" in body
+
+
+def test_a_customer_is_a_click_away_from_the_list(client: FlaskClient) -> None:
+    send(client, braze_campaign_id="summer")
+    listed = client.get("/events", headers=ADMIN).text
+    [form] = re.findall(r'<form method="post" action="/customers">.*?</form>', listed)
+    shown = post(client, "/customers", **dict(re.findall(r'name="(\w+)" value="([^"]*)"', form)))
+    assert "Last events" in words(shown)
+    assert ALICE in shown.text
 
 
 def test_one_event_is_shown_whole(

@@ -333,7 +333,7 @@ def test_a_send_is_planned(make_app: MakeApp) -> None:
     assert "80 % of 20 calls/s × 60 ÷ 1 calls per recipient = 960 a minute, the lowest" in answer
     answer = get(client, "/setup?recipients=100000&message=webhook&counters=1&speed=6000")
     assert "Set the rate limit in Braze to 480" in answer
-    assert "Tags come faster than SessionM takes them: 200 writes a second against 20" in answer
+    assert "At your 6,000 a minute, tags come faster than SessionM takes them: 200 writes" in answer
     assert "without one, a retry by Braze counts twice" in answer
     bad = client.get("/setup?recipients=many", headers=ADMIN)
     assert bad.status_code == 400

@@ -12,6 +12,7 @@ from bridge.intake.rules import TagWrite
 from bridge.outbox.events import Events
 from bridge.outbox.model import CallResult, NewEvent, State, new_event_id
 from bridge.outbox.schema import MIGRATIONS
+from bridge.outbox.search import Filter
 from bridge.outbox.store import Store
 from bridge.outbox.tallies import CampaignFigures
 from bridge.storage.database import Database
@@ -112,6 +113,7 @@ def test_counts_are_what_is_stored(database: Database, seed: int) -> None:
         for one in events.campaigns():
             ends = one.pending + one.delivered + one.dead + one.expired + one.discarded
             assert one.accepted == ends
+            assert one.rejected == events.count(Filter(campaign=one.id, state=State.REJECTED))
     assert len(events.campaigns()) == 3
 
 

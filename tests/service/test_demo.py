@@ -96,8 +96,13 @@ def test_the_demo_shows_itself_and_ends_on_ctrl_c(demo: DemoProcess, tmp_path: P
     # Commands work in the demo's folder.
     command = re.search(r"cd (\S+) && (\S+) queue status", shown)
     assert command
-    shown = run_bridge("queue", "status", env={"PATH": ""}, cwd=Path(command[1])).stdout
-    assert "Backlog   0 writes" in shown
+    backlog = run_bridge("queue", "status", env={"PATH": ""}, cwd=Path(command[1])).stdout
+    assert "Backlog   0 writes" in backlog
+    render = re.search(r"\S+ (render --url .*) \\\n +(\S+)", shown)
+    assert render
+    given = (*render[1].split(), render[2])
+    message = run_bridge(*given, env={"PATH": ""}, cwd=Path(command[1])).stdout
+    assert "Your offer: <strong>" in message
     assert Path(command[2]).exists()
     assert demo.end() == 0
     assert demo.errors() == ""

@@ -283,15 +283,33 @@ def test_comments_may_hold_comments() -> None:
 @pytest.mark.parametrize(
     ("source", "line", "words"),
     [
-        ("a\n{% if x %}\nb\n", "2, column 1", "`if` needs a {% endif %}"),
+        ("a\n{% if x %}\nb\n", "2, column 1", "`if` needs an {% endif %}"),
+        ("{% if x %}a{% else %}b", "1, column 1", "`if` needs an {% endif %}"),
+        (
+            "<!-- a\n -->{% if x %}{% for o in y %}\na{% else %}b{% endif %}",
+            "3, column 13",
+            "the `for` of line 2 needs an {% endfor %} before this {% endif %}",
+        ),
+        (
+            "{% comment %}{% if x %}{% endcomment %}",
+            "1, column 24",
+            "the `if` of line 1 needs an {% endif %} before this {% endcomment %}",
+        ),
+        ("a{% if w > 0 Hello {% endif %}", "1, column 2", "this tag has no `%}` before the next"),
+        ("{% if x %}{% assign y = 1 {% endif %}", "1, column 11", "this tag has no `%}`"),
         ("a\n b{% endif %}", "2, column 3", "`endif` belongs to no open tag"),
-        ("{% if x %}{% elseif y %}{% endif %}", "1, column 11", "Braze has no tag `elseif`"),
+        (
+            "{% if x %}{% elseif y %}{% endif %}",
+            "1, column 11",
+            "Braze has no tag `elseif`; did you mean `elsif`?",
+        ),
+        ("{% if x %}{% endfi %}", "1, column 11", "no tag `endfi`; did you mean `endif`?"),
         ("{% if x %}{% endfor %}{% endif %}", "1, column 11", "`endfor` belongs to no open tag"),
         ("{% content %}", "1, column 1", "Braze has no tag `content`"),
         ("\n{{${first_name}\n", "2, column 1", "{{ is never closed by }}"),
         ("\n{% if x \n", "2, column 1", "{% is never closed by %}"),
-        ("{% raw %}x", "1, column 1", "`raw` needs a {% endraw %}"),
-        ("{% comment %}x", "1, column 1", "`comment` needs a {% endcomment %}"),
+        ("{% raw %}x", "1, column 1", "`raw` needs an {% endraw %}"),
+        ("{% comment %}x", "1, column 1", "`comment` needs an {% endcomment %}"),
         ("{% # note %}", "1, column 1", "a tag begins with its name"),
         ("{% doc %}x{% enddoc %}", "1, column 1", "Braze has no tag `doc`"),
         ("\n{% include 'x' %}", "2, column 1", "Braze has no tag `include`"),
@@ -310,7 +328,12 @@ def test_comments_may_hold_comments() -> None:
         ("{{ 1 | divided_by: 0 }}", "1, column 1", "nothing can be divided by 0"),
         ("{% if 'a' > 5 %}x{% endif %}", "1, column 1", "comparison of String with 5 failed"),
         ("{% if 5 > 'a' %}x{% endif %}", "1, column 1", "comparison of Integer with String failed"),
-        ("{% if 5 is 5 %}x{% endif %}", "1, column 1", "Unknown operator is"),
+        (
+            "{% if 5 = 5 %}x{% endif %}",
+            "1, column 1",
+            "Braze has no operator `=`; write `==` (Liquid error: Unknown operator =)",
+        ),
+        ("{% if 5 contain 5 %}x{% endif %}", "1, column 1", "did you mean `contains`?"),
         ("{{ 'a' | concat: 'b' }}", "1, column 1", "concat filter requires an array argument"),
         ("{{ 1 | map: 'a' }}", "1, column 1", "cannot select the property 'a'"),
         ("{{ '%ff' | url_decode }}", "1, column 1", "invalid byte sequence"),
@@ -741,6 +764,9 @@ def test_filters_give_what_braze_documents(expression: str, message: str) -> Non
         ("{{ l | sum }}", "ab", "Braze has no filter `sum` and ignores it"),
         ("{{ 'a ' | rstrip }}", "a ", "Braze has no filter `rstrip` and ignores it"),
         ("{{ l | find_index: 'n', 'x' }}", "ab", "Braze has no filter `find_index`"),
+        ("{{ 'a' | capitalise }}", "a", "ignores it; did you mean `capitalize`?"),
+        ("{% assign x = 'a {% b' %}{{x}}", "a {% b", ""),
+        ("{% assign x = 1 {% b %}{{x}}", "1", "this tag has no `%}` before the next `{%`"),
         ("{{ 'a' | h }}", "a", "its documentation does not"),
         ("{{ 'a' 'b' }}", "a", "Braze ignores `'b'`"),
         ("{{ 'x' | append: 'a' 'b' }}", "xa", "Braze ignores `'b'`"),
@@ -771,17 +797,23 @@ def test_what_braze_ignores_is_ignored_and_named(source: str, message: str, warn
         ("{{wallet.zebra}}", "`wallet.zebra` does not exist"),
         ("{{${loyalty_tier}}}", "`${loyalty_tier}` has no test value"),
         ("{{${first_nam}}}", "`${first_nam}` has no test value; did you mean `first_name`?"),
+        # A field of Braze's that is not given; `first_name` is.
+        ("{{${last_name}}}", "`${last_name}` has no test value"),
+        ("{{${last_nam}}}", "`${last_nam}` has no test value; did you mean `last_name`?"),
+        ("{{user_id}}", "`user_id` does not exist; write `{{${user_id}}}`"),
         ("{{custom_attribute.${tier}}}", "`custom_attribute.${tier}` has no test value"),
         ("{{event_properties.${sku}}}", "`event_properties.${sku}` has no test value"),
-        (
-            "{{ 1 | time_zone: 'Mars' }}",
-            "the time zone `Mars` is not known; write it like America/New_York",
-        ),
     ],
 )
-def test_what_has_no_value_is_named_once(source: str, warning: str) -> None:
+def test_a_missing_field_is_named_once_with_its_place(source: str, warning: str) -> None:
     variables = {"wallet": {"first": {"title": "Pie"}, "count": 1}}
-    assert rendered(source + source, variables=variables).warnings == (warning,)
+    warnings = rendered(f"a\n b{source}{source}", variables=variables).warnings
+    assert warnings == (f"line 2, column 3: {warning}",)
+
+
+def test_an_unknown_time_zone_is_named() -> None:
+    warning = "the time zone `Mars` is not known; write it like America/New_York"
+    assert rendered("{{ 1 | time_zone: 'Mars' }}" * 2).warnings == (warning,)
 
 
 @pytest.mark.parametrize(

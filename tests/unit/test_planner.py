@@ -85,8 +85,12 @@ def test_all_but_the_first_lookup_of_a_recipient_come_from_the_cache() -> None:
 @pytest.mark.parametrize(
     ("kind", "more", "words"),
     [
-        ("webhook", {"speed": 12_000}, "Tags come faster than SessionM takes them: 200"),
-        ("webhook", {"speed": 12_000}, "over five minutes late"),
+        (
+            "webhook",
+            {"speed": 12_000},
+            "At your 12,000 a minute, tags come faster than SessionM takes them: 200",
+        ),
+        ("webhook", {"speed": 12_000}, "At your 12,000 a minute, tags will be over five minutes"),
         (
             "webhook",
             {"speed": 60_000, "recipients": 200_000},
