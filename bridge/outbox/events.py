@@ -377,7 +377,7 @@ class Events:
 
 def _campaigns_with(text: str) -> list[sa.ColumnElement[bool]]:
     """Return the conditions of campaigns that have events, and *text* in their name or ID."""
-    has_events = tallies.c.accepted + tallies.c.rejected > 0
+    has_events = sa.or_(tallies.c.accepted > 0, tallies.c.rejected > 0)
     conditions: list[sa.ColumnElement[bool]] = [tallies.c.kind.in_(CAMPAIGNS), has_events]
     if text:
         columns = (tallies.c.id, tallies.c.name)
