@@ -197,10 +197,11 @@ class Postgres(Database):
                     yield connection
                     send(connection, RawStatement("COMMIT"))
             except BaseException as error:
-                discard_deferred(connection)
+                # SQLAlchemy may have invalidated it already.
                 if driver.closed or _is_lost(error):
                     connection.invalidate()
                 else:
+                    discard_deferred(connection)
                     driver.rollback()
                 raise
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,21 @@ def make_app(
     for parts in made:
         parts.close()
     assert not strays
+
+
+def take_store_away(app: Flask, folder: Path) -> None:
+    """Put a folder in the place of the SQLite file of *app*."""
+    parts_of(app).store.database.close()
+
+    def is_replaced() -> bool:
+        # A thread in the background may create the file again in between.
+        for path in folder.glob("bridge.db*"):
+            path.unlink(missing_ok=True)
+        with suppress(FileExistsError):
+            (folder / "bridge.db").mkdir()
+        return (folder / "bridge.db").is_dir()
+
+    eventually(is_replaced)
 
 
 def goes_round(parts: Parts) -> None:

@@ -2,7 +2,6 @@
 
 import sqlite3
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from flask.testing import FlaskClient
 
 from bridge.parts import Parts, parts_of
 from bridge.sandbox import SandboxServer
+from tests.app.conftest import take_store_away
 from tests.conftest import ALICE, MakeApp, MakeService, Service, bearer, eventually, send
 
 
@@ -125,17 +125,7 @@ def test_the_store_gone_is_down_and_the_rest_is_reported(make_app: MakeApp, tmp_
     app = make_app()
     client = app.test_client()
     send(client, braze_campaign_id="summer")
-    parts_of(app).store.database.close()
-
-    def is_replaced() -> bool:
-        # What runs in the background may create the file again in between.
-        for path in tmp_path.glob("bridge.db*"):
-            path.unlink(missing_ok=True)
-        with suppress(FileExistsError):
-            (tmp_path / "bridge.db").mkdir()
-        return (tmp_path / "bridge.db").is_dir()
-
-    eventually(is_replaced)
+    take_store_away(app, tmp_path)
     answer = client.get("/health", headers=bearer("admin"))
     assert answer.status_code == 503
     body = answer.get_json()

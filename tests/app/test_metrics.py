@@ -16,6 +16,7 @@ from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
 from bridge.parts import parts_of
+from tests.app.conftest import take_store_away
 from tests.conftest import (
     ALICE,
     KEYS,
@@ -140,10 +141,7 @@ def test_with_the_store_away_metrics_say_so(make_app: MakeApp, tmp_path: Path) -
     app = make_app()
     client = app.test_client()
     send(client, braze_campaign_id="summer")
-    parts_of(app).store.database.close()
-    for path in tmp_path.glob("bridge.db*"):
-        path.unlink()
-    (tmp_path / "bridge.db").mkdir()
+    take_store_away(app, tmp_path)
     samples = scrape(client)
     assert value(samples, "bridge_store_up") == 0
     assert value(samples, "bridge_status", state="down") == 1

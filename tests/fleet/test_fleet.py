@@ -276,7 +276,7 @@ def test_a_machine_that_hears_nothing_asks_sessionm_until_it_hears_again(
     make_app: MakeApp, sandbox: SandboxServer, proxy: Proxy
 ) -> None:
     delivering = make_app(deliver=True)
-    deaf = make_app(BRIDGE_DATABASE_URL=proxy.url)
+    deaf = make_app(BRIDGE_DATABASE_URL=proxy.url, BRIDGE_LOOKUP_DEADLINE="1.5")
     parts = parts_of(deaf)
     assert "braze_campaign_c1" not in tags_at(deaf)
     proxy.swallow()
@@ -317,7 +317,8 @@ LOOKUPS = (
 def test_a_lookup_is_answered_in_time_while_the_database_is_slow(
     make_app: MakeApp, sandbox: SandboxServer, proxy: Proxy, path: str, latency_ms: int
 ) -> None:
-    client = make_app(BRIDGE_DATABASE_URL=proxy.url).test_client()
+    lookups = {"BRIDGE_DATABASE_URL": proxy.url, "BRIDGE_LOOKUP_DEADLINE": "1.5"}
+    client = make_app(**lookups).test_client()
     sandbox.sandbox.set_faults({"latency_ms": latency_ms})
     proxy.delay = 0.15
     for _ in range(2):
