@@ -38,6 +38,8 @@ def _render(page: Page) -> None:
     frame.wait_for()
     frame.content_frame.locator("body *").first.wait_for()
     frame.scroll_into_view_if_needed()
+    # The frame has a process of its own, which paints a moment later.
+    page.wait_for_timeout(1000)
 
 
 if __name__ == "__main__":
