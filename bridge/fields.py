@@ -119,8 +119,8 @@ def text(value: object, field: str) -> str | None:
     """Read one line of text; ``None`` when it is absent or blank.
 
     Raises:
-        FieldError: the value is not text, holds Liquid or control characters, or is longer than 255
-            characters.
+        FieldError: the value is not text, is a placeholder, holds Liquid or control characters, or
+            is longer than 255 characters.
     """
     if value is None:
         return None
@@ -130,7 +130,8 @@ def text(value: object, field: str) -> str | None:
         # Fast path: none of the checks below applies to such a text.
         return value.strip() or None
     cleaned = trim(value)
-    if has_liquid(cleaned):
+    # "…" stands for an ID in what the pages offer for copying.
+    if has_liquid(cleaned) or cleaned == "…":
         raise PlaceholderError(field, cleaned)
     if _UNPRINTABLE.search(cleaned):
         raise FieldError(field, "holds a line break or another control character")

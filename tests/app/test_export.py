@@ -137,6 +137,14 @@ def test_the_page_of_a_customer_says_that_an_answer_is_stale(make_app: MakeApp) 
     assert stale in words(post(client, "/customers", kind="user_id", id=ALICE))
 
 
+def test_what_is_not_known_of_a_customer_is_no_zero(
+    client: FlaskClient, sandbox: SandboxServer
+) -> None:
+    sandbox.sandbox.set_faults({"status": 503, "where": "connect"})
+    seen = words(post(client, "/customers", kind="user_id", id=ALICE))
+    assert "Points available – Offers – Tags 3" in seen
+
+
 def test_a_customer_is_erased_after_a_question(client: FlaskClient) -> None:
     send(client, braze_campaign_id="summer")
     asked = post(client, "/customers/erase", kind="user_id", id=ALICE)

@@ -68,6 +68,14 @@ def render(client: FlaskClient) -> Callable[..., str]:
     return try_out
 
 
+def test_a_message_without_the_data_of_a_call_is_not_reported_as_rendered(
+    client: FlaskClient,
+) -> None:
+    for source, is_rendered in ((OFFERS, True), (OFFERS.replace("offers", "ofers"), False)):
+        answer = post(client, "/setup", part="outcome", source=source, customer=ALICE)
+        assert ("data-rendered" in answer.text) is is_rendered
+
+
 OFFERS = (
     "{% connected_content http://localhost/connected-content/offers?user_id={{${user_id}}}&limit=1"
     " :basic_auth bridge :save wallet %}"

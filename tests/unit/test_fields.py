@@ -88,7 +88,16 @@ def test_a_number_of_json_is_an_identifier_with_all_its_digits() -> None:
 
 
 REFUSED: dict[str, list[object]] = {
-    "placeholder": ["{{${id}}}", "{% if a %}b", "${id}", "a{{b}}c", "{{\n${id}\n}}", "\ud83d{{x}}"],
+    "placeholder": [
+        "…",
+        " … ",
+        "{{${id}}}",
+        "{% if a %}b",
+        "${id}",
+        "a{{b}}c",
+        "{{\n${id}\n}}",
+        "\ud83d{{x}}",
+    ],
     "control character": ["a\nb", "a\0b", "a\x1b[31m", "a\x9bb", "a\u2028b", "a\ud83db"],
     "255": ["é" * (MAX_TEXT + 1)],
     "text": [True, 5, 1.5, ["a"], {"a": "b"}],

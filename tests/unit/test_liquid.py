@@ -1126,7 +1126,10 @@ def test_offer_list_says_so_when_there_are_none(snippet: Snippet) -> None:
 def test_offers_expiring_soon_lists_only_those(snippet: Snippet) -> None:
     later = offer("Soup", 8)
     message = plain(snippet("offers_expiring_soon", wallet("ok", CAKE, PIZZA, later, TEA)))
-    assert "<li>Cake: only today</li> <li>Pizza &amp; more: 3 days left</li> </ul>" in message
+    assert (
+        "<li>Cake: less than a day left</li> <li>Pizza &amp; more: 3 days left</li> </ul>"
+        in message
+    )
 
 
 @pytest.mark.parametrize(
