@@ -47,7 +47,7 @@ class WalFile:
         if present != self._opened:
             fd = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
             with self._guard:
-                self.close()
+                self._close()
                 self._fd, self._opened = fd, present
 
     def sync(self) -> bool:
@@ -67,6 +67,10 @@ class WalFile:
             self._sync_failed = False
 
     def close(self) -> None:
+        with self._guard:
+            self._close()
+
+    def _close(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd, self._opened = -1, None
