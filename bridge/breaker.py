@@ -2,7 +2,8 @@
 
 Two kinds of failure open it: several calls in a row without a usable answer, or a refusal of our
 credentials. While it is open, only probes are made, one at a time and at growing intervals; the
-first successful probe closes it. Independently, the system may request a wait (``Retry-After``).
+first successful probe closes it. Independently, the system may request a wait (``Retry-After``), or
+refuse calls for their number (429): then one call at a time shows whether the limit has ended.
 
 Each delivery loop has its own breaker. Lookups share one for each system among the processes of a
 machine, without a lock: if two processes write at the same time, there may be one probe too many
@@ -106,9 +107,11 @@ class Breaker:
         numbers = self._read()
         if now < numbers.hold_until:
             return 0
-        if numbers.mode == Mode.CLOSED:
+        if numbers.mode == Mode.CLOSED and numbers.last != _Last.LIMIT:
             return width - in_flight
-        return 1 if in_flight == 0 and now >= numbers.probe_at else 0
+        # One call shows whether the limit, or the outage, has ended.
+        is_due = numbers.mode == Mode.CLOSED or now >= numbers.probe_at
+        return 1 if in_flight == 0 and is_due else 0
 
     def may_call(self, now: float) -> bool:
         """Return whether a lookup may call the system, which is forbidden only while it is down.
@@ -155,11 +158,17 @@ class Breaker:
                 began before the probe was due changes nothing.
             now: the time.
         """
-        numbers = self._read()._replace(ended_at=now, last=_last(error))
+        before = self._read()
+        numbers = before._replace(ended_at=now, last=_last(error))
         if error is not None and error.retry_after is not None:
             # The wait is for all calls: the limit counts all calls of a client.
             wait = min(error.retry_after, LONGEST_RETRY_AFTER)
             numbers = numbers._replace(hold_until=max(numbers.hold_until, now + wait))
+        elif numbers.last == _Last.LIMIT and began_at >= before.hold_until:
+            # The system names no time: wait as from one probe to the next.
+            is_repeat = before.last == _Last.LIMIT and before.hold_until > 0
+            wait = min(LONGEST_DOWN, before.wait * 2) if is_repeat else FIRST_WAIT
+            numbers = numbers._replace(hold_until=now + wait, wait=wait)
         refused = error is not None and error.meaning is Meaning.REFUSED
         numbers = numbers._replace(refusals=numbers.refusals + 1 if refused else 0)
         if error is not None and error.meaning is Meaning.CREDENTIALS:

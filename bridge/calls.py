@@ -61,9 +61,14 @@ class CallError(Exception):
         return self.meaning in {Meaning.UNANSWERED, Meaning.GARBLED}
 
     @property
+    def is_throttled(self) -> bool:
+        """Whether the system takes no more calls for now."""
+        return self.meaning is Meaning.BUSY and self.status in _THROTTLED
+
+    @property
     def is_outage(self) -> bool:
         """Whether the system is down, and not just this call refused."""
-        return self.meaning in _OUTAGE and self.status not in _THROTTLED
+        return self.meaning in _OUTAGE and not self.is_throttled
 
 
 _OUTAGE = {Meaning.UNREACHABLE, Meaning.UNANSWERED, Meaning.GARBLED, Meaning.BUSY}

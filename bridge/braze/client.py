@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 from bridge import clock
 from bridge.braze.answers import BrazeError, BrazeReceipt, Quota, read_quota, read_receipt
-from bridge.breaker import FIRST_WAIT, LONGEST_DOWN
 from bridge.calls import FinishedCall, Meaning
 from bridge.network.client import HttpAnswer, HttpClient, HttpRequest, MaySend
 from bridge.network.failure import NetworkError
@@ -31,8 +30,7 @@ class Braze:
 
     Attributes:
         quota: the hourly limit by the last answer, and the time of that answer by `clock.steady`.
-        is_limited: whether a limit applies: the last answer, if any, named the hourly limit or was
-            a 429.
+        has_quota: whether answers are expected to carry the hourly limit.
 
     Raises:
         ValueError: a proxy or a certificate authority of *variables* cannot be used.
@@ -58,9 +56,7 @@ class Braze:
         )
         self._observe = observe
         self.quota: tuple[Quota, float] | None = None
-        self.is_limited = True
-        # Seconds of the last wait without a named reset, and its end by `time.monotonic`.
-        self._wait = self._waits_until = 0.0
+        self.has_quota = True
 
     def trigger(
         self,
@@ -101,27 +97,14 @@ class Braze:
             observe(failure)
             raise failure from error
         except BrazeError as error:
-            if error.status == 429 and error.retry_after is None:
-                error.retry_after = self._next_wait(started)
             observe(error)
             raise
-        self._wait = 0.0
         observe(None)
         return receipt
 
-    def _next_wait(self, started: float) -> float:
-        """Return the seconds to wait after a 429 that names no reset of the limit.
-
-        They double with each such answer to a call that *started* after the last wait.
-        """
-        if started >= self._waits_until:
-            self._wait = min(max(FIRST_WAIT, 2 * self._wait), LONGEST_DOWN)
-            self._waits_until = time.monotonic() + self._wait
-        return max(0.0, self._waits_until - time.monotonic())
-
     def _update_quota(self, answer: HttpAnswer) -> None:
         quota = read_quota(answer.headers, clock.wall())
-        self.is_limited = quota is not None or answer.status == 429
+        self.has_quota = quota is not None
         if quota is not None:
             self.quota = quota, clock.steady()
 

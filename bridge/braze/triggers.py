@@ -275,8 +275,8 @@ class TriggerDestination:
         quota = self._braze.calls_left()
         if quota is not None:
             return quota.left - in_flight
-        # One call shows the limit, or its end.
-        return 1 - in_flight if self._braze.is_limited else None
+        # The first call shows the limit.
+        return 1 - in_flight if self._braze.has_quota else None
 
     def end(self, ended: Sequence[tuple[DeliveryCall, Mapping[str, Any], Reply]]) -> None:
         """Do nothing: lookups were outdated before the call."""

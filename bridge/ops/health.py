@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from bridge import __version__, clock
-from bridge.breaker import FAILURES_IN_A_ROW
 from bridge.fields import iso
 from bridge.ops.incidents import Incident, as_json, causes, message_causes
 from bridge.ops.telemetry import BRAZE_CONTENT_SHARE, BRAZE_LIMIT, Period, Telemetry, together
@@ -134,6 +133,8 @@ def delivery_state(
         "paused_at": order.get("at") if by_hand else None,
         "beat_at": beat.get("at"),
         "idle_since": _idle_since(now - beat.get("called_at", now), now, waiting),
+        # Whether SessionM or Braze has refused several writes in a row.
+        "refuses_writes": bool(beat.get("refuses_writes")) and held_by != "refused",
         "limit": parts.settings.bridge_queue_limit,
         "host": beat.get("host", ""),
         "pid": beat.get("pid", 0),
@@ -259,10 +260,9 @@ def _system(
 def _core(parts: Parts, day: list[Period], queue: Mapping[str, Any]) -> dict[str, Any]:
     """Return the check ``sessionm_core``."""
     found = _system(parts, "core", together(day[-RECENT_MINUTES:]), queue)
-    if found["state"] == "up" and _refuses_writes(*day[-2:]):
-        found["state"], found["error"] = "refusing", ""
-        # Reads are answered: the minutes say when the last write was refused.
-        found["idle_since"] = "" if day[-1].count("dead") else iso(day[-1].at)
+    if found["state"] == "up" and queue.get("refuses_writes"):
+        # Reads are answered meanwhile.
+        found |= {"state": "refusing", "error": "", "idle_since": queue["idle_since"]}
     return found
 
 
@@ -289,16 +289,6 @@ def _idle_since(idle: float, now: float, queue: Mapping[str, Any]) -> str:
     """
     probes = queue.get("queued", 0) and not queue["waits_for_customers"]
     return "" if idle < IDLE or probes else iso(now - idle)
-
-
-def _refuses_writes(*last: Period) -> bool:
-    """Whether most writes are dead. Reads in between are answered, so the breaker says "up"."""
-    present = last[-1]
-    answered = present.count("writes_sent") or present.count("core_calls") >= FAILURES_IN_A_ROW
-    if answered and not present.count("dead"):
-        return False
-    dead = together(last).count("dead")
-    return dead >= FAILURES_IN_A_ROW and dead > together(last).count("writes_sent")
 
 
 def clocks_state(store: Store | None) -> dict[str, Any]:

@@ -149,7 +149,9 @@ def follow(
         earlier = latest.pop(key, None)
         milder = latest.get((_GROWS_FROM.get(cause.code, ""), cause.subject))
         began = min(milder.since if milder else now, now if cause.since is None else cause.since)
-        since = min(earlier.since, began) if earlier else began
+        # A cause whose start is known begins anew after its last end.
+        continues = earlier and (earlier.until is None or cause.since is None)
+        since = min(earlier.since, began) if earlier and continues else began
         most = earlier.most if earlier else NOTHING
         opened.append(Incident(cause, since, None, most.at_least(cause.extent)))
     for one in latest.values():
@@ -593,7 +595,7 @@ def _lookups(checks: Mapping[str, Any]) -> Iterator[Cause]:
     systems = [
         f"SessionM {system}"
         for system in ("Core", "Connect")
-        if checks[f"sessionm_{system.lower()}"]["state"] in _STATES
+        if _concerns_lookups(checks[f"sessionm_{system.lower()}"])
     ]
     if systems:
         do = f"This is a consequence of the incident of {' and '.join(systems)}."
@@ -614,6 +616,12 @@ def _lookups(checks: Mapping[str, Any]) -> Iterator[Cause]:
         "their content.",
         do,
     )
+
+
+def _concerns_lookups(check: Mapping[str, Any]) -> bool:
+    """Return whether the state of a system explains late lookups: refused writes do not."""
+    refuses_some = check["state"] == "refusing" and not are_credentials(check["error"])
+    return check["state"] in _STATES and not refuses_some
 
 
 def _braze_budget(budget: Mapping[str, Any]) -> Iterator[Cause]:

@@ -483,8 +483,10 @@ class Delivery:
 
     def _reason(self) -> str:
         """Return why the delivery is on hold or paused; "" if it is not."""
-        if self._breaker.is_held(clock.steady()):
-            return f"{self._destination.name} asked us to wait until {iso(self._hold_until())}"
+        held = self._breaker.is_held(clock.steady())
+        if held and self._breaker.mode is Mode.CLOSED:
+            until = iso(self._hold_until())
+            return f"{self._destination.name} limits our calls: we wait until {until}"
         reason = _REASONS[self._breaker.mode]
         return reason.format(self._destination.name, self._breaker.cause)
 
@@ -529,6 +531,8 @@ class Delivery:
                 "mode": _MODES[self._breaker.mode],
                 "reason": self._reason(),
                 "hold_until": self._hold_until(),
+                # Several writes in a row: reads may be answered meanwhile.
+                "refuses_writes": self._breaker.state(clock.steady()) == "refusing",
                 "called_at": clock.now() - self._breaker.idle(clock.steady()),
                 "order": self._order,
                 "under_way": len(self._in_flight),

@@ -47,7 +47,9 @@ def judge(
         return Verdict(counts_attempt=False)
     if error.meaning is Meaning.REFUSED:
         return Verdict(is_dead=True)
-    counts = not (outage and (error.meaning in _NO_ANSWER or error.status in _GATEWAY_ERRORS))
+    is_away = outage and (error.meaning in _NO_ANSWER or error.status in _GATEWAY_ERRORS)
+    # A limit concerns all writes. The breaker waits, and tries one call at a time.
+    counts = not (is_away or error.is_throttled)
     if counts and attempts + 1 >= max_attempts:
         return Verdict(is_dead=True)
     return Verdict(seconds=_wait(error, attempts, random), counts_attempt=counts)

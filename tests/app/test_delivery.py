@@ -106,6 +106,24 @@ def test_a_retry_after_is_obeyed(make_app: MakeApp, sandbox: SandboxServer) -> N
     assert second["at"] - first["at"] >= 2
 
 
+def test_no_write_dies_of_a_limit_that_names_no_time(
+    make_app: MakeApp, sandbox: SandboxServer
+) -> None:
+    sandbox.sandbox.set_faults({"status": 429, "match": "POST"})
+    bridge = Bridge(make_app, BRIDGE_MAX_ATTEMPTS="2")
+    for number in range(10):
+        sandbox.sandbox.put_customer({"user_id": f"u{number}"})
+    events = [bridge.send(user_id=f"u{number}", braze_campaign_id="c") for number in range(10)]
+    # The first calls, and then one at a time.
+    eventually(lambda: bridge.delivery_health()["held_by"] == "limit")
+    first = len(writes(sandbox))
+    eventually(lambda: len(writes(sandbox)) == first + 2)
+    assert bridge.delivery_health()["dead"] == 0
+    sandbox.sandbox.set_faults({})
+    for event in events:
+        assert bridge.ends_as(event, State.DELIVERED, 20)
+
+
 def test_a_refused_write_is_dead_at_once_with_its_reason(
     make_app: MakeApp, sandbox: SandboxServer
 ) -> None:

@@ -49,6 +49,8 @@ def test_the_dashboard_names_the_cause_and_the_campaign(
         make_dead(client, sandbox, braze_campaign_id="c-1", campaign_name="Sale", dedupe=number)
     # Reads are answered meanwhile.
     client.get(f"/connected-content/tags?user_id={ALICE}", headers=bearer("content"))
+    # The deliverer reports the row of refusals with its next heartbeat.
+    eventually(lambda: "refuses us" in words(client.get("/dashboard", headers=ADMIN)))
     seen = words(client.get("/dashboard", headers=ADMIN))
     assert "1 incident open. Cause: writes that SessionM did not take." in seen
     assert "5 writes 1 customer Sale" in seen

@@ -630,15 +630,20 @@ def test_setup_shows_what_would_go_to_braze_and_sends_nothing(
 
 def test_setup_shows_the_line_for_the_message_that_belongs_to_the_body(make_app: MakeApp) -> None:
     bridge = Bridge(make_app)
-    for body, braze_id, line in (
-        ({"braze_campaign_id": "…"}, "…", "&amp;v={{api_trigger_properties.${bridge_event}}}"),
-        ({"braze_canvas_id": CANVAS}, CANVAS, "&amp;v={{context.${bridge_event}}}"),
+
+    def show(**body: str) -> str:
+        form = {"message_body": json.dumps(body, ensure_ascii=False)}
+        return bridge.client.post("/setup", data=form, headers=bearer("admin")).text
+
+    for body, braze_id, properties in (
+        ({"braze_campaign_id": CAMPAIGN}, CAMPAIGN, "api_trigger_properties"),
+        ({"braze_canvas_id": CANVAS}, CANVAS, "context"),
     ):
-        form = {"message_body": json.dumps({**body, "user_id": "…"}, ensure_ascii=False)}
-        shown = bridge.client.post("/setup", data=form, headers=bearer("admin")).text
+        shown = show(**body, user_id=ALICE)
+        line = f"&amp;v={{{{{properties}.${{bridge_event}}}}}}"
         assert re.findall("&amp;v={{[^}]*}}}", shown[shown.index('id="sessionm"') :]) == [line]
         assert f"_id&#34;: &#34;{braze_id}&#34;" in shown
-        assert "which stands for an ID" in shown
+    assert "still holds a placeholder (…)" in show(braze_campaign_id="…", user_id="…")
 
 
 def test_setup_shows_what_became_of_the_last_message(make_app: MakeApp) -> None:

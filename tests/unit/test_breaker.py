@@ -140,17 +140,32 @@ def test_throttling_does_not_show_that_our_credentials_are_accepted_again() -> N
 
 def test_nothing_is_sent_before_the_time_that_the_system_asks_for() -> None:
     breaker = after(asking(30), asking(5), at=100)
-    assert (room(breaker, 129.9), room(breaker, 130)) == (0, WIDTH)
+    assert (room(breaker, 129.9), room(breaker, 130)) == (0, 1)
 
 
 def test_a_wait_that_was_asked_for_can_be_ended() -> None:
     breaker = after(asking(30), at=100)
     breaker.hold(0.0)
-    assert room(breaker, 100) == WIDTH
+    assert room(breaker, 100) == 1
+
+
+def test_after_a_limit_without_a_time_one_call_at_a_time_is_made_at_growing_distance() -> None:
+    breaker, at, waits = after(THROTTLED), 0.0, []
+    # Calls that were in flight when the wait began make it no longer.
+    breaker.record(THROTTLED, 0.0 - 1, 0.5)
+    for _ in range(6):
+        began = at
+        at = next_probe(breaker, at)
+        waits.append(round(at - began))
+        assert room(breaker, at, in_flight=1) == 0
+        breaker.record(THROTTLED, at, at)
+    assert waits == [1, 2, 4, 8, LONGEST_DOWN, LONGEST_DOWN]
+    breaker.record(None, at, at)
+    assert (breaker.mode, room(breaker, at + LONGEST_DOWN)) == (Mode.CLOSED, WIDTH)
 
 
 def test_a_retry_after_of_years_holds_for_a_day() -> None:
-    assert room(after(asking(float("inf"))), 86_401) == WIDTH
+    assert room(after(asking(float("inf"))), 86_401) == 1
 
 
 def test_of_lookups_that_come_together_one_is_the_probe() -> None:
@@ -208,7 +223,7 @@ def test_processes_that_share_its_numbers_share_its_state() -> None:
         ([THROTTLED], "limiting"),
         ([asking(30)], "limiting"),
         ([asking(30), None], "limiting"),
-        ([THROTTLED, None], "up"),
+        ([THROTTLED, None], "limiting"),
     ],
 )
 def test_its_state_has_a_name(ended: list[SessionMError | None], state: str) -> None:

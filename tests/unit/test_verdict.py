@@ -45,6 +45,8 @@ def test_no_write_dies_of_our_own_credentials_or_of_an_outage(tries: int) -> Non
     for meaning in (Meaning.UNREACHABLE, Meaning.UNANSWERED):
         found = verdict(meaning, tries, outage=True)
         assert (found.is_dead, found.counts_attempt) == (False, False)
+    throttled = SessionMError(Meaning.BUSY, "why", status=429)
+    assert not judge(throttled, tries, MAX_TRIES, lambda: 1.0).is_dead
 
 
 @pytest.mark.parametrize("meaning", TEMPORARY)
