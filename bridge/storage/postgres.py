@@ -7,6 +7,7 @@ Every wait is bounded, whatever the server, the network or a proxy does. A state
 """
 
 import copy
+import math
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -143,6 +144,11 @@ class Postgres(Database):
         return other
 
     def close(self) -> None:
+        self._outage.until, self._outage.cause = math.inf, "it is closed"
+        # Threads in the background return their connections first, or these would stay open.
+        until = steady() + self._timeout + GRACE
+        for _ in range(POOL_SIZE):
+            self._pool_slots.acquire(timeout=max(0.0, until - steady()))
         super().close()
         self._session.close()
         if self._connecting is not None:

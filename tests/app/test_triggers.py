@@ -51,9 +51,13 @@ class Bridge:
         return found
 
     def check(self, name: str) -> dict[str, Any]:
-        answer = self.client.get("/health", headers=bearer("admin")).get_json()
-        found: dict[str, Any] = answer["checks"][name]
-        return found
+        def ask() -> dict[str, Any]:
+            answer = self.client.get("/health", headers=bearer("admin")).get_json()
+            found: dict[str, Any] = answer["checks"].get(name, {})
+            return found
+
+        # It is missing while the store gives no answer in time.
+        return eventually(ask)
 
 
 def triggers(sandbox: SandboxServer) -> list[dict[str, Any]]:

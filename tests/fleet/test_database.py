@@ -1,6 +1,7 @@
 """The way to a fleet's database: its encoding, its addresses, and how long a webhook waits."""
 
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ import requests
 from flask.testing import FlaskClient
 
 from bridge.sandbox import SandboxServer
+from bridge.shared import open_outbox
+from bridge.storage.database import StoreUnavailableError
 from bridge.storage.server import DatabaseServer
 from tests.commands import run_bridge
 from tests.conftest import ALICE, MakeApp, MakeService, environment, eventually, post, send
@@ -54,6 +57,31 @@ def test_a_database_that_is_found_in_another_encoding_later_is_not_ready(
         eventually(lambda: "is in the encoding LATIN1" in readiness(service.url))
     assert service.webhook(user_id=ALICE, braze_campaign_id="refused").status_code == 503
     assert "Traceback" not in service.log.read_text()
+
+
+def test_closing_waits_for_the_connections_in_use() -> None:
+    with fresh_database() as url:
+        database = open_outbox(url)
+        is_reading = threading.Event()
+
+        def read() -> None:
+            with database.read() as connection:
+                is_reading.set()
+                connection.exec_driver_sql("SELECT pg_sleep(0.5)")
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        assert is_reading.wait(10)
+        database.close()
+        with psycopg.connect(url) as administrator:
+            [open_ones] = administrator.execute(
+                "SELECT count(*) FROM pg_stat_activity "
+                "WHERE datname = current_database() AND application_name LIKE 'bridge %'"
+            ).fetchone() or [-1]
+        assert open_ones == 0
+        reader.join()
+        with pytest.raises(StoreUnavailableError, match="it is closed"), database.read():
+            pass
 
 
 def readiness(url: str) -> str:
