@@ -368,11 +368,11 @@ async function turn(now, before) {
   }
   markRendered();
   if (now.send && (!before.send || now.send.id !== before.send.id)) {
-    say(now.send.state === "rejected" ? "A send arrived and was refused" : "A send has arrived");
+    say(now.send.state === "rejected" ? "A send arrived and was rejected" : "A send has arrived");
   } else if (now.steps.credential && !before.steps.credential) {
     say("The first Connected Content call has arrived");
   } else if (now.message && (!before.message || now.message.id !== before.message.id)) {
-    say(now.message.state === "rejected" ? "A message arrived and was refused" : "A message has arrived");
+    say(now.message.state === "rejected" ? "A message arrived and was rejected" : "A message has arrived");
   }
 }
 

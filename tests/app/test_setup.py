@@ -542,6 +542,10 @@ def progress_of(client: FlaskClient) -> dict[str, Any]:
     return found
 
 
+def basic(name: str, secret: str) -> str:
+    return f"Basic {base64.b64encode(f'{name}:{secret}'.encode()).decode()}"
+
+
 def arrived(client: FlaskClient) -> str:
     return get(client, "/setup?part=progress")
 
@@ -578,23 +582,23 @@ def test_a_test_send_is_shown_with_what_it_became(make_app: MakeApp) -> None:
 
 
 @pytest.mark.parametrize("body", ['{"user_id": "", "braze_campaign_id": "c", "dispatch_id": "%s"}'])
-def test_a_refused_test_send_says_why(client: FlaskClient, body: str) -> None:
-    refused = client.post(
+def test_a_rejected_test_send_says_why(client: FlaskClient, body: str) -> None:
+    rejected = client.post(
         "/webhooks/braze",
         data=body % UNSENT,
         content_type="application/json",
         headers=bearer("webhook"),
     )
-    assert refused.status_code == 422
-    reason = refused.get_json()["errors"]["message"]
+    assert rejected.status_code == 422
+    reason = rejected.get_json()["errors"]["message"]
     assert not progress_of(client)["steps"]["webhook"]
-    assert "! Webhook a send was refused" in arrived(client)
+    assert "! Webhook a send was rejected" in arrived(client)
     assert arrived(client).count(reason) == 2
     send(client, braze_campaign_id="a-real-one")
     assert progress_of(client)["steps"]["webhook"]
     assert not progress_of(client)["steps"]["test"]
     seen = arrived(client)
-    assert "A send has arrived and was refused" in seen
+    assert "A send has arrived and was rejected" in seen
     assert seen.count(reason) == 1
 
 
@@ -633,10 +637,20 @@ def test_what_came_before_the_beginning_turns_no_step_green(client: FlaskClient)
 
 def test_a_send_with_a_wrong_key_is_shown(client: FlaskClient) -> None:
     client.post("/webhooks/braze", json={}, headers={"Authorization": "Bearer wrong"})
-    assert progress_of(client)["keys_refused"] == 1
+    assert progress_of(client)["sends_not_let_in"] == 1
     seen = arrived(client)
     assert "! Webhook wrong key" in seen
     assert seen.count("1 send of the last 15 minutes had a wrong key, or none") == 2
+    assert seen.count("holds no webhook key of the bridge") == 2
+
+
+def test_a_message_with_a_wrong_key_is_shown(client: FlaskClient) -> None:
+    client.post("/webhooks/sessionm/message", json={}, headers=bearer("webhook"))
+    assert progress_of(client)["messages_not_let_in"] == 1
+    seen = arrived(client)
+    assert "1 message of the last 15 minutes had a wrong key, or none" in seen
+    assert "The key test is for webhook: here a key for trigger is needed" in seen
+    assert "the secret of a trigger key" in seen
 
 
 def test_what_was_wrong_before_the_last_success_does_not_count() -> None:
@@ -644,6 +658,26 @@ def test_what_was_wrong_before_the_last_success_does_not_count() -> None:
     assert [one.at for one in since(minutes, 60.0)] == [60, 120]
     assert [one.at for one in since(minutes, 119.0)] == [60, 120]
     assert since(minutes, None) == minutes
+
+
+@pytest.mark.parametrize(
+    ("authorization", "query", "reason"),
+    [
+        ("", "", "add :basic_auth and the credential's name to the tag"),
+        (basic("test", "wrong"), "", "user name test is right, but the password is not the secret"),
+        (basic("bob", KEYS["content"]), "", "The user name is not the name of a content key."),
+        (basic("test", KEYS["webhook"]), "", "is for webhook: here a key for content is needed"),
+        (basic("test", KEYS["content"]), "", "user_id is missing or blank: name a customer"),
+        (basic("test", KEYS["content"]), "?ann@example.com=1", '"…" is not a parameter here'),
+    ],
+)
+def test_a_rejected_connected_content_call_says_what_was_wrong(
+    client: FlaskClient, authorization: str, query: str, reason: str
+) -> None:
+    path = f"/connected-content/tags{query}"
+    client.get(path, headers={"Authorization": authorization} if authorization else {})
+    assert progress_of(client)["rejected"] == 1
+    assert reason in arrived(client)
 
 
 def test_a_connected_content_call_marks_the_credential(client: FlaskClient) -> None:
@@ -654,8 +688,8 @@ def test_a_connected_content_call_marks_the_credential(client: FlaskClient) -> N
     post(client, "/setup", part="outcome", source=OFFERS, customer=ALICE)
     answer = progress_of(client)
     assert not answer["steps"]["credential"]
-    assert answer["refused"] == 1
-    assert "1 call of the last 15 minutes refused" in arrived(client)
+    assert answer["rejected"] == 1
+    assert "1 Connected Content call of the last 15 minutes rejected" in arrived(client)
     client.get(path, headers=bearer("content"))
     assert progress_of(client)["steps"]["credential"]
     seen = arrived(client)
