@@ -229,6 +229,8 @@ def test_what_braze_knows_stays_on_the_page(client: FlaskClient) -> None:
     ("field", "value", "expected"),
     [
         ("custom_attribute", "{points: 5}", "Custom attributes is not JSON: line 1, column 2"),
+        ("context", '{"a": 1,\n "b": [2, ]}', "line 2, column 9: delete the comma before ]"),
+        ("context", '{"a": 1,\n}', "line 1, column 8: delete the comma before }"),
         ("context", "[1]", "Context is not a JSON object"),
         ("event_properties", "{“a”: 1}", "curly quotes, pasted from a word processor?"),
         ("stand_ins", '{"catalogs": 5}', 'Test values needs an object for "catalogs"'),

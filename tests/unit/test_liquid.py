@@ -755,7 +755,11 @@ def test_filters_give_what_braze_documents(expression: str, message: str) -> Non
             "Y",
             "column 1: Braze ignores `&& b == 1`; write `and`",
         ),
-        ("{% if a == 2 || a == 1 %}Y{% else %}N{% endif %}", "N", "ignores `|| a == 1`; write `or`"),
+        (
+            "{% if a == 2 || a == 1 %}Y{% else %}N{% endif %}",
+            "N",
+            "ignores `|| a == 1`; write `or`",
+        ),
         ("{% if a AND b %}Y{% endif %}", "Y", "Braze ignores `AND b`; write `and`"),
         ("{% if {{l | size}} == 9 %}Y{% endif %}", "Y", "Braze ignores `| size == 9`"),
         ("{% if a>5 %}Y{% else %}N{% endif %}", "N", "put spaces around `>`"),
