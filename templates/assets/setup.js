@@ -183,8 +183,9 @@ function show(page) {
   morph(document.getElementById("result"), page.getElementById("result"));
   const fields = document.getElementById("fields");
   const fresh = page.getElementById("fields");
-  // While a tag is being written there is nothing to show: the fields of the last rendering stay.
-  if (fresh.querySelector(".tree") || fresh.dataset.customer !== fields.dataset.customer) morph(fields, fresh);
+  // While a tag is being written, or if a call fails, the customer's last fields stay.
+  const keepsLast = fields.querySelector(".tree") && fresh.dataset.customer === fields.dataset.customer;
+  if (fresh.querySelector(".tree") || !keepsLast) morph(fields, fresh);
   document.getElementById("no-customer").hidden = Boolean(trial.elements.customer.value.trim());
   offer(outcome);
   frameMessage();

@@ -480,6 +480,12 @@ def test_fields_are_listed_with_the_customers_values(client: FlaskClient) -> Non
     assert "Free barista coffee" in unescape(page)
 
 
+def test_a_failed_call_has_no_fields_and_the_page_says_so(render: Callable[..., str]) -> None:
+    answer = render(OFFERS.replace("limit=1", "limit=none"))
+    assert answer.endswith("after a call that works, its fields appear here.")
+    assert "wallet 1 item" not in answer
+
+
 def test_a_message_without_a_call_is_offered_one(
     client: FlaskClient, render: Callable[..., str]
 ) -> None:
