@@ -345,6 +345,9 @@ def test_a_send_is_planned(make_app: MakeApp) -> None:
     assert "Set the rate limit in Braze to 480" in answer
     assert "At your 6,000 a minute, tags come faster than SessionM takes them: 200 writes" in answer
     assert "without one, a retry by Braze counts twice" in answer
+    for message, lookups in (("context", 1), ("offers", 3)):
+        answer = get(client, f"/setup?recipients=100000&calls=&message={message}")
+        assert f"Calls per recipient: {lookups} lookups" in answer
     bad = client.get("/setup?recipients=many", headers=ADMIN)
     assert bad.status_code == 400
     assert "The number of recipients must be a whole number" in words(bad)
