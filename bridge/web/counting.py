@@ -176,7 +176,7 @@ def _log(answered: AnsweredRequest) -> None:
     if answered.status >= 500:
         level = logging.WARNING
     else:
-        # Level info for a refused request, debug for the others.
+        # Level info for a rejected request, debug for the others.
         level = logging.INFO if answered.status >= 400 else logging.DEBUG
     if log.isEnabledFor(level):
         log.log(

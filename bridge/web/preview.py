@@ -101,7 +101,7 @@ class Trial:
         status: SessionM's of that customer: ``ok``, ``not_found`` or ``unavailable``.
         swapped: whether the template asks by the other kind of identifier than SessionM knows.
         fields: one tree for each variable that holds an answer.
-        refusal: why the text would be refused as a webhook's body; "" if it would not, or is none.
+        refusal: why the text would be rejected as a webhook's body; "" if it would not, or is none.
         writes: what it would write as a webhook's body.
     """
 

@@ -121,7 +121,7 @@ OFFERS = (
             '{"braze_campaign_id": "{{campaign.${api_id}}}", "user_id": "{{${user_id}}}"}',
             "would be accepted , and would write: braze_campaign_example-campaign-id for 30 d",
         ),
-        ('{"braze_campaign_id": "x"}', "this would be refused. 422"),
+        ('{"braze_campaign_id": "x"}', "this would be rejected. 422"),
         # An answer printed as JSON is no webhook.
         (OFFERS + "{{wallet | as_json_string}}", "Rendered: 1 call answered. Show as"),
         ("{% for i in (1..100000000) %}x{% endfor %}", "the loops take over 100,000 rounds"),

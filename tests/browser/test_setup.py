@@ -372,7 +372,7 @@ def test_a_test_send_turns_the_page_green_by_itself(
     expect(arrived).to_contain_text("Waiting for a test send")
     expect(page.locator("#steps li", has_text="Test")).to_have_class("open")
     refused = own_service.webhook(user_id="", braze_campaign_id="summer", dispatch_id=UNSENT)
-    expect(arrived).to_contain_text("A send has arrived and was refused")
+    expect(arrived).to_contain_text("A send has arrived and was rejected")
     for part in (arrived, page.locator("#webhook-state")):
         expect(part).to_contain_text(refused.json()["errors"]["message"])
     for step in ("Webhook", "Test"):
