@@ -341,7 +341,8 @@ function markRendered() {
   const done = kept.get("worked") && document.querySelector("#result[data-rendered]");
   step.parentElement.className = done ? "done" : "open";
   step.querySelector(".badge").textContent = done ? "✓" : "4";
-  step.querySelector(".what .dim").textContent = done ? "rendered" : "not rendered";
+  const words = done ? "rendered" : kept.get("worked") ? "not rendered" : "not tried yet";
+  step.querySelector(".what .dim").textContent = words;
 }
 
 async function look() {

@@ -347,7 +347,7 @@ def test_a_send_is_planned(make_app: MakeApp) -> None:
     assert "without one, a retry by Braze counts twice" in answer
     for message, lookups in (("context", 1), ("offers", 3)):
         answer = get(client, f"/setup?recipients=100000&calls=&message={message}")
-        assert f"Calls per recipient: {lookups} lookups" in answer
+        assert f"Calls per recipient: {lookups} lookup" in answer
     bad = client.get("/setup?recipients=many", headers=ADMIN)
     assert bad.status_code == 400
     assert "The number of recipients must be a whole number" in words(bad)
@@ -568,6 +568,7 @@ def test_the_steps_wait_on_a_new_bridge(client: FlaskClient) -> None:
     assert "Waiting for a test send" in arrived(client)
     assert "Waiting for the first Connected Content call" in arrived(client)
     assert "Waiting for a message from SessionM" in arrived(client)
+    assert "Message not tried yet" in arrived(client)
 
 
 def test_a_test_send_is_shown_with_what_it_became(make_app: MakeApp) -> None:
@@ -700,7 +701,7 @@ def test_a_connected_content_call_marks_the_credential(client: FlaskClient) -> N
     answer = progress_of(client)
     assert not answer["steps"]["credential"]
     assert answer["rejected"] == 1
-    assert "1 Connected Content call of the last 15 minutes rejected" in arrived(client)
+    assert "1 Connected Content call of the last 15 minutes was rejected" in arrived(client)
     client.get(path, headers=bearer("content"))
     assert progress_of(client)["steps"]["credential"]
     seen = arrived(client)

@@ -215,12 +215,15 @@ def test_the_fields_stay_while_the_message_has_a_fault(
     choose(page, ALICE)
     fields = page.locator("#fields")
     expect(fields.locator(".tree > li > details > summary")).to_have_text("wallet")
+    source = editor(page).input_value()
     editor(page).press("Control+End")
     editor(page).press_sequentially("{% endif %}")
     expect(page.locator("#summary")).to_have_text("The message cannot be rendered.")
     expect(fields.locator(".tree > li > details > summary")).to_have_text("wallet")
     choose(page, "nobody")
     expect(fields).to_contain_text("Correct the message first")
+    editor(page).fill(source.replace("limit=1", "limit=x"))
+    expect(fields).to_contain_text("The call failed")
 
 
 def test_a_message_without_a_call_gets_one(service: Service, open_page: OpenPage) -> None:
