@@ -388,7 +388,7 @@ def replay(
 ) -> None:
     """Send dead events once more: by ID, or all that filters match.
 
-    With --state rejected, events that were refused are read again under the present rules.
+    With --state rejected, rejected events are read again under the present rules.
     """
     wanted = _chosen(event_ids, given, dry_run=dry_run, everything=everything)
     with one_line(), connected() as parts:

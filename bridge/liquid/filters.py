@@ -458,3 +458,8 @@ def invoke(context: RenderContext, name: str, value: Any, *given: Any) -> Any:
 
 def known(name: str) -> bool:
     return name in _BOUNDS
+
+
+def takes_values(name: str) -> bool:
+    """Return whether a filter takes values after its colon; no for an unknown one."""
+    return name in _BOUNDS and _BOUNDS[name][1] > 1

@@ -1,6 +1,7 @@
 """Read the test values of a preview as typed by a person: JSON, since values have types."""
 
 import json
+import re
 from typing import Any
 
 # Keys of objects that a file may hold beside the profile's own fields.
@@ -8,6 +9,9 @@ OBJECTS = (
     *("custom_attribute", "event_properties", "context", "api_trigger_properties"),
     *("canvas_entry_properties", "content_blocks", "catalogs"),
 )
+
+
+_TRAILING_COMMA = re.compile(r",\s*([}\]])")
 
 
 class InputError(ValueError):
@@ -27,13 +31,22 @@ def read_object(text: str) -> dict[str, Any]:
     except RecursionError:
         raise InputError("is nested too deep") from None
     except json.JSONDecodeError as error:
-        hint = "; curly quotes, pasted from a word processor?" if set("“”„’") & set(text) else ""
-        raise InputError(
-            f"is not JSON: line {error.lineno}, column {error.colno}: {error.msg}{hint}"
-        ) from None
+        raise InputError(f"is not JSON: {_fault(text, error)}") from None
     if not isinstance(found, dict):
         raise InputError('is not a JSON object, such as {"points": 600}')
     return found
+
+
+def _fault(text: str, error: json.JSONDecodeError) -> str:
+    """Return the place and the likely cause of *error*."""
+    # Python's releases differ: some name the place of the comma, others of the bracket.
+    comma = text.rfind(",", 0, error.pos + 1)
+    found = _TRAILING_COMMA.match(text, comma) if comma >= 0 else None
+    if found and error.pos < found.end():
+        line, column = text.count("\n", 0, comma) + 1, comma - text.rfind("\n", 0, comma)
+        return f"line {line}, column {column}: delete the comma before {found[1]}"
+    hint = "; curly quotes, pasted from a word processor?" if set("“”„’") & set(text) else ""
+    return f"line {error.lineno}, column {error.colno}: {error.msg}{hint}"
 
 
 def read_attributes(text: str) -> dict[str, Any]:

@@ -153,11 +153,11 @@ def note(token: Token, sentence: str) -> None:
         notes.append((token, sentence))
 
 
-def note_ignored(token: Token, rest: str) -> None:
-    """Note that Braze ignores *rest*, unless it is blank."""
+def note_ignored(token: Token, rest: str, instead: str = "") -> None:
+    """Note that Braze ignores *rest*, unless it is blank; *instead*: what to write, or ""."""
     rest = " ".join(rest.split())
     if rest.strip(" ,"):
-        note(token, f"Braze ignores `{rest}`")
+        note(token, f"Braze ignores `{rest}`{f'; write `{instead}`' if instead else ''}")
 
 
 # --- Expressions --------------------------------------------------------------------------------
@@ -414,6 +414,8 @@ def _note_ignored_rest(markup: str, rest: str, token: Token) -> None:
         note(token, f"Braze takes no curly quotes: type `{markup}` with straight ones")
     elif re.search("[<>=!]", rest):
         note(token, f"Braze reads `{markup}` as one name: put spaces around `{rest}`")
+    elif "%" in rest:
+        note(token, f"Braze ignores `{rest}` in `{markup}`; put it in quotes: `'{markup}'`")
     else:
         note(token, f"Braze ignores `{rest}` in `{markup}`")
 
@@ -546,9 +548,18 @@ def _parse_filters(markup: str, token: Token) -> list[AppliedFilter]:
     for found in _ONE_FILTER.finditer(markup):
         if name := _NAME.search(found[0]):
             given = [argument[1] for argument in _ARGUMENT.finditer(found[0])]
-            note_ignored(token, _ARGUMENT.sub("", found[0][name.end() :]).strip(": "))
+            after = found[0][name.end() :].strip()
+            rest = _ARGUMENT.sub("", after).strip(": ")
+            note_ignored(token, rest, _corrected_filter(name[0], after))
             parsed.append(_filter(name[0], given, token))
     return parsed
+
+
+def _corrected_filter(name: str, after: str) -> str:
+    """Return what was meant by a filter and the text *after* its name; "" if that is not known."""
+    if name == "date" and "%" in after and not re.search(_QUOTED, after):
+        return f"date: '{after.strip(': ')}'"
+    return f"{name}: {after}" if filters.takes_values(name) and after[:1] not in ":," else ""
 
 
 def _filter(name: str, given: list[str], token: Token) -> AppliedFilter:
@@ -564,6 +575,8 @@ def _filter(name: str, given: list[str], token: Token) -> AppliedFilter:
 # --- Conditions -----------------------------------------------------------------------------------
 
 _COMPARISON = re.compile(rf"({FRAGMENT})\s*([=!<>a-z_]+)?\s*({FRAGMENT})?", re.DOTALL)
+# What other languages write, or Liquid in lower case -> Liquid's.
+_JOINTS = {"&&": "and", "||": "or", "and": "and", "or": "or"}
 _WORD_OPERATOR = r"\b(?:\s?and\s?|\s?or\s?)\b"
 _CONDITION_PARTS = re.compile(
     rf"{_WORD_OPERATOR}|(?:\s*(?!{_WORD_OPERATOR})(?:{FRAGMENT}|\S+)\s*)+", re.DOTALL | re.ASCII
@@ -684,8 +697,9 @@ def _comparison(markup: str, token: Token) -> Condition:
     if not found:
         raise LiquidSyntaxError("a condition is missing, such as {% if points > 5 %}", token=token)
     end = found.end() if found[2] else found.end(1)
-    note_ignored(token, markup[end:])
-    left, right = (parse_operand(side or "", token) for side in (found[1], found[3]))
+    rest = markup[end:].strip()
+    note_ignored(token, rest, _JOINTS.get(rest.partition(" ")[0].lower(), ""))
+    left, right = (parse_operand(side or "", token) for side in (found[1], found[2] and found[3]))
     return Condition(left, found[2], right)
 
 

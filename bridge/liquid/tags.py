@@ -275,7 +275,9 @@ class _If(BrazeNode):
         while tag.token.value != end:
             if tag.token.value == "else":
                 condition: Expression = Literal(True)
-                note_ignored(tag.token, tag.markup)
+                condition_after = tag.markup.removeprefix("if ")
+                meant = f"{{% elsif {condition_after} %}}"
+                note_ignored(tag.token, tag.markup, meant * (condition_after != tag.markup))
             else:
                 condition = parse_condition(tag.markup, tag.token)
             self.branches.append((condition, tag.block("elsif", "else", end)))

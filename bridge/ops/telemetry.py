@@ -75,8 +75,9 @@ COUNTS = (
     "braze_content_failures",
     "braze_content_calls",
     "auth_failures",
-    # Webhooks among `auth_failures`.
+    # Webhooks and messages among `auth_failures`.
     "webhooks_not_let_in",
+    "messages_not_let_in",
 )
 HISTOGRAMS = ("lookup", "webhook", "message", "core", "connect", "braze")
 # *connections* is the share of a process's maximum, 0 to 1.
@@ -293,9 +294,13 @@ class Telemetry:
         counted = [f"{call.system}_calls"]
         if call.error is not None and call.error.meaning not in _ANSWERS:
             counted.append(f"{call.system}_errors")
-            with self._counting:
-                self._errors[call.system] = LastError(self._now(), call.error.brief)
+            self.keep_error(call.system, call.error.brief)
         self.observe(call.system, call.seconds, *counted)
+
+    def keep_error(self, system: str, text: str) -> None:
+        """Keep *text*, without any customer's name, as the last error of *system*."""
+        with self._counting:
+            self._errors[system] = LastError(self._now(), text)
 
     def count_unreadable(self, form: str) -> None:
         """Count a value of SessionM's in an unknown format; log each format once.
@@ -375,7 +380,8 @@ class Telemetry:
         """Return the last failure of *system* in any process; ``None`` without one.
 
         Args:
-            system: ``core``, ``connect`` or ``braze``; ``offers`` for unreadable values.
+            system: ``core``, ``connect`` or ``braze``; ``offers`` for unreadable values;
+                ``webhooks``, ``messages`` or ``content`` for rejected calls to the bridge.
         """
         self._catch_up()
         chosen = sa.select(last_errors.c.at, last_errors.c.text).where(

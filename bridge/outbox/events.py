@@ -47,7 +47,7 @@ CAMPAIGN_ORDERS: dict[str, tuple[sa.ColumnElement[Any], ...]] = {
     "pending": (tallies.c.queued.desc(), tallies.c.id),
     "delivered": (tallies.c.delivered.desc(), tallies.c.id),
     "dead": (tallies.c.dead.desc(), tallies.c.id),
-    "refused": (tallies.c.rejected.desc(), tallies.c.id),
+    "rejected": (tallies.c.rejected.desc(), tallies.c.id),
     "name": (sa.case((tallies.c.name == "", tallies.c.id), else_=tallies.c.name), tallies.c.id),
 }
 # Retention deletes only these: a queued or dead event is never deleted by age.

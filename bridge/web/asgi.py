@@ -45,7 +45,7 @@ THREADS = 64
 # for a thread longer than its own deadline. By POST, `/priv/` has tag writes and batch jobs.
 _LOOKUPS = ("/connected-content/", "/offers/")
 _LOOKUPS_BY_GET = "/priv/"
-# Headers of browsers: Flask refuses webhooks that another site's page sends.
+# Headers of browsers: Flask rejects webhooks that another site's page sends.
 _BROWSERS = {"origin", "sec-fetch-site"}
 _INTAKE = {path.path.encode(): path for path in (WEBHOOK, MESSAGE)}
 
@@ -190,7 +190,7 @@ class Asgi:
         return path if is_plain else None
 
     async def _accept(self, path: IntakePath, request: Request, body: bytes) -> EdgeAnswer | None:
-        """Store a webhook or message; ``None``: Flask must answer, which keeps a refused one.
+        """Store a webhook or message; ``None``: Flask must answer, which keeps a rejected one.
 
         Raises:
             StoreUnavailableError: it is not stored.

@@ -54,13 +54,20 @@ class Caller(NamedTuple):
 
 
 class Refusal(NamedTuple):
-    """The error answer for a caller. *challenge* is the header WWW-Authenticate of a 401."""
+    """The error answer for a caller.
+
+    Attributes:
+        challenge: the header WWW-Authenticate of a 401.
+        mismatch: which part of the credential is wrong; for pages only, since an unauthorised
+            caller must not learn which names of keys exist.
+    """
 
     status: int
     code: str
     message: str
     challenge: str = ""
     key_name: str = ""
+    mismatch: str = ""
 
 
 class Keyring:
@@ -115,7 +122,9 @@ class Keyring:
         if self._needs_key(required):
             scopes, key_name = self._find(authorization)
             if not scopes:
-                return _unauthorized(required, authorization)
+                return _unauthorized(
+                    required, authorization, self._mismatch(required, authorization)
+                )
             if not _accepted(required) & scopes:
                 own = " and ".join(sorted(scopes))
                 message = f"The key {key_name} is for {own}: here a key for {required} is needed."
@@ -143,6 +152,16 @@ class Keyring:
                     scopes.add(key_scope)
                     matched = key.name
         return scopes, matched
+
+    def _mismatch(self, required: Scope, authorization: str) -> str:
+        """Return which part of a Basic credential without a key is wrong; "" for another one."""
+        _, name = _credential(authorization)
+        names = {key.name for one in _accepted(required) for key in self._keys[one]}
+        if name is None:
+            return ""
+        if name in names:
+            return f"The user name {name} is right, but the password is not the secret of that key."
+        return f"The user name is not the name of a {required} key."
 
     def _allows(self, address: str) -> bool:
         """Return whether *address* is in the allowed networks."""
@@ -230,7 +249,9 @@ def install(app: Flask, keyring: Keyring) -> None:
             delay = parts_of(current_app).auth_failures.failed(address)
             exchange_of(request.environ).delay = delay
         challenge = {"WWW-Authenticate": outcome.challenge} if outcome.challenge else {}
-        return error(outcome.status, outcome.code, outcome.message, **challenge)
+        answer = error(outcome.status, outcome.code, outcome.message, **challenge)
+        g.problem = outcome.mismatch or outcome.message
+        return answer
 
     @app.after_request
     def name_request(response: Response) -> Response:
@@ -255,7 +276,8 @@ def _problem(authorization: str, required: Scope) -> str:
     kind, _, value = authorization.partition(" ")
     if not authorization:
         one = {"admin": "an admin", "viewer": "a viewer or admin"}.get(required, f"a {required}")
-        return f'The header Authorization is missing: send "Bearer " and {one} key\'s secret.'
+        tag = "add :basic_auth and the credential's name to the tag, or " * (required == "content")
+        return f'The header Authorization is missing: {tag}send "Bearer " and {one} key\'s secret.'
     if kind.lower() not in {"bearer", "basic"}:
         return 'The header Authorization must begin with "Bearer " or "Basic ", then the key.'
     if kind.lower() == "bearer" and ":" in value:
@@ -263,10 +285,11 @@ def _problem(authorization: str, required: Scope) -> str:
     return f"The header Authorization holds no {required} key of the bridge: wrong, or withdrawn."
 
 
-def _unauthorized(required: Scope, authorization: str) -> Refusal:
+def _unauthorized(required: Scope, authorization: str, mismatch: str) -> Refusal:
     challenge = (
         'Basic realm="bridge", charset="UTF-8"'
         if required in _FOR_PEOPLE
         else 'Bearer, Basic realm="bridge"'
     )
-    return Refusal(401, "unauthorized", _problem(authorization, required), challenge)
+    message = _problem(authorization, required)
+    return Refusal(401, "unauthorized", message, challenge, mismatch=mismatch)

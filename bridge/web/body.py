@@ -1,4 +1,4 @@
-"""Read the query and the body of a request completely, or refuse the request."""
+"""Read the query and the body of a request completely, or reject the request."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,9 +12,9 @@ from bridge.intake.payload import MAX_BODY, RefusedError, read_fields, refuse_st
 
 
 def install(app: Flask) -> None:
-    """Refuse paths that are not UTF-8, since an ID in one could become another customer's ID.
+    """Reject paths that are not UTF-8, since an ID in one could become another customer's ID.
 
-    A path with a NUL is refused too: PostgreSQL cannot store it.
+    A path with a NUL is rejected too: PostgreSQL cannot store it.
     """
 
     @app.before_request

@@ -32,6 +32,7 @@ class AnsweredRequest(NamedTuple):
         cache_status: the header Cache-Status, or "".
         seconds: from the arrival of the request to its answer.
         waited: whether the caller asked for an answer after delivery.
+        problem: why the call was rejected, without values of its sender; "" if it was not.
     """
 
     kind: str
@@ -43,6 +44,7 @@ class AnsweredRequest(NamedTuple):
     request_id: str = ""
     key_name: str = ""
     waited: bool = False
+    problem: str = ""
 
 
 def install(app: Flask) -> None:
@@ -65,6 +67,7 @@ def install(app: Flask) -> None:
             request_id=g.get("request_id", ""),
             key_name=g.get("key_name", ""),
             waited=g.get("waited", False),
+            problem=g.get("problem", ""),
         )
         count(parts_of(current_app), answered)
         return response
@@ -110,6 +113,7 @@ def _count_webhook(telemetry: Telemetry, answered: AnsweredRequest) -> None:
     # Times of unauthorised requests would distort the latency: they are quick, or delayed on
     # purpose.
     if answered.status in _UNAUTHORISED:
+        telemetry.keep_error("webhooks", answered.problem)
         telemetry.count(*counted, "webhooks_not_let_in")
     elif answered.waited:
         telemetry.count(*counted)
@@ -120,7 +124,10 @@ def _count_webhook(telemetry: Telemetry, answered: AnsweredRequest) -> None:
 def _count_message(telemetry: Telemetry, answered: AnsweredRequest) -> None:
     """Count a message of SessionM's, which does not use Braze's failure budget."""
     counted = ["messages_failed"] if answered.status >= 500 else []
-    if answered.waited or answered.status in _UNAUTHORISED:
+    if answered.status in _UNAUTHORISED:
+        telemetry.keep_error("messages", answered.problem)
+        telemetry.count("messages_not_let_in")
+    elif answered.waited:
         telemetry.count(*counted)
     else:
         telemetry.observe("message", answered.seconds, *counted)
@@ -129,6 +136,8 @@ def _count_message(telemetry: Telemetry, answered: AnsweredRequest) -> None:
 def _count_lookup(telemetry: Telemetry, answered: AnsweredRequest) -> None:
     counted = _lookup_counts(answered.cache_status, answered.status)
     if not answered.cache_status:
+        if answered.problem:
+            telemetry.keep_error("content", answered.problem)
         telemetry.count(*counted)
     elif answered.seconds > IN_TIME:
         telemetry.observe("lookup", answered.seconds, *counted, "lookups_late")
@@ -138,7 +147,7 @@ def _count_lookup(telemetry: Telemetry, answered: AnsweredRequest) -> None:
 
 @lru_cache(maxsize=1024)
 def _lookup_counts(cache_status: str, status: int) -> tuple[str, ...]:
-    """Return the counters of an answer; a refused request is not a lookup."""
+    """Return the counters of an answer; a rejected request is not a lookup."""
     counted = ["braze_content_calls"]
     if cache_status:
         counted.append(f"lookups_{lookup_outcome(cache_status)}")
@@ -167,7 +176,7 @@ def _log(answered: AnsweredRequest) -> None:
     if answered.status >= 500:
         level = logging.WARNING
     else:
-        # Level info for a refused request, debug for the others.
+        # Level info for a rejected request, debug for the others.
         level = logging.INFO if answered.status >= 400 else logging.DEBUG
     if log.isEnabledFor(level):
         log.log(

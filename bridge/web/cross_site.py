@@ -15,7 +15,7 @@ _SAFE = {"GET", "HEAD", "OPTIONS"}
 
 
 def install(app: Flask) -> None:
-    """Refuse requests of other sites' pages to *app*, except those that change nothing."""
+    """Reject requests of other sites' pages to *app*, except those that change nothing."""
 
     @app.before_request
     def check() -> Response | None:
@@ -24,8 +24,8 @@ def install(app: Flask) -> None:
         return error(
             403,
             "cross_site",
-            "This request comes from a page of another site, and is refused. If you sent it from a "
-            "page of the bridge, open that page at the bridge's own address.",
+            "This request comes from a page of another site, and is rejected. If you sent it from "
+            "a page of the bridge, open that page at the bridge's own address.",
         )
 
 

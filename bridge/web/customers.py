@@ -172,7 +172,7 @@ def _because(reason: str) -> str:
 
 _STATES = {
     "dead": "are dead",
-    "rejected": "were refused",
+    "rejected": "were rejected",
     "expired": "expired before SessionM could be reached",
     "discarded": "were discarded by a person",
 }

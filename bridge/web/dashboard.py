@@ -111,7 +111,7 @@ ORDERS = {
     "pending": "Pending",
     "delivered": "Delivered",
     "dead": "Dead",
-    "refused": "Refused",
+    "rejected": "Rejected",
     "seen": "Last seen",
 }
 
@@ -331,7 +331,7 @@ def _plots(parts: Parts, span: Span, incidents: Sequence[Incident]) -> list[Plot
             bars=[came("accepted", "soft", "accepted")],
             lines=[
                 ended("delivered", "first", "delivered"),
-                _where_any(came("refused", "second", "rejected")),
+                _where_any(came("rejected", "second", "rejected")),
                 _where_any(came("failed", "away-line", "failed")),
                 _where_any(ended("dead", "wrong", "dead")),
             ],

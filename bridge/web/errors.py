@@ -2,8 +2,9 @@
 
 import json
 import logging
+import re
 
-from flask import Flask, Response, render_template, request
+from flask import Flask, Response, g, render_template, request
 from werkzeug.exceptions import HTTPException
 
 from bridge.fields import FieldError
@@ -25,6 +26,8 @@ _TITLES = {
     404: "There is nothing here",
     503: "The bridge cannot do this now",
 }
+# What a message quotes came from the caller, and may be about a customer.
+_QUOTED = re.compile('"[^"]*"')
 
 
 def error(status: int, code: str, message: str, **headers: str) -> Response:
@@ -38,6 +41,7 @@ def error(status: int, code: str, message: str, **headers: str) -> Response:
         message: a sentence for people.
         headers: further headers of the answer.
     """
+    g.problem = _QUOTED.sub('"…"', message)
     if status in _TITLES and request.accept_mimetypes.best_match([JSON, HTML]) == HTML:
         title = _TITLES[status]
         html = render_template("problem.html", status=status, title=title, message=message)

@@ -41,7 +41,7 @@ and offers from a cache.
 **Text.** Parameters and fields of type string have at most {MAX_TEXT} characters on one line.
 Spaces and invisible characters around a value are ignored, numbers are read as text, and a blank
 value or `null` counts as absent. Unrendered Liquid (`{{{{…}}}}`, `{{%…%}}`, `${{…}}`) and control
-characters are refused with a message that names the field.
+characters are rejected with a message that names the field.
 
 **Errors** are JSON: `{{"status":"error","errors":{{"code":"…","message":"…"}}}}`. A browser
 (`Accept: text/html`) gets 401, 403, 404 and 503 as a page. Every answer has an `X-Request-Id`."""

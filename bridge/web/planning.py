@@ -57,7 +57,7 @@ def _send(given: Mapping[str, str]) -> PlannedSend:
     return PlannedSend(
         recipients=_whole(given, "recipients", "The number of recipients", 0, 1_000_000_000),
         kind=kind,
-        calls=_whole(given, "calls", "The number of calls per recipient", 3, 10) or 1,
+        calls=_whole(given, "calls", "The number of calls per recipient", kind.calls, 10) or 1,
         counters=given.get("counters") == "1",
         retries=_whole(given, "retries", "The retry rate", 1, 100) / 100,
         warm=_whole(given, "warm", "The share of recipients fetched ahead", 0, 100) / 100,

@@ -101,7 +101,7 @@ class Trial:
         status: SessionM's of that customer: ``ok``, ``not_found`` or ``unavailable``.
         swapped: whether the template asks by the other kind of identifier than SessionM knows.
         fields: one tree for each variable that holds an answer.
-        refusal: why the text would be refused as a webhook's body; "" if it would not, or is none.
+        refusal: why the text would be rejected as a webhook's body; "" if it would not, or is none.
         writes: what it would write as a webhook's body.
     """
 
@@ -284,9 +284,13 @@ def _object(answer: ContentAnswer) -> dict[str, Any]:
 
 
 def _trees(inside: _Inside, calls: tuple[ConnectedContentCall, ...]) -> tuple[AnswerField, ...]:
-    """The answers that the message holds in variables; without any, what a call would bring."""
-    saved = {call.saved_as: _object(call.answer) for call in calls if call.saved_as}
-    if not saved:
+    """The answers that the message holds in variables; without any, what a call would bring.
+
+    The answer of a failed call is not in its variable.
+    """
+    saving = [call for call in calls if call.saved_as]
+    saved = {call.saved_as: _object(call.answer) for call in saving if not call.error}
+    if not saving:
         saved = {"customer": inside.look("customer", inside.customer)}
     return tuple(
         field_tree(name, {**_without_head(answer), **answer})

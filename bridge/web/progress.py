@@ -8,7 +8,7 @@ from bridge import clock
 from bridge.calls import Meaning
 from bridge.fields import instant
 from bridge.intake.payload import UNSENT, RefusedError
-from bridge.ops.telemetry import Period, together
+from bridge.ops.telemetry import LastError, Period, together
 from bridge.outbox.accept import warnings_of
 from bridge.outbox.model import Direction, State
 from bridge.outbox.search import Filter
@@ -19,9 +19,9 @@ log = logging.getLogger(__name__)
 
 # Events among which a test send is looked for: on a busy bridge others come in between.
 LOOKED_AT = 50
-# Refused sends whose bodies are read for that.
-MOST_REFUSED = 5
-# Seconds in which refused calls count as those of the person who is setting Braze up.
+# Rejected sends whose bodies are read for that.
+MOST_REJECTED = 5
+# Seconds in which rejected calls count as those of the person who is setting Braze up.
 RECENT = 15 * 60
 # Name of the stored fact that says what had come before the setup began.
 _BEGUN = "setup_begun"
@@ -42,7 +42,7 @@ class ArrivedSend:
     warnings: tuple[str, ...]
 
     @property
-    def is_refused(self) -> bool:
+    def is_rejected(self) -> bool:
         return bool(self.event["state"] == State.REJECTED)
 
     @property
@@ -61,6 +61,17 @@ class ArrivedSend:
 
 
 @dataclass(frozen=True)
+class RejectedCalls:
+    """The *number* of rejected calls within `RECENT` seconds, and the last one's time and reason.
+
+    Calls before the minute of the last success do not count: what was wrong is corrected.
+    """
+
+    number: int = 0
+    last: LastError | None = None
+
+
+@dataclass(frozen=True)
 class SetupProgress:
     """How far the setup is.
 
@@ -71,11 +82,10 @@ class SetupProgress:
         accepted: whether one of the last `LOOKED_AT` sends was accepted.
         lookups: Connected Content calls that were answered since `begin`, or the first start.
         looked_up_at: the minute of the last one within an hour, seconds since 1970, or ``None``.
-        refused: Connected Content calls without a lookup within `RECENT` seconds, from the minute
-            of the last lookup on.
-        keys_refused: webhooks with a wrong key, or without one, within `RECENT` seconds, from the
-            minute of *send* on if that was accepted.
+        rejected: Connected Content calls without a lookup.
+        sends_not_let_in: webhooks with a wrong key, or without one.
         message: the last message of SessionM's, as `bridge.outbox.events.Events.find` returns it.
+        messages_not_let_in: messages with a wrong key, or without one.
         duplicates: messages that SessionM repeated within `RECENT` seconds.
     """
 
@@ -85,9 +95,10 @@ class SetupProgress:
     accepted: bool = False
     lookups: int = 0
     looked_up_at: float | None = None
-    refused: int = 0
-    keys_refused: int = 0
+    rejected: RejectedCalls = RejectedCalls()
+    sends_not_let_in: RejectedCalls = RejectedCalls()
     message: dict[str, Any] | None = None
+    messages_not_let_in: RejectedCalls = RejectedCalls()
     duplicates: int = 0
 
     @property
@@ -108,9 +119,10 @@ class SetupProgress:
                 "test": self.send is not None and self.send.is_delivered,
             },
             "send": send,
-            "refused": self.refused,
-            "keys_refused": self.keys_refused,
+            "rejected": self.rejected.number,
+            "sends_not_let_in": self.sends_not_let_in.number,
             "message": self.message and {name: self.message[name] for name in ("id", "state")},
+            "messages_not_let_in": self.messages_not_let_in.number,
             "duplicates": self.duplicates,
         }
 
@@ -146,7 +158,7 @@ def progress(parts: Parts, *, address: bool) -> SetupProgress:
     lookups = _lookups(total) - begun["lookups"]
     looked_up_at = next((one.at for one in reversed(minutes) if lookups and _lookups(one)), None)
     answered = together(since(recent, looked_up_at))
-    arrived_at = None if send is None or send.is_refused else instant(send.event["received_at"])
+    message = messages[0] if messages else None
     return SetupProgress(
         unknown="",
         address=address,
@@ -154,9 +166,12 @@ def progress(parts: Parts, *, address: bool) -> SetupProgress:
         accepted=any(one["state"] != State.REJECTED for one in sends),
         lookups=lookups,
         looked_up_at=looked_up_at,
-        refused=max(0, answered.count("braze_content_calls") - _lookups(answered)),
-        keys_refused=together(since(recent, arrived_at)).count("webhooks_not_let_in"),
-        message=messages[0] if messages else None,
+        rejected=_rejected(
+            parts, "content", answered.count("braze_content_calls") - _lookups(answered)
+        ),
+        sends_not_let_in=_not_let_in(parts, "webhooks", recent, send.event if send else None),
+        message=message,
+        messages_not_let_in=_not_let_in(parts, "messages", recent, message),
         duplicates=together(recent).count("messages_duplicate"),
     )
 
@@ -164,6 +179,21 @@ def progress(parts: Parts, *, address: bool) -> SetupProgress:
 def since(minutes: list[Period], at: float | None) -> list[Period]:
     """Those of *minutes* that end after *at*: what went wrong before a success is corrected."""
     return [one for one in minutes if at is None or one.at + 60 > at]
+
+
+def _not_let_in(
+    parts: Parts, kind: str, recent: list[Period], newest: dict[str, Any] | None
+) -> RejectedCalls:
+    """Calls of *kind* with a wrong key, since *newest* if that was accepted."""
+    accepted = newest is not None and newest["state"] != State.REJECTED
+    at = instant(newest["received_at"]) if newest and accepted else None
+    return _rejected(parts, kind, together(since(recent, at)).count(f"{kind}_not_let_in"))
+
+
+def _rejected(parts: Parts, kind: str, number: int) -> RejectedCalls:
+    if number <= 0:
+        return RejectedCalls()
+    return RejectedCalls(number, parts.telemetry.last_error(kind))
 
 
 def _lookups(minute: Period) -> int:
@@ -178,16 +208,16 @@ def _newest(parts: Parts, direction: Direction, limit: int, after: str) -> list[
 
 def _last_send(parts: Parts, newest: list[dict[str, Any]]) -> ArrivedSend | None:
     """The first test send of *newest*; without one, the first send."""
-    refused = [one["id"] for one in newest if one["state"] == State.REJECTED][:MOST_REFUSED]
-    tests = (one for one in newest if one["test"] or _is_refused_test(parts, one["id"], refused))
+    rejected = [one["id"] for one in newest if one["state"] == State.REJECTED][:MOST_REJECTED]
+    tests = (one for one in newest if one["test"] or _is_rejected_test(parts, one["id"], rejected))
     chosen = next(tests, newest[0] if newest else None)
     event = parts.events.details(chosen["id"]) if chosen else None
     return ArrivedSend(event, _warnings(parts, event["id"])) if event else None
 
 
-def _is_refused_test(parts: Parts, event_id: str, refused: list[str]) -> bool:
-    """Whether a refused send is a test send: only its body says so."""
-    stored = parts.events.one(event_id) if event_id in refused else None
+def _is_rejected_test(parts: Parts, event_id: str, rejected: list[str]) -> bool:
+    """Whether a rejected send is a test send: only its body says so."""
+    stored = parts.events.one(event_id) if event_id in rejected else None
     return stored is not None and UNSENT.encode() in stored.body
 
 
@@ -199,4 +229,4 @@ def _warnings(parts: Parts, event_id: str) -> tuple[str, ...]:
         return warnings_of(parts.acceptor.read_again(stored))
     except RefusedError as refusal:
         # The rules have changed since it was accepted.
-        return (f"Sent now, it would be refused: {refusal}",)
+        return (f"Sent now, it would be rejected: {refusal}",)

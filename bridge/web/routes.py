@@ -32,7 +32,7 @@ def install(app: Flask, settings: Settings) -> None:
     # Braze does not follow redirects, so a missing or doubled slash must not cause one.
     app.url_map.strict_slashes = False
     app.url_map.merge_slashes = False
-    # First, so that it measures refused requests too.
+    # First, so that it measures rejected requests too.
     counting.install(app)
     auth.install(app, auth.Keyring(settings))
     cross_site.install(app)

@@ -60,7 +60,7 @@ def braze() -> Response:
     The event is on disk before it is acknowledged, and the bridge retries until SessionM has
     confirmed it. At least one of `braze_campaign_id`, `braze_canvas_id` and `tags` is needed, and
     one of `user_id` and `external_id`. A webhook with the same `dispatch_id` (or
-    `Idempotency-Key` header), customer, IDs and tags as an earlier one is a duplicate. A refused
+    `Idempotency-Key` header), customer, IDs and tags as an earlier one is a duplicate. A rejected
     webhook is kept with the reason and can be replayed.
     """
     return accept_request(WEBHOOK)

@@ -183,8 +183,9 @@ function show(page) {
   morph(document.getElementById("result"), page.getElementById("result"));
   const fields = document.getElementById("fields");
   const fresh = page.getElementById("fields");
-  // While a tag is being written there is nothing to show: the fields of the last rendering stay.
-  if (fresh.querySelector(".tree") || fresh.dataset.customer !== fields.dataset.customer) morph(fields, fresh);
+  // While a tag is being written, or if a call fails, the customer's last fields stay.
+  const keepsLast = fields.querySelector(".tree") && fresh.dataset.customer === fields.dataset.customer;
+  if (fresh.querySelector(".tree") || !keepsLast) morph(fields, fresh);
   document.getElementById("no-customer").hidden = Boolean(trial.elements.customer.value.trim());
   offer(outcome);
   frameMessage();
@@ -340,7 +341,8 @@ function markRendered() {
   const done = kept.get("worked") && document.querySelector("#result[data-rendered]");
   step.parentElement.className = done ? "done" : "open";
   step.querySelector(".badge").textContent = done ? "✓" : "4";
-  step.querySelector(".what .dim").textContent = done ? "rendered" : "not rendered";
+  const words = done ? "rendered" : kept.get("worked") ? "not rendered" : "not tried yet";
+  step.querySelector(".what .dim").textContent = words;
 }
 
 async function look() {
@@ -368,11 +370,11 @@ async function turn(now, before) {
   }
   markRendered();
   if (now.send && (!before.send || now.send.id !== before.send.id)) {
-    say(now.send.state === "rejected" ? "A send arrived and was refused" : "A send has arrived");
+    say(now.send.state === "rejected" ? "A send arrived and was rejected" : "A send has arrived");
   } else if (now.steps.credential && !before.steps.credential) {
     say("The first Connected Content call has arrived");
   } else if (now.message && (!before.message || now.message.id !== before.message.id)) {
-    say(now.message.state === "rejected" ? "A message arrived and was refused" : "A message has arrived");
+    say(now.message.state === "rejected" ? "A message arrived and was rejected" : "A message has arrived");
   }
 }
 

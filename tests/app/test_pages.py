@@ -161,7 +161,7 @@ def test_the_dashboard_shows_what_is_dead_and_of_which_campaign(
     assert "welcome Canvas 1 0 1 0" in answer
 
 
-def test_a_campaign_with_refused_events_counts_as_failing(client: FlaskClient) -> None:
+def test_a_campaign_with_rejected_events_counts_as_failing(client: FlaskClient) -> None:
     for number in range(3):
         send(client, braze_campaign_id="busy", user_id=f"u{number}")
     send(client, braze_campaign_id="summer")
@@ -171,7 +171,7 @@ def test_a_campaign_with_refused_events_counts_as_failing(client: FlaskClient) -
     body = get(client, "/dashboard")
     assert re.search(r"summer 1 1 0 0 ⊘ 1 \S+ .*winter 0 0 0 0 ⊘ 1 .*busy 3 3 0 0 0 ", body)
     assert "Accepted" not in get(client, "/campaigns/winter")
-    assert "Why events were refused 1 ttl" in get(client, "/campaigns/winter")
+    assert "Why events were rejected 1 ttl" in get(client, "/campaigns/winter")
 
 
 def test_the_dashboard_still_shows_itself_without_a_store(
@@ -400,7 +400,7 @@ def test_one_event_is_shown_whole(
     assert (unknown.status_code, unknown.mimetype) == (404, "text/html")
 
 
-def test_a_refused_webhook_says_why_on_its_page(client: FlaskClient) -> None:
+def test_a_rejected_webhook_says_why_on_its_page(client: FlaskClient) -> None:
     client.post(
         "/webhooks/braze",
         json={"user_id": "{{${user_id}}}", "braze_campaign_id": "summer"},
@@ -409,7 +409,7 @@ def test_a_refused_webhook_says_why_on_its_page(client: FlaskClient) -> None:
     [event] = client.get("/api/events", headers=ADMIN).get_json()["events"]
     assert "still holds a placeholder" in get(client, "/events?state=rejected")
     answer = get(client, f"/events/{event['id']}")
-    assert "Why it was refused user_id still holds a placeholder" in answer
+    assert "Why it was rejected user_id still holds a placeholder" in answer
     for word in ("Campaign summer", "Customer none that can be read", "Rules that would apply"):
         assert word in answer
     again = post(client, f"/events/{event['id']}/replay")

@@ -121,7 +121,7 @@ OFFERS = (
             '{"braze_campaign_id": "{{campaign.${api_id}}}", "user_id": "{{${user_id}}}"}',
             "would be accepted , and would write: braze_campaign_example-campaign-id for 30 d",
         ),
-        ('{"braze_campaign_id": "x"}', "this would be refused. 422"),
+        ('{"braze_campaign_id": "x"}', "this would be rejected. 422"),
         # An answer printed as JSON is no webhook.
         (OFFERS + "{{wallet | as_json_string}}", "Rendered: 1 call answered. Show as"),
         ("{% for i in (1..100000000) %}x{% endfor %}", "the loops take over 100,000 rounds"),
@@ -229,6 +229,8 @@ def test_what_braze_knows_stays_on_the_page(client: FlaskClient) -> None:
     ("field", "value", "expected"),
     [
         ("custom_attribute", "{points: 5}", "Custom attributes is not JSON: line 1, column 2"),
+        ("context", '{"a": 1,\n "b": [2, ]}', "line 2, column 9: delete the comma before ]"),
+        ("context", '{"a": 1,\n}', "line 1, column 8: delete the comma before }"),
         ("context", "[1]", "Context is not a JSON object"),
         ("event_properties", "{“a”: 1}", "curly quotes, pasted from a word processor?"),
         ("stand_ins", '{"catalogs": 5}', 'Test values needs an object for "catalogs"'),
@@ -343,6 +345,9 @@ def test_a_send_is_planned(make_app: MakeApp) -> None:
     assert "Set the rate limit in Braze to 480" in answer
     assert "At your 6,000 a minute, tags come faster than SessionM takes them: 200 writes" in answer
     assert "without one, a retry by Braze counts twice" in answer
+    for message, lookups in (("context", 1), ("offers", 3)):
+        answer = get(client, f"/setup?recipients=100000&calls=&message={message}")
+        assert f"Calls per recipient: {lookups} lookup" in answer
     bad = client.get("/setup?recipients=many", headers=ADMIN)
     assert bad.status_code == 400
     assert "The number of recipients must be a whole number" in words(bad)
@@ -478,6 +483,12 @@ def test_fields_are_listed_with_the_customers_values(client: FlaskClient) -> Non
     assert "Free barista coffee" in unescape(page)
 
 
+def test_a_failed_call_has_no_fields_and_the_page_says_so(render: Callable[..., str]) -> None:
+    answer = render(OFFERS.replace("limit=1", "limit=none"))
+    assert answer.endswith("after a call that works, its fields appear here.")
+    assert "wallet 1 item" not in answer
+
+
 def test_a_message_without_a_call_is_offered_one(
     client: FlaskClient, render: Callable[..., str]
 ) -> None:
@@ -542,6 +553,10 @@ def progress_of(client: FlaskClient) -> dict[str, Any]:
     return found
 
 
+def basic(name: str, secret: str) -> str:
+    return f"Basic {base64.b64encode(f'{name}:{secret}'.encode()).decode()}"
+
+
 def arrived(client: FlaskClient) -> str:
     return get(client, "/setup?part=progress")
 
@@ -553,6 +568,7 @@ def test_the_steps_wait_on_a_new_bridge(client: FlaskClient) -> None:
     assert "Waiting for a test send" in arrived(client)
     assert "Waiting for the first Connected Content call" in arrived(client)
     assert "Waiting for a message from SessionM" in arrived(client)
+    assert "Message not tried yet" in arrived(client)
 
 
 def test_a_test_send_is_shown_with_what_it_became(make_app: MakeApp) -> None:
@@ -578,23 +594,23 @@ def test_a_test_send_is_shown_with_what_it_became(make_app: MakeApp) -> None:
 
 
 @pytest.mark.parametrize("body", ['{"user_id": "", "braze_campaign_id": "c", "dispatch_id": "%s"}'])
-def test_a_refused_test_send_says_why(client: FlaskClient, body: str) -> None:
-    refused = client.post(
+def test_a_rejected_test_send_says_why(client: FlaskClient, body: str) -> None:
+    rejected = client.post(
         "/webhooks/braze",
         data=body % UNSENT,
         content_type="application/json",
         headers=bearer("webhook"),
     )
-    assert refused.status_code == 422
-    reason = refused.get_json()["errors"]["message"]
+    assert rejected.status_code == 422
+    reason = rejected.get_json()["errors"]["message"]
     assert not progress_of(client)["steps"]["webhook"]
-    assert "! Webhook a send was refused" in arrived(client)
+    assert "! Webhook a send was rejected" in arrived(client)
     assert arrived(client).count(reason) == 2
     send(client, braze_campaign_id="a-real-one")
     assert progress_of(client)["steps"]["webhook"]
     assert not progress_of(client)["steps"]["test"]
     seen = arrived(client)
-    assert "A send has arrived and was refused" in seen
+    assert "A send has arrived and was rejected" in seen
     assert seen.count(reason) == 1
 
 
@@ -633,10 +649,20 @@ def test_what_came_before_the_beginning_turns_no_step_green(client: FlaskClient)
 
 def test_a_send_with_a_wrong_key_is_shown(client: FlaskClient) -> None:
     client.post("/webhooks/braze", json={}, headers={"Authorization": "Bearer wrong"})
-    assert progress_of(client)["keys_refused"] == 1
+    assert progress_of(client)["sends_not_let_in"] == 1
     seen = arrived(client)
     assert "! Webhook wrong key" in seen
     assert seen.count("1 send of the last 15 minutes had a wrong key, or none") == 2
+    assert seen.count("holds no webhook key of the bridge") == 2
+
+
+def test_a_message_with_a_wrong_key_is_shown(client: FlaskClient) -> None:
+    client.post("/webhooks/sessionm/message", json={}, headers=bearer("webhook"))
+    assert progress_of(client)["messages_not_let_in"] == 1
+    seen = arrived(client)
+    assert "1 message of the last 15 minutes had a wrong key, or none" in seen
+    assert "The key test is for webhook: here a key for trigger is needed" in seen
+    assert "the secret of a trigger key" in seen
 
 
 def test_what_was_wrong_before_the_last_success_does_not_count() -> None:
@@ -644,6 +670,26 @@ def test_what_was_wrong_before_the_last_success_does_not_count() -> None:
     assert [one.at for one in since(minutes, 60.0)] == [60, 120]
     assert [one.at for one in since(minutes, 119.0)] == [60, 120]
     assert since(minutes, None) == minutes
+
+
+@pytest.mark.parametrize(
+    ("authorization", "query", "reason"),
+    [
+        ("", "", "add :basic_auth and the credential's name to the tag"),
+        (basic("test", "wrong"), "", "user name test is right, but the password is not the secret"),
+        (basic("bob", KEYS["content"]), "", "The user name is not the name of a content key."),
+        (basic("test", KEYS["webhook"]), "", "is for webhook: here a key for content is needed"),
+        (basic("test", KEYS["content"]), "", "user_id is missing or blank: name a customer"),
+        (basic("test", KEYS["content"]), "?ann@example.com=1", '"…" is not a parameter here'),
+    ],
+)
+def test_a_rejected_connected_content_call_says_what_was_wrong(
+    client: FlaskClient, authorization: str, query: str, reason: str
+) -> None:
+    path = f"/connected-content/tags{query}"
+    client.get(path, headers={"Authorization": authorization} if authorization else {})
+    assert progress_of(client)["rejected"] == 1
+    assert reason in arrived(client)
 
 
 def test_a_connected_content_call_marks_the_credential(client: FlaskClient) -> None:
@@ -654,8 +700,8 @@ def test_a_connected_content_call_marks_the_credential(client: FlaskClient) -> N
     post(client, "/setup", part="outcome", source=OFFERS, customer=ALICE)
     answer = progress_of(client)
     assert not answer["steps"]["credential"]
-    assert answer["refused"] == 1
-    assert "1 call of the last 15 minutes refused" in arrived(client)
+    assert answer["rejected"] == 1
+    assert "1 Connected Content call of the last 15 minutes was rejected" in arrived(client)
     client.get(path, headers=bearer("content"))
     assert progress_of(client)["steps"]["credential"]
     seen = arrived(client)

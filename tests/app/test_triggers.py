@@ -632,21 +632,26 @@ def test_setup_shows_what_would_go_to_braze_and_sends_nothing(
     assert triggers(sandbox) == []
 
 
-def test_setup_shows_the_line_for_the_message_that_belongs_to_the_body(make_app: MakeApp) -> None:
+def test_setup_shows_the_lines_for_campaign_and_canvas_and_the_calls_of_a_body(
+    make_app: MakeApp,
+) -> None:
     bridge = Bridge(make_app)
 
     def show(**body: str) -> str:
         form = {"message_body": json.dumps(body, ensure_ascii=False)}
         return bridge.client.post("/setup", data=form, headers=bearer("admin")).text
 
-    for body, braze_id, properties in (
-        ({"braze_campaign_id": CAMPAIGN}, CAMPAIGN, "api_trigger_properties"),
-        ({"braze_canvas_id": CANVAS}, CANVAS, "context"),
-    ):
-        shown = show(**body, user_id=ALICE)
-        line = f"&amp;v={{{{{properties}.${{bridge_event}}}}}}"
-        assert re.findall("&amp;v={{[^}]*}}}", shown[shown.index('id="sessionm"') :]) == [line]
-        assert f"_id&#34;: &#34;{braze_id}&#34;" in shown
+    pages = [bridge.client.get("/setup", headers=bearer("viewer")).text]
+    for name, braze_id in (("braze_campaign_id", CAMPAIGN), ("braze_canvas_id", CANVAS)):
+        pages.append(show(**{name: braze_id}, user_id=ALICE))
+        assert f"_id&#34;: &#34;{braze_id}&#34;" in pages[-1]
+    for shown in pages:
+        assert re.findall("&amp;v={{[^}]*}}}", shown[shown.index('id="sessionm"') :]) == [
+            "&amp;v={{api_trigger_properties.${bridge_event}}}",
+            "&amp;v={{context.${bridge_event}}}",
+        ]
+    [anchor] = re.findall('href="/docs#([^"]*)"', pages[0])
+    assert f'id="{anchor}"' in bridge.client.get("/docs").text
     assert "still holds a placeholder (…)" in show(braze_campaign_id="…", user_id="…")
 
 
@@ -664,7 +669,7 @@ def test_setup_shows_what_became_of_the_last_message(make_app: MakeApp) -> None:
     bridge.post({"braze_campaign_id": CAMPAIGN, "user_id": ALICE, "user_offer_id": "o"})
     assert "SessionM repeated 1 message in the last 15 minutes" in shown()
     bridge.post({"braze_campaign_id": CAMPAIGN, "user_id": "{{user.id}}"})
-    assert "refused" in shown()
+    assert "rejected" in shown()
     assert "check the template in SessionM" in shown()
 
 

@@ -215,12 +215,15 @@ def test_the_fields_stay_while_the_message_has_a_fault(
     choose(page, ALICE)
     fields = page.locator("#fields")
     expect(fields.locator(".tree > li > details > summary")).to_have_text("wallet")
+    source = editor(page).input_value()
     editor(page).press("Control+End")
     editor(page).press_sequentially("{% endif %}")
     expect(page.locator("#summary")).to_have_text("The message cannot be rendered.")
     expect(fields.locator(".tree > li > details > summary")).to_have_text("wallet")
     choose(page, "nobody")
     expect(fields).to_contain_text("Correct the message first")
+    editor(page).fill(source.replace("limit=1", "limit=x"))
+    expect(fields).to_contain_text("The call failed")
 
 
 def test_a_message_without_a_call_gets_one(service: Service, open_page: OpenPage) -> None:
@@ -372,7 +375,7 @@ def test_a_test_send_turns_the_page_green_by_itself(
     expect(arrived).to_contain_text("Waiting for a test send")
     expect(page.locator("#steps li", has_text="Test")).to_have_class("open")
     refused = own_service.webhook(user_id="", braze_campaign_id="summer", dispatch_id=UNSENT)
-    expect(arrived).to_contain_text("A send has arrived and was refused")
+    expect(arrived).to_contain_text("A send has arrived and was rejected")
     for part in (arrived, page.locator("#webhook-state")):
         expect(part).to_contain_text(refused.json()["errors"]["message"])
     for step in ("Webhook", "Test"):
@@ -397,7 +400,7 @@ def test_a_connected_content_call_turns_the_credential_green(
     wrong = {"Authorization": "Bearer wrong"}
     path = f"{own_service.url}/connected-content/tags"
     requests.get(path, params={"user_id": ALICE}, headers=wrong, timeout=30)
-    expect(state).to_contain_text("refused")
+    expect(state).to_contain_text("holds no content key")
     own_service.lookup("tags", user_id=ALICE)
     expect(state).to_contain_text("Braze uses the credential")
     expect(page.locator("#steps li", has_text="Credential")).to_have_class("done")
@@ -502,8 +505,8 @@ def test_axe_finds_nothing_in_any_state(own_service: Service, open_page: OpenPag
     expect(page.locator("#result")).to_contain_text("would be accepted")
     check(page, "a webhook's body")
     own_service.webhook(user_id="", braze_campaign_id="summer", dispatch_id=UNSENT)
-    expect(page.locator("#arrived")).to_contain_text("refused")
-    check(page, "refused")
+    expect(page.locator("#arrived")).to_contain_text("rejected")
+    check(page, "rejected")
     own_service.webhook(user_id=ALICE, braze_campaign_id="summer", dispatch_id=UNSENT)
     expect(page.locator("#arrived")).to_contain_text("has arrived")
     check(page, "arrived")
