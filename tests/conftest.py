@@ -205,7 +205,9 @@ OVER_BOTH = {
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     module = metafunc.module.__name__.rpartition(".")[2]
-    if "database" in metafunc.fixturenames and module in OVER_BOTH:
+    # What a marked test asks does not come from the database.
+    is_marked = metafunc.definition.get_closest_marker("one_database") is not None
+    if "database" in metafunc.fixturenames and module in OVER_BOTH and not is_marked:
         metafunc.parametrize("database", ["sqlite", "postgresql"], indirect=True)
 
 

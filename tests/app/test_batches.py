@@ -363,6 +363,7 @@ def test_a_submission_that_never_arrived_is_made_again(
     assert sandbox.sandbox.tags(ALICE)["seen"] == 1
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize(
     "fault",
     [{"status": 429, "retry_after": 1}, {"status": 503}, {"status": 401}, {"garbage": True}],
@@ -529,6 +530,7 @@ def test_a_dry_run_stores_nothing(bridge: Bridge) -> None:
     assert bridge.batches.find() == []
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize(
     ("file", "options", "status", "code"),
     [
@@ -551,6 +553,7 @@ def test_a_file_that_cannot_be_used_is_refused_whole(
     assert bridge.batches.find() == []
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize("query", ["tag=a&tag=b", "tag=caf%E9", "tag=%ff", "tag=a%00"])
 def test_options_that_could_be_read_as_others_are_refused(bridge: Bridge, query: str) -> None:
     headers = bearer("admin")

@@ -218,6 +218,7 @@ def test_the_deadline_holds_whatever_sessionm_does(
     assert content(answer)["status"] == "unavailable"
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize(
     ("parameters", "word"),
     [

@@ -76,6 +76,7 @@ def test_a_lookup_shows_a_write_as_pending_and_then_as_a_tag(
     )
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize(
     "fault",
     [

@@ -236,6 +236,7 @@ def names(service: Service, **whose: str) -> list[str]:
     return found
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize(
     "fault",
     [
@@ -274,6 +275,7 @@ def test_cold_lookups_are_in_time_and_warm_ones_undisturbed(
     assert statistics.median(warm) < DEADLINE - 0.7 + lag.worst
 
 
+@pytest.mark.one_database
 def test_a_call_that_drips_ends_in_time_and_gives_its_thread_back(
     make_app: MakeApp, sandbox: SandboxServer
 ) -> None:

@@ -271,6 +271,7 @@ def test_sessionm_may_say_that_a_customer_changed(
     assert refused.status_code == 422
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize(
     "fault",
     [{"status": 500}, {"status": 502}, {"status": 429}],
@@ -327,6 +328,7 @@ def test_an_unknown_outcome_is_sent_again_where_that_is_set(
     assert len(sent(sandbox)) == 2
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize("status", [401, 403, 404])
 def test_a_refused_key_pauses_this_direction_alone(
     make_app: MakeApp, sandbox: SandboxServer, status: int
@@ -530,6 +532,7 @@ def test_an_external_id_that_was_never_looked_up_outdates_the_wallet_of_its_user
     assert titles() == ["A newer one"]
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize(
     "fault", [{"hang": 20}, {"status": 403, "code": "access_denied"}, {"status": 500}], ids=str
 )

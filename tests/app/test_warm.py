@@ -165,6 +165,7 @@ def test_a_segment_that_takes_longer_than_lookups_stay_fresh_gets_a_warning(warm
     assert "BRIDGE_TAGS_MAX_AGE" in err
 
 
+@pytest.mark.one_database
 def test_a_sessionm_that_is_away_ends_it_with_one_line(warm: Warm) -> None:
     warm.segment(*(f"c{number}" for number in range(40)))
     warm.sandbox.sandbox.set_faults({"status": 503})
