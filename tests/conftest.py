@@ -143,6 +143,16 @@ def machine_lag() -> Iterator[Lag]:
         thread.join()
 
 
+@contextmanager
+def at_most(seconds: float) -> Iterator[None]:
+    """Let a block take *seconds*, and the time for which this machine was late meanwhile."""
+    began = time.monotonic()
+    with machine_lag() as lag:
+        yield
+        took = time.monotonic() - began
+    assert took < seconds + 2 * lag.worst
+
+
 def post(client: FlaskClient, **fields: Any) -> TestResponse:
     """Send a webhook, ALICE's unless it says otherwise."""
     return client.post(

@@ -10,7 +10,7 @@ from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from bridge.sandbox import SandboxServer
-from tests.conftest import ALICE, SEED_CUSTOMER, MakeApp, bearer, eventually, post
+from tests.conftest import ALICE, SEED_CUSTOMER, MakeApp, at_most, bearer, eventually, post
 
 BOB = "b4e2d3c5-1c6f-4d70-9b82-a3c4d5e6f702"
 EMPTY = "c5d3e4b6-2d70-4e81-8c93-b4d5e6f70803"
@@ -184,9 +184,8 @@ def test_a_stale_answer_is_served_while_one_refresh_is_under_way(
     get(client, "tags", user_id=ALICE)
     time.sleep(0.01)
     sandbox.sandbox.set_faults({"latency_ms": 300})
-    began = time.monotonic()
-    answer = content(get(client, "tags", user_id=ALICE))
-    assert time.monotonic() - began < 0.2
+    with at_most(0.2):
+        answer = content(get(client, "tags", user_id=ALICE))
     assert (answer["status"], answer["stale"]) == ("ok", True)
     eventually(lambda: sandbox.sandbox.counts()["tags_read"] == 2)
 
@@ -211,10 +210,9 @@ def test_the_deadline_holds_whatever_sessionm_does(
 ) -> None:
     client = make_app(BRIDGE_LOOKUP_DEADLINE="0.5").test_client()
     sandbox.sandbox.set_faults(fault)
-    began = time.monotonic()
-    answer = get(client, "customer", user_id=ALICE)
-    # Braze waits for 2 s. A busy machine may take a while to wake the thread at the deadline.
-    assert time.monotonic() - began < 1.5
+    # Braze waits for 2 s.
+    with at_most(1.5):
+        answer = get(client, "customer", user_id=ALICE)
     assert content(answer)["status"] == "unavailable"
 
 

@@ -26,6 +26,7 @@ from tests.conftest import (
     MakeApp,
     MakeService,
     Service,
+    at_most,
     bearer,
     eventually,
     machine_lag,
@@ -431,7 +432,6 @@ def test_lookups_do_not_wait_behind_tag_writes(make_service: MakeService) -> Non
     for number in range(20):
         service.webhook(user_id=ALICE, braze_campaign_id=f"c{number}", tags=["n"], ttl=60 + number)
     for customer in (ALICE, COLD, EMPTY, SEED_CUSTOMER):
-        began = time.monotonic()
-        answer = service.lookup("customer", user_id=customer)
-        assert time.monotonic() - began < 1
+        with at_most(1):
+            answer = service.lookup("customer", user_id=customer)
         assert answer.json()["status"] == "ok"

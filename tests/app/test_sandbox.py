@@ -22,6 +22,7 @@ import pytest
 import requests
 
 from bridge.sandbox import Credentials, Sandbox, SandboxServer, SeedError, load_seed, serve
+from tests.conftest import at_most
 
 DEMO = "00000000-0000-0000-0000-000000000000"
 ADA = "a3f1c2d4-0b5e-4c6f-8a71-92b3c4d5e601"
@@ -629,9 +630,8 @@ def test_hang_after_applies_the_write_and_holds_up_nobody_else(api: Api, sandbox
     api.fault(hang_after=5, match="^POST")
     with pytest.raises(requests.Timeout):
         api.write({"tags": ["vip"]}, EMPTY, timeout=0.3)
-    began = time.monotonic()
-    assert api.read(EMPTY).json()["tags"] == {"vip": 1}
-    assert time.monotonic() - began < 2
+    with at_most(2):
+        assert api.read(EMPTY).json()["tags"] == {"vip": 1}
     first = sandbox.calls()[0]
     assert (first["applied"], first["status"]) == (True, None), "it is under way still"
 
@@ -644,9 +644,9 @@ def test_latency_delays_each_call_but_many_at_once(server: SandboxServer) -> Non
             return Api(server.url, http).read().status_code
 
     began = time.monotonic()
-    with ThreadPoolExecutor(16) as pool:
+    with at_most(1.6), ThreadPoolExecutor(16) as pool:
         assert set(pool.map(read, range(16))) == {200}
-    assert 0.2 <= time.monotonic() - began < 1.6
+    assert time.monotonic() - began >= 0.2
 
 
 def test_drip_sends_the_body_byte_by_byte(api: Api) -> None:
@@ -972,10 +972,10 @@ def test_a_connection_is_kept_and_answers_come_without_delay(
     api: Api, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG, "urllib3")
-    began = time.monotonic()
-    for _ in range(20):
-        api.write({"tags": ["vip"]}, EMPTY)
-    assert time.monotonic() - began < 20 * 0.03, "Nagle and delayed ACK would cost 40 ms each"
+    # Nagle and delayed ACK would cost 40 ms each.
+    with at_most(20 * 0.03):
+        for _ in range(20):
+            api.write({"tags": ["vip"]}, EMPTY)
     assert caplog.text.count("Starting new HTTP connection") == 1
     assert "Resetting dropped connection" not in caplog.text
 

@@ -19,7 +19,7 @@ from bridge.shared import open_outbox
 from bridge.storage.database import StoreUnavailableError
 from bridge.storage.server import DatabaseServer
 from tests.commands import run_bridge
-from tests.conftest import ALICE, MakeApp, MakeService, environment, eventually, post, send
+from tests.conftest import ALICE, MakeApp, MakeService, at_most, environment, eventually, post, send
 from tests.network import Passage, Relay, dead, passes
 from tests.postgres import Proxy, free_port, fresh_database
 
@@ -188,7 +188,6 @@ def test_the_host_that_answered_is_tried_first(proxy: Proxy) -> None:
         hosts = f"postgres@127.0.0.1:{port},127.0.0.1:{parts.port}"
         server = DatabaseServer(parts._replace(netloc=hosts).geturl())
         server.connect(1.0, statement_timeout="1s").close()
-        began = time.monotonic()
-        for _ in range(5):
-            server.connect(1.0, statement_timeout="1s").close()
-        assert time.monotonic() - began < 1
+        with at_most(1):
+            for _ in range(5):
+                server.connect(1.0, statement_timeout="1s").close()
