@@ -233,14 +233,14 @@ def test_a_month_is_kept_in_quarters_of_an_hour_with_the_highest_value(
     clock.at = 900.0 * 2_000_000
     began = clock.at
     # Three days, with a peak of a minute each day.
-    for minute in range(3 * 1440):
+    for minute in range(0, 3 * 1440, 5):
         telemetry.count("delivered")
         telemetry.sample(queued=143.0 if minute % 1440 == 70 else 2.0)
         telemetry.flush()
-        clock.at += 60
+        clock.at += 5 * 60
     quarters = telemetry.quarters(began)
     assert len(quarters) == 3 * 96 + 1
-    assert sum(one.count("delivered") for one in quarters) == 3 * 1440
+    assert sum(one.count("delivered") for one in quarters) == 3 * 288
     assert [place for place, one in enumerate(quarters) if (one.most("queued") or 0) > 100] == [
         4,
         100,
