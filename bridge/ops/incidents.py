@@ -88,6 +88,7 @@ class Cause:
         extent: the numbers that it affects.
         order: the action that the dashboard offers: ``resume``, ``replay``, or "".
         search: filters of ``GET /api/events`` for the affected events.
+        size: what grows with the problem, if not the writes of *extent*; not stored.
     """
 
     code: str
@@ -98,6 +99,7 @@ class Cause:
     extent: Extent = NOTHING
     order: str = ""
     search: Mapping[str, str] = field(default_factory=dict)
+    size: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True)
@@ -109,12 +111,16 @@ class Incident:
         since: the start.
         until: the end; ``None`` while it is open.
         most: the largest extent so far.
+        worst: the sentence about the problem when it was largest; "" if it is not known.
+        size: the size of the problem at that time.
     """
 
     cause: Cause
     since: float
     until: float | None = None
     most: Extent = NOTHING
+    worst: str = ""
+    size: float = 0.0
 
     @property
     def key(self) -> tuple[str, str]:
@@ -125,6 +131,11 @@ class Incident:
     def extent(self) -> Extent:
         """The present extent, or the largest one of a closed incident."""
         return self.cause.extent if self.until is None else self.most
+
+    @property
+    def reason(self) -> str:
+        """The present sentence, or that of the worst moment of a closed incident."""
+        return self.cause.reason if self.until is None else self.worst or self.cause.reason
 
 
 def follow(
@@ -152,8 +163,12 @@ def follow(
         # A cause whose start is known begins anew after its last end.
         continues = earlier and (earlier.until is None or cause.since is None)
         since = min(earlier.since, began) if earlier and continues else began
-        most = earlier.most if earlier else NOTHING
-        opened.append(Incident(cause, since, None, most.at_least(cause.extent)))
+        before = earlier or Incident(cause, since)
+        most = before.most.at_least(cause.extent)
+        size = cause.size or cause.extent.writes
+        is_worse = size > before.size or not before.worst
+        worst = (cause.reason, size) if is_worse else (before.worst, before.size)
+        opened.append(Incident(cause, since, None, most, *worst))
     for one in latest.values():
         if one.until is not None:
             closed.append(one)
@@ -194,7 +209,7 @@ def as_json(one: Incident) -> dict[str, Any]:
         "code": one.cause.code,
         "since": iso(one.since),
         **({} if one.until is None else {"until": iso(one.until)}),
-        "reason": one.cause.reason,
+        "reason": one.reason,
         "do": one.cause.do,
         "writes": one.extent.writes,
         "customers": one.extent.customers,
@@ -293,6 +308,7 @@ def _delivery(checks: Mapping[str, Any], queue: Extent) -> list[Cause]:
             "BRIDGE_SESSIONM_RPS.",
             extent=queue,
             search={"state": "queued"},
+            size=age,
         )
     ]
 
@@ -333,21 +349,22 @@ def _sessionm(checks: Mapping[str, Any], queue: Extent) -> Iterator[Cause]:
         if check["state"] not in _STATES or (system == "Core" and held in _HELD):
             continue
         code, predicate, past = _STATES[check["state"]]
-        error = _explained(check)
+        error, subject = _explained(check), system
         idle_since = check.get("idle_since", "")
         if check["state"] == "refusing" and not are_credentials(error):
             if system == "Core" and store_is_up and delivery["dead"]:
                 # The refused writes are dead, which is a cause of its own.
                 continue
             predicate, past = "refuses one call after the other", "refused one call after the other"
-            error = ""
+            # Not the incident of refused credentials: another problem, with another remedy.
+            error, subject = "", f"{system} calls"
         words = f"{past} until {idle_since}; no call since" if idle_since else predicate
         lookups = _without_connect(checks["cache"]) if system == "Connect" else ""
         yield Cause(
             f"sessionm_{code}",
             f"SessionM {system} {words}{error}.",
             _do(check["state"], system, check["error"]) + lookups,
-            subject=system,
+            subject=subject,
             extent=queue if system == "Core" else NOTHING,
             search={"state": "queued"} if system == "Core" and queue.writes else {},
         )
@@ -467,6 +484,7 @@ def message_causes(
             "Check Braze's latency. If Braze allows more calls a second, raise BRAZE_RPS.",
             extent=queue,
             search=_TO_BRAZE,
+            size=delivery["oldest_seconds"],
         )
     yield from _overdue(delivery, "Braze")
     yield from map(_dead_messages, dead)
@@ -506,6 +524,7 @@ def _queue_limit(delivery: Mapping[str, Any]) -> Iterator[Cause]:
             "Remove the cause that stops delivery, or raise BRIDGE_QUEUE_LIMIT if the disk has "
             "space.",
             search={"state": "queued"},
+            size=queued,
         )
 
 
@@ -615,6 +634,7 @@ def _lookups(checks: Mapping[str, Any]) -> Iterator[Cause]:
         f"Of {number:,} lookups in five minutes {' and '.join(problems)}: messages go out without "
         "their content.",
         do,
+        size=(late + away) / number,
     )
 
 
@@ -652,6 +672,7 @@ def _connections(checks: Mapping[str, Any]) -> Iterator[Cause]:
             f"A process uses {percent(share)} of its maximum number of connections.",
             "Raise the limit of open files (`ulimit -n`, LimitNOFILE) or run more workers; the "
             "proxy in front may keep too many idle connections.",
+            size=share,
         )
 
 

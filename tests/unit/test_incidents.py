@@ -351,11 +351,32 @@ def test_what_fails_and_then_is_down_began_when_it_failed() -> None:
 
 def test_a_closed_one_shows_its_worst() -> None:
     first = follow([], [DOWN], 100.0)
-    later = Cause(**{**vars(DOWN), "extent": Extent(7, 3, ("winter",))})
-    second = follow(first, [later], 160.0)
+    fewer = {"extent": Extent(7, 3, ("winter",)), "reason": "It was down."}
+    second = follow(first, [Cause(**{**vars(DOWN), **fewer})], 160.0)
     assert second[0].extent == Extent(7, 3, ("winter",))
+    assert as_json(second[0])["reason"] == "It was down."
     [closed] = follow(second, [], 200.0)
     assert closed.extent == Extent(103, 41, ("winter", "summer"))
+    assert as_json(closed)["reason"] == "It is down."
+
+
+def test_late_lookups_of_the_past_show_the_largest_share() -> None:
+    known: list[Incident] = []
+    for late in (20, 900, 30):
+        known = follow(known, causes(checks(cache={"lookups": 1000, "late": late})), 100.0)
+    [closed] = follow(known, [], 200.0)
+    assert "90 % took over 2 s" in as_json(closed)["reason"]
+
+
+def test_refused_calls_are_another_incident_than_refused_credentials() -> None:
+    def refusing(error: str) -> list[Cause]:
+        return causes(checks(sessionm_core={"state": "refusing", "error": error}))
+
+    known = follow(follow([], refusing("HTTP 401: no"), 100.0), refusing("HTTP 422: no"), 160.0)
+    assert [(one.cause.code, one.since, one.until) for one in known] == [
+        ("sessionm_refuses", 160.0, None),
+        ("sessionm_refuses", 100.0, 160.0),
+    ]
 
 
 def test_a_cause_that_is_back_at_once_has_not_been_away() -> None:
