@@ -433,7 +433,7 @@ def pause() -> None:
 
 @queue.command()
 def resume() -> None:
-    """Send again after `pause`, or before a requested wait ends."""
+    """Send again after `pause`, or before a wait ends."""
     with one_line(), connected() as parts:
         parts.operator.resume(BY)
         is_alive = delivers(parts)

@@ -246,6 +246,7 @@ def _system(
     return {
         "idle_since": _idle_since(idle, clock.now(), queue or {}),
         "state": parts.breakers[system].state(clock.steady()),
+        "last_call_failed": parts.breakers[system].has_failed,
         "p50_ms": recent.percentile(system, 0.50) or 0.0,
         "p99_ms": recent.percentile(system, 0.99) or 0.0,
         "calls": recent.count(f"{system}_calls"),

@@ -232,8 +232,7 @@ def causes(
         found += _delivery(checks, queue)
         found += _queue_limit(checks["delivery"])
         found += _overdue(checks["delivery"])
-        core = checks["sessionm_core"]["state"]
-        found += dead_causes(dead, core_is_up=core in {"up", "unknown"})
+        found += dead_causes(dead, checks["sessionm_core"])
         found += _batches(checks["delivery"])
     found += _sessionm(checks, queue)
     found += _lookups(checks)
@@ -543,19 +542,31 @@ def _overdue(delivery: Mapping[str, Any], subject: str = "") -> Iterator[Cause]:
 _UNKNOWN = ("USER_NOT_FOUND", "NOT_FOUND", "REQUIRES_REGISTERED_USER", "HTTP 404")
 
 
-def dead_causes(groups: Sequence[DeadGroup], *, core_is_up: bool = True) -> Iterator[Cause]:
-    """Yield one cause for each group of dead writes."""
+def dead_causes(groups: Sequence[DeadGroup], core: Mapping[str, Any]) -> Iterator[Cause]:
+    """Yield one cause for each group of dead writes.
+
+    Args:
+        groups: the dead writes by reason.
+        core: the check ``sessionm_core`` of ``/health``.
+    """
+    # Without a call for five minutes, the last one counts.
+    is_idle = core["state"] == "unknown"
+    is_up = core["state"] == "up" or (is_idle and not core["last_call_failed"])
     for group in groups:
         number = group.extent.writes
         one = number == 1
         it, them = ("it", "it") if one else ("they", "them")
         if group.passing:
-            ended = core_is_up
-            do = (
-                f"SessionM answers again: replay {them}."
-                if ended
-                else f"Wait until SessionM answers again, then replay {them}."
-            )
+            ended = is_up
+            if is_up:
+                do = f"SessionM answers again: replay {them}."
+            elif is_idle:
+                do = (
+                    "The last call to SessionM failed, and there was none since. If `bridge check` "
+                    f"finds that it answers, replay {them}."
+                )
+            else:
+                do = f"Wait until SessionM answers again, then replay {them}."
         elif any(part in group.reason for part in _UNKNOWN):
             ended = group.mended
             do = f"Create the customers in SessionM or correct the ID in Braze, then replay {them}."

@@ -142,6 +142,8 @@ def test_a_page_behind_a_proxy_may_change_what_its_own_address_shows(make_app: M
 def test_the_dashboard_of_a_new_bridge_says_what_to_do_first(make_app: MakeApp) -> None:
     client = make_app(deliver=True).test_client()
     eventually(lambda: "Healthy" in get(client, "/dashboard"))
+    assert "SessionM: no calls yet." in get(client, "/")
+    assert "SessionM is well" not in get(client, "/")
     assert "No campaign has called yet" in get(client, "/")
 
 

@@ -22,7 +22,7 @@ QUEUE = Extent(103, 41, ("summer",))
 
 def checks(**changes: dict[str, Any]) -> dict[str, Any]:
     """The checks of a healthy bridge, but for *changes* in some of them."""
-    system = {"state": "up", "error": ""}
+    system = {"state": "up", "last_call_failed": False, "error": ""}
     found: dict[str, dict[str, Any]] = {
         "store": {"state": "ok"},
         "delivery": {
@@ -260,19 +260,22 @@ def dead(reason: str = "HTTP 200: VALIDATION bad tag", **more: Any) -> DeadGroup
 
 
 @pytest.mark.parametrize(
-    ("group", "state", "order", "advice"),
+    ("group", "state", "failed", "order", "advice"),
     [
-        (dead(), "up", "", "Correct what SessionM refuses"),
-        (dead(mended=True), "up", "replay", "Correct what SessionM refuses"),
-        (dead("HTTP 404: USER_NOT_FOUND"), "up", "", "Create the customers"),
-        (dead("HTTP 503: gone", passing=True), "down", "", "Wait until SessionM answers"),
-        (dead("HTTP 503: gone", passing=True), "up", "replay", "SessionM answers again: replay"),
+        (dead(), "up", False, "", "Correct what SessionM refuses"),
+        (dead(mended=True), "up", False, "replay", "Correct what SessionM refuses"),
+        (dead("HTTP 404: USER_NOT_FOUND"), "up", False, "", "Create the customers"),
+        (dead("HTTP 503: gone", passing=True), "down", True, "", "Wait until SessionM answers"),
+        (dead("HTTP 503: gone", passing=True), "up", False, "replay", "SessionM answers again"),
+        (dead("HTTP 503: gone", passing=True), "unknown", False, "replay", "SessionM answers"),
+        (dead("HTTP 503: gone", passing=True), "unknown", True, "", "If `bridge check` finds"),
     ],
 )
 def test_replay_is_offered_only_after_the_cause_has_ended(
-    group: DeadGroup, state: str, order: str, advice: str
+    group: DeadGroup, state: str, order: str, advice: str, *, failed: bool
 ) -> None:
-    found = causes(checks(sessionm_core={"state": state}), dead=[group])
+    core = {"state": state, "last_call_failed": failed}
+    found = causes(checks(sessionm_core=core), dead=[group])
     [cause] = [one for one in found if one.code == "dead_writes"]
     assert (cause.order, cause.since) == (order, 1000.0)
     assert advice in cause.do
