@@ -121,6 +121,7 @@ def _status(parts: Parts) -> tuple[Row, list[Incident]]:
         "oldest": _oldest(delivery),
         "waits_for_customers": delivery["waits_for_customers"],
         "unknown_customer_seconds": delivery["unknown_customer_seconds"],
+        "unknown_customer_writes": delivery["unknown_customer_writes"],
         "rate_per_second": delivery.get("rate_per_second", 0.0),
         "done_in_seconds": delivery.get("done_in_seconds", 0),
         "dead": delivery["dead"],
@@ -155,10 +156,13 @@ def _columns_of(found: Row) -> Row:
 def _show_status(found: Row, incidents: list[Incident]) -> None:
     delivery, to_braze = found["delivery"], found["to_braze"]
     click.echo(f"Delivery  {_in_a_word(found)}")
-    waits = counted(found["queued"], "write")
+    waits, forecast = counted(found["queued"], "write"), outlook(delivery)
     if found["waits_for_customers"]:
         waits += ", waiting for customers to be created"
-    click.echo(f"Backlog   {'; '.join(filter(None, (waits, outlook(delivery))))}")
+    elif unknown := found["unknown_customer_writes"]:
+        waits += f", {unknown:,} of them waiting for customers to be created"
+        forecast = f"the others: {forecast}"
+    click.echo(f"Backlog   {'; '.join(filter(None, (waits, forecast)))}")
     if found["oldest"]:
         oldest = f"Oldest    {local(found['oldest'])} {zone()}"
         oldest += f", {span(max(1, clock.now() - (instant(found['oldest']) or 0.0)))} ago"
