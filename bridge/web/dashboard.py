@@ -111,6 +111,8 @@ ORDERS = {
     "pending": "Pending",
     "delivered": "Delivered",
     "dead": "Dead",
+    "expired": "Expired",
+    "discarded": "Discarded",
     "refused": "Refused",
     "seen": "Last seen",
 }
