@@ -91,6 +91,8 @@ def status(*, form: Form, watch: bool) -> None:
             if form:
                 dump(form, found, [_columns_of(found)])
             else:
+                if watch:
+                    click.echo(f"{local(iso(clock.now()))} {zone()}")
                 _show_status(found, incidents)
             if not watch:
                 return
