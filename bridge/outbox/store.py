@@ -362,9 +362,7 @@ _BACKLOG = {
     ).where(tallies.c.kind == WRITES, tallies.c.id == direction.value)
     for direction in Direction
 }
-_UNKNOWN = {
-    direction: _queued(sa.func.count(), direction, unknown=True) for direction in Direction
-}
+_UNKNOWN = {direction: _queued(sa.func.count(), direction, unknown=True) for direction in Direction}
 
 
 def _add(connection: sa.Connection, new: Sequence[NewEvent]) -> dict[str, str]:
