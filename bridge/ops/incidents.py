@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from bridge.fields import counted, iso, percent, span
+from bridge.fields import counted, instant, iso, percent, span
 from bridge.outbox.model import DeadGroup, Extent
 
 # Seconds: the age of the oldest queued write from which delivery is late.
@@ -166,7 +166,7 @@ def follow(
         before = earlier or Incident(cause, since)
         most = before.most.at_least(cause.extent)
         size = cause.size or cause.extent.writes
-        is_worse = size > before.size or not before.worst
+        is_worse = size >= before.size or not before.worst
         worst = (cause.reason, size) if is_worse else (before.worst, before.size)
         opened.append(Incident(cause, since, None, most, *worst))
     for one in latest.values():
@@ -176,7 +176,8 @@ def follow(
             opened.append(one)
         elif one.cause.code not in _BLIPS or now - one.since >= BLIP:
             closed.append(replace(one, until=now))
-    opened.sort(key=lambda one: (CODES.index(one.cause.code), one.since))
+    # Of one code, those that delay writes come first.
+    opened.sort(key=lambda one: (CODES.index(one.cause.code), not one.extent.writes, one.since))
     closed.sort(key=lambda one: -(one.until or 0.0))
     return opened + closed
 
@@ -364,6 +365,7 @@ def _sessionm(checks: Mapping[str, Any], queue: Extent) -> Iterator[Cause]:
             f"SessionM {system} {words}{error}.",
             _do(check["state"], system, check["error"]) + lookups,
             subject=subject,
+            since=instant(idle_since) if idle_since else None,
             extent=queue if system == "Core" else NOTHING,
             search={"state": "queued"} if system == "Core" and queue.writes else {},
         )
@@ -436,7 +438,7 @@ _BRAZE_DO = {
     "refusing": "Correct BRAZE_REST_KEY, its permissions or BRAZE_REST_URL, and restart the "
     "bridge; `bridge check` tries the key.",
     "limiting": "Wait: sending resumes automatically when Braze's rate limit allows it.",
-    "failing": "Check Braze's status page if it lasts. Messages are retried.",
+    "failing": "Check Braze's status page if it lasts. What Braze did not get is retried.",
     "down": "Check Braze's status page; `bridge check` finds problems on the way.",
 }
 
@@ -474,8 +476,9 @@ def message_causes(
             predicate = f"{past} until {idle_since}; no call since"
         reason = f"Braze's REST API {predicate}{error}."
         search = _TO_BRAZE if queue.writes else {}
-        do = f"{_BRAZE_DO[state]} {_expiry(delivery)}"
-        yield Cause(f"braze_{code}", reason, do, "Braze", extent=queue, search=search)
+        do = f"{_BRAZE_DO[state]} {_expiry(delivery)}" if queue.writes else _BRAZE_DO[state]
+        since = instant(idle_since) if idle_since else None
+        yield Cause(f"braze_{code}", reason, do, "Braze", since, extent=queue, search=search)
     elif delivery["state"] == "running" and delivery["oldest_seconds"] > LATE:
         yield Cause(
             "messages_late",
@@ -556,22 +559,24 @@ def dead_causes(groups: Sequence[DeadGroup], core: Mapping[str, Any]) -> Iterato
         number = group.extent.writes
         one = number == 1
         it, them = ("it", "it") if one else ("they", "them")
-        if group.passing:
-            ended = is_up
-            if is_up:
-                do = f"SessionM answers again: replay {them}."
-            elif is_idle:
-                do = (
-                    "The last call to SessionM failed, and there was none since. If `bridge check` "
-                    f"finds that it answers, replay {them}."
-                )
-            else:
-                do = f"Wait until SessionM answers again, then replay {them}."
+        ended = is_up if group.passing else group.mended
+        if group.passing and is_up:
+            do = f"SessionM answers again: replay {them}."
+        elif group.passing and is_idle:
+            do = (
+                "The last call to SessionM failed, and there was none since. If `bridge check` "
+                f"finds that it answers, replay {them}."
+            )
+        elif group.passing:
+            do = f"Wait until SessionM answers again, then replay {them}."
         elif any(part in group.reason for part in _UNKNOWN):
-            ended = group.mended
             do = f"Create the customers in SessionM or correct the ID in Braze, then replay {them}."
+        elif group.mended:
+            do = (
+                "SessionM has taken a newer event of the campaign. If the cause was corrected, "
+                f"replay {them}; otherwise discard {them}."
+            )
         else:
-            ended = group.mended
             do = (
                 "Correct what SessionM refuses (the tag, the rule or the template) before you "
                 f"replay {them}: unchanged, {it} will be refused again. Or discard {them}."

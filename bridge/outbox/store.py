@@ -242,9 +242,16 @@ class Store:
             if connection.execute(first).scalar() is None:
                 act()
 
-    def make_due(self, now: float) -> None:
-        """Make every queued write due *now*, except those that wait for a batch."""
+    def make_due(self, now: float, *, unknown: bool = True) -> None:
+        """Make every queued write due *now*, except those that wait for a batch.
+
+        Args:
+            now: seconds since the epoch.
+            unknown: also those whose customer does not exist in SessionM yet.
+        """
         later = sa.and_(writes.c.next_at > now, writes.c.next_at < AFTER_BATCH)
+        if not unknown:
+            later &= writes.c.unknown == sa.false()
         with self.database.write(exclusive=True) as connection:
             connection.execute(
                 writes.update().where(writes.c.state == QUEUED, later).values(next_at=now)

@@ -177,15 +177,18 @@ def _links(
             webhooks["p99_ms"],
             _of(webhooks["failed"], answered, "failed"),
         )
-        | _failures(hour, incidents, "webhooks_failed"),
+        | _failures(hour, _ends(incidents, "store_", "queue_"), "webhooks_failed"),
         link(
             "Lookups",
-            "degraded" if late > LATE_SHARE * max(LEAST_LOOKUPS, lookups["lookups"]) else "ok",
+            "ok",
             lookups["lookups"],
             lookups["p99_ms"],
             _of(late, lookups["lookups"], "late or empty"),
         ),
     ]
+    if late > LATE_SHARE * max(LEAST_LOOKUPS, lookups["lookups"]):
+        ends = _ends(incidents, "sessionm_")
+        found[-1] |= _failures(hour, ends, "lookups_late", "lookups_unavailable")
     for system in ("core", "connect"):
         check = checks[f"sessionm_{system}"]
         found.append(
@@ -201,16 +204,24 @@ def _links(
     return found
 
 
-def _failures(hour: list[Period], incidents: Sequence[Incident], name: str) -> dict[str, Any]:
+def _ends(incidents: Sequence[Incident], *codes: str) -> list[float | None]:
+    """Return the ends of the incidents whose codes begin with one of *codes*."""
+    return [one.until for one in incidents if one.cause.code.startswith(codes)]
+
+
+def _failures(hour: list[Period], ends: list[float | None], *names: str) -> dict[str, Any]:
     """Return state and end of the failures in the last `RECENT_MINUTES`; nothing without any.
 
-    Answers fail while nothing can be stored, and so end with that incident; the figures of a minute
-    do not show when in it.
+    Args:
+        hour: the minutes, the present one last.
+        ends: of the incidents that explain the failures; ``None`` is an open one. The figures of a
+            minute do not show when in it the last failure was.
+        names: of the counts.
     """
-    failed = [minute.at for minute in hour[-RECENT_MINUTES:] if minute.count(name)]
+    minutes = hour[-RECENT_MINUTES:]
+    failed = [minute.at for minute in minutes if any(map(minute.count, names))]
     if not failed:
         return {}
-    ends = [one.until for one in incidents if one.cause.code.startswith(("store_", "queue_"))]
     until = min([failed[-1] + 60, *(end for end in ends if end and end >= failed[-1])])
     if None in ends or until > clock.now():
         return {"state": "degraded"}
@@ -240,7 +251,7 @@ def _message_links(
             latency,
             _of(failed, answered, "failed"),
         )
-        | _failures(hour, incidents, "messages_failed"),
+        | _failures(hour, _ends(incidents, "store_", "queue_"), "messages_failed"),
         _link(
             hour,
             "Braze's REST API",

@@ -484,6 +484,10 @@ def test_delivery_is_paused_and_resumed_from_the_shell(make_app: MakeApp, shell:
     event = send(client, braze_campaign_id="summer")
     shell("queue", "resume")
     eventually(lambda: state_of(client, event) == "delivered")
+    shown = eventually(lambda: text if "No incident" in (text := shell("queue", "status")) else "")
+    assert "paused by hand" not in shown
+    over = r"^Over: Delivery is paused by hand \(command line\)\.\n  since 20.*, for .* m?s"
+    assert re.search(over, shell("queue", "status", "--past"), re.MULTILINE)
 
 
 def test_an_erased_customer_is_nowhere_in_the_database(

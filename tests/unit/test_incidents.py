@@ -14,6 +14,7 @@ from bridge.ops.incidents import (
     causes,
     follow,
 )
+from bridge.ops.outlook import outlook
 from bridge.outbox.extent import kind_of, text_of
 from bridge.outbox.model import DeadGroup, Extent
 
@@ -220,6 +221,16 @@ def test_what_has_not_been_tried_since_is_said_in_the_past(
     assert cause.reason.startswith(says)
 
 
+def test_a_rate_that_rounds_to_nothing_is_left_out_of_the_forecast() -> None:
+    assert outlook({"done_in_seconds": 76, "rate_per_second": 0.04}) == "done in about 1 min 16 s"
+
+
+def test_a_failure_without_a_later_call_began_before_that_call_ended() -> None:
+    failed = checks(sessionm_connect={"state": "failing", "idle_since": SINCE})
+    [one] = follow([], causes(failed), 2e9)
+    assert as_json(one)["since"] == SINCE
+
+
 def test_an_incident_of_connect_says_how_many_lookups_it_concerns() -> None:
     cache = {"lookups": 90, "unavailable": 12, "stale": 30}
     [cause] = causes(checks(sessionm_connect={"state": "down"}, cache=cache))
@@ -263,7 +274,7 @@ def dead(reason: str = "HTTP 200: VALIDATION bad tag", **more: Any) -> DeadGroup
     ("group", "state", "failed", "order", "advice"),
     [
         (dead(), "up", False, "", "Correct what SessionM refuses"),
-        (dead(mended=True), "up", False, "replay", "Correct what SessionM refuses"),
+        (dead(mended=True), "up", False, "replay", "SessionM has taken a newer event"),
         (dead("HTTP 404: USER_NOT_FOUND"), "up", False, "", "Create the customers"),
         (dead("HTTP 503: gone", passing=True), "down", True, "", "Wait until SessionM answers"),
         (dead("HTTP 503: gone", passing=True), "up", False, "replay", "SessionM answers again"),
@@ -309,6 +320,11 @@ def test_each_reason_of_dead_writes_is_an_incident_of_its_own() -> None:
             "HTTP 200: VALIDATION Tag",
         ),
         ("HTTP 503: no SessionM answer in the body", None, None),
+        (
+            "Braze may have sent it or not: HTTP 200: no Braze answer in the body",
+            "Braze may have sent it or not: HTTP 200: no Braze answer in the body",
+            None,
+        ),
         ("HTTP 400: ann.21@acme.com is no customer of 12345", None, " is no customer of "),
         ("", "no reason", ""),
     ],
@@ -423,6 +439,9 @@ def test_open_ones_come_first_by_weight_then_the_closed_ones_newest_first() -> N
         "delivery_late",
         "dead_writes",
     ]
+    connect = Cause("sessionm_down", "Connect is down.", "", "Connect", since=100.0)
+    two = follow([], [connect, DOWN], 160.0)
+    assert [one.cause for one in two] == [DOWN, connect]
     month = KEPT_DAYS * 86400
     assert [one.cause.reason for one in follow(old, [], 1000.0 + month)] == ["Newer."]
 
