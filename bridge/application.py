@@ -286,7 +286,9 @@ def build(
         probe=Probe(store.ping),
         events=events,
         acceptor=acceptor,
-        operator=Operator(store, events, acceptor, batches, cache.own_writes_changed),
+        operator=Operator(
+            store, events, acceptor, batches, cache.own_writes_changed, breakers.values()
+        ),
         batches=batches,
         uploads=Uploads(batches, public_url),
         jobs=jobs,

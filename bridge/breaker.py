@@ -89,8 +89,12 @@ class Breaker:
         return self._read().hold_until
 
     def hold(self, until: float) -> None:
-        """Allow no call before *until*; 0 ends such a wait."""
+        """Allow no call before *until*."""
         self._write(self._read()._replace(hold_until=until))
+
+    def try_now(self) -> None:
+        """End a requested wait, and let the next probe be due."""
+        self._write(self._read()._replace(hold_until=0.0, probe_at=0.0))
 
     def is_held(self, now: float) -> bool:
         """Return whether the system has requested a wait that has not ended at *now*."""
@@ -143,6 +147,11 @@ class Breaker:
         if now < numbers.hold_until or numbers.last == _Last.LIMIT:
             return "limiting"
         return "failing" if numbers.last == _Last.FAILURE else "up"
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether the last call got no usable answer, however long ago."""
+        return self._read().last in {_Last.LIMIT, _Last.FAILURE}
 
     def idle(self, now: float) -> float:
         """Return the seconds since the last call ended; 0 if there was none."""

@@ -1,7 +1,9 @@
 """`bridge check`: examine everything that the service needs, and name remedies."""
 
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -10,7 +12,6 @@ from urllib.parse import urlsplit
 from bridge import clock
 from bridge.application import LEAST_RETENTION, build, build_braze, build_sessionm
 from bridge.braze.answers import BrazeError
-from bridge.braze.client import Braze
 from bridge.customer import Customer
 from bridge.fields import counted
 from bridge.intake.message import BrazeKind
@@ -22,12 +23,17 @@ from bridge.ops.incidents import clock_causes
 from bridge.sessionm.answers import Meaning, SessionMError
 from bridge.sessionm.client import SessionM
 from bridge.settings import Settings, SettingsError, load, unknown_names
-from bridge.storage.database import NewerSchemaError, StoreUnavailableError, UnsuitableDatabaseError
+from bridge.storage.database import (
+    NewerSchemaError,
+    StoreUnavailableError,
+    UnsuitableDatabaseError,
+    in_time,
+)
 
 # An unknown customer: the answer "not found" shows that SessionM accepts the credentials.
 UNKNOWN_USER_ID = "00000000-0000-0000-0000-00000b41d9e0"
-# Seconds for one call.
-TIMEOUT = 10.0
+# Seconds for one call, and for the store.
+TIMEOUT = 7.0
 # Characters: shorter secrets are reported.
 SHORT = 16
 # Seconds for which Braze waits for a lookup.
@@ -62,7 +68,13 @@ def examine(environ: Mapping[str, str]) -> list[Finding]:
         settings = load(environ)
     except SettingsError as error:
         return [Finding("settings", False, str(error), "set it in the environment or in .env")]
-    return [*_settings(settings, environ), *_rules(settings), *_store_and_sessionm(settings)]
+    found = [*_settings(settings, environ), *_rules(settings)]
+    # At once: one system that hangs delays no other.
+    systems = (_store, _core, _connect, _braze_settings, _campaigns, _canvases)
+    with ThreadPoolExecutor(len(systems)) as pool:
+        for findings in pool.map(lambda system: list(system(settings)), systems):
+            found += findings
+    return found
 
 
 def _settings(settings: Settings, environ: Mapping[str, str]) -> Iterator[Finding]:
@@ -120,16 +132,17 @@ def _rules(settings: Settings) -> Iterator[Finding]:
     yield Finding("rules", True, result if path else "no rules.toml: the defaults apply")
 
 
-def _store_and_sessionm(settings: Settings) -> Iterator[Finding]:
+def _store(settings: Settings) -> Iterator[Finding]:
+    to_braze = None
     try:
-        parts = build(settings)
-        try:
+        with in_time(time.monotonic() + TIMEOUT), closing(build(settings)) as parts:
             parts.store.ping()
             delivery = delivery_state(parts, parts.store.backlog(), clock.now())
+            if parts.braze:
+                backlog = parts.messages.backlog()
+                to_braze = delivery_state(parts, backlog, clock.now(), parts.messages)
             schema = parts.store.database.schema_version()
             clocks = clocks_state(parts.store)
-        finally:
-            parts.close()
     except (StoreUnavailableError, SettingsError, NewerSchemaError) as error:
         yield Finding("store", False, str(error), _store_remedy(settings, error))
     except RulesError:
@@ -137,27 +150,22 @@ def _store_and_sessionm(settings: Settings) -> Iterator[Finding]:
         return
     else:
         yield Finding("store", True, f"writable, schema {schema}")
-        yield _delivery(delivery)
+        yield _delivery("delivery", delivery, "write")
+        if to_braze:
+            yield _delivery("delivery to Braze", to_braze, "message")
         yield from _clocks(clocks)
-    with closing(build_sessionm(settings)) as sessionm:
-        yield from _sessionm(settings, sessionm)
-    if braze := build_braze(settings):
-        with closing(braze):
-            yield from _braze(settings, braze)
-    else:
-        yield Finding("Braze", True, "not configured: messages of SessionM's are off")
 
 
-def _delivery(delivery: Mapping[str, Any]) -> Finding:
+def _delivery(name: str, delivery: Mapping[str, Any], unit: str) -> Finding:
     """Return the state of delivery. No state is a failure: `check` also runs before the start."""
     state = delivery["state"]
     if delivery["held_by"] and state == "running":
         state = "held up"
-    queued = counted(delivery["queued"], "write")
+    queued = counted(delivery["queued"], unit)
     result = f"{state}; {queued} waiting, {delivery['dead']:,} dead"
     remedy = "`bridge queue status` says why, and what to do"
     is_well = state == "running" and not delivery["dead"]
-    return Finding("delivery", True, result, "" if is_well else remedy)
+    return Finding(name, True, result, "" if is_well else remedy)
 
 
 def _clocks(clocks: dict[str, Any]) -> Iterator[Finding]:
@@ -182,37 +190,52 @@ def _store_remedy(settings: Settings, error: Exception) -> str:
     return "check that the server runs, accepts the credentials, and has free connections"
 
 
-def _sessionm(settings: Settings, sessionm: SessionM) -> Iterator[Finding]:
-    yield from _network_path(settings, sessionm)
-    yield _try_call(
-        "SessionM Core",
-        lambda: sessionm.read_tags(Customer("user_id", UNKNOWN_USER_ID), TIMEOUT),
-        "SESSIONM_CORE_URL",
-        "SESSIONM_CORE_KEY and SESSIONM_CORE_SECRET",
-        "ask SessionM whether the Tags API is on for this account",
-    )
+def _core(settings: Settings) -> Iterator[Finding]:
+    with closing(build_sessionm(settings)) as sessionm:
+        yield from _network_path(settings, sessionm)
+        yield _try_call(
+            "SessionM Core",
+            lambda: sessionm.read_tags(Customer("user_id", UNKNOWN_USER_ID), TIMEOUT),
+            "SESSIONM_CORE_URL",
+            "SESSIONM_CORE_KEY and SESSIONM_CORE_SECRET",
+            "ask SessionM whether the Tags API is on for this account",
+        )
+
+
+def _connect(settings: Settings) -> Iterator[Finding]:
     if not settings.offers_on:
         yield Finding("SessionM Connect", True, "not configured: offer lookups are off")
         return
     body = {"user_id": UNKNOWN_USER_ID, "skip": 0, "take": 1, "culture": "en-US"}
-    yield _try_call(
-        "SessionM Connect",
-        lambda: sessionm.offers(body, TIMEOUT),
-        "SESSIONM_CONNECT_URL",
-        "SESSIONM_CONNECT_AUTH and SESSIONM_RETAILER_ID",
-        "check SESSIONM_RETAILER_ID, then ask SessionM whether offers are on for it",
-    )
+    with closing(build_sessionm(settings)) as sessionm:
+        yield _try_call(
+            "SessionM Connect",
+            lambda: sessionm.offers(body, TIMEOUT),
+            "SESSIONM_CONNECT_URL",
+            "SESSIONM_CONNECT_AUTH and SESSIONM_RETAILER_ID",
+            "check SESSIONM_RETAILER_ID, then ask SessionM whether offers are on for it",
+        )
 
 
-def _braze(settings: Settings, braze: Braze) -> Iterator[Finding]:
-    """Check whether Braze accepts the key, without sending anything."""
-    if proxy := braze.proxy():
-        yield _through_proxy("Braze", settings.braze_rest_url, proxy)
+def _braze_settings(settings: Settings) -> Iterator[Finding]:
+    braze = build_braze(settings)
+    if braze is None:
+        yield Finding("Braze", True, "not configured: messages of SessionM's are off")
+        return
+    with closing(braze):
+        if proxy := braze.proxy():
+            yield _through_proxy("Braze", settings.braze_rest_url, proxy)
     if not settings.bridge_trigger_keys and not settings.bridge_insecure_no_auth:
         remedy = "make one with `bridge keys new sessionm` and set BRIDGE_TRIGGER_KEYS"
         yield Finding("trigger keys", False, "none: SessionM cannot call", remedy)
-    yield _try_key(braze, "campaign", "campaigns.trigger.send")
-    yield _try_key(braze, "canvas", "canvas.trigger.send")
+
+
+def _campaigns(settings: Settings) -> Iterator[Finding]:
+    return _try_key(settings, "campaign", "campaigns.trigger.send")
+
+
+def _canvases(settings: Settings) -> Iterator[Finding]:
+    return _try_key(settings, "canvas", "canvas.trigger.send")
 
 
 def _through_proxy(system: str, url: str | None, proxy: Proxy) -> Finding:
@@ -220,18 +243,24 @@ def _through_proxy(system: str, url: str | None, proxy: Proxy) -> Finding:
     return Finding("proxy", True, f"{system} is reached through {proxy}", remedy)
 
 
-def _try_key(braze: Braze, kind: BrazeKind, permission: str) -> Finding:
+def _try_key(settings: Settings, kind: BrazeKind, permission: str) -> Iterator[Finding]:
+    """Check whether Braze accepts the key, without sending anything."""
+    braze = build_braze(settings)
+    if braze is None:
+        return
     name = f"Braze {permission}"
     try:
-        braze.try_key(kind, TIMEOUT)
+        with closing(braze):
+            braze.try_key(kind, TIMEOUT)
     except BrazeError as error:
         remedy = f"check BRAZE_REST_URL, BRAZE_REST_KEY and the key's permission {permission}"
         if error.status in {425, 429}:
             remedy = "Braze limits our calls: wait, and lower BRAZE_RPS if it lasts"
         elif error.meaning is Meaning.BUSY:
             remedy = "Braze is down or overloaded: wait, and see Braze's status page if it lasts"
-        return Finding(name, False, str(error), error.remedy or remedy)
-    return Finding(name, True, "reachable, key accepted; nothing was sent")
+        yield Finding(name, False, str(error), error.remedy or remedy)
+    else:
+        yield Finding(name, True, "reachable, key accepted; nothing was sent")
 
 
 def _network_path(settings: Settings, sessionm: SessionM) -> Iterator[Finding]:

@@ -80,31 +80,36 @@ def queue() -> None:
 @queue.command()
 @forms
 @click.option("--watch", is_flag=True, help=f"Print it every {WATCH:g} s until Ctrl-C.")
-def status(*, form: Form, watch: bool) -> None:
+@click.option("--past", is_flag=True, help="Add the incidents of the last 30 days that are over.")
+def status(*, form: Form, watch: bool, past: bool) -> None:
     """Show the backlog, dead writes, and what holds delivery up."""
     with one_line(), connected() as parts:
         while True:
-            found, incidents = _status(parts)
+            found, incidents = _status(parts, past=past)
             if watch:
                 # Nothing where the output is no terminal.
                 click.clear()
             if form:
                 dump(form, found, [_columns_of(found)])
             else:
+                if watch:
+                    click.echo(f"{local(iso(clock.now()))} {zone()}")
                 _show_status(found, incidents)
             if not watch:
                 return
             time.sleep(WATCH)
 
 
-def _status(parts: Parts) -> tuple[Row, list[Incident]]:
-    """Return the state of delivery and the open incidents, as `/health` reports them.
+def _status(parts: Parts, *, past: bool) -> tuple[Row, list[Incident]]:
+    """Return the state of delivery and the incidents, as `/health` reports them.
+
+    *past*: also the incidents that are over.
 
     Raises:
         StoreUnavailableError: the store cannot be read.
     """
     health, incidents = look(parts)
-    incidents = [one for one in incidents if one.until is None]
+    incidents = [one for one in incidents if past or one.until is None]
     checks = health["checks"]
     if "as_of" in checks["store"]:
         # The figures are older ones.
@@ -121,6 +126,7 @@ def _status(parts: Parts) -> tuple[Row, list[Incident]]:
         "oldest": _oldest(delivery),
         "waits_for_customers": delivery["waits_for_customers"],
         "unknown_customer_seconds": delivery["unknown_customer_seconds"],
+        "unknown_customer_writes": delivery["unknown_customer_writes"],
         "rate_per_second": delivery.get("rate_per_second", 0.0),
         "done_in_seconds": delivery.get("done_in_seconds", 0),
         "dead": delivery["dead"],
@@ -149,16 +155,20 @@ def _columns_of(found: Row) -> Row:
     """*found* without its details, and with the codes of the open incidents."""
     flat = {name: value for name, value in found.items() if not isinstance(value, (dict, list))}
     to_braze = {f"to_braze_{name}": value for name, value in found["to_braze"].items()}
-    return {**flat, **to_braze, "incidents": [one["code"] for one in found["incidents"]]}
+    opened = [one["code"] for one in found["incidents"] if "until" not in one]
+    return {**flat, **to_braze, "incidents": opened}
 
 
 def _show_status(found: Row, incidents: list[Incident]) -> None:
     delivery, to_braze = found["delivery"], found["to_braze"]
     click.echo(f"Delivery  {_in_a_word(found)}")
-    waits = counted(found["queued"], "write")
+    waits, forecast = counted(found["queued"], "write"), outlook(delivery)
     if found["waits_for_customers"]:
         waits += ", waiting for customers to be created"
-    click.echo(f"Backlog   {'; '.join(filter(None, (waits, outlook(delivery))))}")
+    elif unknown := found["unknown_customer_writes"]:
+        waits += f", {unknown:,} of them waiting for customers to be created"
+        forecast = f"the others: {forecast}"
+    click.echo(f"Backlog   {'; '.join(filter(None, (waits, forecast)))}")
     if found["oldest"]:
         oldest = f"Oldest    {local(found['oldest'])} {zone()}"
         oldest += f", {span(max(1, clock.now() - (instant(found['oldest']) or 0.0)))} ago"
@@ -173,8 +183,15 @@ def _show_status(found: Row, incidents: list[Incident]) -> None:
         waits = f"{counted(to_braze['queued'], 'message')} waiting"
         waits = "; ".join(filter(None, (waits, outlook(found["delivery_to_braze"]))))
         click.echo(f"To Braze  {_in_a_word(to_braze)}, {to_braze['dead']} dead, {waits}")
-    for one in incidents:
+    opened = [one for one in incidents if one.until is None]
+    for one in opened:
         _show_incident(one)
+    if not opened:
+        click.echo("\nNo incident is open.")
+    for one in incidents:
+        if one.until is not None:
+            began = f"{local(iso(one.since))} {zone()}, for {span(max(1, one.until - one.since))}"
+            click.echo(f"\nOver: {one.reason}\n  since {began}{_numbers(one)}")
 
 
 def _in_a_word(found: Row) -> str:
@@ -183,22 +200,27 @@ def _in_a_word(found: Row) -> str:
 
 
 def _show_incident(one: Incident) -> None:
-    extent, cause = one.extent, one.cause
+    cause = one.cause
     click.secho(f"\n{cause.reason}", fg="yellow")
     since = f"since {local(iso(one.since))} {zone()}, for {span(max(1, clock.now() - one.since))}"
-    numbers = []
+    click.echo(f"  {since}{_numbers(one)}")
+    click.echo(f"  -> {cause.do}")
+    for command in _commands_for(one):
+        click.echo(f"     {command}")
+
+
+def _numbers(one: Incident) -> str:
+    """Return the extent of *one* for the end of a line; "" without any."""
+    extent, numbers = one.extent, []
     if extent.writes:
-        is_message = cause.search.get("direction") == Direction.TO_BRAZE
+        is_message = one.cause.search.get("direction") == Direction.TO_BRAZE
         numbers.append(counted(extent.writes, "message" if is_message else "write"))
         least = "at least " if extent.is_minimum else ""
         numbers.append(f"{least}{counted(extent.customers, 'customer')}")
         few = len(extent.campaigns) <= MOST_NAMED
         campaigns = counted(len(extent.campaigns), "campaign")
         numbers.append(campaigns + (f" ({', '.join(extent.campaigns)})" if few else ""))
-    click.echo(f"  {'; '.join(filter(None, (since, ', '.join(numbers))))}")
-    click.echo(f"  -> {cause.do}")
-    for command in _commands_for(one):
-        click.echo(f"     {command}")
+    return f"; {', '.join(numbers)}" if numbers else ""
 
 
 def _commands_for(one: Incident) -> Iterator[str]:
@@ -433,7 +455,7 @@ def pause() -> None:
 
 @queue.command()
 def resume() -> None:
-    """Send again after `pause`, or before a requested wait ends."""
+    """Send again after `pause`, or before a wait ends."""
     with one_line(), connected() as parts:
         parts.operator.resume(BY)
         is_alive = delivers(parts)

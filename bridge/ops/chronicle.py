@@ -134,7 +134,10 @@ def _id(one: Incident) -> tuple[str, float]:
 
 def _upsert(one: Incident) -> sa.Insert:
     cause, until = _id(one)
-    details = {"cause": asdict(one.cause), "most": asdict(one.most)}
+    given = asdict(one.cause)
+    # Earlier versions, which share the table, do not know it.
+    del given["size"]
+    details = {"cause": given, "most": asdict(one.most), "worst": one.worst, "size": one.size}
     values = {"cause": cause, "until": until, "since": one.since, "story": details}
     statement = insert(incidents).values(**values)
     return statement.on_conflict_do_update(
@@ -154,7 +157,9 @@ def _incident(row: sa.Row[Any]) -> Incident:
     details = row.story
     cause = {**details["cause"], "extent": _extent(details["cause"]["extent"])}
     until = None if row.until == _OPEN else row.until
-    return Incident(Cause(**cause), row.since, until, _extent(details["most"]))
+    # Earlier versions did not store the worst moment.
+    worst, size = details.get("worst", ""), details.get("size", 0.0)
+    return Incident(Cause(**cause), row.since, until, _extent(details["most"]), worst, size)
 
 
 def _extent(stored: dict[str, Any]) -> Extent:

@@ -143,6 +143,8 @@ def delivery_state(
         "oldest_seconds": round(backlog.waits(now)),
         # The age of the oldest write whose customer does not exist in SessionM.
         "unknown_customer_seconds": round(max(0.0, now - (backlog.unknown_at or now))),
+        # The number of such writes.
+        "unknown_customer_writes": 0 if backlog.unknown_at is None else store.count_unknown(),
         "dead": backlog.dead,
         # The number of calls past their deadline, in the deliverer or in this process.
         "overdue": max(
@@ -177,7 +179,8 @@ def forecast(
         # For a new backlog, the measured rate is that of the time before it.
         rate = max(rate, most)
     moves = delivery["state"] == "running" and not delivery["held_by"] and rate > 0
-    queued = 0 if delivery["waits_for_customers"] else delivery["queued"]
+    # Writes that wait for their customer to be created are tried for hours.
+    queued = max(0, delivery["queued"] - delivery["unknown_customer_writes"])
     return {
         "rate_per_second": round(rate, 2) if queued else 0.0,
         "done_in_seconds": 0 if not queued else max(1, round(queued / rate)) if moves else -1,
@@ -219,6 +222,7 @@ def _last_known(day: list[Period]) -> tuple[dict[str, Any], str]:
         "oldest_seconds": round(last.gauge("oldest_seconds") or 0),
         "waits_for_customers": False,
         "unknown_customer_seconds": 0,
+        "unknown_customer_writes": 0,
         "dead": round(last.gauge("dead_writes") or 0),
         "overdue": 0,
     }
@@ -246,6 +250,7 @@ def _system(
     return {
         "idle_since": _idle_since(idle, clock.now(), queue or {}),
         "state": parts.breakers[system].state(clock.steady()),
+        "last_call_failed": parts.breakers[system].has_failed,
         "p50_ms": recent.percentile(system, 0.50) or 0.0,
         "p99_ms": recent.percentile(system, 0.99) or 0.0,
         "calls": recent.count(f"{system}_calls"),

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from bridge.fields import counted, iso, percent, span
+from bridge.fields import counted, instant, iso, percent, span
 from bridge.outbox.model import DeadGroup, Extent
 
 # Seconds: the age of the oldest queued write from which delivery is late.
@@ -88,6 +88,7 @@ class Cause:
         extent: the numbers that it affects.
         order: the action that the dashboard offers: ``resume``, ``replay``, or "".
         search: filters of ``GET /api/events`` for the affected events.
+        size: what grows with the problem, if not the writes of *extent*; not stored.
     """
 
     code: str
@@ -98,6 +99,7 @@ class Cause:
     extent: Extent = NOTHING
     order: str = ""
     search: Mapping[str, str] = field(default_factory=dict)
+    size: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True)
@@ -109,12 +111,16 @@ class Incident:
         since: the start.
         until: the end; ``None`` while it is open.
         most: the largest extent so far.
+        worst: the sentence about the problem when it was largest; "" if it is not known.
+        size: the size of the problem at that time.
     """
 
     cause: Cause
     since: float
     until: float | None = None
     most: Extent = NOTHING
+    worst: str = ""
+    size: float = 0.0
 
     @property
     def key(self) -> tuple[str, str]:
@@ -125,6 +131,11 @@ class Incident:
     def extent(self) -> Extent:
         """The present extent, or the largest one of a closed incident."""
         return self.cause.extent if self.until is None else self.most
+
+    @property
+    def reason(self) -> str:
+        """The present sentence, or that of the worst moment of a closed incident."""
+        return self.cause.reason if self.until is None else self.worst or self.cause.reason
 
 
 def follow(
@@ -152,8 +163,12 @@ def follow(
         # A cause whose start is known begins anew after its last end.
         continues = earlier and (earlier.until is None or cause.since is None)
         since = min(earlier.since, began) if earlier and continues else began
-        most = earlier.most if earlier else NOTHING
-        opened.append(Incident(cause, since, None, most.at_least(cause.extent)))
+        before = earlier or Incident(cause, since)
+        most = before.most.at_least(cause.extent)
+        size = cause.size or cause.extent.writes
+        is_worse = size >= before.size or not before.worst
+        worst = (cause.reason, size) if is_worse else (before.worst, before.size)
+        opened.append(Incident(cause, since, None, most, *worst))
     for one in latest.values():
         if one.until is not None:
             closed.append(one)
@@ -161,7 +176,8 @@ def follow(
             opened.append(one)
         elif one.cause.code not in _BLIPS or now - one.since >= BLIP:
             closed.append(replace(one, until=now))
-    opened.sort(key=lambda one: (CODES.index(one.cause.code), one.since))
+    # Of one code, those that delay writes come first.
+    opened.sort(key=lambda one: (CODES.index(one.cause.code), not one.extent.writes, one.since))
     closed.sort(key=lambda one: -(one.until or 0.0))
     return opened + closed
 
@@ -194,7 +210,7 @@ def as_json(one: Incident) -> dict[str, Any]:
         "code": one.cause.code,
         "since": iso(one.since),
         **({} if one.until is None else {"until": iso(one.until)}),
-        "reason": one.cause.reason,
+        "reason": one.reason,
         "do": one.cause.do,
         "writes": one.extent.writes,
         "customers": one.extent.customers,
@@ -217,8 +233,7 @@ def causes(
         found += _delivery(checks, queue)
         found += _queue_limit(checks["delivery"])
         found += _overdue(checks["delivery"])
-        core = checks["sessionm_core"]["state"]
-        found += dead_causes(dead, core_is_up=core in {"up", "unknown"})
+        found += dead_causes(dead, checks["sessionm_core"])
         found += _batches(checks["delivery"])
     found += _sessionm(checks, queue)
     found += _lookups(checks)
@@ -293,6 +308,7 @@ def _delivery(checks: Mapping[str, Any], queue: Extent) -> list[Cause]:
             "BRIDGE_SESSIONM_RPS.",
             extent=queue,
             search={"state": "queued"},
+            size=age,
         )
     ]
 
@@ -333,21 +349,23 @@ def _sessionm(checks: Mapping[str, Any], queue: Extent) -> Iterator[Cause]:
         if check["state"] not in _STATES or (system == "Core" and held in _HELD):
             continue
         code, predicate, past = _STATES[check["state"]]
-        error = _explained(check)
+        error, subject = _explained(check), system
         idle_since = check.get("idle_since", "")
         if check["state"] == "refusing" and not are_credentials(error):
             if system == "Core" and store_is_up and delivery["dead"]:
                 # The refused writes are dead, which is a cause of its own.
                 continue
             predicate, past = "refuses one call after the other", "refused one call after the other"
-            error = ""
+            # Not the incident of refused credentials: another problem, with another remedy.
+            error, subject = "", f"{system} calls"
         words = f"{past} until {idle_since}; no call since" if idle_since else predicate
         lookups = _without_connect(checks["cache"]) if system == "Connect" else ""
         yield Cause(
             f"sessionm_{code}",
             f"SessionM {system} {words}{error}.",
             _do(check["state"], system, check["error"]) + lookups,
-            subject=system,
+            subject=subject,
+            since=instant(idle_since) if idle_since else None,
             extent=queue if system == "Core" else NOTHING,
             search={"state": "queued"} if system == "Core" and queue.writes else {},
         )
@@ -420,7 +438,7 @@ _BRAZE_DO = {
     "refusing": "Correct BRAZE_REST_KEY, its permissions or BRAZE_REST_URL, and restart the "
     "bridge; `bridge check` tries the key.",
     "limiting": "Wait: sending resumes automatically when Braze's rate limit allows it.",
-    "failing": "Check Braze's status page if it lasts. Messages are retried.",
+    "failing": "Check Braze's status page if it lasts. What Braze did not get is retried.",
     "down": "Check Braze's status page; `bridge check` finds problems on the way.",
 }
 
@@ -458,8 +476,9 @@ def message_causes(
             predicate = f"{past} until {idle_since}; no call since"
         reason = f"Braze's REST API {predicate}{error}."
         search = _TO_BRAZE if queue.writes else {}
-        do = f"{_BRAZE_DO[state]} {_expiry(delivery)}"
-        yield Cause(f"braze_{code}", reason, do, "Braze", extent=queue, search=search)
+        do = f"{_BRAZE_DO[state]} {_expiry(delivery)}" if queue.writes else _BRAZE_DO[state]
+        since = instant(idle_since) if idle_since else None
+        yield Cause(f"braze_{code}", reason, do, "Braze", since, extent=queue, search=search)
     elif delivery["state"] == "running" and delivery["oldest_seconds"] > LATE:
         yield Cause(
             "messages_late",
@@ -467,6 +486,7 @@ def message_causes(
             "Check Braze's latency. If Braze allows more calls a second, raise BRAZE_RPS.",
             extent=queue,
             search=_TO_BRAZE,
+            size=delivery["oldest_seconds"],
         )
     yield from _overdue(delivery, "Braze")
     yield from map(_dead_messages, dead)
@@ -506,6 +526,7 @@ def _queue_limit(delivery: Mapping[str, Any]) -> Iterator[Cause]:
             "Remove the cause that stops delivery, or raise BRIDGE_QUEUE_LIMIT if the disk has "
             "space.",
             search={"state": "queued"},
+            size=queued,
         )
 
 
@@ -524,24 +545,38 @@ def _overdue(delivery: Mapping[str, Any], subject: str = "") -> Iterator[Cause]:
 _UNKNOWN = ("USER_NOT_FOUND", "NOT_FOUND", "REQUIRES_REGISTERED_USER", "HTTP 404")
 
 
-def dead_causes(groups: Sequence[DeadGroup], *, core_is_up: bool = True) -> Iterator[Cause]:
-    """Yield one cause for each group of dead writes."""
+def dead_causes(groups: Sequence[DeadGroup], core: Mapping[str, Any]) -> Iterator[Cause]:
+    """Yield one cause for each group of dead writes.
+
+    Args:
+        groups: the dead writes by reason.
+        core: the check ``sessionm_core`` of ``/health``.
+    """
+    # Without a call for five minutes, the last one counts.
+    is_idle = core["state"] == "unknown"
+    is_up = core["state"] == "up" or (is_idle and not core["last_call_failed"])
     for group in groups:
         number = group.extent.writes
         one = number == 1
         it, them = ("it", "it") if one else ("they", "them")
-        if group.passing:
-            ended = core_is_up
+        ended = is_up if group.passing else group.mended
+        if group.passing and is_up:
+            do = f"SessionM answers again: replay {them}."
+        elif group.passing and is_idle:
             do = (
-                f"SessionM answers again: replay {them}."
-                if ended
-                else f"Wait until SessionM answers again, then replay {them}."
+                "The last call to SessionM failed, and there was none since. If `bridge check` "
+                f"finds that it answers, replay {them}."
             )
+        elif group.passing:
+            do = f"Wait until SessionM answers again, then replay {them}."
         elif any(part in group.reason for part in _UNKNOWN):
-            ended = group.mended
             do = f"Create the customers in SessionM or correct the ID in Braze, then replay {them}."
+        elif group.mended:
+            do = (
+                "SessionM has taken a newer event of the campaign. If the cause was corrected, "
+                f"replay {them}; otherwise discard {them}."
+            )
         else:
-            ended = group.mended
             do = (
                 "Correct what SessionM refuses (the tag, the rule or the template) before you "
                 f"replay {them}: unchanged, {it} will be refused again. Or discard {them}."
@@ -615,6 +650,7 @@ def _lookups(checks: Mapping[str, Any]) -> Iterator[Cause]:
         f"Of {number:,} lookups in five minutes {' and '.join(problems)}: messages go out without "
         "their content.",
         do,
+        size=(late + away) / number,
     )
 
 
@@ -652,6 +688,7 @@ def _connections(checks: Mapping[str, Any]) -> Iterator[Cause]:
             f"A process uses {percent(share)} of its maximum number of connections.",
             "Raise the limit of open files (`ulimit -n`, LimitNOFILE) or run more workers; the "
             "proxy in front may keep too many idle connections.",
+            size=share,
         )
 
 

@@ -3,10 +3,11 @@
 import logging
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from bridge import clock
+from bridge.breaker import Breaker
 from bridge.bulk.store import BatchStore
 from bridge.customer import Customer
 from bridge.fields import FieldError
@@ -55,6 +56,7 @@ class Operator:
         acceptor: reads rejected events again.
         batches: the batches, in which customers are erased too.
         changed: called with the key of a customer whose events were changed.
+        breakers: those of the lookups, which also show the state of the systems.
     """
 
     def __init__(
@@ -64,12 +66,14 @@ class Operator:
         acceptor: Acceptor,
         batches: BatchStore,
         changed: Callable[[str], None],
+        breakers: Iterable[Breaker],
     ) -> None:
         self._store = store
         self._events = events
         self._acceptor = acceptor
         self._batches = batches
         self._changed = changed
+        self._breakers = tuple(breakers)
 
     def replay(self, chosen: Filter, *, by: str = "", dry_run: bool = False) -> Done:
         """Send every event again that *chosen* matches, by default the dead ones.
@@ -155,8 +159,12 @@ class Operator:
         return not deliverer["ended"] and is_alive(beat) and beat.get("order") != order
 
     def resume(self, by: str = "") -> None:
-        """Send writes again at once, also if SessionM asked the bridge to wait."""
+        """Send writes again at once, also if SessionM or Braze asked the bridge to wait."""
         order = {"paused": False, "id": uuid.uuid4().hex, "at": clock.now(), "by": by}
+        for breaker in self._breakers:
+            breaker.hold(0.0)
+        # Those that were asked to wait have their own time.
+        self._store.make_due(clock.now(), unknown=False)
         self._store.set_fact(PAUSE_FACT, order)
         log.warning("delivery resumed by hand", extra={"action": "resumed", "by": by})
 

@@ -16,7 +16,8 @@ def outlook(queue: Mapping[str, Any]) -> str:
     if not seconds:
         return ""
     if seconds > 0:
-        words = f"done in about {span(seconds)} at {number(queue['rate_per_second'])} a second"
+        words, rate = f"done in about {span(seconds)}", round(queue["rate_per_second"], 1)
+        words += f" at {number(rate)} a second" if rate else ""
     else:
         takes, most = span(queue["takes_seconds"]), number(queue["most_per_second"])
         words = f"nothing goes out now; about {takes} at {most} a second once delivery resumes"

@@ -550,8 +550,7 @@ class Delivery:
             extra = {"action": "order_carried_out", "by": order.get("by", "")}
             log.info("delivery is %s by hand", word, extra=extra)
             if not self._is_paused:
-                # Resume ends a wait that the destination has requested.
-                self._breaker.hold(0.0)
+                self._breaker.try_now()
         self._order = order.get("id")
 
     def _clean_up(self) -> None:

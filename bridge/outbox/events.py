@@ -47,6 +47,8 @@ CAMPAIGN_ORDERS: dict[str, tuple[sa.ColumnElement[Any], ...]] = {
     "pending": (tallies.c.queued.desc(), tallies.c.id),
     "delivered": (tallies.c.delivered.desc(), tallies.c.id),
     "dead": (tallies.c.dead.desc(), tallies.c.id),
+    "expired": (tallies.c.expired.desc(), tallies.c.id),
+    "discarded": (tallies.c.discarded.desc(), tallies.c.id),
     "rejected": (tallies.c.rejected.desc(), tallies.c.id),
     "name": (sa.case((tallies.c.name == "", tallies.c.id), else_=tallies.c.name), tallies.c.id),
 }

@@ -25,9 +25,10 @@ MOST_GROUPS = 20
 CACHED_FOR = 2.0
 
 # Parts that differ between reasons of the same kind: quoted words, e-mail addresses, and words with
-# three digits or more.
-_VARYING = re.compile(r"""'[^']*'|"[^"]*"|“[^”]*”|\S+@\S+|[\w.@%+-]*(?:\d[\w.@%+-]*){3,}""")
-_STATUS = re.compile(r"HTTP \d{3}(?!\d)")
+# three digits or more, except the status of an answer.
+_VARYING = re.compile(
+    r"""'[^']*'|"[^"]*"|“[^”]*”|\S+@\S+|(?<!\bHTTP )[\w.@%+-]*(?:\d[\w.@%+-]*){3,}"""
+)
 # Reasons that do not depend on the write: SessionM was unreachable or too busy.
 _PASSING = re.compile(
     r"HTTP (?:408|425|429|5\d\d)|no connection|no answer|connection broke|timed? ?out"
@@ -154,9 +155,7 @@ def _is_mended(connection: sa.Connection, group: DeadGroup) -> bool:
 
 def kind_of(reason: str) -> str:
     """Replace the parts of a reason that differ between writes by "…"."""
-    status = _STATUS.match(reason)
-    head = status[0] if status else ""
-    return (head + _VARYING.sub("…", reason[len(head) :])).strip().rstrip(".") or "no reason"
+    return _VARYING.sub("…", reason).strip().rstrip(".") or "no reason"
 
 
 def text_of(kind: str) -> str:

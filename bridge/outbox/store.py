@@ -242,9 +242,16 @@ class Store:
             if connection.execute(first).scalar() is None:
                 act()
 
-    def make_due(self, now: float) -> None:
-        """Make every queued write due *now*, except those that wait for a batch."""
+    def make_due(self, now: float, *, unknown: bool = True) -> None:
+        """Make every queued write due *now*, except those that wait for a batch.
+
+        Args:
+            now: seconds since the epoch.
+            unknown: also those whose customer does not exist in SessionM yet.
+        """
         later = sa.and_(writes.c.next_at > now, writes.c.next_at < AFTER_BATCH)
+        if not unknown:
+            later &= writes.c.unknown == sa.false()
         with self.database.write(exclusive=True) as connection:
             connection.execute(
                 writes.update().where(writes.c.state == QUEUED, later).values(next_at=now)
@@ -298,6 +305,11 @@ class Store:
         queued, dead, oldest_at, unknown_at = found
         return QueueDepth(queued, oldest_at, dead, unknown_at)
 
+    def count_unknown(self) -> int:
+        """Count the queued writes whose customer does not exist in SessionM yet."""
+        with self.database.read() as connection:
+            return int(connection.execute(_UNKNOWN[self.direction]).scalar_one())
+
     def total_queued(self) -> int:
         """Return the number of queued writes in both directions together."""
         total = sa.select(sa.func.sum(tallies.c.queued)).where(tallies.c.kind == WRITES)
@@ -337,27 +349,27 @@ class Store:
         self.set_fact("ping", clock.now())
 
 
-def _oldest(direction: Direction, *, unknown: bool) -> sa.ScalarSelect[float]:
-    return (
-        sa.select(sa.func.min(writes.c.accepted_at))
-        .where(
-            writes.c.state == QUEUED,
-            writes.c.direction == direction.value,
-            writes.c.unknown == (sa.true() if unknown else sa.false()),
-        )
-        .scalar_subquery()
+def _queued(
+    chosen: sa.ColumnElement[Any], direction: Direction, *, unknown: bool
+) -> sa.Select[tuple[Any]]:
+    return sa.select(chosen).where(
+        writes.c.state == QUEUED,
+        writes.c.direction == direction.value,
+        writes.c.unknown == (sa.true() if unknown else sa.false()),
     )
 
 
+_OLDEST = sa.func.min(writes.c.accepted_at)
 _BACKLOG = {
     direction: sa.select(
         tallies.c.queued,
         tallies.c.dead,
-        _oldest(direction, unknown=False),
-        _oldest(direction, unknown=True),
+        _queued(_OLDEST, direction, unknown=False).scalar_subquery(),
+        _queued(_OLDEST, direction, unknown=True).scalar_subquery(),
     ).where(tallies.c.kind == WRITES, tallies.c.id == direction.value)
     for direction in Direction
 }
+_UNKNOWN = {direction: _queued(sa.func.count(), direction, unknown=True) for direction in Direction}
 
 
 def _add(connection: sa.Connection, new: Sequence[NewEvent]) -> dict[str, str]:

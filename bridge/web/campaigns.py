@@ -43,9 +43,11 @@ def show(campaign_id: str) -> Response:
     if not found and not newest:
         raise NotFound
     name_campaigns(newest)
+    is_canvas = found[0].kind == "canvas" if found else newest[0]["canvas_id"] == campaign_id
     return page(
         "campaign.html",
         campaign_id=campaign_id,
+        kind="Canvas" if is_canvas else "Campaign",
         name=campaign_name(campaign_id, found),
         figures=[(one, _funnel(one)) for one in found if one.accepted],
         failures=[

@@ -87,8 +87,8 @@ def dashboard() -> Response:
         named=named,
         most_named=MOST_NAMED,
         past=[one for one in incidents if one.until is not None][:MOST_PAST],
-        links=_links(health["checks"], hour),
-        message_links=_message_links(health["checks"], hour),
+        links=_links(health["checks"], hour, incidents),
+        message_links=_message_links(health["checks"], hour, incidents),
         sparks=_sparks(hour),
         campaigns=[(one, _name(parts, one)) for one in campaigns.value],
         campaigns_as_of=campaigns.as_of,
@@ -111,6 +111,8 @@ ORDERS = {
     "pending": "Pending",
     "delivered": "Delivered",
     "dead": "Dead",
+    "expired": "Expired",
+    "discarded": "Discarded",
     "rejected": "Rejected",
     "seen": "Last seen",
 }
@@ -158,30 +160,35 @@ def _name(parts: Parts, figures: CampaignFigures) -> str:
     return (listed.name if listed else "") or figures.name
 
 
-def _links(checks: dict[str, Any], hour: list[Period]) -> list[dict[str, Any]]:
+def _links(
+    checks: dict[str, Any], hour: list[Period], incidents: Sequence[Incident]
+) -> list[dict[str, Any]]:
     """Return state, rate and latency of the calls from Braze, and of those to SessionM."""
     recent = together(hour[-RECENT_MINUTES:])
     link = partial(_link, hour)
     webhooks, lookups = checks["webhooks"], checks["cache"]
     late = lookups["late"] + lookups["unavailable"]
     answered = sum(webhooks[name] for name in ("accepted", "duplicate", "rejected", "failed"))
-    in_state = "down" if checks["store"]["state"] != "ok" else "ok"
     found = [
         link(
             "Webhooks",
-            in_state if not webhooks["failed"] else "degraded",
+            "down" if checks["store"]["state"] != "ok" else "ok",
             answered,
             webhooks["p99_ms"],
             _of(webhooks["failed"], answered, "failed"),
-        ),
+        )
+        | _failures(hour, _ends(incidents, "store_", "queue_"), "webhooks_failed"),
         link(
             "Lookups",
-            "degraded" if late > LATE_SHARE * max(LEAST_LOOKUPS, lookups["lookups"]) else "ok",
+            "ok",
             lookups["lookups"],
             lookups["p99_ms"],
             _of(late, lookups["lookups"], "late or empty"),
         ),
     ]
+    if late > LATE_SHARE * max(LEAST_LOOKUPS, lookups["lookups"]):
+        ends = _ends(incidents, "sessionm_")
+        found[-1] |= _failures(hour, ends, "lookups_late", "lookups_unavailable")
     for system in ("core", "connect"):
         check = checks[f"sessionm_{system}"]
         found.append(
@@ -197,7 +204,33 @@ def _links(checks: dict[str, Any], hour: list[Period]) -> list[dict[str, Any]]:
     return found
 
 
-def _message_links(checks: dict[str, Any], hour: list[Period]) -> list[dict[str, Any]]:
+def _ends(incidents: Sequence[Incident], *codes: str) -> list[float | None]:
+    """Return the ends of the incidents whose codes begin with one of *codes*."""
+    return [one.until for one in incidents if one.cause.code.startswith(codes)]
+
+
+def _failures(hour: list[Period], ends: list[float | None], *names: str) -> dict[str, Any]:
+    """Return state and end of the failures in the last `RECENT_MINUTES`; nothing without any.
+
+    Args:
+        hour: the minutes, the present one last.
+        ends: of the incidents that explain the failures; ``None`` is an open one. The figures of a
+            minute do not show when in it the last failure was.
+        names: of the counts.
+    """
+    minutes = hour[-RECENT_MINUTES:]
+    failed = [minute.at for minute in minutes if any(map(minute.count, names))]
+    if not failed:
+        return {}
+    until = min([failed[-1] + 60, *(end for end in ends if end and end >= failed[-1])])
+    if None in ends or until > clock.now():
+        return {"state": "degraded"}
+    return {"failed_until": until}
+
+
+def _message_links(
+    checks: dict[str, Any], hour: list[Period], incidents: Sequence[Incident]
+) -> list[dict[str, Any]]:
     """Return the same for the calls from SessionM and to Braze; none if messages are off."""
     braze = checks.get("braze")
     if braze is None:
@@ -213,11 +246,12 @@ def _message_links(checks: dict[str, Any], hour: list[Period]) -> list[dict[str,
         _link(
             hour,
             "Messages",
-            "degraded" if failed else "ok",
+            "ok",
             answered,
             latency,
             _of(failed, answered, "failed"),
-        ),
+        )
+        | _failures(hour, _ends(incidents, "store_", "queue_"), "messages_failed"),
         _link(
             hour,
             "Braze's REST API",

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from tests.conftest import (
     environment,
     free_port,
 )
+from tests.network import Listener, Visitor, unwell
 
 SNIPPETS = Path(__file__).parents[2] / "templates" / "liquid"
 
@@ -94,6 +96,7 @@ def test_check_is_content_when_all_is_well(tmp_path: Path, sandbox: SandboxServe
         "rules",
         "store",
         "delivery",
+        "delivery to Braze",
         "SessionM Core",
         "SessionM Connect",
     }
@@ -128,6 +131,19 @@ def test_check_does_not_blame_the_settings_for_a_sessionm_that_is_down(
     assert ended.returncode == 1
     assert ended.stdout.count("-> SessionM is down or overloaded") == 2
     assert "check SESSIONM" not in ended.stdout
+
+
+def test_check_calls_all_systems_at_once(tmp_path: Path) -> None:
+    together = Barrier(4)
+
+    def answer(visitor: Visitor) -> bool:
+        # One call after the other would break it.
+        together.wait(5)
+        return unwell(visitor)
+
+    with Listener(answer) as server:
+        bridge(tmp_path, "check", **environment(f"http://127.0.0.1:{server.port}", tmp_path))
+    assert (len(server.requests), together.broken) == (4, False)
 
 
 @pytest.mark.parametrize(

@@ -201,6 +201,9 @@ def test_a_watched_status_goes_on_until_ctrl_c(
         command.send_signal(signal.SIGINT)
         assert command.wait(60) == 130
     assert "Traceback" not in output.read_text()
+    # Each print begins with its time.
+    times = re.findall(r"^20\d\d-\d\d-\d\d \S+ \S+\nDelivery ", output.read_text(), re.MULTILINE)
+    assert len(times) == output.read_text().count("\nBacklog ") > 1
 
 
 def test_a_locked_database_is_named_with_what_to_do(

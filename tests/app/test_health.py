@@ -1,5 +1,6 @@
 """`/health`: right over all workers and after restarts, and there when the store is not."""
 
+import re
 import sqlite3
 import time
 from pathlib import Path
@@ -11,6 +12,7 @@ from flask.testing import FlaskClient
 from bridge.parts import Parts, parts_of
 from bridge.sandbox import SandboxServer
 from tests.app.conftest import take_store_away
+from tests.app.test_pages import words
 from tests.conftest import ALICE, MakeApp, MakeService, Service, bearer, eventually, send
 
 
@@ -132,3 +134,24 @@ def test_the_store_gone_is_down_and_the_rest_is_reported(make_app: MakeApp, tmp_
     assert body["status"] == "down"
     assert body["checks"]["store"]["state"] == "down"
     assert client.get("/readyz").status_code == 503
+
+
+def test_webhooks_that_failed_while_the_store_was_locked_are_past_with_the_lock(
+    make_app: MakeApp, tmp_path: Path
+) -> None:
+    client = make_app(deliver=True).test_client()
+    send(client, braze_campaign_id="summer")
+
+    def seen() -> str:
+        return words(client.get("/dashboard", headers=bearer("admin")))
+
+    lock = sqlite3.connect(tmp_path / "bridge.db", isolation_level=None)
+    lock.execute("BEGIN IMMEDIATE")
+    event = {"user_id": ALICE, "braze_campaign_id": "winter"}
+    answer = client.post("/webhooks/braze", json=event, headers=bearer("webhook"))
+    assert answer.status_code == 503
+    eventually(lambda: "Webhooks ! failing" in seen())
+    lock.execute("ROLLBACK")
+    lock.close()
+    past = r"Webhooks ✓ ok since 20.* UTC .* 1 of 2 failed before"
+    eventually(lambda: re.search(past, seen()))

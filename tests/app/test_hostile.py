@@ -239,13 +239,17 @@ def test_resuming_by_hand_ends_a_wait(make_app: MakeApp, sandbox: SandboxServer)
     app = make_app(deliver=True)
     client = app.test_client()
     sandbox.sandbox.set_faults({"status": 429, "retry_after": 3600, "times": 1})
-    send(client, user_id="somebody", braze_campaign_id="c1")
+    sandbox.sandbox.put_customer({"user_id": "somebody"})
+    events = [send(client, user_id="somebody", braze_campaign_id="c1")]
     eventually(lambda: sandbox.sandbox.counts()["tags_write"] == 1)
-    event = send(client, braze_campaign_id="c2")
+    events.append(send(client, braze_campaign_id="c2"))
     goes_round(parts_of(app))
     assert sandbox.sandbox.counts()["tags_write"] == 1
     assert client.post("/api/delivery/resume", headers=ADMIN).status_code == 200
-    ends_as(parts_of(app), event, State.DELIVERED)
+    for event in events:
+        ends_as(parts_of(app), event, State.DELIVERED)
+    core = client.get("/health", headers=ADMIN).get_json()["checks"]["sessionm_core"]
+    assert core["state"] == "up"
 
 
 def test_expired_writes_do_not_hold_up_live_ones(make_app: MakeApp, sandbox: SandboxServer) -> None:

@@ -114,6 +114,7 @@ def test_messages_that_wait_for_braze_have_a_forecast(
         return words(client.get("/dashboard", headers=ADMIN))
 
     eventually(lambda: seen().count(forecast) == 2)
+    assert "Try now…" in seen()
     assert "3 waiting , nothing goes out now" in seen()
     assert "3 messages 3 customers award" in seen()
     assert "waited for BRIDGE_TRIGGER_MAX_AGE (2 h) expires: it is not sent" in seen()

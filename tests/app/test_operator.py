@@ -358,7 +358,7 @@ def test_the_shell_shows_since_when_a_write_waits(
             "Webhooks are accepted and wait."
         ),
     ]
-    client = make_app(deliver=True).test_client()
+    client = make_app(deliver=True, BRIDGE_SESSIONM_RPS="1").test_client()
     event = send(client, user_id="not-there-yet", braze_campaign_id="summer")
 
     def tried() -> bool:
@@ -375,7 +375,12 @@ def test_the_shell_shows_since_when_a_write_waits(
     assert (delivery["waits_for_customers"], delivery["oldest_seconds"]) == (True, 0)
     sandbox.sandbox.set_faults({"status": 503, "match": "POST"})
     send(client, braze_campaign_id="summer")
-    assert re.search("^Backlog   2 writes.*\nOldest    20", shell("queue", "status"), re.MULTILINE)
+    both = r"^Backlog   2 writes, 1 of them waiting for customers to be created; the others: .*\n"
+    assert re.search(both + "Oldest    20", shell("queue", "status"), re.MULTILINE)
+    delivery = client.get("/health", headers=ADMIN).get_json()["checks"]["delivery"]
+    assert (delivery["queued"], delivery["unknown_customer_writes"]) == (2, 1)
+    # One write a second at most: the forecast is about one of them.
+    assert max(delivery["done_in_seconds"], delivery["takes_seconds"]) == 1
 
 
 def test_the_shell_says_when_the_backlog_is_delivered(
@@ -429,7 +434,8 @@ def test_the_shell_says_how_long_what_waits_has_waited(
     eventually(lambda: re.search(oldest, shell("queue", "status"), re.MULTILINE))
     eventually(lambda: health_of(app.test_client())["held_by"] == "down")
     shown = shell("queue", "status")
-    assert shown.startswith("Delivery  held up\nBacklog   2 writes; nothing goes out now; about")
+    held_up = r"Delivery  held up\nBacklog   2 writes.*; (the others: )?nothing goes out now; about"
+    assert re.match(held_up, shown)
     cause = r"^  since 20.* for .*; 2 writes, 2 customers, 1 campaign \(summer\)\n  -> Ask SessionM"
     assert re.search(cause, shown, re.MULTILINE)
     found = json.loads(shell("queue", "status", "--json"))
@@ -478,6 +484,10 @@ def test_delivery_is_paused_and_resumed_from_the_shell(make_app: MakeApp, shell:
     event = send(client, braze_campaign_id="summer")
     shell("queue", "resume")
     eventually(lambda: state_of(client, event) == "delivered")
+    shown = eventually(lambda: text if "No incident" in (text := shell("queue", "status")) else "")
+    assert "paused by hand" not in shown
+    over = r"^Over: Delivery is paused by hand \(command line\)\.\n  since 20.*, for .* m?s"
+    assert re.search(over, shell("queue", "status", "--past"), re.MULTILINE)
 
 
 def test_an_erased_customer_is_nowhere_in_the_database(

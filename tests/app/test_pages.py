@@ -142,6 +142,8 @@ def test_a_page_behind_a_proxy_may_change_what_its_own_address_shows(make_app: M
 def test_the_dashboard_of_a_new_bridge_says_what_to_do_first(make_app: MakeApp) -> None:
     client = make_app(deliver=True).test_client()
     eventually(lambda: "Healthy" in get(client, "/dashboard"))
+    assert "SessionM: no calls yet." in get(client, "/")
+    assert "SessionM is well" not in get(client, "/")
     assert "No campaign has called yet" in get(client, "/")
 
 
@@ -163,13 +165,18 @@ def test_the_dashboard_shows_what_is_dead_and_of_which_campaign(
 
 def test_a_campaign_with_rejected_events_counts_as_failing(client: FlaskClient) -> None:
     for number in range(3):
-        send(client, braze_campaign_id="busy", user_id=f"u{number}")
+        event = send(client, braze_campaign_id="busy", user_id=f"u{number}")
+    client.delete(f"/api/events/{event}", headers=ADMIN)
     send(client, braze_campaign_id="summer")
     for campaign in ("summer", "winter"):
         bad = {"user_id": ALICE, "braze_campaign_id": campaign, "ttl": "soon"}
         client.post("/webhooks/braze", json=bad, headers=bearer("webhook"))
     body = get(client, "/dashboard")
-    assert re.search(r"summer 1 1 0 0 ⊘ 1 \S+ .*winter 0 0 0 0 ⊘ 1 .*busy 3 3 0 0 0 ", body)
+    assert "Dead Expired Discarded Refused" in body
+    rows = r"summer 1 1 0 0 0 0 ⊘ 1 \S+ .*winter 0 0 0 0 0 0 ⊘ 1 .*busy 3 2 0 0 0 1 0 "
+    assert re.search(rows, body)
+    first = get(client, "/dashboard?sort=discarded")
+    assert first.index("busy 3") < first.index("summer 1")
     assert "Accepted" not in get(client, "/campaigns/winter")
     assert "Why events were rejected 1 ttl" in get(client, "/campaigns/winter")
 
@@ -214,7 +221,7 @@ def test_the_oldest_is_shown_with_what_it_leaves_out(
     eventually(lambda: re.search(alone, get(client, "/dashboard")))
     sandbox.sandbox.set_faults({"hang": 60, "match": "POST"})
     send(client, braze_campaign_id="summer")
-    left_out = r"not counting writes that wait for their customer to be created \([0-9.]+ m?s\)"
+    left_out = r"not counting 1 write that waits for a customer to be created \([0-9.]+ m?s\)"
     both = rf"Oldest: [0-9.]+ m?s, {left_out}; done in"
     eventually(lambda: re.search(both, get(client, "/dashboard")))
 
@@ -227,7 +234,7 @@ def test_accepted_means_the_same_in_plot_and_table(make_app: MakeApp) -> None:
     eventually(lambda: "accepted 2 delivered 2" in get(client, "/dashboard"))
     answer = get(client, "/dashboard")
     assert "Webhooks and messages a minute" in answer
-    assert "Webhooks and messages of all time · 2 of 2" in answer
+    assert "Webhooks and messages of all time, test sends included · 2 of 2" in answer
     assert "award 1 0 1 0" in answer
     assert "summer 1 0 1 0" in answer
     off = make_app(BRAZE_REST_URL="", BRAZE_REST_KEY="", BRIDGE_TRIGGER_KEYS="").test_client()
@@ -246,6 +253,13 @@ def test_a_message_that_braze_has_accepted_is_not_called_delivered(make_app: Mak
     assert "delivered" not in body
     assert "→ to Braze ✓ accepted by Braze award" in get(client, "/events")
     assert "whether customers got them is in Braze's analytics" in get(client, "/campaigns/award")
+
+
+def test_a_canvas_is_not_called_a_campaign(client: FlaskClient) -> None:
+    send(client, braze_canvas_id="welcome")
+    assert "Canvas Canvas, API identifier welcome" in get(client, "/campaigns/welcome")
+    send(client, braze_campaign_id="summer")
+    assert "Campaign Campaign, API identifier summer" in get(client, "/campaigns/summer")
 
 
 def test_a_customers_offers_are_in_the_order_of_her_messages(client: FlaskClient) -> None:

@@ -143,9 +143,11 @@ def test_nothing_is_sent_before_the_time_that_the_system_asks_for() -> None:
     assert (room(breaker, 129.9), room(breaker, 130)) == (0, 1)
 
 
-def test_a_wait_that_was_asked_for_can_be_ended() -> None:
-    breaker = after(asking(30), at=100)
-    breaker.hold(0.0)
+@pytest.mark.parametrize("error", [asking(30), WRONG_KEY])
+def test_a_wait_can_be_ended(error: SessionMError) -> None:
+    breaker = after(error, at=100)
+    assert room(breaker, 100) == 0
+    breaker.try_now()
     assert room(breaker, 100) == 1
 
 

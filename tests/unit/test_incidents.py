@@ -14,6 +14,7 @@ from bridge.ops.incidents import (
     causes,
     follow,
 )
+from bridge.ops.outlook import outlook
 from bridge.outbox.extent import kind_of, text_of
 from bridge.outbox.model import DeadGroup, Extent
 
@@ -22,7 +23,7 @@ QUEUE = Extent(103, 41, ("summer",))
 
 def checks(**changes: dict[str, Any]) -> dict[str, Any]:
     """The checks of a healthy bridge, but for *changes* in some of them."""
-    system = {"state": "up", "error": ""}
+    system = {"state": "up", "last_call_failed": False, "error": ""}
     found: dict[str, dict[str, Any]] = {
         "store": {"state": "ok"},
         "delivery": {
@@ -220,6 +221,16 @@ def test_what_has_not_been_tried_since_is_said_in_the_past(
     assert cause.reason.startswith(says)
 
 
+def test_a_rate_that_rounds_to_nothing_is_left_out_of_the_forecast() -> None:
+    assert outlook({"done_in_seconds": 76, "rate_per_second": 0.04}) == "done in about 1 min 16 s"
+
+
+def test_a_failure_without_a_later_call_began_before_that_call_ended() -> None:
+    failed = checks(sessionm_connect={"state": "failing", "idle_since": SINCE})
+    [one] = follow([], causes(failed), 2e9)
+    assert as_json(one)["since"] == SINCE
+
+
 def test_an_incident_of_connect_says_how_many_lookups_it_concerns() -> None:
     cache = {"lookups": 90, "unavailable": 12, "stale": 30}
     [cause] = causes(checks(sessionm_connect={"state": "down"}, cache=cache))
@@ -260,19 +271,22 @@ def dead(reason: str = "HTTP 200: VALIDATION bad tag", **more: Any) -> DeadGroup
 
 
 @pytest.mark.parametrize(
-    ("group", "state", "order", "advice"),
+    ("group", "state", "failed", "order", "advice"),
     [
-        (dead(), "up", "", "Correct what SessionM refuses"),
-        (dead(mended=True), "up", "replay", "Correct what SessionM refuses"),
-        (dead("HTTP 404: USER_NOT_FOUND"), "up", "", "Create the customers"),
-        (dead("HTTP 503: gone", passing=True), "down", "", "Wait until SessionM answers"),
-        (dead("HTTP 503: gone", passing=True), "up", "replay", "SessionM answers again: replay"),
+        (dead(), "up", False, "", "Correct what SessionM refuses"),
+        (dead(mended=True), "up", False, "replay", "SessionM has taken a newer event"),
+        (dead("HTTP 404: USER_NOT_FOUND"), "up", False, "", "Create the customers"),
+        (dead("HTTP 503: gone", passing=True), "down", True, "", "Wait until SessionM answers"),
+        (dead("HTTP 503: gone", passing=True), "up", False, "replay", "SessionM answers again"),
+        (dead("HTTP 503: gone", passing=True), "unknown", False, "replay", "SessionM answers"),
+        (dead("HTTP 503: gone", passing=True), "unknown", True, "", "If `bridge check` finds"),
     ],
 )
 def test_replay_is_offered_only_after_the_cause_has_ended(
-    group: DeadGroup, state: str, order: str, advice: str
+    group: DeadGroup, state: str, order: str, advice: str, *, failed: bool
 ) -> None:
-    found = causes(checks(sessionm_core={"state": state}), dead=[group])
+    core = {"state": state, "last_call_failed": failed}
+    found = causes(checks(sessionm_core=core), dead=[group])
     [cause] = [one for one in found if one.code == "dead_writes"]
     assert (cause.order, cause.since) == (order, 1000.0)
     assert advice in cause.do
@@ -306,6 +320,11 @@ def test_each_reason_of_dead_writes_is_an_incident_of_its_own() -> None:
             "HTTP 200: VALIDATION Tag",
         ),
         ("HTTP 503: no SessionM answer in the body", None, None),
+        (
+            "Braze may have sent it or not: HTTP 200: no Braze answer in the body",
+            "Braze may have sent it or not: HTTP 200: no Braze answer in the body",
+            None,
+        ),
         ("HTTP 400: ann.21@acme.com is no customer of 12345", None, " is no customer of "),
         ("", "no reason", ""),
     ],
@@ -351,11 +370,32 @@ def test_what_fails_and_then_is_down_began_when_it_failed() -> None:
 
 def test_a_closed_one_shows_its_worst() -> None:
     first = follow([], [DOWN], 100.0)
-    later = Cause(**{**vars(DOWN), "extent": Extent(7, 3, ("winter",))})
-    second = follow(first, [later], 160.0)
+    fewer = {"extent": Extent(7, 3, ("winter",)), "reason": "It was down."}
+    second = follow(first, [Cause(**{**vars(DOWN), **fewer})], 160.0)
     assert second[0].extent == Extent(7, 3, ("winter",))
+    assert as_json(second[0])["reason"] == "It was down."
     [closed] = follow(second, [], 200.0)
     assert closed.extent == Extent(103, 41, ("winter", "summer"))
+    assert as_json(closed)["reason"] == "It is down."
+
+
+def test_late_lookups_of_the_past_show_the_largest_share() -> None:
+    known: list[Incident] = []
+    for late in (20, 900, 30):
+        known = follow(known, causes(checks(cache={"lookups": 1000, "late": late})), 100.0)
+    [closed] = follow(known, [], 200.0)
+    assert "90 % took over 2 s" in as_json(closed)["reason"]
+
+
+def test_refused_calls_are_another_incident_than_refused_credentials() -> None:
+    def refusing(error: str) -> list[Cause]:
+        return causes(checks(sessionm_core={"state": "refusing", "error": error}))
+
+    known = follow(follow([], refusing("HTTP 401: no"), 100.0), refusing("HTTP 422: no"), 160.0)
+    assert [(one.cause.code, one.since, one.until) for one in known] == [
+        ("sessionm_refuses", 160.0, None),
+        ("sessionm_refuses", 100.0, 160.0),
+    ]
 
 
 def test_a_cause_that_is_back_at_once_has_not_been_away() -> None:
@@ -399,6 +439,9 @@ def test_open_ones_come_first_by_weight_then_the_closed_ones_newest_first() -> N
         "delivery_late",
         "dead_writes",
     ]
+    connect = Cause("sessionm_down", "Connect is down.", "", "Connect", since=100.0)
+    two = follow([], [connect, DOWN], 160.0)
+    assert [one.cause for one in two] == [DOWN, connect]
     month = KEPT_DAYS * 86400
     assert [one.cause.reason for one in follow(old, [], 1000.0 + month)] == ["Newer."]
 
