@@ -172,7 +172,7 @@ def test_a_campaign_with_rejected_events_counts_as_failing(client: FlaskClient) 
         bad = {"user_id": ALICE, "braze_campaign_id": campaign, "ttl": "soon"}
         client.post("/webhooks/braze", json=bad, headers=bearer("webhook"))
     body = get(client, "/dashboard")
-    assert "Dead Expired Discarded Refused" in body
+    assert "Dead Expired Discarded Rejected" in body
     rows = r"summer 1 1 0 0 0 0 ⊘ 1 \S+ .*winter 0 0 0 0 0 0 ⊘ 1 .*busy 3 2 0 0 0 1 0 "
     assert re.search(rows, body)
     first = get(client, "/dashboard?sort=discarded")
