@@ -197,6 +197,7 @@ def build(
         shared.cache,
         shared.stamps,
         entries=settings.bridge_cache_entries,
+        deadline=settings.bridge_lookup_deadline,
         may_call=lambda kind: breakers["connect" if kind == "offers" else "core"].may_call(
             clock.steady()
         ),

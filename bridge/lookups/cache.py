@@ -66,8 +66,6 @@ FETCHERS = 64
 DELETE_BATCH = 1000
 # Seconds for a statement that deletes old entries, or those of a customer.
 SEARCH_TIMEOUT = 60.0
-# Seconds that a fetch may wait for a thread. Later its lookups have timed out.
-STALE_FETCH = 2.0
 # Seconds that a lookup pauses so that the fetching thread gets the GIL and sends its request.
 HEAD_START = 0.002
 # Seconds. Batch cache writes so that request threads get the GIL first: +12 % cold lookups a
@@ -242,6 +240,7 @@ class Cache:
             Its locks prevent two processes from fetching the same key.
         stamps: the customers' stamps.
         entries: the maximum number of entries in this process's memory.
+        deadline: seconds that a fetch may wait for a thread; later its lookups have timed out.
         may_call: returns whether a kind of answer may be fetched now; true may reserve the probe.
     """
 
@@ -251,12 +250,14 @@ class Cache:
         stamps: Stamps,
         *,
         entries: int,
+        deadline: float,
         may_call: Callable[[str], bool] = lambda _kind: True,
     ) -> None:
         self._database = database
         self._stamps = stamps
         self._locks = database.locks
         self._may_call = may_call
+        self._deadline = deadline
         self._memory = _Memory(entries, MEMORY_BYTES)
         self._memory_lock = threading.Lock()
         self._fetches: dict[CacheKey, Future[Served]] = {}
@@ -598,7 +599,7 @@ class Cache:
             SessionMError: the lookups have timed out: the fetch waited too long for a thread, or
                 another process holds the lock for too long.
         """
-        if time.monotonic() - asked_at > STALE_FETCH:
+        if time.monotonic() - asked_at > self._deadline:
             raise SessionMError(Meaning.UNANSWERED, "too many lookups wait for SessionM")
         until = time.monotonic() + FETCH_TIMEOUT
         waited = False
