@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,6 +23,7 @@ from bridge.ops.incidents import clock_causes
 from bridge.sessionm.answers import Meaning, SessionMError
 from bridge.sessionm.client import SessionM
 from bridge.settings import Settings, SettingsError, load, unknown_names
+from bridge.shared import open_shared
 from bridge.storage.database import (
     NewerSchemaError,
     StoreUnavailableError,
@@ -195,6 +196,8 @@ def _core(settings: Settings) -> Iterator[Finding]:
         yield from _network_path(settings, sessionm)
         yield _try_call(
             "SessionM Core",
+            settings,
+            "core",
             lambda: sessionm.read_tags(Customer("user_id", UNKNOWN_USER_ID), TIMEOUT),
             "SESSIONM_CORE_URL",
             "SESSIONM_CORE_KEY and SESSIONM_CORE_SECRET",
@@ -210,6 +213,8 @@ def _connect(settings: Settings) -> Iterator[Finding]:
     with closing(build_sessionm(settings)) as sessionm:
         yield _try_call(
             "SessionM Connect",
+            settings,
+            "connect",
             lambda: sessionm.offers(body, TIMEOUT),
             "SESSIONM_CONNECT_URL",
             "SESSIONM_CONNECT_AUTH and SESSIONM_RETAILER_ID",
@@ -275,15 +280,30 @@ def _network_path(settings: Settings, sessionm: SessionM) -> Iterator[Finding]:
 
 
 def _try_call(
-    name: str, call: Callable[[], object], url: str, credentials: str, refused: str
+    name: str,
+    settings: Settings,
+    system: str,
+    call: Callable[[], object],
+    url: str,
+    credentials: str,
+    refused: str,
 ) -> Finding:
+    began = clock.steady()
     try:
         call()
     except SessionMError as error:
         if error.meaning is not Meaning.UNKNOWN_CUSTOMER:
             remedy = error.remedy or _remedy(error, url, credentials, refused)
             return Finding(name, False, str(error), remedy)
+    _end_failure(settings, system, began)
     return Finding(name, True, "reachable, credentials accepted")
+
+
+def _end_failure(settings: Settings, system: str, began: float) -> None:
+    """Note that *system* answers, where processes share that: its next call may be hours away."""
+    unusable = (StoreUnavailableError, SettingsError, NewerSchemaError, UnsuitableDatabaseError)
+    with suppress(*unusable), closing(open_shared(settings)) as shared:
+        shared.breakers[system].record(None, began, clock.steady())
 
 
 def _remedy(error: SessionMError, url: str, credentials: str, refused: str) -> str:

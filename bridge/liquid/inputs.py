@@ -45,6 +45,8 @@ def _fault(text: str, error: json.JSONDecodeError) -> str:
     if found and error.pos < found.end():
         line, column = text.count("\n", 0, comma) + 1, comma - text.rfind("\n", 0, comma)
         return f"line {line}, column {column}: delete the comma before {found[1]}"
+    if error.pos == 0:
+        return 'it must look like {"tier": "gold"}'
     hint = "; curly quotes, pasted from a word processor?" if set("“”„’") & set(text) else ""
     return f"line {error.lineno}, column {error.colno}: {error.msg}{hint}"
 

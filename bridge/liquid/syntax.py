@@ -558,7 +558,7 @@ def _parse_filters(markup: str, token: Token) -> list[AppliedFilter]:
 def _corrected_filter(name: str, after: str) -> str:
     """Return what was meant by a filter and the text *after* its name; "" if that is not known."""
     if name == "date" and "%" in after and not re.search(_QUOTED, after):
-        return f"date: '{after.strip(': ')}'"
+        return f"date: '{after.strip(': ‘’“”')}'"
     return f"{name}: {after}" if filters.takes_values(name) and after[:1] not in ":," else ""
 
 

@@ -248,7 +248,10 @@ def store_causes(store: Mapping[str, Any]) -> Iterator[Cause]:
     if store["state"] == "ok":
         return
     error = store["error"]
-    again = "No accepted webhook is lost: new ones are answered 503, and Braze retries them."
+    again = (
+        "No accepted webhook is lost: new ones are answered 503, and Braze retries them. SessionM "
+        "must send its messages again."
+    )
     if "full" in error:
         code, do = "store_full", f"Free space on the disk of the database. {again}"
     elif "locked" in error:

@@ -43,7 +43,8 @@ def install(settings: Settings) -> None:
 
 def adopt(logger: logging.Logger) -> None:
     """Write the records of another *logger* in the bridge's format; call `install` first."""
-    logger.handlers = logging.getLogger("bridge").handlers
+    # A copy: gunicorn adds a handler of its own again when it reloads.
+    logger.handlers = [*logging.getLogger("bridge").handlers]
 
 
 class _Formatter(logging.Formatter):

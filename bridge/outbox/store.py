@@ -558,6 +558,7 @@ def _postpone(connection: sa.Connection, customer: str, until: float, direction:
     _UPDATE_NEXT_AT.many(connection, [row])
 
 
+_head = writes.alias("head")
 _UPDATE_NEXT_AT = Prepared(
     writes.update()
     .where(
@@ -565,7 +566,19 @@ _UPDATE_NEXT_AT = Prepared(
         writes.c.customer == sa.bindparam("of_customer"),
         writes.c.next_at < sa.bindparam("until"),
     )
-    .values(next_at=sa.bindparam("until"))
+    .values(
+        next_at=sa.bindparam("until"),
+        # What waits behind a write for its customer to be created waits for the same.
+        unknown=sa.select(_head.c.unknown)
+        .where(
+            _head.c.state == QUEUED,
+            _head.c.direction == sa.bindparam("in_direction"),
+            _head.c.customer == sa.bindparam("of_customer"),
+        )
+        .order_by(_head.c.seq)
+        .limit(1)
+        .scalar_subquery(),
+    )
 )
 
 

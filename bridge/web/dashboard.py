@@ -11,7 +11,7 @@ from flask import Blueprint, Response, current_app, g, request
 from bridge import clock
 from bridge.fields import number
 from bridge.ops.health import RECENT_MINUTES, look
-from bridge.ops.incidents import LATE_SHARE, LEAST_LOOKUPS, Incident, are_credentials
+from bridge.ops.incidents import LATE_SHARE, LEAST_LOOKUPS, Cause, Incident, are_credentials
 from bridge.ops.probe import PAGE_PATIENCE, LastKnown
 from bridge.ops.telemetry import Period, together
 from bridge.outbox.tallies import CampaignFigures
@@ -119,13 +119,17 @@ ORDERS = {
 
 
 def _cause(incidents: Sequence[Incident]) -> str:
-    """Return the cause of the first open incident; "" if its own sentence must name it."""
-    first = next((one.cause for one in incidents if one.until is None), None)
-    if first is None:
-        return ""
-    if first.code == "sessionm_refuses" and are_credentials(first.reason):
+    """Return the causes of the open incidents; "" if their own sentences must name them."""
+    words = [_cause_of(one.cause) for one in incidents if one.until is None]
+    return "; ".join(dict.fromkeys(filter(None, words)))
+
+
+def _cause_of(cause: Cause) -> str:
+    if cause.code == "sessionm_refuses" and are_credentials(cause.reason):
         return "the bridge's credentials for SessionM"
-    return next((words for code, words in _CAUSES.items() if first.code.startswith(code)), "")
+    if cause.code == "braze_refuses":
+        return "the bridge's key for Braze"
+    return next((words for code, words in _CAUSES.items() if cause.code.startswith(code)), "")
 
 
 # Beginning of an incident's code -> its cause.

@@ -74,12 +74,15 @@ def _bad_parameter(bad: FieldError) -> Response:
     return error(400, "invalid_parameter", f"{bad}.")
 
 
+_AGAIN = "Braze retries a webhook automatically; SessionM must send a message again."
+
+
 def _full(full: QueueFullError) -> Response:
     log.warning("queue full: %s", full, extra={"action": "queue_full"})
     return error(
         503,
         "queue_full",
-        "The backlog for SessionM is full; nothing was stored. Braze retries automatically.",
+        f"The backlog is full; nothing was stored. {_AGAIN}",
         **{"Retry-After": str(FULL_RETRY_AFTER)},
     )
 
@@ -88,7 +91,7 @@ def _unavailable(_unavailable: StoreUnavailableError) -> Response:
     return error(
         503,
         "store_unavailable",
-        "The bridge cannot reach its database; nothing was stored. Braze retries automatically.",
+        f"The bridge cannot reach its database; nothing was stored. {_AGAIN}",
         **{"Retry-After": str(STORE_RETRY_AFTER)},
     )
 

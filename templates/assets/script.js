@@ -261,7 +261,7 @@ async function submit(form, button) {
         : await fetchPage("/setup", { method: "POST", body: query });
     const found = page.getElementById(target.id);
     morph(target, found);
-    if (form.method === "get") history.replaceState(null, "", `?${query}#${form.id || "planner"}`);
+    if (form.method === "get") history.replaceState(null, "", `?${query}#${form.getAttribute("id") || "planner"}`);
     offer(target);
   } catch (error) {
     say("The bridge cannot be reached");

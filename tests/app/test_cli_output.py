@@ -22,7 +22,7 @@ from bridge.cli.output import csv_text
 from bridge.sandbox import SandboxServer
 from bridge.settings import Settings
 from tests.commands import Command, run_bridge
-from tests.conftest import ALICE, MakeApp, environment, eventually, send
+from tests.conftest import ALICE, MakeApp, bearer, environment, eventually, send
 
 SEGMENT = f"user_id\n{ALICE}\n"
 
@@ -225,6 +225,23 @@ def test_a_locked_database_is_named_with_what_to_do(
     environ["BRIDGE_DATABASE_URL"] = "postgresql://u@127.0.0.1:1/d"
     away = shown("queue", "status")
     assert re.fullmatch(r"bridge: .* refused; `bridge check` says what to do\n", away)
+
+
+def test_a_check_ends_a_failure_that_no_call_would_end(
+    environ: dict[str, str], make_app: MakeApp, sandbox: SandboxServer, tmp_path: Path
+) -> None:
+    client = make_app().test_client()
+
+    def state() -> str:
+        health = client.get("/health", headers=bearer("admin")).get_json()
+        return str(health["checks"]["sessionm_connect"]["state"])
+
+    sandbox.sandbox.set_faults({"status": 503})
+    client.get(f"/connected-content/offers?user_id={ALICE}", headers=bearer("content"))
+    eventually(lambda: state() == "failing")
+    sandbox.sandbox.set_faults({})
+    run_bridge("check", env=environ, cwd=tmp_path)
+    eventually(lambda: state() == "up")
 
 
 # --- Completion -------------------------------------------------------------------------------

@@ -159,6 +159,20 @@ def test_an_unknown_customer_is_tried_again_later(
     assert second["at"] - first["at"] > 2
 
 
+def test_what_waits_behind_a_write_of_an_unknown_customer_is_not_late(make_app: MakeApp) -> None:
+    bridge = Bridge(make_app)
+
+    def waiting() -> tuple[int, int]:
+        health = bridge.delivery_health()
+        return health["unknown_customer_writes"], health["oldest_seconds"]
+
+    bridge.send(user_id="nobody", tags=["one"], ttl=600)
+    eventually(lambda: waiting() == (1, 0))
+    # A counter is no part of the other call.
+    bridge.send(user_id="nobody", tags=["two"])
+    eventually(lambda: waiting() == (2, 0))
+
+
 def test_refused_credentials_pause_delivery_and_kill_nothing(
     make_app: MakeApp, sandbox: SandboxServer
 ) -> None:
