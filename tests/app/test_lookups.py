@@ -59,7 +59,7 @@ def test_many_requests_for_one_cold_customer_cost_one_call(
     make_service: MakeService, sandbox: SandboxServer
 ) -> None:
     sandbox.sandbox.set_faults({"latency_ms": 200})
-    service = make_service("--workers", "4")
+    service = make_service("--workers", "4", BRIDGE_LOOKUP_DEADLINE="10")
     answers = at_once(lambda _: service.lookup("offers", user_id=ALICE).json(), 48)
     assert {answer["status"] for answer in answers} == {"ok"}
     assert sandbox.sandbox.counts()["offers"] == 1
