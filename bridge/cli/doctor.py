@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
@@ -35,6 +35,8 @@ from bridge.storage.database import (
 UNKNOWN_USER_ID = "00000000-0000-0000-0000-00000b41d9e0"
 # Seconds for one call, and for the store.
 TIMEOUT = 7.0
+# Findings about SessionM's systems -> the names of their breakers.
+_BREAKERS = {"SessionM Core": "core", "SessionM Connect": "connect"}
 # Characters: shorter secrets are reported.
 SHORT = 16
 # Seconds for which Braze waits for a lookup.
@@ -75,6 +77,7 @@ def examine(environ: Mapping[str, str]) -> list[Finding]:
     with ThreadPoolExecutor(len(systems)) as pool:
         for findings in pool.map(lambda system: list(system(settings)), systems):
             found += findings
+    _end_failures(settings, found)
     return found
 
 
@@ -196,8 +199,6 @@ def _core(settings: Settings) -> Iterator[Finding]:
         yield from _network_path(settings, sessionm)
         yield _try_call(
             "SessionM Core",
-            settings,
-            "core",
             lambda: sessionm.read_tags(Customer("user_id", UNKNOWN_USER_ID), TIMEOUT),
             "SESSIONM_CORE_URL",
             "SESSIONM_CORE_KEY and SESSIONM_CORE_SECRET",
@@ -213,8 +214,6 @@ def _connect(settings: Settings) -> Iterator[Finding]:
     with closing(build_sessionm(settings)) as sessionm:
         yield _try_call(
             "SessionM Connect",
-            settings,
-            "connect",
             lambda: sessionm.offers(body, TIMEOUT),
             "SESSIONM_CONNECT_URL",
             "SESSIONM_CONNECT_AUTH and SESSIONM_RETAILER_ID",
@@ -281,29 +280,32 @@ def _network_path(settings: Settings, sessionm: SessionM) -> Iterator[Finding]:
 
 def _try_call(
     name: str,
-    settings: Settings,
-    system: str,
     call: Callable[[], object],
     url: str,
     credentials: str,
     refused: str,
 ) -> Finding:
-    began = clock.steady()
     try:
         call()
     except SessionMError as error:
         if error.meaning is not Meaning.UNKNOWN_CUSTOMER:
             remedy = error.remedy or _remedy(error, url, credentials, refused)
             return Finding(name, False, str(error), remedy)
-    _end_failure(settings, system, began)
     return Finding(name, True, "reachable, credentials accepted")
 
 
-def _end_failure(settings: Settings, system: str, began: float) -> None:
-    """Note that *system* answers, where processes share that: its next call may be hours away."""
+def _end_failures(settings: Settings, found: Sequence[Finding]) -> None:
+    """Note which systems answer, where processes share that: a next call may be hours away.
+
+    Call this while no other part uses the store, since opening it sets this process's clock.
+    """
+    answered = [_BREAKERS[one.name] for one in found if one.ok and one.name in _BREAKERS]
     unusable = (StoreUnavailableError, SettingsError, NewerSchemaError, UnsuitableDatabaseError)
     with suppress(*unusable), closing(open_shared(settings)) as shared:
-        shared.breakers[system].record(None, began, clock.steady())
+        for breaker in (shared.breakers[system] for system in answered):
+            if breaker.has_failed:
+                now = clock.steady()
+                breaker.record(None, now, now)
 
 
 def _remedy(error: SessionMError, url: str, credentials: str, refused: str) -> str:

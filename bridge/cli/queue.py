@@ -213,8 +213,7 @@ def _numbers(one: Incident) -> str:
     """Return the extent of *one* for the end of a line; "" without any."""
     extent, numbers = one.extent, []
     if extent.writes:
-        is_message = one.cause.search.get("direction") == Direction.TO_BRAZE
-        numbers.append(counted(extent.writes, "message" if is_message else "write"))
+        numbers.append(counted(extent.writes, one.cause.unit))
         least = "at least " if extent.is_minimum else ""
         numbers.append(f"{least}{counted(extent.customers, 'customer')}")
         few = len(extent.campaigns) <= MOST_NAMED

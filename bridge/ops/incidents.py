@@ -101,6 +101,12 @@ class Cause:
     search: Mapping[str, str] = field(default_factory=dict)
     size: float = field(default=0.0, compare=False)
 
+    @property
+    def unit(self) -> str:
+        """What *extent* counts: ``write`` or ``message``."""
+        to_braze = ("braze_", "messages_", "dead_messages")
+        return "message" if self.code.startswith(to_braze) else "write"
+
 
 @dataclass(frozen=True)
 class Incident:
