@@ -26,7 +26,7 @@ REOPENS = 60.0
 # Seconds: shorter incidents of the codes in _BLIPS are not kept, such as one failed call or the
 # start of the bridge.
 BLIP = 5.0
-_BLIPS = {"delivery_stopped", "sessionm_fails"}
+_BLIPS = {"delivery_stopped", "messages_stopped", "sessionm_fails", "braze_fails"}
 # Code -> code of the milder incident that it continues: the start of the milder one is kept.
 _GROWS_FROM = {"sessionm_down": "sessionm_fails", "braze_down": "braze_fails"}
 # Days for which closed incidents are kept.

@@ -421,10 +421,13 @@ def test_a_heartbeat_that_could_not_be_stored_is_no_stopped_delivery() -> None:
     ]
 
 
-def test_a_start_of_the_bridge_is_not_remembered() -> None:
-    stopped = Cause("delivery_stopped", "It has stopped.", "Start it.")
-    assert follow(follow([], [stopped], 100.0), [], 104.0) == []
-    assert len(follow(follow([], [stopped], 100.0), [], 106.0)) == 1
+@pytest.mark.parametrize(
+    "code", ["delivery_stopped", "messages_stopped", "sessionm_fails", "braze_fails"]
+)
+def test_a_start_of_the_bridge_and_one_failed_call_are_not_remembered(code: str) -> None:
+    brief = Cause(code, "It has stopped.", "Start it.")
+    assert follow(follow([], [brief], 100.0), [], 104.0) == []
+    assert len(follow(follow([], [brief], 100.0), [], 106.0)) == 1
 
 
 def test_open_ones_come_first_by_weight_then_the_closed_ones_newest_first() -> None:
