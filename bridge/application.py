@@ -128,21 +128,26 @@ class _Background:
             app = self._app()
             if self._is_running or app is None:
                 return
-            self._is_running = True
+            if self._inherited and parts_of(app) is self._inherited[-1]:
+                app.extensions["bridge"] = build(self._settings)
             parts = parts_of(app)
             parts.start(deliver=self._deliver)
+            self._is_running = True
         atexit.register(parts.close)
         # It also ends requests that wait for a delivery by another process.
         _begin_shutdown_on_sigterm(parts)
 
     def _renew(self) -> None:
-        """Build new parts in a child process: threads, locks and connections are the parent's."""
+        """Have new parts built in a child process: threads, locks and connections are the parent's.
+
+        In a thread: a signal that comes before `os.fork` has returned is lost, as gunicorn's worker
+        has no handler yet, and the master would wait for it until its ``graceful_timeout``.
+        """
         if app := self._app():
             self._inherited.append(parts_of(app))
-            app.extensions["bridge"] = build(self._settings)
             self._lock = threading.Lock()
             self._is_running = False
-            self.start()
+            threading.Thread(target=self.start).start()
 
 
 def _begin_shutdown_on_sigterm(parts: Parts) -> None:
