@@ -19,6 +19,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
+from bridge import clock
 from bridge.outbox.model import State
 from bridge.outbox.store import Store
 from bridge.sandbox import Credentials, Sandbox, SandboxServer, serve
@@ -253,6 +254,21 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
         reused: ReusedDatabase = request.getfixturevalue("migrated_database")
         yield reused.url
         reused.renew()
+
+
+LetPass = Callable[[float], None]
+
+
+@pytest.fixture
+def let_pass(monkeypatch: pytest.MonkeyPatch) -> LetPass:
+    """Lets seconds pass at once for the applications of this process."""
+
+    def forward(seconds: float) -> None:
+        steady, now = clock.steady, clock.now
+        monkeypatch.setattr(clock, "steady", lambda: steady() + seconds)
+        monkeypatch.setattr(clock, "now", lambda: now() + seconds)
+
+    return forward
 
 
 Provide = Callable[[str], None]

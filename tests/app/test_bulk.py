@@ -19,7 +19,16 @@ from bridge.outbox.schema import writes
 from bridge.sandbox import SandboxServer
 from tests.app.test_batches import Bridge, orders, questions
 from tests.commands import run_bridge
-from tests.conftest import MakeApp, MakeService, Service, bearer, eventually, send, stored_state
+from tests.conftest import (
+    LetPass,
+    MakeApp,
+    MakeService,
+    Service,
+    bearer,
+    eventually,
+    send,
+    stored_state,
+)
 
 THRESHOLD = 20
 CUSTOMERS = [f"customer-{number}" for number in range(60)]
@@ -212,7 +221,7 @@ def test_what_sessionm_says_of_a_job_stands_in_no_log(
 
 
 def test_a_write_of_an_unknown_customer_is_not_reported_delivered(
-    bridge: Bridge, sandbox: SandboxServer
+    bridge: Bridge, sandbox: SandboxServer, let_pass: LetPass
 ) -> None:
     sandbox.sandbox.remove_customer(CUSTOMERS[7])
     events = [webhook(bridge, customer, braze_campaign_id="big") for customer in CUSTOMERS]
@@ -222,6 +231,7 @@ def test_a_write_of_an_unknown_customer_is_not_reported_delivered(
     all_delivered(bridge, known, 30)
     assert stored_state(bridge.parts.store, stranger) is State.QUEUED
     sandbox.sandbox.put_customer({"user_id": CUSTOMERS[7]})
+    let_pass(60)
     all_delivered(bridge, [stranger], 30)
 
 

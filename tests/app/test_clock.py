@@ -16,8 +16,9 @@ from bridge.outbox.delivery import DEAD_AFTER
 from bridge.outbox.model import State
 from bridge.parts import parts_of
 from bridge.sandbox import SandboxServer
+from bridge.sessionm.tags import COUNT_DELAY, PROCESSING_TIME
 from tests.app.test_delivery import Bridge, writes
-from tests.conftest import ALICE, MakeApp, bearer, eventually, post, send, stored_state
+from tests.conftest import ALICE, LetPass, MakeApp, bearer, eventually, post, send, stored_state
 
 MINUTE, HOUR, DAY = 60, 3600, 86_400
 SetWallClock = Callable[[float], None]
@@ -82,14 +83,19 @@ def test_deliveries_go_on_when_sessionm_is_well_again(
 
 @steps
 def test_a_write_in_retry_and_a_new_one_are_delivered_soon(
-    make_app: MakeApp, sandbox: SandboxServer, set_wall_clock: SetWallClock, step: float
+    make_app: MakeApp,
+    sandbox: SandboxServer,
+    set_wall_clock: SetWallClock,
+    let_pass: LetPass,
+    step: float,
 ) -> None:
     sandbox.sandbox.put_customer({"user_id": "another"})
     sandbox.sandbox.set_faults({"status": 503, "match": "POST", "times": 2})
     bridge = Bridge(make_app)
     event = bridge.send(tags=["visits"], dispatch_id="d1")
-    eventually(lambda: writes(sandbox), 20)
+    eventually(partial(bridge.has_tried, event), 20)
     set_wall_clock(step)
+    let_pass(PROCESSING_TIME + COUNT_DELAY)
     another = bridge.send(user_id="another", tags=["soon"], ttl=120)
     for one in (event, another):
         eventually(partial(is_delivered, bridge, one), 40)
@@ -115,17 +121,13 @@ def test_pause_and_resume_are_obeyed_after_a_step(
 
 @steps
 def test_a_loop_that_has_ended_is_reported(
-    make_app: MakeApp,
-    set_wall_clock: SetWallClock,
-    monkeypatch: pytest.MonkeyPatch,
-    step: float,
+    make_app: MakeApp, set_wall_clock: SetWallClock, let_pass: LetPass, step: float
 ) -> None:
     bridge = Bridge(make_app)
     eventually(lambda: bridge.delivery_health()["state"] == "running")
     bridge.parts.delivery.stop()
     set_wall_clock(step)
-    now = clock.now
-    monkeypatch.setattr(clock, "now", lambda: now() + DEAD_AFTER)
+    let_pass(DEAD_AFTER)
     eventually(lambda: bridge.delivery_health()["state"] == "stopped", 5)
 
 

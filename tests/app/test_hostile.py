@@ -21,8 +21,19 @@ from bridge.customer import Customer
 from bridge.outbox.model import State
 from bridge.parts import Parts, parts_of
 from bridge.sandbox import SandboxServer
+from bridge.sessionm.tags import COUNT_DELAY, PROCESSING_TIME
 from tests.app.conftest import goes_round
-from tests.conftest import ALICE, KEYS, MakeApp, MakeService, bearer, eventually, send, stored_state
+from tests.conftest import (
+    ALICE,
+    KEYS,
+    LetPass,
+    MakeApp,
+    MakeService,
+    bearer,
+    eventually,
+    send,
+    stored_state,
+)
 
 ADMIN = bearer("admin")
 
@@ -192,7 +203,7 @@ def test_a_rejected_event_that_came_twice_is_taken_in_once(
 
 
 def test_a_dead_counter_that_is_replayed_is_not_taken_for_another_that_was_counted(
-    make_app: MakeApp, sandbox: SandboxServer
+    make_app: MakeApp, sandbox: SandboxServer, let_pass: LetPass
 ) -> None:
     app = make_app(deliver=True, BRIDGE_MAX_ATTEMPTS="1")
     parts, client = parts_of(app), app.test_client()
@@ -200,6 +211,7 @@ def test_a_dead_counter_that_is_replayed_is_not_taken_for_another_that_was_count
     first = send(client, tags=["n"], dispatch_id="d1")
     ends_as(parts, first, State.DEAD)
     ends_as(parts, send(client, tags=["n"], dispatch_id="d2"), State.DELIVERED)
+    let_pass(PROCESSING_TIME + COUNT_DELAY)
     assert client.post(f"/api/events/{first}/replay", headers=ADMIN).status_code == 200
     ends_as(parts, first, State.DELIVERED, 30)
     assert sandbox.sandbox.tags(ALICE)["n"] == 2

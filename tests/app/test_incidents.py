@@ -2,16 +2,14 @@
 
 from typing import Any
 
-import pytest
 from flask.testing import FlaskClient
 
-from bridge import clock
 from bridge.fields import instant
 from bridge.parts import parts_of
 from bridge.sandbox import SandboxServer
 from tests.app.test_operator import make_dead, state_of
 from tests.app.test_pages import words
-from tests.conftest import ALICE, MakeApp, bearer, eventually, send
+from tests.conftest import ALICE, LetPass, MakeApp, bearer, eventually, send
 
 ADMIN = bearer("admin")
 
@@ -58,7 +56,7 @@ def test_the_dashboard_names_the_cause_and_the_campaign(
 
 
 def test_refused_credentials_are_no_cause_of_what_sessionm_refuses_later(
-    make_app: MakeApp, sandbox: SandboxServer, monkeypatch: pytest.MonkeyPatch
+    make_app: MakeApp, sandbox: SandboxServer, let_pass: LetPass
 ) -> None:
     client = make_app().test_client()
 
@@ -70,23 +68,20 @@ def test_refused_credentials_are_no_cause_of_what_sessionm_refuses_later(
 
     sandbox.sandbox.set_faults({"status": 401, "where": "connect"})
     assert "HTTP 401" in look_up(1)[0]
-    steady, now = clock.steady, clock.now
-    monkeypatch.setattr(clock, "steady", lambda: steady() + 10)
-    monkeypatch.setattr(clock, "now", lambda: now() + 10)
+    let_pass(10)
     sandbox.sandbox.set_faults({"ok_error": True, "code": "argument_error", "where": "connect"})
     assert look_up(5) == ["SessionM Connect refuses one call after the other."]
 
 
 def test_a_refusal_that_has_not_been_tried_again_is_reported_in_the_past_tense(
-    client: FlaskClient, sandbox: SandboxServer, monkeypatch: pytest.MonkeyPatch
+    client: FlaskClient, sandbox: SandboxServer, let_pass: LetPass
 ) -> None:
     sandbox.sandbox.set_faults({"ok_error": True, "code": "argument_error", "where": "connect"})
     for number in range(5):
         client.get(f"/connected-content/offers?user_id={number}", headers=bearer("content"))
     assert "SessionM Connect ! refuses us" in words(client.get("/dashboard", headers=ADMIN))
     sandbox.sandbox.set_faults({})
-    steady = clock.steady
-    monkeypatch.setattr(clock, "steady", lambda: steady() + 30)
+    let_pass(30)
     seen = words(client.get("/dashboard", headers=ADMIN))
     assert "SessionM Connect ! refused us until 20" in seen
     assert "UTC ; no call since" in seen
