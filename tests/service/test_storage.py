@@ -61,7 +61,8 @@ def is_hit(service: Service, path: str) -> bool:
 def test_a_lock_on_the_databases_holds_up_neither_hits_nor_pages(
     make_service: MakeService, tmp_path: Path
 ) -> None:
-    service = make_service()
+    # On a busy machine an answer may come after the usual deadline, which is not asked here.
+    service = make_service(BRIDGE_LOOKUP_DEADLINE="10")
     assert service.webhook(user_id=ALICE, braze_campaign_id="summer").status_code == 202
     eventually(lambda: service.health()["checks"]["delivery"]["queued"] == 0)
     hit = f"/connected-content/tags?user_id={ALICE}"
