@@ -122,6 +122,11 @@ OFFERS = (
             "would be accepted , and would write: braze_campaign_example-campaign-id for 30 d",
         ),
         ('{"braze_campaign_id": "x"}', "this would be rejected. 422"),
+        ('{"campain_id": "x", "custmer_id": "y"}', '"custmer_id" (did you mean user_id?)'),
+        (
+            '{"campaign_id": "x", "user_id": "y", "tgas": "vip"}',
+            'no such field: "tgas" (did you mean tags?). Show as',
+        ),
         # An answer printed as JSON is no webhook.
         (OFFERS + "{{wallet | as_json_string}}", "Rendered: 1 call answered. Show as"),
         ("{% for i in (1..100000000) %}x{% endfor %}", "the loops take over 100,000 rounds"),
