@@ -314,7 +314,7 @@ def test_what_cannot_be_an_event_is_refused_in_words(
 
 NO_TAGS = ["", " ", None, True, 1.5, ["a"], LONG, "a\nb", "{{b}}", "\ud83d{{"]
 BAD_FIELDS: dict[str, list[Any]] = {
-    "user_id": ["{{${user_id}}}", LONG, "a\0b", "..", True, 1.5, ["u"]],
+    "user_id": ["{{${user_id}}}", LONG, "a\0b", "..", "“42”", True, 1.5, ["u"]],
     "external_id": ["{% x %}", LONG, {}],
     "campaign_id": ["${api_id}", {}, "a\nb"],
     "braze_canvas_id": ["{{a}}", False],
