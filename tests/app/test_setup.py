@@ -481,10 +481,10 @@ def test_a_call_shows_what_brazes_debugger_shows(render: Callable[..., str]) -> 
 def test_fields_are_listed_with_the_customers_values(client: FlaskClient) -> None:
     page = post(client, "/setup", part="outcome", source=OFFERS, customer=ALICE).text
     inserts = [unescape(one) for one in re.findall('data-insert="([^"]*)"', page)]
-    assert "{{ wallet.first.title | default: '…' }}" in inserts
+    assert "{{ wallet.first.title | default: '…' | escape }}" in inserts
     assert "{{ wallet.available_points | default: 0 }}" in inserts
     assert "{{ wallet.first.expires_at | date: '%d %B %Y' }}" in inserts
-    assert "{% for offer in wallet.offers %}\n  {{ offer.title }}\n{% endfor %}" in inserts
+    assert "{% for offer in wallet.offers %}\n  {{ offer.title | escape }}\n{% endfor %}" in inserts
     assert "Free barista coffee" in unescape(page)
 
 

@@ -179,9 +179,9 @@ def test_a_field_is_inserted_where_the_cursor_is(service: Service, open_page: Op
     title.focus()
     page.keyboard.press("Enter")
     expect(editor(page)).to_be_focused()
-    inserted = "{{ wallet.first.title | default: '…' }}"
+    inserted = "{{ wallet.first.title | default: '' | escape }}"
     expect(editor(page)).to_have_value(f"{source[:-1]}{inserted}!")
-    # What stands for a default is selected: the next keys replace it.
+    # The cursor is where the default goes, and no placeholder can reach a customer.
     page.keyboard.type("friend")
     expect(message(page)).to_contain_text("Hello Free barista coffee!")
     assert "default: 'friend'" in editor(page).input_value()
@@ -197,8 +197,8 @@ def test_fields_are_inserted_one_behind_the_other(service: Service, open_page: O
     for field in ("title", "expires_at", "available_points"):
         page.locator("button.insert", has_text=field).first.click()
     fields = (
-        "{{ wallet.first.title | default: '…' }}{{ wallet.first.expires_at | date: '%d %B %Y' }}"
-        "{{ wallet.available_points | default: 0 }}"
+        "{{ wallet.first.title | default: '' | escape }}"
+        "{{ wallet.first.expires_at | date: '%d %B %Y' }}{{ wallet.available_points | default: 0 }}"
     )
     expect(editor(page)).to_have_value(source + fields)
     # Nor is a field put into a tag with an output in it.
@@ -206,6 +206,16 @@ def test_fields_are_inserted_one_behind_the_other(service: Service, open_page: O
     page.locator("button.insert", has_text="available_points").first.click()
     inserted = "%}{{ wallet.available_points | default: 0 }}"
     expect(editor(page)).to_have_value(source.replace("%}", inserted, 1) + fields)
+    # A push message shows HTML codes as they are; the body of a webhook is JSON.
+    page.get_by_text("Push or SMS", exact=True).click()
+    editor(page).press("Control+End")
+    page.locator("button.insert", has_text="title").first.click()
+    expect(editor(page)).to_have_value(re.compile(r"wallet.first.title \| default: '' }}$"))
+    call = source[: source.index("%}") + 2]
+    editor(page).fill(f'{{"a": "{call}"')
+    expect(page.locator(".views")).to_have_attribute("data-kind", "source")
+    page.locator("button.insert", has_text="title").first.click()
+    expect(editor(page)).to_have_value(re.compile("default: '' [|] json_escape }}$"))
 
 
 def test_the_fields_stay_while_the_message_has_a_fault(
