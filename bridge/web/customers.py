@@ -105,10 +105,11 @@ def about(parts: Parts, customer: Customer) -> dict[str, Any]:
     # In the order in which messages get them.
     answer = parts.lookups.customer(Query(customer), time.monotonic())
     lookup = json.loads(answer.body)
+    of_other_kind = lookup["status"] == "not_found" and _is_known(parts, customer.of_other_kind)
     held = parts.chronicle.delivery_reasons()
     return {
         "customer": customer.ids,
-        "findings": findings(lookup, theirs, len(waiting), held),
+        "findings": findings(lookup, theirs, len(waiting), held, of_other_kind=of_other_kind),
         "lookup": lookup,
         "pending": [
             {
@@ -124,11 +125,18 @@ def about(parts: Parts, customer: Customer) -> dict[str, Any]:
     }
 
 
+def _is_known(parts: Parts, customer: Customer) -> bool:
+    answer = parts.lookups.tags(Query(customer), time.monotonic())
+    return bool(json.loads(answer.body)["status"] == "ok")
+
+
 def findings(
     lookup: Mapping[str, Any],
     events: Sequence[Mapping[str, Any]],
     waiting: int,
     held: Sequence[str],
+    *,
+    of_other_kind: bool = False,
 ) -> list[str]:
     """Say why a message to this customer may lack something. Pure.
 
@@ -137,10 +145,13 @@ def findings(
         events: the customer's events, newest first.
         waiting: the number of writes that wait.
         held: sentences about what holds delivery up.
+        of_other_kind: whether SessionM knows the ID as one of the other type.
     """
     said = []
-    if lookup["status"] == "not_found":
-        said.append("SessionM does not know this customer: lookups are empty. Check the ID type.")
+    if of_other_kind:
+        said.append("The ID type is wrong: SessionM knows this ID as one of the other type.")
+    elif lookup["status"] == "not_found":
+        said.append("SessionM does not know this customer: lookups are empty.")
     elif lookup["status"] == "unavailable":
         said.append(f"Lookups are empty now. {lookup['reason']}")
     elif not lookup["offers"]:

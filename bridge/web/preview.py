@@ -203,7 +203,7 @@ class _Inside:
         self._keyring = Keyring(parts_of(current_app).settings)
         self.customer, self.status = customer, "not_found"
         self.swapped = False
-        for one in (customer, _of_other_kind(customer)):
+        for one in (customer, customer.of_other_kind):
             status = self.look("tags", one).get("status", "unavailable")
             if status != "not_found":
                 self.customer, self.status = one, status
@@ -240,7 +240,7 @@ class _Inside:
 
     def _as_known(self, query: str) -> str:
         """*query* by the kind of identifier that SessionM knows the customer by."""
-        wrong = _of_other_kind(self.customer)
+        wrong = self.customer.of_other_kind
         asked = parse_qsl(query, keep_blank_values=True)
         if (wrong.kind, wrong.id) not in asked or self.status != "ok":
             return query
@@ -274,10 +274,6 @@ class _Inside:
         return bool(
             by_name or BASIC_PLACEHOLDER in given or self._keyring.accepts("content", given)
         )
-
-
-def _of_other_kind(customer: Customer) -> Customer:
-    return Customer("external_id" if customer.kind == "user_id" else "user_id", customer.id)
 
 
 def _object(answer: ContentAnswer) -> dict[str, Any]:

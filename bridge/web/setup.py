@@ -209,7 +209,7 @@ def _page(given: Mapping[str, str], status: int = 200, **more: Any) -> Response:
     given = {**given, **_with_examples(snippets()[chosen], given)}
     planned = planning(request.args)
     people = candidates(parts)
-    first = next((one.customer for one in people if one.is_known), None)
+    first = people[0].customer if people else None
     typed = given.get("customer", first.id if first else "").strip()
     return page(
         "setup.html",

@@ -110,6 +110,8 @@ def test_a_customer_is_shown_with_pending_writes_and_events(
     unknown = about(client, external_id="nobody")
     assert "does not know this customer" in unknown["findings"][0]
     assert "No send has named this customer" in unknown["findings"][1]
+    for wrong in ({"external_id": ALICE}, {"user_id": "loyal-1001"}):
+        assert "The ID type is wrong" in about(client, **wrong)["findings"][0]
 
 
 @pytest.mark.parametrize("method", ["GET", "DELETE"])
