@@ -16,8 +16,16 @@ const kept = {
 
 // --- Secrets: typed once, kept in this tab, filled into what is copied ----------------------------
 
+// What people type in place of a secret: the key's name, a word of the page, a placeholder.
+function isNoSecret(typed, name) {
+  return /[\s<>…{}]|^(YOUR-.*|webhook|content|trigger|bridge|secret|password)$/i.test(typed) || typed === name;
+}
+
 function fill(scope) {
-  const secret = kept.get(`secret.${scope}`) || "";
+  const typed = kept.get(`secret.${scope}`) || "";
+  const isWrong = isNoSecret(typed, document.querySelector(`[data-secret="${scope}"]`).dataset.name);
+  document.querySelector(`[data-doubt="${scope}"]`).hidden = !isWrong;
+  const secret = isWrong ? "" : typed;
   const placeholder = `YOUR-${scope.toUpperCase()}-SECRET`;
   for (const place of document.querySelectorAll(`[data-fill="${scope}"]`)) {
     place.textContent = place.dataset.pattern.replaceAll(placeholder, () => secret || placeholder);

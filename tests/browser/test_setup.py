@@ -377,6 +377,22 @@ def test_a_secret_is_typed_once_and_leaves_the_browser_never(
 # --- Steps that turn green ------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("typed", ["<secret>", "test", "Bearer webhook"])
+def test_what_is_no_secret_fills_in_nothing(
+    service: Service, open_page: OpenPage, typed: str
+) -> None:
+    page = open_setup(service, open_page)
+    secret = page.get_by_label("Secret of the webhook key test")
+    warning = page.locator('[data-doubt="webhook"]')
+    expect(warning).to_be_hidden()
+    secret.fill(typed)
+    expect(warning).to_be_visible()
+    expect(page.locator("#webhook_campaign-auth")).to_have_text("Bearer YOUR-WEBHOOK-SECRET")
+    secret.fill("s3cr&t$1")
+    expect(warning).to_be_hidden()
+    expect(page.locator("#webhook_campaign-auth")).to_have_text("Bearer s3cr&t$1")
+
+
 def test_a_test_send_turns_the_page_green_by_itself(
     own_service: Service, open_page: OpenPage
 ) -> None:
