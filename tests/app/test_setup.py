@@ -100,6 +100,7 @@ OFFERS = (
         ("{% endfor %}", "Line 1, column 1 : endfor belongs to no open tag here"),
         ("{% if 'a' > 5 %}x{% endif %}", "a text cannot be compared with the number 5"),
         (OFFERS + "{{wallet.frist.title}}", "wallet.frist does not exist; did you mean first ?"),
+        (OFFERS.replace(":save wallet", "") + "{{wallet.count}}", "its answer with :save wallet"),
         ("a{% promotion('spring') %}b", "a[promotion('spring')]b"),
         ("{{content_blocks.${footer}}}", "give its text as a test value"),
         ("a<!-- " + OFFERS + " -->b", "ab Connected Content calls none"),
