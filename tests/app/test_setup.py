@@ -668,6 +668,9 @@ def test_a_send_with_a_wrong_key_is_shown(client: FlaskClient) -> None:
     assert "! Webhook wrong key" in seen
     assert seen.count("1 send of the last 15 minutes had a wrong key, or none") == 2
     assert seen.count("holds no webhook key of the bridge") == 2
+    # A later test send shows that the key is corrected.
+    send(client, braze_campaign_id="summer", dispatch_id=UNSENT)
+    assert "had a wrong key" not in arrived(client)
 
 
 def test_a_message_with_a_wrong_key_is_shown(client: FlaskClient) -> None:
@@ -720,4 +723,6 @@ def test_a_connected_content_call_marks_the_credential(client: FlaskClient) -> N
     assert progress_of(client)["steps"]["credential"]
     seen = arrived(client)
     assert "Braze uses the credential. 1 Connected Content call answered" in seen
+    # A success is not contradicted in red.
+    assert "notice bad" not in client.get("/setup?part=progress", headers=ADMIN).text
     assert re.search(r"the last one at \d{4}-\d\d-\d\d \d\d:\d\d UTC", seen)
