@@ -76,6 +76,7 @@ def test_a_campaign_has_a_page_with_its_funnel_and_its_reasons(
         assert part in answer
     assert "Why events are dead 1 HTTP 200: VALIDATION" in answer
     assert client.get("/campaigns/nonsense", headers=ADMIN).status_code == 404
+    assert client.get("/campaigns", headers=ADMIN).headers["Location"] == "/dashboard#campaigns"
     refused = client.get("/campaigns/trigger/send", headers=ADMIN)
     assert (refused.status_code, refused.headers["Allow"]) == (405, "POST")
     assert "Summer promotion" in get(client, "/events")

@@ -509,6 +509,9 @@ def test_every_screen_shows_all_of_it(service: Service, open_page: OpenPage, wid
     assert right
     # Side by side where there is room.
     assert (abs(left["y"] - right["y"]) < 100) == (width >= 960)
+    # All snippets are in view, on a narrow screen by a finger.
+    cut = page.locator(".gallery").evaluate("(one) => one.scrollWidth > one.clientWidth")
+    assert cut == (width < 960)
 
 
 def test_axe_finds_nothing_in_any_state(own_service: Service, open_page: OpenPage) -> None:
