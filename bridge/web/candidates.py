@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 import requests
 
-from bridge.customer import CUSTOMER_KINDS, Customer
+from bridge.customer import CUSTOMER_KINDS, Customer, CustomerKind
 from bridge.network.proxy import LOOPBACK_DIRECT
 from bridge.outbox.model import Direction, State
 from bridge.outbox.search import Filter
@@ -36,19 +36,20 @@ class Candidate:
     about: str
 
 
-def candidates(parts: Parts) -> list[Candidate]:
-    """Return up to `MOST` customers that SessionM knows: those of the newest sends first."""
+def candidates(parts: Parts, kind: CustomerKind) -> list[Candidate]:
+    """Return up to `MOST` customers that SessionM knows: those of the newest sends first.
+
+    Each is named by the identifier of *kind*, if that is known.
+    """
     of_sandbox = {one.customer: one for one in _of_sandbox(parts)}
     found = dict.fromkeys([*_of_events(parts), *of_sandbox])
     names = parts.lookups.names(found)
-    chosen: list[Candidate] = []
-    ids: set[str] = set()
+    chosen: dict[str, Candidate] = {}
     for customer in found:
-        theirs = {name.id for name in names[customer]}
-        if ids.isdisjoint(theirs):
-            chosen.append(of_sandbox.get(customer) or Candidate(customer, "in a recent send"))
-        ids |= theirs
-    return chosen[:MOST]
+        named = next((name for name in names[customer] if name.kind == kind), customer)
+        candidate = of_sandbox.get(named) or Candidate(named, "in a recent send")
+        chosen.setdefault(named.id, candidate)
+    return [*chosen.values()][:MOST]
 
 
 def _of_events(parts: Parts) -> Iterator[Customer]:

@@ -217,7 +217,7 @@ def _page(given: Mapping[str, str], status: int = 200, **more: Any) -> Response:
     source, chosen, aside = _source(given, base, kind)
     given = {**given, **_with_examples(snippets()[chosen], given)}
     planned = planning(request.args)
-    people = candidates(parts)
+    people = candidates(parts, kind)
     first = people[0].customer if people else None
     typed = given.get("customer", first.id if first else "").strip()
     return page(
