@@ -105,11 +105,12 @@ def about(parts: Parts, customer: Customer) -> dict[str, Any]:
     # In the order in which messages get them.
     answer = parts.lookups.customer(Query(customer), time.monotonic())
     lookup = json.loads(answer.body)
-    of_other_kind = lookup["status"] == "not_found" and _is_known(parts, customer.of_other_kind)
+    other = customer.of_other_kind
+    known_as = other.kind if lookup["status"] == "not_found" and _is_known(parts, other) else None
     held = parts.chronicle.delivery_reasons()
     return {
         "customer": customer.ids,
-        "findings": findings(lookup, theirs, len(waiting), held, of_other_kind=of_other_kind),
+        "findings": findings(lookup, theirs, len(waiting), held, known_as),
         "lookup": lookup,
         "pending": [
             {
@@ -135,8 +136,7 @@ def findings(
     events: Sequence[Mapping[str, Any]],
     waiting: int,
     held: Sequence[str],
-    *,
-    of_other_kind: bool = False,
+    known_as: CustomerKind | None = None,
 ) -> list[str]:
     """Say why a message to this customer may lack something. Pure.
 
@@ -145,11 +145,12 @@ def findings(
         events: the customer's events, newest first.
         waiting: the number of writes that wait.
         held: sentences about what holds delivery up.
-        of_other_kind: whether SessionM knows the ID as one of the other type.
+        known_as: the other kind of identifier, if SessionM knows the ID as one.
     """
     said = []
-    if of_other_kind:
-        said.append("The ID type is wrong: SessionM knows this ID as one of the other type.")
+    if known_as:
+        named = "a user ID" if known_as == "user_id" else "an external ID"
+        said.append(f"SessionM knows this ID as {named}: choose that ID type.")
     elif lookup["status"] == "not_found":
         said.append("SessionM does not know this customer: lookups are empty.")
     elif lookup["status"] == "unavailable":

@@ -111,8 +111,10 @@ def test_a_customer_is_shown_with_pending_writes_and_events(
     unknown = about(client, external_id="nobody")
     assert "does not know this customer" in unknown["findings"][0]
     assert "No send has named this customer" in unknown["findings"][1]
-    for wrong in ({"external_id": ALICE}, {"user_id": "loyal-1001"}):
-        assert "The ID type is wrong" in about(client, **wrong)["findings"][0]
+    wrong = {"a user ID": {"external_id": ALICE}, "an external ID": {"user_id": "loyal-1001"}}
+    for kind, ids in wrong.items():
+        says = f"SessionM knows this ID as {kind}: choose that ID type."
+        assert about(client, **ids)["findings"][0] == says
 
 
 @pytest.mark.parametrize("method", ["GET", "DELETE"])
