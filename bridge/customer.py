@@ -27,6 +27,11 @@ class Customer(NamedTuple):
         """The customer as JSON: ``{"user_id": "…"}``."""
         return {self.kind: self.id}
 
+    @property
+    def of_other_kind(self) -> "Customer":
+        """The customer whose identifier of the other kind has the same text."""
+        return Customer("external_id" if self.kind == "user_id" else "user_id", self.id)
+
     @classmethod
     def of_sessionm(cls, key: str | None) -> "Customer | None":
         """Return the customer of a *key*; ``None`` if it is empty or an identifier of Braze."""

@@ -31,6 +31,7 @@ _LATEST = 253_402_300_799.0
 _LIQUID = re.compile(r"\{\{|\{%|\$\{")
 # Control characters, line separators, and lone surrogates, which UTF-8 cannot encode.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+CURLY_QUOTES = "\u201c\u201d\u201e\u201f\u2018\u2019\u201a\u201b\u00ab\u00bb"
 # Words that programs print for "no value", and that spreadsheets show for a failed formula.
 _NO_VALUE = re.compile(
     r"[<(]?(null|undefined|none|nil|nan)[>)]?|\[object object\]|\\n|#(n/a|nv|[a-z_/0]{2,12}[!?])",
@@ -170,12 +171,17 @@ def identifier(value: object, field: str) -> str | None:
     used if there is one: see `is_no_value`.
 
     Raises:
-        FieldError: as `text`, or the value is ``.`` or ``..``, or holds one of them between
-            slashes. A URL path cannot hold these, since a server before SessionM may resolve them.
+        FieldError: as `text`, or a curly quote is at its beginning or end, or the value is ``.``
+            or ``..``, or holds one of them between slashes. A URL path cannot hold these, since a
+            server before SessionM may resolve them.
     """
     found = text(value, field)
     if found and "." in found and not {".", ".."}.isdisjoint(re.split(r"[/\\]", found)):
         raise FieldError(field, 'cannot be "." or "..", nor hold one between slashes')
+    if found and not found.isascii() and not {found[0], found[-1]}.isdisjoint(CURLY_QUOTES):
+        raise FieldError(
+            field, f"is in curly quotes, pasted from a word processor: {shown(found)}. Delete them"
+        )
     return significant(found)
 
 

@@ -7,14 +7,13 @@ value that Liquid has inserted.
 import json
 import re
 
-from bridge.fields import shown
+from bridge.fields import CURLY_QUOTES, shown
 
 # Characters before and after the error in which the cause is searched.
 _AROUND = 300
-_CURLY = "\u201c\u201d\u201e\u201f\u2018\u2019\u201a\u201b\u00ab\u00bb"
 # A curly quote where JSON needs a straight one: next to punctuation of JSON.
-_CURLY_IN_USE = re.compile(rf"[{{,:\[]\s*[{_CURLY}]|[{_CURLY}]\s*(?:[:,}}\]]|$)")
-_NAME = re.compile(rf"[{{,]\s*[\"'{_CURLY}]?([\w .-]{{1,60}})[\"'{_CURLY}]?\s*:")
+_CURLY_IN_USE = re.compile(rf"[{{,:\[]\s*[{CURLY_QUOTES}]|[{CURLY_QUOTES}]\s*(?:[:,}}\]]|$)")
+_NAME = re.compile(rf"[{{,]\s*[\"'{CURLY_QUOTES}]?([\w .-]{{1,60}})[\"'{CURLY_QUOTES}]?\s*:")
 _LAST_TEXT = re.compile(r'"(?:[^"\\]|\\.)*"\s*$', re.DOTALL)
 
 
@@ -56,7 +55,7 @@ _PLAIN = {
 
 
 def _other_quotes(here: str, suspect: str) -> str:
-    if here in {*_CURLY} or _CURLY_IN_USE.search(suspect):
+    if here in {*CURLY_QUOTES} or _CURLY_IN_USE.search(suspect):
         return f"Curly quotes, pasted from a word processor? {_STRAIGHT}"
     if here in {"'", "`"}:
         return f"Single quotes? {_STRAIGHT}"

@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -459,8 +460,18 @@ def _about_ignored(ignored: Sequence[str]) -> str:
 
 def ignored_warning(ignored: Iterable[str]) -> str:
     """Return a sentence about the names in `Event.ignored`."""
-    names = ", ".join(f'"{name}"' for name in ignored)
+    names = ", ".join(
+        f'"{name}"' + (f" (did you mean {meant}?)" if (meant := similar_field(name)) else "")
+        for name in ignored
+    )
     return f"Ignored, since the webhook knows no such field: {names}."
+
+
+# The webhooks of a send have the same names.
+@lru_cache
+def similar_field(name: str) -> str:
+    """Return the field of a webhook that is most similar to *name*; "" if none is."""
+    return next(iter(get_close_matches(name.lower(), FIELDS, n=1, cutoff=0.7)), "")
 
 
 def _one_of(fields: Mapping[str, Any], *names: str) -> str | None:

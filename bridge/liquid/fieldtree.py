@@ -13,7 +13,8 @@ MOST_ITEMS = 3
 LONGEST = 80
 
 _NAME = re.compile(r"[A-Za-z_][\w-]*")
-_DATE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d.*")
+_DATE = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d.*)?")
+_NAME_OF_DATE = re.compile(r".*_(at|of|date)")
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class AnswerField:
     Attributes:
         name: the last part of its path; ``[0]`` for an item of a list.
         value: the customer's value, cut to one line; "" for an object with fields.
-        insert: the Liquid that inserts it, or "".
+        insert: the Liquid that inserts it, or ""; ``…`` is the gap for the author's own text.
         fields: the fields of an object, or the items of a list.
     """
 
@@ -45,7 +46,7 @@ def _field(name: str, path: str, value: Any, levels: int) -> AnswerField:
     if isinstance(value, list):
         inner = tuple(_of_list(path, value, levels - 1)) if levels else ()
         return AnswerField(name, _size(value), _of_all(name, path, value), inner)
-    return AnswerField(name, _shown(value), _single(path, value))
+    return AnswerField(name, _shown(value), _single(name, path, value))
 
 
 def _of_object(path: str, value: Mapping[str, Any], levels: int) -> Iterator[AnswerField]:
@@ -74,14 +75,14 @@ def _quoted(name: str) -> str:
     return f"[{quote}{name}{quote}]" if quote and "\n" not in name else ""
 
 
-def _single(path: str, value: Any) -> str:
+def _single(name: str, path: str, value: Any) -> str:
     if isinstance(value, bool):
         return f"{{% if {path} %}}…{{% endif %}}"
     if isinstance(value, int | float):
         return f"{{{{ {path} | default: 0 }}}}"
-    if _DATE.fullmatch(str(value)):
+    if _DATE.fullmatch(str(value)) or (not value and _NAME_OF_DATE.fullmatch(name)):
         return f"{{{{ {path} | date: '%d %B %Y' }}}}"
-    return f"{{{{ {path} | default: '…' }}}}"
+    return f"{{{{ {path} | default: '…' | escape }}}}"
 
 
 def _of_all(name: str, path: str, value: list[Any]) -> str:
@@ -91,7 +92,7 @@ def _of_all(name: str, path: str, value: list[Any]) -> str:
         item = name.removesuffix("s") if _NAME.fullmatch(name) and name.endswith("s") else "item"
         shown = "title" if "title" in first else next(iter(first), "")
         step = f".{shown}" if _NAME.fullmatch(shown) else ""
-        return f"{{% for {item} in {path} %}}\n  {{{{ {item}{step} }}}}\n{{% endfor %}}"
+        return f"{{% for {item} in {path} %}}\n  {{{{ {item}{step} | escape }}}}\n{{% endfor %}}"
     word = first if isinstance(first, str) and first and not set(first) & set("'\n") else "…"
     return f"{{% if {path} contains '{word}' %}}…{{% endif %}}"
 

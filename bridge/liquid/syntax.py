@@ -9,7 +9,7 @@ Braze adds references, ``${first_name}``, and outputs within a tag or another ou
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -324,6 +324,8 @@ class Variable(Expression):
     steps: tuple[Step, ...]
     # Not part of its `repr`, which names the group of a `cycle`.
     token: Token = field(repr=False, compare=False)
+    # Whether a note says what is wrong with its markup.
+    is_noted: bool = field(default=False, repr=False, compare=False)
 
     def evaluate(self, context: RenderContext) -> Any:
         run = run_of(context)
@@ -362,13 +364,20 @@ class Variable(Expression):
 
     def _warn_missing_root(self, name: Any, context: RenderContext) -> None:
         run, place = run_of(context), position(self.token)
+        if self.is_noted:
+            return
         if name in _NAMESPACES:
             run.warn_missing(place, self._path(len(self.steps)), "", is_data=True)
         elif name in PROFILE:
             run.warn_missing(place, name, f"; write `{{{{${{{name}}}}}}}`")
         elif isinstance(name, str) and name:
             known = [*context.locals, *context.globals]
-            run.warn_missing(place, name, did_you_mean(name, known))
+            hint = did_you_mean(name, known)
+            if name[0].isdigit():
+                hint = f"; put it in quotes: `'{name}'`"
+            elif not hint and any(not call.saved_as for call in run.calls.made):
+                hint = f"; a connected_content tag keeps its answer with `:save {name}`"
+            run.warn_missing(place, name, hint)
 
     def _content_block(self, context: RenderContext) -> str:
         run = run_of(context)
@@ -388,8 +397,8 @@ def _variable(markup: str, token: Token) -> Variable:
         _note_ignored_rest(markup, rest, token)
     steps = [Step(part, _key(part, token)) for part in parts or [""]]
     if isinstance(steps[0].key, Reference):
-        return Variable(None, tuple(steps), token)
-    return Variable(steps[0], tuple(steps[1:]), token)
+        return Variable(None, tuple(steps), token, bool(rest))
+    return Variable(steps[0], tuple(steps[1:]), token, bool(rest))
 
 
 def _parts(markup: str) -> tuple[list[str], str]:
@@ -415,7 +424,7 @@ def _note_ignored_rest(markup: str, rest: str, token: Token) -> None:
     elif re.search("[<>=!]", rest):
         note(token, f"Braze reads `{markup}` as one name: put spaces around `{rest}`")
     elif "%" in rest:
-        note(token, f"Braze ignores `{rest}` in `{markup}`; put it in quotes: `'{markup}'`")
+        note(token, f"Braze ignores % in `{markup}`; put it in quotes: `'{markup}'`")
     else:
         note(token, f"Braze ignores `{rest}` in `{markup}`")
 
@@ -550,8 +559,10 @@ def _parse_filters(markup: str, token: Token) -> list[AppliedFilter]:
             given = [argument[1] for argument in _ARGUMENT.finditer(found[0])]
             after = found[0][name.end() :].strip()
             rest = _ARGUMENT.sub("", after).strip(": ")
-            note_ignored(token, rest, _corrected_filter(name[0], after))
-            parsed.append(_filter(name[0], given, token))
+            note_ignored(token, rest, corrected := _corrected_filter(name[0], after))
+            # One note is enough for a value without quotes.
+            with collect_notes() if rest and corrected else nullcontext():
+                parsed.append(_filter(name[0], given, token))
     return parsed
 
 

@@ -3,8 +3,9 @@
 from collections import Counter
 from typing import Any
 
-from flask import Blueprint, Response, current_app
+from flask import Blueprint, Response, current_app, redirect
 from werkzeug.exceptions import MethodNotAllowed, NotFound
+from werkzeug.wrappers import Response as BaseResponse
 
 from bridge.outbox.extent import kind_of, text_of
 from bridge.outbox.model import State
@@ -28,6 +29,13 @@ _FUNNEL = (
     ("expired", "expired", "warn"),
     ("discarded", "discarded", "calm"),
 )
+
+
+@bp.get("/campaigns")
+@scope("viewer")
+def show_all() -> BaseResponse:
+    """Lead to the table of all campaigns and Canvases."""
+    return redirect("/dashboard#campaigns")
 
 
 @bp.get("/campaigns/<path:campaign_id>")

@@ -7,8 +7,9 @@ from urllib.parse import urlsplit
 
 import requests
 
-from bridge.customer import CUSTOMER_KINDS, Customer
+from bridge.customer import CUSTOMER_KINDS, Customer, CustomerKind
 from bridge.network.proxy import LOOPBACK_DIRECT
+from bridge.outbox.model import Direction, State
 from bridge.outbox.search import Filter
 from bridge.parts import Parts
 from bridge.storage.database import StoreUnavailableError
@@ -29,38 +30,40 @@ class Candidate:
 
     Attributes:
         about: which one it is.
-        is_known: whether SessionM has taken tags for this customer.
     """
 
     customer: Customer
     about: str
-    is_known: bool
 
 
-def candidates(parts: Parts) -> list[Candidate]:
-    """Return up to `MOST` customers: those of the newest sends first."""
-    known = {one.customer: one for one in _of_sandbox(parts)}
-    found: dict[Customer, Candidate] = {}
-    for one in _of_events(parts):
-        if one.is_known or one.customer not in found:
-            found[one.customer] = one
-    return [known.get(customer, one) for customer, one in (found | known).items()][:MOST]
+def candidates(parts: Parts, kind: CustomerKind) -> list[Candidate]:
+    """Return up to `MOST` customers that SessionM knows: those of the newest sends first.
+
+    Each is named by the identifier of *kind*, if that is known.
+    """
+    of_sandbox = {one.customer: one for one in _of_sandbox(parts)}
+    found = dict.fromkeys([*_of_events(parts), *of_sandbox])
+    names = parts.lookups.names(found)
+    chosen: dict[str, Candidate] = {}
+    for customer in found:
+        named = next((name for name in names[customer] if name.kind == kind), customer)
+        candidate = of_sandbox.get(named) or Candidate(named, "in a recent send")
+        chosen.setdefault(named.id, candidate)
+    return [*chosen.values()][:MOST]
 
 
-def _of_events(parts: Parts) -> Iterator[Candidate]:
+def _of_events(parts: Parts) -> Iterator[Customer]:
+    """The customers that SessionM has taken tags for: others may be mistyped."""
+    delivered = Filter(state=State.DELIVERED, direction=Direction.TO_SESSIONM)
     try:
-        page = parts.events.find(Filter(), LOOKED_AT)
+        page = parts.events.find(delivered, LOOKED_AT)
     except StoreUnavailableError as error:
         log.warning("no recent customers: %s", error, extra={"action": "candidates_unreadable"})
         return
     for event in page.events:
-        if event["state"] == "rejected":
-            continue
         for kind in CUSTOMER_KINDS:
-            # The customer of a message may be unknown to SessionM.
             if customer_id := event["customer"].get(kind):
-                is_known = event["state"] == "delivered" and event["direction"] == "to_sessionm"
-                yield Candidate(Customer(kind, customer_id), "in a recent send", is_known)
+                yield Customer(kind, customer_id)
 
 
 def _of_sandbox(parts: Parts) -> Iterator[Candidate]:
@@ -77,4 +80,4 @@ def _of_sandbox(parts: Parts) -> Iterator[Candidate]:
         return
     for one in listed[:MOST]:
         about = f"{one['available_points']:,} points"
-        yield Candidate(Customer("user_id", one["user_id"]), about, is_known=True)
+        yield Candidate(Customer("user_id", one["user_id"]), about)

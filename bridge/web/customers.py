@@ -105,10 +105,12 @@ def about(parts: Parts, customer: Customer) -> dict[str, Any]:
     # In the order in which messages get them.
     answer = parts.lookups.customer(Query(customer), time.monotonic())
     lookup = json.loads(answer.body)
+    other = customer.of_other_kind
+    known_as = other.kind if lookup["status"] == "not_found" and _is_known(parts, other) else None
     held = parts.chronicle.delivery_reasons()
     return {
         "customer": customer.ids,
-        "findings": findings(lookup, theirs, len(waiting), held),
+        "findings": findings(lookup, theirs, len(waiting), held, known_as),
         "lookup": lookup,
         "pending": [
             {
@@ -124,11 +126,17 @@ def about(parts: Parts, customer: Customer) -> dict[str, Any]:
     }
 
 
+def _is_known(parts: Parts, customer: Customer) -> bool:
+    answer = parts.lookups.tags(Query(customer), time.monotonic())
+    return bool(json.loads(answer.body)["status"] == "ok")
+
+
 def findings(
     lookup: Mapping[str, Any],
     events: Sequence[Mapping[str, Any]],
     waiting: int,
     held: Sequence[str],
+    known_as: CustomerKind | None = None,
 ) -> list[str]:
     """Say why a message to this customer may lack something. Pure.
 
@@ -137,10 +145,14 @@ def findings(
         events: the customer's events, newest first.
         waiting: the number of writes that wait.
         held: sentences about what holds delivery up.
+        known_as: the other kind of identifier, if SessionM knows the ID as one.
     """
     said = []
-    if lookup["status"] == "not_found":
-        said.append("SessionM does not know this customer: lookups are empty. Check the ID type.")
+    if known_as:
+        named = "a user ID" if known_as == "user_id" else "an external ID"
+        said.append(f"SessionM knows this ID as {named}: choose that ID type.")
+    elif lookup["status"] == "not_found":
+        said.append("SessionM does not know this customer: lookups are empty.")
     elif lookup["status"] == "unavailable":
         said.append(f"Lookups are empty now. {lookup['reason']}")
     elif not lookup["offers"]:

@@ -94,7 +94,14 @@ _REFUSALS = {
     422: "The request is incomplete or inconsistent; the message names what is missing.",
     429: "SessionM's rate limit is reached.",
     500: "SessionM is unavailable. Braze retries this.",
-    503: "The bridge cannot store or read now. Braze retries this.",
+}
+_NO_DATABASE = "The bridge cannot reach its database: nothing was read or changed. Try again."
+# 503 by scope.
+_UNAVAILABLE = {
+    "webhook": "Nothing was stored: `store_unavailable`, the bridge cannot reach its database; or "
+    "`queue_full`, its backlog is full. Braze retries by itself, after `Retry-After`.",
+    "trigger": "Nothing was stored: `store_unavailable`, the bridge cannot reach its database; or "
+    "`queue_full`, its backlog is full. SessionM must send it again.",
 }
 # Value of `kind` in a route's defaults -> words.
 _KINDS = dict.fromkeys(("users", "user_id"), "by user ID") | dict.fromkeys(
@@ -243,7 +250,9 @@ def _described(
         "tags": [TAGS["dashboard"].name if operation.is_page else tag.name],
         "parameters": parameters,
         "responses": {
-            str(status): _response(status, operation, references, is_refusal=status in refused)
+            str(status): _response(
+                status, operation, references, required, is_refusal=status in refused
+            )
             for status in sorted({*operation.answers, *refused})
         },
         "x-codeSamples": [{"lang": "Shell", "label": "curl", "source": curl}],
@@ -322,14 +331,15 @@ def _response(
     status: int,
     operation: Operation,
     references: Mapping[type[BaseModel], Schema],
+    required: str,
     *,
     is_refusal: bool,
 ) -> Schema:
     models = list(operation.answers.get(status, ()))
-    sentences = [_sentence(model) for model in models]
+    sentences = [_sentence(model) if status != 503 else _when_503(model) for model in models]
     if is_refusal and models != [shapes.Error]:
         models.append(shapes.Error)
-        sentences.append(_REFUSALS[status])
+        sentences.append(_REFUSALS.get(status) or _UNAVAILABLE.get(required, _NO_DATABASE))
     schemas = [references[model] for model in models]
     response: Schema = {
         "description": " Or: ".join(sentences) or _DONE.get(status, "The document."),
@@ -391,6 +401,15 @@ def _curl_body(operation: Operation, fields: Mapping[str, Any] | None) -> list[s
         return ["-X POST"]
     body = json.dumps(fields, ensure_ascii=False)
     return ["-H 'Content-Type: application/json'", f"-d '{body}'"]
+
+
+def _when_503(model: type[BaseModel]) -> str:
+    if model is shapes.Health:
+        return "`status` is `down`: events cannot be stored."
+    return (
+        "`status` is `unavailable`: SessionM failed and no usable answer is cached, and the call "
+        "has `on_error=retry`, so that Braze's `:retry` tries again. Without it, this is a 200."
+    )
 
 
 def _sentence(model: type[BaseModel]) -> str:

@@ -13,12 +13,13 @@ from werkzeug.exceptions import HTTPException
 
 from bridge.customer import Customer
 from bridge.fields import counted
-from bridge.intake.payload import FIELDS, RefusedError
+from bridge.intake.payload import RefusedError, similar_field
 from bridge.liquid.connected_content import ConnectedContentCall, ContentAnswer, ContentRequest
 from bridge.liquid.fieldtree import AnswerField, field_tree
 from bridge.liquid.render import LiquidError, render
 from bridge.liquid.snippets import BASIC_PLACEHOLDER
 from bridge.lookups.models import LookupHead
+from bridge.outbox.accept import warnings_of
 from bridge.outbox.events import Stored
 from bridge.outbox.model import State
 from bridge.parts import parts_of
@@ -103,6 +104,7 @@ class Trial:
         fields: one tree for each variable that holds an answer.
         refusal: why the text would be rejected as a webhook's body; "" if it would not, or is none.
         writes: what it would write as a webhook's body.
+        webhook_warnings: as Braze would be answered.
     """
 
     message: Preview
@@ -112,6 +114,7 @@ class Trial:
     fields: tuple[AnswerField, ...]
     refusal: str
     writes: tuple[PreviewWrite, ...]
+    webhook_warnings: tuple[str, ...]
 
     @property
     def is_json(self) -> bool:
@@ -120,14 +123,14 @@ class Trial:
     @property
     def summary(self) -> str:
         """The outcome in one line, for everybody and for screen readers."""
-        warnings = self.message.warnings
+        warnings = len(self.message.warnings) + len(self.webhook_warnings)
         if self.message.problem:
             return "The message cannot be rendered."
         became = "Nothing would be sent" if self.message.aborted is not None else "Rendered"
         ended = self.message.counts.items()
         words = [f"{counted(number, 'call')} {outcome}" for outcome, number in ended]
         if warnings:
-            words.append(counted(len(warnings), "warning"))
+            words.append(counted(warnings, "warning"))
         return ": ".join([became, ", ".join(words)] if words else [became]) + "."
 
 
@@ -140,8 +143,10 @@ def try_out(source: str, customer: Customer, attributes: Mapping[str, Any], base
     """
     inside = _Inside(base_url, customer)
     message = _preview(source, {**attributes, "user_id": customer.id}, inside, base_url)
-    is_webhook = message.source.startswith("{") and _WEBHOOK.search(source)
-    refusal, writes = _as_webhook(message.text) if is_webhook else ("", ())
+    is_webhook = message.source.startswith("{") and any(
+        similar_field(name) for name in _FIELD_NAMES.findall(source)[:50]
+    )
+    refusal, writes, warnings = _as_webhook(message.text) if is_webhook else ("", (), ())
     return Trial(
         message,
         inside.customer,
@@ -150,6 +155,7 @@ def try_out(source: str, customer: Customer, attributes: Mapping[str, Any], base
         _trees(inside, message.calls),
         refusal,
         writes,
+        warnings,
     )
 
 
@@ -197,7 +203,7 @@ class _Inside:
         self._keyring = Keyring(parts_of(current_app).settings)
         self.customer, self.status = customer, "not_found"
         self.swapped = False
-        for one in (customer, _of_other_kind(customer)):
+        for one in (customer, customer.of_other_kind):
             status = self.look("tags", one).get("status", "unavailable")
             if status != "not_found":
                 self.customer, self.status = one, status
@@ -234,7 +240,7 @@ class _Inside:
 
     def _as_known(self, query: str) -> str:
         """*query* by the kind of identifier that SessionM knows the customer by."""
-        wrong = _of_other_kind(self.customer)
+        wrong = self.customer.of_other_kind
         asked = parse_qsl(query, keep_blank_values=True)
         if (wrong.kind, wrong.id) not in asked or self.status != "ok":
             return query
@@ -268,10 +274,6 @@ class _Inside:
         return bool(
             by_name or BASIC_PLACEHOLDER in given or self._keyring.accepts("content", given)
         )
-
-
-def _of_other_kind(customer: Customer) -> Customer:
-    return Customer("external_id" if customer.kind == "user_id" else "user_id", customer.id)
 
 
 def _object(answer: ContentAnswer) -> dict[str, Any]:
@@ -334,13 +336,14 @@ _PLACE = re.compile(r"[Ll]ine (\d+), column (\d+): ")
 
 
 # A webhook's template names the fields of its JSON; one that prints an answer as JSON does not.
-_WEBHOOK = re.compile(rf"""[{{,"“”]\s*(?:{"|".join(FIELDS)})["“”]?\s*:""")
+_FIELD_NAMES = re.compile(r"""[{,"“”]\s*(\w+)["“”]?\s*:""")
 
 
-def _as_webhook(body: str) -> tuple[str, tuple[PreviewWrite, ...]]:
+def _as_webhook(body: str) -> tuple[str, tuple[PreviewWrite, ...], tuple[str, ...]]:
     arrived = Stored("", State.REJECTED, body.encode(), "application/json", None)
     try:
         read = parts_of(current_app).acceptor.read_again(arrived)
     except RefusedError as refusal:
-        return f"{refusal.status}: {refusal}", ()
-    return "", tuple(PreviewWrite(write.tags, write.ttl) for write in read.writes)
+        return f"{refusal.status}: {refusal}", (), ()
+    writes = tuple(PreviewWrite(write.tags, write.ttl) for write in read.writes)
+    return "", writes, warnings_of(read)

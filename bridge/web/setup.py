@@ -27,7 +27,16 @@ from bridge.web.operation import PAGE
 from bridge.web.pages import base_url, guard, name_campaigns, page
 from bridge.web.pictures import pictures
 from bridge.web.planning import planning
-from bridge.web.preview import CREDENTIAL, STAND_IN, Trial, cache_words, located, pretty, try_out
+from bridge.web.preview import (
+    CAMPAIGN,
+    CREDENTIAL,
+    STAND_IN,
+    Trial,
+    cache_words,
+    located,
+    pretty,
+    try_out,
+)
 from bridge.web.progress import SetupProgress, begin, progress
 
 bp = Blueprint("setup", __name__)
@@ -208,8 +217,8 @@ def _page(given: Mapping[str, str], status: int = 200, **more: Any) -> Response:
     source, chosen, aside = _source(given, base, kind)
     given = {**given, **_with_examples(snippets()[chosen], given)}
     planned = planning(request.args)
-    people = candidates(parts)
-    first = next((one.customer for one in people if one.is_known), None)
+    people = candidates(parts, kind)
+    first = people[0].customer if people else None
     typed = given.get("customer", first.id if first else "").strip()
     return page(
         "setup.html",
@@ -241,16 +250,16 @@ def _page(given: Mapping[str, str], status: int = 200, **more: Any) -> Response:
             (size, size / planned.pace.core, ceil(size / ROWS_OF_JOB)) for size in AUDIENCES
         ],
         ask=request.args,
-        **{**_HELPERS, **_NO_MESSAGE, **more},
+        **{**_HELPERS, "message_body": _example_message(first), **more},
     )
 
 
-_NO_MESSAGE: dict[str, Any] = {
-    "message_body": '{\n  "advanced_settings": {"braze_campaign_id": "…"},\n  "user_id": "…",\n'
-    '  "user_offer_id": "…",\n  "title": "Free coffee"\n}',
-    "message_calls": [],
-    "message_problem": "",
-}
+def _example_message(customer: Customer | None) -> str:
+    """A body of SessionM's that can be tried out as it is."""
+    ids = customer.ids if customer else {"user_id": "example-customer-id"}
+    settings = {"braze_campaign_id": CAMPAIGN["api_id"]}
+    offer = {"user_offer_id": "example-offer-id", "title": "Free coffee"}
+    return dumps({"advanced_settings": settings, **ids, **offer}, ensure_ascii=False, indent=2)
 
 
 def _in_order() -> dict[str, Snippet]:

@@ -289,6 +289,28 @@ document.addEventListener("keydown", (event) => {
   if (event.target.matches("[data-submit]")) event.target.form.requestSubmit();
 });
 
+// --- Finding an operation by its words ---------------------------------------------------------
+
+const find = document.getElementById("find");
+if (find) {
+  find.closest("[role=search]").hidden = false;
+  find.addEventListener("input", () => {
+    const words = find.value.toLowerCase().split(/\s+/);
+    let number = 0;
+    for (const section of document.querySelectorAll("[data-findable]")) {
+      const uses = [...section.querySelectorAll(".use")];
+      for (const use of uses) {
+        const text = use.textContent.toLowerCase();
+        use.hidden = !words.every((word) => text.includes(word));
+      }
+      const shown = uses.filter((use) => !use.hidden).length;
+      section.hidden = !shown;
+      number += shown;
+    }
+    document.getElementById("found").textContent = find.value.trim() ? `${number} found` : "";
+  });
+}
+
 localise(document);
 offer(document);
 renew();

@@ -16,8 +16,16 @@ const kept = {
 
 // --- Secrets: typed once, kept in this tab, filled into what is copied ----------------------------
 
+// What people type in place of a secret: the key's name, a word of the page, a placeholder.
+function isNoSecret(typed, name) {
+  return /[\s<>…{}]|^(YOUR-.*|webhook|content|trigger|bridge|secret|password)$/i.test(typed) || typed === name;
+}
+
 function fill(scope) {
-  const secret = kept.get(`secret.${scope}`) || "";
+  const typed = kept.get(`secret.${scope}`) || "";
+  const isWrong = isNoSecret(typed, document.querySelector(`[data-secret="${scope}"]`).dataset.name);
+  document.querySelector(`[data-doubt="${scope}"]`).hidden = !isWrong;
+  const secret = isWrong ? "" : typed;
   const placeholder = `YOUR-${scope.toUpperCase()}-SECRET`;
   for (const place of document.querySelectorAll(`[data-fill="${scope}"]`)) {
     place.textContent = place.dataset.pattern.replaceAll(placeholder, () => secret || placeholder);
@@ -257,17 +265,25 @@ function endOfTag(at) {
   return end;
 }
 
+// A push message shows HTML codes as they are, and JSON has escapes of its own.
+function escapeOfMessage() {
+  const views = document.querySelector(".views");
+  if (views && views.dataset.kind === "source") return " | json_escape";
+  return view.querySelector(":checked").value === "push" ? "" : " | escape";
+}
+
 function insert(text) {
   const { selectionStart, selectionEnd, value } = editor;
   const ends = [endOfTag(selectionStart), endOfTag(selectionEnd)];
   if (!touched) editor.setSelectionRange(value.length, value.length);
   else if (ends[0] !== selectionStart || ends[1] !== selectionEnd) editor.setSelectionRange(Math.max(...ends), Math.max(...ends));
   const start = editor.selectionStart;
-  type(text);
-  // What has to be replaced is selected, so that the next key does it.
-  const gap = text.indexOf("…");
-  if (gap >= 0) editor.setSelectionRange(start + gap, start + gap + 1);
-  say("Inserted");
+  const fitting = text.replace(" | escape", escapeOfMessage());
+  const gap = fitting.indexOf("…");
+  // Nothing is left there that a customer could get: the cursor stands where the author writes.
+  type(fitting.replaceAll("…", ""));
+  if (gap >= 0) editor.setSelectionRange(start + gap, start + gap);
+  say(gap >= 0 ? "Inserted. Type the text for the place of the cursor" : "Inserted");
 }
 
 function insertFirst(text) {

@@ -76,6 +76,7 @@ def test_a_campaign_has_a_page_with_its_funnel_and_its_reasons(
         assert part in answer
     assert "Why events are dead 1 HTTP 200: VALIDATION" in answer
     assert client.get("/campaigns/nonsense", headers=ADMIN).status_code == 404
+    assert client.get("/campaigns", headers=ADMIN).headers["Location"] == "/dashboard#campaigns"
     refused = client.get("/campaigns/trigger/send", headers=ADMIN)
     assert (refused.status_code, refused.headers["Allow"]) == (405, "POST")
     assert "Summer promotion" in get(client, "/events")
@@ -110,6 +111,10 @@ def test_a_customer_is_shown_with_pending_writes_and_events(
     unknown = about(client, external_id="nobody")
     assert "does not know this customer" in unknown["findings"][0]
     assert "No send has named this customer" in unknown["findings"][1]
+    wrong = {"a user ID": {"external_id": ALICE}, "an external ID": {"user_id": "loyal-1001"}}
+    for kind, ids in wrong.items():
+        says = f"SessionM knows this ID as {kind}: choose that ID type."
+        assert about(client, **ids)["findings"][0] == says
 
 
 @pytest.mark.parametrize("method", ["GET", "DELETE"])

@@ -140,7 +140,7 @@ OF_PAGES = {
     *("pages.assets", "dashboard.order_delivery"),
     *("setup.preview", "setup.frame", "setup.show_progress", "setup.begin_anew"),
     *("events.show", "events.order_one", "events.order_all"),
-    *("setup.frame", "setup.show_progress", "campaigns.show", "customers.erase"),
+    *("campaigns.show", "campaigns.show_all", "customers.erase"),
 }
 # The last two have a job's token in their URL.
 OPEN = {

@@ -141,7 +141,8 @@ def holder_of_the_flight(service: Service, database: str) -> int:
         # The key of an advisory lock is in two columns.
         held = (
             "SELECT application_name, (classid::bigint << 32) + objid::bigint FROM pg_locks "
-            "JOIN pg_stat_activity USING (pid) WHERE locktype = 'advisory'"
+            "JOIN pg_stat_activity USING (pid) "
+            "WHERE locktype = 'advisory' AND datname = current_database()"
         )
         [answer] = [name for name, key in rows(database, held) if key >= LOCKS + 1024]
         return int(answer.split()[-1])

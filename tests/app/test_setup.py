@@ -100,6 +100,7 @@ OFFERS = (
         ("{% endfor %}", "Line 1, column 1 : endfor belongs to no open tag here"),
         ("{% if 'a' > 5 %}x{% endif %}", "a text cannot be compared with the number 5"),
         (OFFERS + "{{wallet.frist.title}}", "wallet.frist does not exist; did you mean first ?"),
+        (OFFERS.replace(":save wallet", "") + "{{wallet.count}}", "its answer with :save wallet"),
         ("a{% promotion('spring') %}b", "a[promotion('spring')]b"),
         ("{{content_blocks.${footer}}}", "give its text as a test value"),
         ("a<!-- " + OFFERS + " -->b", "ab Connected Content calls none"),
@@ -122,6 +123,11 @@ OFFERS = (
             "would be accepted , and would write: braze_campaign_example-campaign-id for 30 d",
         ),
         ('{"braze_campaign_id": "x"}', "this would be rejected. 422"),
+        ('{"campain_id": "x", "custmer_id": "y"}', '"custmer_id" (did you mean user_id?)'),
+        (
+            '{"campaign_id": "x", "user_id": "y", "tgas": "vip"}',
+            'no such field: "tgas" (did you mean tags?). Show as',
+        ),
         # An answer printed as JSON is no webhook.
         (OFFERS + "{{wallet | as_json_string}}", "Rendered: 1 call answered. Show as"),
         ("{% for i in (1..100000000) %}x{% endfor %}", "the loops take over 100,000 rounds"),
@@ -393,16 +399,25 @@ def test_no_name_of_a_setting_is_shown_to_a_marketer(make_app: MakeApp) -> None:
 # --- Customers to try -----------------------------------------------------------------------------
 
 
-def test_customers_of_recent_sends_come_first_then_the_sandboxs(client: FlaskClient) -> None:
-    picked = re.compile('name="pick" value="([^"]*)"')
-    before = picked.findall(client.get("/setup", headers=ADMIN).text)
-    assert f"user_id:{ALICE}" in before
-    send(client, user_id="somebody-new", braze_campaign_id="c")
-    send(client, user_id=None, external_id="loyal-1002", braze_campaign_id="c")
+def picked(client: FlaskClient, path: str = "/setup") -> list[str]:
+    return re.findall('name="pick" value="([^"]*)"', client.get(path, headers=ADMIN).text)
+
+
+def test_customers_of_recent_sends_come_first_then_the_sandboxs(make_app: MakeApp) -> None:
+    client = make_app(deliver=True).test_client()
+    assert f"user_id:{ALICE}" in picked(client)
+    # The same customer under both identifiers is one, and a mistyped one is none.
+    send(client, user_id=ALICE, braze_campaign_id="c")
+    send(client, user_id=None, external_id="loyal-1001", braze_campaign_id="c")
+    send(client, user_id="loyal-1001", braze_campaign_id="c")
     send_webhook(client, user_id="{{${user_id}}}", braze_campaign_id="c")
-    found = picked.findall(client.get("/setup", headers=ADMIN).text)
-    assert found[:2] == ["external_id:loyal-1002", "user_id:somebody-new"]
-    assert len(found) == len(set(found)) == 6
+    send(client, user_id=None, external_id="loyal-1002", braze_campaign_id="c")
+    newest = ["external_id:loyal-1002", "external_id:loyal-1001"]
+    eventually(lambda: picked(client, "/setup?id=external_id")[:2] == newest)
+    found = picked(client)
+    assert found[1] == f"user_id:{ALICE}"
+    assert len(found) == len({one.partition(":")[2] for one in found}) == 6
+    assert not [one for one in found if "loyal" in one]
 
 
 def test_a_preview_begins_with_a_customer_that_sessionm_knows(
@@ -414,9 +429,8 @@ def test_a_preview_begins_with_a_customer_that_sessionm_knows(
     eventually(lambda: progress_of(client)["send"]["unknown_customer"])
     # As in production, where no sandbox names its customers.
     sandbox.stop()
-    page = client.get("/setup", headers=ADMIN).text
-    assert re.findall('name="pick" value="([^"]*)"', page) == ["user_id:nobody", f"user_id:{ALICE}"]
-    assert f'name="customer" value="{ALICE}"' in page
+    assert picked(client) == [f"user_id:{ALICE}"]
+    assert f'name="customer" value="{ALICE}"' in client.get("/setup", headers=ADMIN).text
 
 
 def test_a_sandbox_that_is_away_is_no_harm(make_app: MakeApp, sandbox: SandboxServer) -> None:
@@ -476,10 +490,10 @@ def test_a_call_shows_what_brazes_debugger_shows(render: Callable[..., str]) -> 
 def test_fields_are_listed_with_the_customers_values(client: FlaskClient) -> None:
     page = post(client, "/setup", part="outcome", source=OFFERS, customer=ALICE).text
     inserts = [unescape(one) for one in re.findall('data-insert="([^"]*)"', page)]
-    assert "{{ wallet.first.title | default: '…' }}" in inserts
+    assert "{{ wallet.first.title | default: '…' | escape }}" in inserts
     assert "{{ wallet.available_points | default: 0 }}" in inserts
     assert "{{ wallet.first.expires_at | date: '%d %B %Y' }}" in inserts
-    assert "{% for offer in wallet.offers %}\n  {{ offer.title }}\n{% endfor %}" in inserts
+    assert "{% for offer in wallet.offers %}\n  {{ offer.title | escape }}\n{% endfor %}" in inserts
     assert "Free barista coffee" in unescape(page)
 
 
@@ -654,6 +668,9 @@ def test_a_send_with_a_wrong_key_is_shown(client: FlaskClient) -> None:
     assert "! Webhook wrong key" in seen
     assert seen.count("1 send of the last 15 minutes had a wrong key, or none") == 2
     assert seen.count("holds no webhook key of the bridge") == 2
+    # A later test send shows that the key is corrected.
+    send(client, braze_campaign_id="summer", dispatch_id=UNSENT)
+    assert "had a wrong key" not in arrived(client)
 
 
 def test_a_message_with_a_wrong_key_is_shown(client: FlaskClient) -> None:
@@ -706,4 +723,6 @@ def test_a_connected_content_call_marks_the_credential(client: FlaskClient) -> N
     assert progress_of(client)["steps"]["credential"]
     seen = arrived(client)
     assert "Braze uses the credential. 1 Connected Content call answered" in seen
+    # A success is not contradicted in red.
+    assert "notice bad" not in client.get("/setup?part=progress", headers=ADMIN).text
     assert re.search(r"the last one at \d{4}-\d\d-\d\d \d\d:\d\d UTC", seen)

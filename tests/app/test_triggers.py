@@ -4,6 +4,7 @@ import json
 import re
 import time
 from collections.abc import Mapping
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -656,6 +657,14 @@ def test_setup_shows_the_lines_for_campaign_and_canvas_and_the_calls_of_a_body(
     [anchor] = re.findall('href="/docs#([^"]*)"', pages[0])
     assert f'id="{anchor}"' in bridge.client.get("/docs").text
     assert "still holds a placeholder (…)" in show(braze_campaign_id="…", user_id="…")
+    # The body that the page begins with can be tried out as it is.
+    [example] = re.findall(
+        r'<textarea name="message_body"[^>]*>\n(.*?)</textarea>', pages[0], re.DOTALL
+    )
+    form = {"message_body": unescape(example)}
+    answer = bridge.client.post("/setup", data=form, headers=bearer("admin"))
+    assert answer.status_code == 200
+    assert "&#34;campaign_id&#34;: &#34;example-campaign-id&#34;" in answer.text
 
 
 def test_setup_shows_what_became_of_the_last_message(make_app: MakeApp) -> None:

@@ -478,3 +478,21 @@ def test_campaigns_are_found_and_sorted_and_a_customer_by_her_id(
     expect(page.locator("#findings ~ ul")).to_be_visible()
     expect(page.locator("main")).to_contain_text("Free barista coffee")
     assert page.url == f"{service.url}/customers"
+
+
+def test_an_operation_of_the_api_is_found_by_its_words(
+    service: Service, open_page: OpenPage
+) -> None:
+    page = open_page(f"{service.url}/docs")
+    shown = page.locator(".use:visible .name")
+    page.get_by_label("Find an operation").fill("Culture POST")
+    expect(shown.filter(has_text="offers")).not_to_have_count(0)
+    expect(shown.filter(has_text="Turn a Braze webhook")).to_have_count(0)
+    expect(page.get_by_role("heading", name="Administration")).to_be_hidden()
+    page.get_by_label("Find an operation").fill("queue_full Idempotency-Key")
+    expect(page.get_by_role("status").filter(has_text="1 found")).to_be_visible()
+    page.get_by_text("Turn a Braze webhook into SessionM tags").click()
+    expect(page.locator("main")).to_contain_text("Braze retries by itself, after Retry-After")
+    check(page, "/docs")
+    page.get_by_label("Find an operation").fill("")
+    expect(page.get_by_role("heading", name="Administration")).to_be_visible()

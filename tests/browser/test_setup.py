@@ -179,9 +179,9 @@ def test_a_field_is_inserted_where_the_cursor_is(service: Service, open_page: Op
     title.focus()
     page.keyboard.press("Enter")
     expect(editor(page)).to_be_focused()
-    inserted = "{{ wallet.first.title | default: '…' }}"
+    inserted = "{{ wallet.first.title | default: '' | escape }}"
     expect(editor(page)).to_have_value(f"{source[:-1]}{inserted}!")
-    # What stands for a default is selected: the next keys replace it.
+    # The cursor is where the default goes, and no placeholder can reach a customer.
     page.keyboard.type("friend")
     expect(message(page)).to_contain_text("Hello Free barista coffee!")
     assert "default: 'friend'" in editor(page).input_value()
@@ -197,8 +197,8 @@ def test_fields_are_inserted_one_behind_the_other(service: Service, open_page: O
     for field in ("title", "expires_at", "available_points"):
         page.locator("button.insert", has_text=field).first.click()
     fields = (
-        "{{ wallet.first.title | default: '…' }}{{ wallet.first.expires_at | date: '%d %B %Y' }}"
-        "{{ wallet.available_points | default: 0 }}"
+        "{{ wallet.first.title | default: '' | escape }}"
+        "{{ wallet.first.expires_at | date: '%d %B %Y' }}{{ wallet.available_points | default: 0 }}"
     )
     expect(editor(page)).to_have_value(source + fields)
     # Nor is a field put into a tag with an output in it.
@@ -206,6 +206,16 @@ def test_fields_are_inserted_one_behind_the_other(service: Service, open_page: O
     page.locator("button.insert", has_text="available_points").first.click()
     inserted = "%}{{ wallet.available_points | default: 0 }}"
     expect(editor(page)).to_have_value(source.replace("%}", inserted, 1) + fields)
+    # A push message shows HTML codes as they are; the body of a webhook is JSON.
+    page.get_by_text("Push or SMS", exact=True).click()
+    editor(page).press("Control+End")
+    page.locator("button.insert", has_text="title").first.click()
+    expect(editor(page)).to_have_value(re.compile(r"wallet.first.title \| default: '' }}$"))
+    call = source[: source.index("%}") + 2]
+    editor(page).fill(f'{{"a": "{call}"')
+    expect(page.locator(".views")).to_have_attribute("data-kind", "source")
+    page.locator("button.insert", has_text="title").first.click()
+    expect(editor(page)).to_have_value(re.compile("default: '' [|] json_escape }}$"))
 
 
 def test_the_fields_stay_while_the_message_has_a_fault(
@@ -367,6 +377,22 @@ def test_a_secret_is_typed_once_and_leaves_the_browser_never(
 # --- Steps that turn green ------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("typed", ["<secret>", "test", "Bearer webhook"])
+def test_what_is_no_secret_fills_in_nothing(
+    service: Service, open_page: OpenPage, typed: str
+) -> None:
+    page = open_setup(service, open_page)
+    secret = page.get_by_label("Secret of the webhook key test")
+    warning = page.locator('[data-doubt="webhook"]')
+    expect(warning).to_be_hidden()
+    secret.fill(typed)
+    expect(warning).to_be_visible()
+    expect(page.locator("#webhook_campaign-auth")).to_have_text("Bearer YOUR-WEBHOOK-SECRET")
+    secret.fill("s3cr&t$1")
+    expect(warning).to_be_hidden()
+    expect(page.locator("#webhook_campaign-auth")).to_have_text("Bearer s3cr&t$1")
+
+
 def test_a_test_send_turns_the_page_green_by_itself(
     own_service: Service, open_page: OpenPage
 ) -> None:
@@ -484,6 +510,9 @@ def test_every_screen_shows_all_of_it(service: Service, open_page: OpenPage) -> 
         assert right
         # Side by side where there is room.
         assert (abs(left["y"] - right["y"]) < 100) == (width >= 960), width
+        # All snippets are in view, on a narrow screen by a finger.
+        cut = page.locator(".gallery").evaluate("(one) => one.scrollWidth > one.clientWidth")
+        assert cut == (width < 960), width
 
 
 def test_axe_finds_nothing_in_any_state(own_service: Service, open_page: OpenPage) -> None:

@@ -115,6 +115,12 @@ def test_a_refusal_is_one_line_that_names_the_field(read: Any, says: str, value:
     assert len(message) < 300
 
 
+@pytest.mark.parametrize("value", ["“42”", "42”", " „42“ ", "‘42’", "«42»"])
+def test_an_identifier_in_curly_quotes_is_refused(value: str) -> None:
+    assert "in curly quotes, pasted from a word processor" in refusal(read_identifier, value)
+    assert read_identifier("4“2”4", "f") == "4“2”4"
+
+
 @pytest.mark.parametrize("value", [".", "..", " .. "])
 def test_an_identifier_that_a_url_path_cannot_carry_is_refused(value: str) -> None:
     assert "cannot be" in refusal(read_identifier, value)

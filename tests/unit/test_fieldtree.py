@@ -15,22 +15,25 @@ def every(tree: AnswerField) -> list[AnswerField]:
 @pytest.mark.parametrize(
     ("value", "insert", "rendered"),
     [
-        ({"a": "Pie"}, "{{ w.a | default: '…' }}", "Pie"),
-        ({"a": ""}, "{{ w.a | default: '…' }}", "…"),
+        ({"a": "Pie"}, "{{ w.a | default: '…' | escape }}", "Pie"),
+        ({"a": ""}, "{{ w.a | default: '…' | escape }}", "…"),
         ({"a": 5}, "{{ w.a | default: 0 }}", "5"),
         ({"a": 2.5}, "{{ w.a | default: 0 }}", "2.5"),
         ({"a": True}, "{% if w.a %}…{% endif %}", "…"),
         ({"a": "2026-12-01T00:00:00Z"}, "{{ w.a | date: '%d %B %Y' }}", "01 December 2026"),
-        ({"a b": "Pie"}, "{{ w['a b'] | default: '…' }}", "Pie"),
-        ({"it's": "Pie"}, "{{ w[\"it's\"] | default: '…' }}", "Pie"),
+        ({"a": "2026-12-01 08:30:00 UTC"}, "{{ w.a | date: '%d %B %Y' }}", "01 December 2026"),
+        ({"expires_at": ""}, "{{ w.expires_at | date: '%d %B %Y' }}", ""),
+        ({"a": "Pie & <b>"}, "{{ w.a | default: '…' | escape }}", "Pie &amp; &lt;b&gt;"),
+        ({"a b": "Pie"}, "{{ w['a b'] | default: '…' | escape }}", "Pie"),
+        ({"it's": "Pie"}, "{{ w[\"it's\"] | default: '…' | escape }}", "Pie"),
         ({"a": ["vip", "gold"]}, "{% if w.a contains 'vip' %}…{% endif %}", "…"),
         ({"a": []}, "{% if w.a contains '…' %}…{% endif %}", ""),
         (
             {"offers": [{"title": "Pie"}, {"title": "Tea"}]},
-            "{% for offer in w.offers %}\n  {{ offer.title }}\n{% endfor %}",
+            "{% for offer in w.offers %}\n  {{ offer.title | escape }}\n{% endfor %}",
             "Pie Tea",
         ),
-        ({"a": [{"b": 1}]}, "{% for item in w.a %}\n  {{ item.b }}\n{% endfor %}", "1"),
+        ({"a": [{"b": 1}]}, "{% for item in w.a %}\n  {{ item.b | escape }}\n{% endfor %}", "1"),
     ],
 )
 def test_a_field_brings_the_liquid_that_shows_it(value: Any, insert: str, rendered: str) -> None:
@@ -52,7 +55,7 @@ def test_what_messages_show_comes_first_and_identifiers_last() -> None:
 
 def test_items_of_lists_have_paths_of_their_own() -> None:
     tree = field_tree("w", {"offers": [{"title": "Pie"}]})
-    assert "{{ w.offers[0].title | default: '…' }}" in {one.insert for one in every(tree)}
+    assert "{{ w.offers[0].title | default: '…' | escape }}" in {one.insert for one in every(tree)}
 
 
 def test_a_large_answer_makes_a_small_tree() -> None:

@@ -807,6 +807,7 @@ def test_what_braze_ignores_is_ignored_and_named(source: str, message: str, warn
         ("{{wallet['frist']}}", "`wallet['frist']` does not exist; did you mean `first`?"),
         ("{{walet.first}}", "`walet` does not exist; did you mean `wallet`?"),
         ("{{wallet.zebra}}", "`wallet.zebra` does not exist"),
+        ("{{2026-12-24}}", "`2026-12-24` does not exist; put it in quotes: `'2026-12-24'`"),
         ("{{${loyalty_tier}}}", "`${loyalty_tier}` has no test value"),
         ("{{${first_nam}}}", "`${first_nam}` has no test value; did you mean `first_name`?"),
         # A field of Braze's that is not given; `first_name` is.
@@ -821,6 +822,21 @@ def test_a_missing_field_is_named_once_with_its_place(source: str, warning: str)
     variables = {"wallet": {"first": {"title": "Pie"}, "count": 1}}
     warnings = rendered(f"a\n b{source}{source}", variables=variables).warnings
     assert warnings == (f"line 2, column 3: {warning}",)
+
+
+@pytest.mark.parametrize(
+    ("source", "warning"),
+    [
+        (
+            "{{ 1 | date: %d.%m.%Y }}",
+            "Braze ignores % in `%d.%m.%Y`; put it in quotes: `'%d.%m.%Y'`",
+        ),
+        ("{{ 1 | date: %d %B %Y }}", "Braze ignores `%B %Y`; write `date: '%d %B %Y'`"),
+        ("{{ “pie” }}", "Braze takes no curly quotes: type `“pie”` with straight ones"),
+    ],
+)
+def test_a_value_without_quotes_is_named_once(source: str, warning: str) -> None:
+    assert rendered(source).warnings == (f"line 1, column 1: {warning}",)
 
 
 def test_an_unknown_time_zone_is_named() -> None:

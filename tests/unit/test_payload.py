@@ -285,7 +285,16 @@ REFUSED: dict[str, tuple[str | bytes | dict[str, Any], int, str]] = {
         422,
         'no such field: "tag"',
     ),
-    "a customer under another name": ({"userid": "42"}, 422, 'no such field: "userid"'),
+    "a customer under another name": (
+        {"userid": "42"},
+        422,
+        'no such field: "userid" (did you mean user_id?).',
+    ),
+    "misspelt fields beside another's": (
+        {"user_id": "42", "campain_id": "c", "note": "x"},
+        422,
+        '"campain_id" (did you mean campaign_id?), "note".',
+    ),
     "blank ID and no tags": ({**U, "campaign_id": "", "tags": []}, 422, "Nothing to tag"),
     "TTL of 5,000 digits": ('{"user_id":"u","tags":["a"],"ttl":' + "9" * 5000 + "}", 422, "ttl"),
     "two campaigns": ({**U, "braze_campaign_id": "d"}, 422, "braze_campaign_id and campaign_id"),
@@ -305,7 +314,7 @@ def test_what_cannot_be_an_event_is_refused_in_words(
 
 NO_TAGS = ["", " ", None, True, 1.5, ["a"], LONG, "a\nb", "{{b}}", "\ud83d{{"]
 BAD_FIELDS: dict[str, list[Any]] = {
-    "user_id": ["{{${user_id}}}", LONG, "a\0b", "..", True, 1.5, ["u"]],
+    "user_id": ["{{${user_id}}}", LONG, "a\0b", "..", "“42”", True, 1.5, ["u"]],
     "external_id": ["{% x %}", LONG, {}],
     "campaign_id": ["${api_id}", {}, "a\nb"],
     "braze_canvas_id": ["{{a}}", False],
