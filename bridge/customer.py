@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
-from bridge.fields import identifier
+from bridge.fields import FieldError, identifier
 
 CustomerKind = Literal["user_id", "external_id"]
 CUSTOMER_KINDS: tuple[CustomerKind, ...] = ("user_id", "external_id")
@@ -48,6 +48,20 @@ def ids_of_key(key: str | None) -> dict[str, str]:
     """Return a key as JSON, also that of an identifier of Braze: ``{"email": "…"}``."""
     kind, _, value = (key or "").partition(":")
     return {kind: value} if value else {}
+
+
+def read_customer(kind: str, value: object, field: str) -> Customer:
+    """Read the identifier of one customer.
+
+    Raises:
+        FieldError: *kind* is no `CustomerKind`; or as `identifier`, or the value names no customer.
+    """
+    if kind not in CUSTOMER_KINDS:
+        raise FieldError("kind", "must be user_id or external_id")
+    found = identifier(value, field)
+    if found is None:
+        raise FieldError(field, "is missing or a word for no value")
+    return Customer("user_id" if kind == "user_id" else "external_id", found)
 
 
 def named_customers(fields: Mapping[str, Any], where: str = "") -> list[Customer]:

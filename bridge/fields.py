@@ -86,8 +86,8 @@ def trim(value: str) -> str:
     return value.strip() if value.isascii() else value.strip(_PADDING)
 
 
-def shown(value: str, most: int = 60) -> str:
-    """Return the first *most* characters of *value* as one line, fit for a message or a log."""
+def shown(value: str, most: int | None = 60) -> str:
+    """Return the first *most* characters of *value* as one line, for a log or a terminal."""
     return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", value[:most])
 
 

@@ -53,7 +53,7 @@ def _keys(value: object) -> object:
         return value
     keys = []
     for item in filter(None, (trim(part) for part in re.split(r"[,\r\n]", value))):
-        name, colon, secret = item.partition(":")
+        name, colon, secret = (trim(part) for part in item.partition(":"))
         if not colon or not _KEY_NAME.fullmatch(name):
             raise ValueError("must be name:secret, where the name is letters, digits, . _ -")
         if not secret:

@@ -113,8 +113,9 @@ class Deliverer:
                 status = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
             with self._lock:
                 pid, self._pid = self._pid, 0
-            # SIGTERM ends it with status 0.
-            level = logging.WARNING if status else logging.INFO
+            # While it starts, SIGTERM ends it at once, and later with status 0.
+            is_ordered = status in {0, -signal.SIGTERM, -signal.SIGINT}
+            level = logging.INFO if is_ordered else logging.WARNING
             extra = {"action": "deliverer_ended", "pid": pid}
             log.log(level, "deliverer ended %s", _ending(status), extra=extra)
             self._ending.wait(PAUSE)
@@ -125,7 +126,8 @@ class Deliverer:
             return pid
         status = 1
         try:
-            for number in (signal.SIGHUP, signal.SIGCHLD):
+            # gunicorn's handlers would only note a signal that comes before `deliver` has its own.
+            for number in (signal.SIGHUP, signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, signal.SIG_DFL)
             end_with(self._parent)
             os.nice(NICE)

@@ -85,7 +85,7 @@ def _settings(settings: Settings, environ: Mapping[str, str]) -> Iterator[Findin
     yield Finding("settings", True, "complete", "; ".join(unknown_names(environ)))
     for scope in SCOPES:
         if scope == "trigger" and not (settings.braze_on and settings.bridge_trigger_keys):
-            # `_braze` reports that there are none.
+            # `_braze_settings` reports that there are none.
             continue
         keys = getattr(settings, f"bridge_{scope}_keys")
         short = [key.name for key in keys if len(key.secret.get_secret_value()) < SHORT]

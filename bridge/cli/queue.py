@@ -10,8 +10,8 @@ import click
 from bridge import clock
 from bridge.cli.common import connected, one_line
 from bridge.cli.output import Form, Row, dump, forms, local, state, table, zone
-from bridge.customer import Customer
-from bridge.fields import FieldError, as_duration, counted, instant, iso, span
+from bridge.customer import read_customer
+from bridge.fields import FieldError, as_duration, counted, instant, iso, shown, span
 from bridge.ops.health import delivers, look
 from bridge.ops.incidents import Incident, as_json
 from bridge.ops.operator import Done
@@ -364,7 +364,9 @@ def _tell_story(story: Row) -> None:
                 f"  {local(one['at'])}  {one['outcome']}  {answer}  {one['milliseconds']} ms"
                 + (f"  {one['error']}" if one["error"] else "")
             )
-    click.echo(f"\nBody      {story['content_type']}\n{story['body']}")
+    # What was received must not steer the terminal.
+    body = "\n".join(shown(line.expandtabs(), None) for line in story["body"].splitlines())
+    click.echo(f"\nBody      {story['content_type']}\n{body}")
     if advice := _NEXT.get(story["state"]):
         click.echo(f"\n-> {advice.format(story['id'])}", err=True)
 
@@ -472,9 +474,11 @@ def erase(user_id: str | None, external_id: str | None, *, form: Form) -> None:
     """
     if bool(user_id) == bool(external_id):
         raise click.UsageError("give either --user-id or --external-id")
-    customer = (
-        Customer("user_id", user_id) if user_id else Customer("external_id", external_id or "")
-    )
+    kind, value = ("user_id", user_id) if user_id else ("external_id", external_id)
+    try:
+        customer = read_customer(kind, value, f"--{kind.replace('_', '-')}")
+    except FieldError as error:
+        raise click.UsageError(str(error)) from None
     with one_line(), connected() as parts:
         erased = parts.erase(customer, BY)
     if form:

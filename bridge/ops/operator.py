@@ -211,19 +211,27 @@ class Operator:
         rejected = [event for event in batch if event.state is State.REJECTED]
         others = [event.id for event in batch if event.state is not State.REJECTED]
         replayed: list[str] = []
-        if others and not dry_run:
-            replayed += sorted(self._events.requeue(others, clock.now(), by))
-            self._report_changed(batch)
         refused = []
+        if others and not dry_run:
+            requeued = self._events.requeue(others, clock.now(), by)
+            replayed += sorted(requeued)
+            refused += [
+                f"{one}: nothing of it can be sent again" for one in others if one not in requeued
+            ]
+            self._report_changed(batch)
         for event in rejected:
             try:
                 accepted = self._acceptor.read_again(event)
             except RefusedError as refusal:
                 refused.append(f"{event.id}: {refusal}")
                 continue
-            if not dry_run and self._events.accept_rejected(accepted, by):
-                replayed.append(event.id)
-                self._changed(accepted.customer or "")
+            if dry_run:
+                continue
+            if reason := self._events.accept_rejected(accepted, by):
+                refused.append(f"{event.id}: {reason}")
+                continue
+            replayed.append(event.id)
+            self._changed(accepted.customer or "")
         _log("replayed", replayed, by)
         return Done(len(batch), len(replayed), tuple(refused))
 

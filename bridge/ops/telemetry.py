@@ -427,7 +427,7 @@ class Telemetry:
         with self._counting:
             share, self._share = self._share, defaultdict(float)
             errors, self._errors = self._errors, {}
-        if not share:
+        if not share and not errors:
             return
         try:
             self._write(share, errors)

@@ -151,11 +151,10 @@ class Acceptor:
             StoreUnavailableError: it is not stored; the sender must retry.
         """
         now = self._now()
-        name = new_event_id(now)
         try:
-            new = self._read(received, name, now)
+            new = self._read(received, new_event_id(now), now)
         except RefusedError as refusal:
-            self._keep_rejected(received, name, now, refusal)
+            self.keep_rejected(received, refusal)
             raise
         with in_time(time.monotonic() + self._store.database.request_timeout):
             self._refuse_when_full()
@@ -252,9 +251,14 @@ class Acceptor:
             sends=message.sends,
         )
 
-    def _keep_rejected(
-        self, received: ReceivedRequest, name: str, now: float, refusal: RefusedError
-    ) -> None:
+    def keep_rejected(self, received: ReceivedRequest, refusal: RefusedError) -> None:
+        """Store a refused request as a rejected event, which can be replayed.
+
+        Raises:
+            StoreUnavailableError: it is not stored.
+        """
+        now = self._now()
+        name = new_event_id(now)
         too_large = len(received.body) > MAX_BODY
         partial = received.read_partial()
         rejected = received.event(name, now)._replace(

@@ -234,13 +234,13 @@ class Events:
             _note(connection, changed, "replayed", by, now)
         return changed
 
-    def accept_rejected(self, accepted: NewEvent, by: str = "") -> bool:
+    def accept_rejected(self, accepted: NewEvent, by: str = "") -> str:
         """Replace a rejected event by the *accepted* one with the same id.
 
         If the same event was accepted before under another id, this one is discarded.
 
         Returns:
-            Whether its writes are queued. False if it was discarded, or is not rejected any more.
+            Why its writes are not queued; "" if they are.
         """
         values: dict[str, Any] = {
             name: value
@@ -251,16 +251,15 @@ class Events:
         same = sa.select(events.c.id).where(
             events.c.dedupe.is_not(None), events.c.dedupe == accepted.dedupe
         )
+        reason = ""
         with counted_write(self._database) as (connection, tally):
             earlier = connection.execute(same).scalar()
             if earlier:
-                values = {
-                    "state": State.DISCARDED.value,
-                    "reason": f"the same event was accepted before as {earlier}",
-                }
+                reason = f"the same event was accepted before as {earlier}"
+                values = {"state": State.DISCARDED.value, "reason": reason}
             rejected = lock_events(connection, is_it, events.c.state == State.REJECTED.value)
             if not rejected:
-                return False
+                return "it is not rejected any more"
             connection.execute(events.update().where(is_it).values(**values))
             # More of it could be read now, perhaps other IDs.
             tally.event(rejected[0], State.REJECTED, None)
@@ -269,7 +268,7 @@ class Events:
             if not earlier:
                 add_writes(connection, [accepted], tally)
                 tally.add_names(accepted)
-        return not earlier
+        return reason
 
     def discard(self, event_ids: list[str], now: float, by: str = "") -> set[str]:
         """Discard the queued, dead and rejected ones of these events.

@@ -15,6 +15,7 @@ from flask import Flask, Response, current_app, g, request
 from bridge.customer import Customer
 from bridge.fields import FieldError
 from bridge.intake.message import MessagePath
+from bridge.intake.payload import RefusedError
 from bridge.outbox.accept import Acceptance, ReceivedRequest
 from bridge.outbox.model import State
 from bridge.parts import Parts, parts_of
@@ -60,6 +61,14 @@ class IntakePath:
     accepted: Callable[[Acceptance], tuple[bytes, int]]
     delivered: Callable[[Parts, Acceptance], bytes]
 
+    def delivered_answer(self, parts: Parts, acceptance: Acceptance) -> tuple[bytes, int]:
+        """Return body and status for a delivered event, as accepted if the store cannot be read."""
+        try:
+            return self.delivered(parts, acceptance), 200
+        except StoreUnavailableError as error:
+            _log_unreadable(error)
+            return self.accepted(acceptance)
+
 
 def accept_request(path: IntakePath) -> Response:
     """Store the current request in Flask, and answer it as `Asgi` does.
@@ -71,11 +80,16 @@ def accept_request(path: IntakePath) -> Response:
     if failure := exchange_of(request.environ).failure:
         raise failure
     parts = parts_of(current_app)
-    wait = read_wait(request.query_string.decode("latin-1"), request.headers.get("Prefer", ""))
+    received = received_request(message=path.message)
+    try:
+        wait = read_wait(request.query_string.decode("latin-1"), request.headers.get("Prefer", ""))
+    except FieldError as error:
+        parts.acceptor.keep_rejected(received, RefusedError(400, "invalid_parameter", f"{error}."))
+        raise
     g.waited = wait > 0
-    acceptance = parts.acceptor.accept(received_request(message=path.message))
+    acceptance = parts.acceptor.accept(received)
     if wait and not acceptance.duplicate and _is_delivered(parts, acceptance, wait):
-        body, status = path.delivered(parts, acceptance), 200
+        body, status = path.delivered_answer(parts, acceptance)
     else:
         body, status = path.accepted(acceptance)
     return Response(body, status, mimetype="application/json")
@@ -185,5 +199,9 @@ def _states_of(parts: Parts, event_ids: list[str]) -> dict[str, State]:
     try:
         return parts.store.states_of(event_ids)
     except StoreUnavailableError as error:
-        log.log(error.level, "states not read: %s", error, extra={"action": "states_unreadable"})
+        _log_unreadable(error)
         return {}
+
+
+def _log_unreadable(error: StoreUnavailableError) -> None:
+    log.log(error.level, "states not read: %s", error, extra={"action": "states_unreadable"})

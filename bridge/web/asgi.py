@@ -219,7 +219,7 @@ class Asgi:
             and not acceptance.duplicate
             and await self._deliveries.wait_for(acceptance.id, wait)
         ):
-            content, status = await self._in_thread(path.delivered, parts, acceptance), 200
+            content, status = await self._in_thread(path.delivered_answer, parts, acceptance)
         else:
             content, status = path.accepted(acceptance)
         answered = AnsweredRequest(

@@ -212,7 +212,8 @@ def _credential(authorization: str) -> tuple[bytes, str | None]:
     kind, _, value = authorization.partition(" ")
     value = value.strip()
     if kind.lower() == "bearer":
-        return value.encode(errors="surrogateescape"), None
+        # HTTP headers are read as Latin-1, whatever the client has written.
+        return value.encode("latin-1", "replace"), None
     if kind.lower() == "basic":
         try:
             name, _, secret = base64.b64decode(value, validate=True).partition(b":")

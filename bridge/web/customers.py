@@ -7,8 +7,14 @@ from typing import Any
 
 from flask import Blueprint, Response, current_app, g, jsonify, request
 
-from bridge.customer import DEMO_USER_ID, Customer, CustomerKind
-from bridge.fields import FieldError, identifier, iso
+from bridge.customer import (
+    CUSTOMER_KINDS,
+    DEMO_USER_ID,
+    Customer,
+    CustomerKind,
+    read_customer,
+)
+from bridge.fields import iso
 from bridge.lookups.query import Query
 from bridge.outbox.search import Filter
 from bridge.parts import Parts, parts_of
@@ -24,7 +30,6 @@ guard(bp)
 
 # Events that are shown, the newest.
 MOST_EVENTS = 20
-_KINDS: tuple[CustomerKind, ...] = ("user_id", "external_id")
 _EXAMPLE = Example({"customer_id": {"user_id": DEMO_USER_ID, "external_id": "loyal-1001"}})
 
 
@@ -37,7 +42,7 @@ def show_customer(kind: CustomerKind, customer_id: str) -> Response:
 
     `findings` say in sentences why a message may lack something.
     """
-    customer = Customer(kind, identifier(customer_id, "customer_id") or "")
+    customer = read_customer(kind, customer_id, "customer_id")
     return jsonify(status="ok", **about(parts_of(current_app), customer))
 
 
@@ -50,7 +55,7 @@ def erase_customer(kind: CustomerKind, customer_id: str) -> Response:
 
     The customer's other identifier is erased too if a lookup or an event has named it.
     """
-    customer = Customer(kind, identifier(customer_id, "customer_id") or "")
+    customer = read_customer(kind, customer_id, "customer_id")
     erased = parts_of(current_app).erase(customer, g.key_name)
     names = [name.kind for name in erased.names]
     return jsonify(status="ok", events=erased.events, identifiers=names)
@@ -68,7 +73,7 @@ def customers() -> Response:
     found = about(parts_of(current_app), customer) if customer else None
     if found:
         name_campaigns(found["events"])
-    return page("customer.html", customer=customer, found=found, kinds=_KINDS)
+    return page("customer.html", customer=customer, found=found, kinds=CUSTOMER_KINDS)
 
 
 @bp.post("/customers/erase")
@@ -83,13 +88,8 @@ def erase() -> Response:
 
 
 def _chosen() -> Customer:
-    kind = request.form.get("kind", "user_id")
-    if kind not in _KINDS:
-        raise FieldError("kind", "must be user_id or external_id")
-    customer_id = identifier(request.form.get("id"), "The customer's ID")
-    if not customer_id:
-        raise FieldError("The customer's ID", "is missing")
-    return Customer("user_id" if kind == "user_id" else "external_id", customer_id)
+    form = request.form
+    return read_customer(form.get("kind", "user_id"), form.get("id"), "The customer's ID")
 
 
 def about(parts: Parts, customer: Customer) -> dict[str, Any]:

@@ -141,6 +141,17 @@ def test_an_event_is_shown_readably(environ: dict[str, str], event: str, tmp_pat
     assert '"braze_campaign_id": "summer"' in shown
 
 
+def test_what_was_received_does_not_steer_the_terminal(
+    make_app: MakeApp, environ: dict[str, str], tmp_path: Path
+) -> None:
+    client = make_app().test_client()
+    client.post("/webhooks/braze", data="no\tJSON \x1b[2J\n{", headers=bearer("webhook"))
+    listed = client.get("/api/events", headers=bearer("admin")).get_json()["events"]
+    [event] = [one["id"] for one in listed if one["state"] == "rejected"]
+    shown = run_bridge("queue", "show", event, env=environ, cwd=tmp_path).stdout
+    assert "no      JSON \N{REPLACEMENT CHARACTER}[2J\n{" in shown
+
+
 def test_a_new_key_says_where_it_belongs(tmp_path: Path) -> None:
     made = run_bridge("keys", "new", "ops", env={"PATH": ""}, cwd=tmp_path)
     assert re.fullmatch(r"ops:[\w-]{43}\n", made.stdout)

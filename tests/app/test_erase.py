@@ -4,9 +4,11 @@ import json
 import os
 import time
 from pathlib import Path
-from urllib.parse import quote_plus
+from urllib.parse import quote, quote_plus
 
+import pytest
 import requests
+from flask.testing import FlaskClient
 
 from bridge.customer import Customer
 from bridge.parts import parts_of
@@ -95,6 +97,24 @@ def test_a_refused_event_goes_also_after_it_was_discarded(
     assert "Erased: 2 events" in erase(sandbox.url, tmp_path, "--user-id", USER)
     [left] = requests.get(url, headers=headers, timeout=10).json()["events"]
     assert left["customer"] == {"user_id": OTHER}
+
+
+@pytest.mark.parametrize("nobody", ["null", "nan", " "])
+def test_a_word_for_no_value_erases_nobody(
+    client: FlaskClient, nobody: str, tmp_path: Path
+) -> None:
+    client.post("/webhooks/braze", json={"user_id": OTHER, "ttl": -1}, headers=bearer("webhook"))
+    path = f"/api/customers/user_id/{quote(nobody, safe='')}"
+    for method in ("GET", "DELETE"):
+        assert client.open(path, method=method, headers=bearer("admin")).status_code == 400
+    form = {"kind": "user_id", "id": nobody, "sure": "1"}
+    headers = {**bearer("admin"), "Origin": "http://localhost"}
+    assert client.post("/customers/erase", data=form, headers=headers).status_code == 400
+    environ = {**os.environ, **environment("http://127.0.0.1:9", tmp_path)}
+    done = run_bridge("erase", "--user-id", nobody, env=environ, cwd=tmp_path)
+    assert (done.returncode, "--user-id is missing" in done.stderr) == (2, True)
+    [event] = client.get("/api/events", headers=bearer("admin")).get_json()["events"]
+    assert event["customer"] == {"user_id": OTHER}
 
 
 def test_an_event_with_both_identifiers_shows_that_they_are_one(

@@ -119,6 +119,33 @@ def test_a_rejected_event_is_taken_in_once_a_rule_is_mended(
     assert "summer_promo" in sandbox.sandbox.tags(ALICE)
 
 
+def test_what_was_accepted_meanwhile_is_not_replayed_and_says_why(
+    make_app: MakeApp, tmp_path: Path
+) -> None:
+    rules = tmp_path / "rules.toml"
+    rules.write_text('[defaults]\nunknown = "reject"\n')
+    strict = make_app(BRIDGE_RULES=str(rules)).test_client()
+    fields: dict[str, Any] = {"braze_campaign_id": "summer", "dispatch_id": "d1"}
+    refuse(strict, user_id=ALICE, **fields)
+    [event] = listed(strict, state="rejected")
+    client = make_app().test_client()
+    accepted = send(client, **fields)
+    answer = post(client, f"/events/{event['id']}/replay")
+    assert answer.status_code == 409
+    assert f"accepted before as {accepted}" in answer.get_data(as_text=True)
+
+
+def test_a_webhook_with_an_unreadable_wait_is_kept(client: FlaskClient) -> None:
+    fields = {"user_id": ALICE, "braze_campaign_id": "summer"}
+    answer = client.post("/webhooks/braze?wait=10s", json=fields, headers=bearer("webhook"))
+    assert answer.status_code == 400
+    [event] = listed(client, state="rejected")
+    assert event["customer"] == {"user_id": ALICE}
+    assert "wait must be a whole number" in event["reason"]
+    assert post(client, f"/events/{event['id']}/replay").status_code == 200
+    assert state_of(client, event["id"]) == "queued"
+
+
 def refuse(client: FlaskClient, **fields: Any) -> str:
     """Send a webhook that must be refused; its event's id."""
     answer = client.post("/webhooks/braze", json=fields, headers=bearer("webhook"))

@@ -176,6 +176,12 @@ def test_sessionms_last_error_is_shared_and_names_nobody(make: Make, clock: Cloc
     assert error
     assert (error.text, error.at) == ("HTTP 500", NOON)
     assert other.last_error("connect") is None
+    # Without any figure beside it.
+    one.keep_error("content", "no key")
+    one.flush()
+    error = other.last_error("content")
+    assert error
+    assert error.text == "no key"
     (minute,) = other.minutes(NOON)
     assert (minute.count("core_calls"), minute.count("core_errors")) == (2, 1)
 

@@ -13,7 +13,7 @@ def keyring(**more: object) -> Keyring:
         "sessionm_core_url": "https://core.test",
         "sessionm_core_key": "k",
         "sessionm_core_secret": "s",
-        "bridge_webhook_keys": "braze:hook,next:hook-2",
+        "bridge_webhook_keys": "braze:hook,next:hook-2,umlaut:schlüssel",
         "bridge_content_keys": "braze:look",
         "bridge_viewer_keys": "wall:view",
         "bridge_admin_keys": "ops:admin",
@@ -49,6 +49,9 @@ def basic(text: str) -> str:
         ("webhook", "Bearer hook,", 401),
         ("webhook", "Bearer hook,Bearer hook", 401),
         ("webhook", "Bearer " + "h" * 10_000, 401),
+        # UTF-8, as a header arrives.
+        ("webhook", "Bearer schlüssel".encode().decode("latin-1"), Caller("umlaut")),
+        ("webhook", "Bearer \u20ac", 401),
     ],
 )
 def test_a_key_opens_its_own_scope(

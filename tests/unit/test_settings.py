@@ -88,7 +88,7 @@ def test_networks_are_read_with_and_without_a_mask() -> None:
 
 
 def test_several_keys_serve_at_once_for_rotation() -> None:
-    keys = settings(BRIDGE_WEBHOOK_KEYS="a:one, b:two:2\n a:three").bridge_webhook_keys
+    keys = settings(BRIDGE_WEBHOOK_KEYS="a:one, b: two:2\n a:three").bridge_webhook_keys
     found = [(key.name, key.secret.get_secret_value()) for key in keys]
     assert found == [("a", "one"), ("b", "two:2"), ("a", "three")]
 
