@@ -191,7 +191,7 @@ def _show_status(found: Row, incidents: list[Incident]) -> None:
     for one in incidents:
         if one.until is not None:
             began = f"{local(iso(one.since))} {zone()}, for {span(max(1, one.until - one.since))}"
-            click.echo(f"\nOver: {one.reason}\n  since {began}{_numbers(one)}")
+            click.echo(f"\nOver: {one.cause.reason}\n  since {began}{_numbers(one)}")
 
 
 def _in_a_word(found: Row) -> str:

@@ -7,6 +7,8 @@ from flask.testing import FlaskClient
 
 from bridge import clock
 from bridge.fields import instant
+from bridge.ops.incidents import Cause
+from bridge.outbox.model import Extent
 from bridge.parts import parts_of
 from bridge.sandbox import SandboxServer
 from tests.app.test_operator import make_dead, state_of
@@ -175,3 +177,15 @@ def test_two_processes_name_the_same_beginning(make_app: MakeApp) -> None:
     [other] = opened(second.test_client())
     assert one["code"] == other["code"] == "delivery_stopped"
     assert one["since"] == other["since"]
+
+
+def test_an_outage_that_grew_is_stored_as_one_incident(make_app: MakeApp) -> None:
+    first, second = (parts_of(make_app()).chronicle for _ in range(2))
+    fails = Cause("sessionm_fails", "It fails.", "Wait.", "Core")
+    down = Cause("sessionm_down", "It is down.", "Wait.", "Core", extent=Extent(3, 2, ("summer",)))
+    first.follow([fails], store_is_up=True)
+    second.follow([down], store_is_up=True)
+    first.follow([fails], store_is_up=True)
+    [closed] = second.follow([], store_is_up=True)
+    assert (closed.cause, closed.extent) == (down, down.extent)
+    assert first.follow([], store_is_up=True) == [closed]
