@@ -121,13 +121,17 @@ def delivery_state(
     by_hand = bool(order.get("paused"))
     held_by = "hand" if by_hand else _held_by(beat)
     alive = is_alive(beat)
-    waiting = {"queued": backlog.queued, "waits_for_customers": backlog.waits_for_customers}
-    return {
+    waiting = {
         # While SessionM is down, the loop runs and probes.
         "state": "stopped" if not alive else "paused" if held_by in _PAUSES else "running",
         # Why no write is sent: "hand", "refused" (our credentials), "down" (the other side is
         # down), "limit" (it asked for a wait), or "".
         "held_by": held_by,
+        "queued": backlog.queued,
+        "waits_for_customers": backlog.waits_for_customers,
+    }
+    return {
+        **waiting,
         "reason": "paused by hand" if by_hand else beat.get("reason", ""),
         "by": order.get("by", "") if by_hand else "",
         "paused_at": order.get("at") if by_hand else None,
@@ -139,7 +143,6 @@ def delivery_state(
         "host": beat.get("host", ""),
         "pid": beat.get("pid", 0),
         "heartbeat_seconds": round(max(0.0, now - beat["at"]), 1) if beat else -1,
-        **waiting,
         "oldest_seconds": round(backlog.waits(now)),
         # The age of the oldest write whose customer does not exist in SessionM.
         "unknown_customer_seconds": round(max(0.0, now - (backlog.unknown_at or now))),
@@ -292,7 +295,8 @@ def _idle_since(idle: float, now: float, queue: Mapping[str, Any]) -> str:
         now: seconds since the epoch.
         queue: `delivery_state` of the queue whose writes probe the system, if there is one.
     """
-    probes = queue.get("queued", 0) and not queue["waits_for_customers"]
+    sends = queue and queue["state"] != "stopped" and queue["held_by"] != "hand"
+    probes = sends and queue["queued"] and not queue["waits_for_customers"]
     return "" if idle < IDLE or probes else iso(now - idle)
 
 

@@ -99,6 +99,29 @@ def test_a_refusal_that_has_not_been_tried_again_is_reported_in_the_past_tense(
     assert "SessionM Connect ✓ up" in words(client.get("/dashboard", headers=ADMIN))
 
 
+def test_a_pause_by_hand_leaves_a_past_failure_in_the_past(
+    make_app: MakeApp, sandbox: SandboxServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = make_app(deliver=True).test_client()
+
+    def post(number: int) -> None:
+        message = {"braze_campaign_id": "award", "user_id": "u", "user_offer_id": number}
+        client.post("/webhooks/sessionm/message", json=message, headers=bearer("trigger"))
+
+    def failure() -> str:
+        return next((one["reason"] for one in opened(client) if one["code"] == "braze_fails"), "")
+
+    sandbox.sandbox.set_faults({"garbage": True, "where": "braze"})
+    post(1)
+    eventually(lambda: "is failing" in failure())
+    client.post("/api/delivery/pause", headers=ADMIN)
+    post(2)
+    steady = clock.steady
+    monkeypatch.setattr(clock, "steady", lambda: steady() + 30)
+    eventually(lambda: [one for one in opened(client) if one["code"] == "delivery_paused"])
+    assert "failed until 20" in failure()
+
+
 def test_messages_that_wait_for_braze_have_a_forecast(
     make_app: MakeApp, sandbox: SandboxServer
 ) -> None:
