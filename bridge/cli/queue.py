@@ -228,7 +228,7 @@ def _commands_for(one: Incident) -> Iterator[str]:
     options = " ".join(f"--{name} {shlex.quote(value)}" for name, value in search.items())
     if one.extent.writes:
         yield f"bridge queue list {options}"
-    if one.cause.code.startswith("dead_"):
+    if one.cause.code.startswith("dead_") and one.cause.order != "look":
         yield f"bridge queue replay {options} --dry-run"
 
 
@@ -365,8 +365,8 @@ def _tell_story(story: Row) -> None:
                 + (f"  {one['error']}" if one["error"] else "")
             )
     click.echo(f"\nBody      {story['content_type']}\n{story['body']}")
-    if advice := _NEXT.get(story["state"]):
-        click.echo(f"\n-> {advice.format(story['id'])}", err=True)
+    if advice := _advice(story):
+        click.echo(f"\n-> {advice}", err=True)
 
 
 # State of an event -> what an operator may do.
@@ -377,6 +377,15 @@ _NEXT = {
     "bridge queue replay {0}",
     State.DISCARDED: "To send it after all: bridge queue replay {0}",
 }
+
+
+def _advice(story: Row) -> str:
+    if story["state"] == State.DEAD and any(write["uncertain"] for write in story["writes"]):
+        return (
+            f"Look in Braze first. If it was sent: bridge queue discard {story['id']}. "
+            f"If not: bridge queue replay {story['id']}"
+        )
+    return _NEXT.get(story["state"], "").format(story["id"])
 
 
 def _what_goes_out(write: Row) -> str:

@@ -510,15 +510,21 @@ def _expiry(delivery: Mapping[str, Any]) -> str:
 
 def _dead_messages(group: DeadGroup) -> Cause:
     number = group.extent.writes
+    do = "Correct the cause in Braze or in SessionM's template, then replay or discard them."
+    if group.uncertain:
+        do = (
+            "Look in Braze first, which may have sent them. Discard what it has sent, and replay "
+            "the rest."
+        )
     return Cause(
         "dead_messages",
         f"{number:,} {'message' if number == 1 else 'messages'} to Braze "
         f"{'is' if number == 1 else 'are'} dead: {group.reason}.",
-        "Correct the cause in Braze or in SessionM's template, then replay or discard them. A "
-        "message that is marked uncertain may have been sent: check that in Braze first.",
+        do,
         subject=group.reason,
         since=group.since,
         extent=group.extent,
+        order="look" if group.uncertain else "",
         search={
             "state": "dead",
             "direction": "to_braze",

@@ -465,6 +465,25 @@ def test_the_shell_shows_messages_to_braze_that_are_dead(
     assert "Braze" in shell("queue", "list", "--state", "dead")
 
 
+def test_the_shell_offers_no_replay_of_what_braze_may_have_sent_before_a_look_there(
+    make_app: MakeApp, sandbox: SandboxServer, shell: Shell
+) -> None:
+    client = make_app(deliver=True).test_client()
+    sandbox.sandbox.set_faults({"drop": "after", "match": "trigger/send"})
+    message = {"braze_campaign_id": "award", "user_id": ALICE, "user_offer_id": "1"}
+    answer = client.post("/webhooks/sessionm/message", json=message, headers=bearer("trigger"))
+    event = answer.get_json()["id"]
+    eventually(lambda: state_of(client, event) == "dead")
+    body = shell("queue", "status")
+    assert "-> Look in Braze first" in body
+    assert "queue replay" not in body
+    listed = re.search(r"^     bridge (queue list .* --text .*)$", body, re.MULTILINE)
+    assert listed
+    assert event in shell(*shlex.split(listed[1]))
+    assert "--text 'or a device on the way" in body
+    assert "-> Look in Braze first" in shell("queue", "show", event, stderr=True)
+
+
 def test_the_shell_shows_why_delivery_is_paused(
     make_app: MakeApp, sandbox: SandboxServer, shell: Shell
 ) -> None:
