@@ -203,7 +203,10 @@ def test_two_processes_name_the_same_beginning(make_app: MakeApp) -> None:
 
 
 def test_an_outage_that_grew_is_stored_as_one_incident(make_app: MakeApp) -> None:
-    first, second = (parts_of(make_app()).chronicle for _ in range(2))
+    both = [parts_of(make_app()) for _ in range(2)]
+    for parts in both:
+        parts.watch.stop()
+    first, second = (parts.chronicle for parts in both)
     fails = Cause("sessionm_fails", "It fails.", "Wait.", "Core")
     down = Cause("sessionm_down", "It is down.", "Wait.", "Core", extent=Extent(3, 2, ("summer",)))
     first.follow([fails], store_is_up=True)
