@@ -281,6 +281,8 @@ def _braze(parts: Parts, recent: Period, queue: Mapping[str, Any]) -> dict[str, 
     known = quota.get("resets_at", 0.0) > clock.now()
     return {
         **_system(parts, "braze", recent, queue),
+        # The last call may have worked, and used the limit up.
+        **({"state": "limiting"} if queue["held_by"] == "limit" else {}),
         "limit": quota["limit"] if known else None,
         "calls_left": quota["left"] if known else None,
         "resets_at": iso(quota["resets_at"]) if known else "",

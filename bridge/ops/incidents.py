@@ -26,7 +26,7 @@ REOPENS = 60.0
 # Seconds: shorter incidents of the codes in _BLIPS are not kept, such as one failed call or the
 # start of the bridge.
 BLIP = 5.0
-_BLIPS = {"delivery_stopped", "sessionm_fails"}
+_BLIPS = {"delivery_stopped", "messages_stopped", "sessionm_fails", "braze_fails"}
 # Code -> code of the graver stage of the same outage: both stages are one incident.
 _GROWS_TO = {"sessionm_fails": "sessionm_down", "braze_fails": "braze_down"}
 # Days for which closed incidents are kept.
@@ -146,7 +146,7 @@ class Incident:
 def follow(
     known: Iterable[Incident], found: Sequence[Cause], now: float, *, store_is_up: bool = True
 ) -> list[Incident]:
-    """Return the present incidents: open ones first, then closed ones, newest first.
+    """Return the present incidents: open ones first, then closed ones by their start, newest first.
 
     Args:
         known: the incidents before.
@@ -181,7 +181,7 @@ def follow(
             closed.append(replace(one, cause=worst, until=now))
     # Of one code, those that delay writes come first.
     opened.sort(key=lambda one: (CODES.index(one.cause.code), not one.extent.writes, one.since))
-    closed.sort(key=lambda one: -(one.until or 0.0))
+    closed.sort(key=lambda one: -one.since)
     return opened + closed
 
 
@@ -510,11 +510,12 @@ def _expiry(delivery: Mapping[str, Any]) -> str:
 
 def _dead_messages(group: DeadGroup) -> Cause:
     number = group.extent.writes
-    do = "Correct the cause in Braze or in SessionM's template, then replay or discard them."
+    them = "it" if number == 1 else "them"
+    do = f"Correct the cause in Braze or in SessionM's template, then replay or discard {them}."
     if group.uncertain:
         do = (
-            "Look in Braze first, which may have sent them. Discard what it has sent, and replay "
-            "the rest."
+            f"Look in Braze first, which may have sent {them}. Discard what it has sent, and "
+            "replay the rest."
         )
     return Cause(
         "dead_messages",

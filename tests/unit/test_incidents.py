@@ -447,8 +447,9 @@ def test_a_heartbeat_that_could_not_be_stored_is_no_stopped_delivery() -> None:
     ]
 
 
-def test_a_start_of_the_bridge_is_not_remembered() -> None:
-    stopped = Cause("delivery_stopped", "It has stopped.", "Start it.")
+@pytest.mark.parametrize("code", ["delivery_stopped", "messages_stopped"])
+def test_a_start_of_the_bridge_is_not_remembered(code: str) -> None:
+    stopped = Cause(code, "It has stopped.", "Start it.")
     assert follow(follow([], [stopped], 100.0), [], 104.0) == []
     assert len(follow(follow([], [stopped], 100.0), [], 106.0)) == 1
 
@@ -470,6 +471,12 @@ def test_open_ones_come_first_by_weight_then_the_closed_ones_newest_first() -> N
     assert [one.cause for one in two] == [DOWN, connect]
     month = KEPT_DAYS * 86400
     assert [one.cause.reason for one in follow(old, [], 1000.0 + month)] == ["Newer."]
+
+
+def test_past_incidents_are_in_the_order_of_their_start() -> None:
+    long = Incident(Cause("lookups_late", "L.", ""), 100.0, 900.0)
+    short = Incident(Cause("braze_budget", "B.", ""), 200.0, 300.0)
+    assert follow([long, short], [], 9000.0) == [short, long]
 
 
 def test_what_only_the_store_knows_stays_open() -> None:
