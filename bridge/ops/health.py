@@ -51,15 +51,13 @@ def look(parts: Parts) -> tuple[dict[str, Any], list[Incident]]:
         parts.probe.check()
     except StoreUnavailableError as error:
         checks["store"] = {"state": "down", "error": str(error)}
+    if parts.braze:
+        checks |= _messages(parts, recent, day, now)
     try:
         # A store that cannot be written may still be readable.
         checks["delivery"] = delivery_state(parts, parts.store.backlog(), now)
         checks["delivery"] |= forecast(checks["delivery"], day[-2:], now, parts)
         checks["delivery"]["batches"] = _batches(parts, now)
-        if parts.braze:
-            backlog = parts.messages.backlog()
-            checks["delivery_to_braze"] = _to_braze(parts, backlog, day, now)
-            checks["braze"] = _braze(parts, recent, checks["delivery_to_braze"])
         checks["store"]["events"] = parts.events.counts()
         checks["clocks"] = clocks_state(parts.store)
         queue = parts.extents.queue() if checks["delivery"]["queued"] else queue
@@ -210,34 +208,61 @@ def _batches(parts: Parts, now: float) -> dict[str, Any]:
     }
 
 
+# Delivery while the store cannot be read.
+_STOPPED: Mapping[str, Any] = {
+    "state": "stopped",
+    "held_by": "",
+    "reason": "",
+    "host": "",
+    "pid": 0,
+    "heartbeat_seconds": -1,
+    "queued": 0,
+    "oldest_seconds": 0,
+    "waits_for_customers": False,
+    "unknown_customer_seconds": 0,
+    "unknown_customer_writes": 0,
+    "dead": 0,
+    "overdue": 0,
+}
+
+
 def _last_known(day: list[Period]) -> tuple[dict[str, Any], str]:
     """Return delivery in the last minute with samples, and that minute's time or ""."""
     sampled = [minute for minute in day if minute.gauge("queued") is not None]
     last = sampled[-1] if sampled else Period(0.0)
     delivery = {
-        "state": "stopped",
-        "held_by": "",
-        "reason": "",
-        "host": "",
-        "pid": 0,
-        "heartbeat_seconds": -1,
+        **_STOPPED,
         "queued": round(last.gauge("queued") or 0),
         "oldest_seconds": round(last.gauge("oldest_seconds") or 0),
-        "waits_for_customers": False,
-        "unknown_customer_seconds": 0,
-        "unknown_customer_writes": 0,
         "dead": round(last.gauge("dead_writes") or 0),
-        "overdue": 0,
     }
     return delivery, iso(last.at) if sampled else ""
 
 
-def _to_braze(parts: Parts, backlog: QueueDepth, day: list[Period], now: float) -> dict[str, Any]:
-    """Return the check ``delivery_to_braze``."""
-    found = delivery_state(parts, backlog, now, parts.messages)
+def _messages(
+    parts: Parts, recent: Period, day: list[Period], now: float
+) -> dict[str, dict[str, Any]]:
+    """Return the checks ``delivery_to_braze`` and ``braze``.
+
+    If the store cannot be read, the numbers of messages are the last ones that this process knows.
+    """
+    known = parts.last_known.ask("messages", lambda: [_to_braze(parts, day, now)])
+    queue, quota = known.value[0] if known.value else (dict(_STOPPED), {})
+    if known.as_of:
+        queue = {**_STOPPED, **{name: queue[name] for name in ("queued", "oldest_seconds", "dead")}}
+    return {"delivery_to_braze": queue, "braze": _braze(parts, recent, queue, quota)}
+
+
+def _to_braze(
+    parts: Parts, day: list[Period], now: float
+) -> tuple[dict[str, Any], Mapping[str, Any]]:
+    """Return the check ``delivery_to_braze``, and the hourly limit as the deliverer reports it."""
+    found = delivery_state(parts, parts.messages.backlog(), now, parts.messages)
     found |= forecast(found, day[-2:], now, parts, Direction.TO_BRAZE)
     left = parts.settings.bridge_trigger_max_age - found["oldest_seconds"]
-    return found | ({"expires_in_seconds": max(0, left)} if found["queued"] else {})
+    found |= {"expires_in_seconds": max(0, left)} if found["queued"] else {}
+    beat = parts.messages.fact(HEARTBEAT_FACTS[Direction.TO_BRAZE]) or {}
+    return found, beat.get("quota") or {}
 
 
 def _system(
@@ -274,10 +299,10 @@ def _core(parts: Parts, day: list[Period], queue: Mapping[str, Any]) -> dict[str
     return found
 
 
-def _braze(parts: Parts, recent: Period, queue: Mapping[str, Any]) -> dict[str, Any]:
+def _braze(
+    parts: Parts, recent: Period, queue: Mapping[str, Any], quota: Mapping[str, Any]
+) -> dict[str, Any]:
     """Return the check ``braze``, with the rest of the hourly limit as far as it is known."""
-    beat = parts.messages.fact(HEARTBEAT_FACTS[Direction.TO_BRAZE]) or {}
-    quota = beat.get("quota") or {}
     known = quota.get("resets_at", 0.0) > clock.now()
     return {
         **_system(parts, "braze", recent, queue),

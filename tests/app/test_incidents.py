@@ -78,6 +78,8 @@ def test_refused_credentials_are_no_cause_of_what_sessionm_refuses_later(
     monkeypatch.setattr(clock, "now", lambda: now() + 10)
     sandbox.sandbox.set_faults({"ok_error": True, "code": "argument_error", "where": "connect"})
     assert look_up(5) == ["SessionM Connect refuses one call after the other."]
+    check = client.get("/health", headers=ADMIN).get_json()["checks"]["sessionm_connect"]
+    assert (check["last_error"], check["errors"]) == ("HTTP 200: ARGUMENT_ERROR", 1)
 
 
 def test_a_refusal_that_has_not_been_tried_again_is_reported_in_the_past_tense(
