@@ -299,6 +299,10 @@ def iso(at: float) -> str:
     return datetime.fromtimestamp(min(at, _LATEST), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
+# What `iso` returns.
+STAMP = re.compile(r"\b20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ")
+
+
 def counted(number: int, one: str, many: str = "") -> str:
     """Return *number* with its noun, ``1 row`` or ``2 rows``; *many* is an irregular plural."""
     return f"{number:,} {one if number == 1 else many or one + 's'}"

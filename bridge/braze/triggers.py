@@ -278,6 +278,10 @@ class TriggerDestination:
         # The first call shows the limit.
         return 1 - in_flight if self._braze.has_quota else None
 
+    def forget_limit(self) -> None:
+        """As `Destination.forget_limit`."""
+        self._braze.quota = None
+
     def end(self, ended: Sequence[tuple[DeliveryCall, Mapping[str, Any], Reply]]) -> None:
         """Do nothing: lookups were outdated before the call."""
 

@@ -260,7 +260,11 @@ def _try_key(settings: Settings, kind: BrazeKind, permission: str) -> Iterator[F
         remedy = f"check BRAZE_REST_URL, BRAZE_REST_KEY and the key's permission {permission}"
         if error.status in {425, 429}:
             remedy = "Braze limits our calls: wait, and lower BRAZE_RPS if it lasts"
-        elif error.meaning is Meaning.BUSY:
+        elif error.meaning is Meaning.GARBLED:
+            remedy = (
+                "something else than Braze answers: check BRAZE_REST_URL, proxies and maintenance"
+            )
+        elif error.meaning in {Meaning.BUSY, Meaning.UNANSWERED}:
             remedy = "Braze is down or overloaded: wait, and see Braze's status page if it lasts"
         yield Finding(name, False, str(error), error.remedy or remedy)
     else:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import click
 
 from bridge.clock import wall
-from bridge.fields import instant, spreadsheet_cell
+from bridge.fields import STAMP, instant, spreadsheet_cell
 
 # The format of a command's output; ``None`` is text for people.
 Form = Literal["json", "csv"] | None
@@ -97,6 +97,11 @@ def local(stamp: str) -> str:
     if at is None:
         return stamp or "-"
     return datetime.fromtimestamp(at).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def with_local_times(text: str) -> str:
+    """Return *text* with its times as `local` returns them."""
+    return STAMP.sub(lambda stamp: f"{local(stamp[0])} {zone()}", text)
 
 
 def zone() -> str:

@@ -2,14 +2,14 @@
 
 import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import click
 
 from bridge import clock
 from bridge.cli.common import connected, one_line
-from bridge.cli.output import Form, Row, dump, forms, local, state, table, zone
+from bridge.cli.output import Form, Row, dump, forms, local, state, table, with_local_times, zone
 from bridge.customer import read_customer
 from bridge.fields import FieldError, as_duration, counted, instant, iso, shown, span
 from bridge.ops.health import delivers, look
@@ -28,7 +28,7 @@ Command = TypeVar("Command", bound=Callable[..., None])
 BY = "command line"
 # Seconds between two looks of `queue status --watch`.
 WATCH = 2.0
-# Campaigns of an incident up to which their IDs are printed; more are counted.
+# Campaigns of an incident up to which they are named; more are counted.
 MOST_NAMED = 3
 
 
@@ -94,7 +94,8 @@ def status(*, form: Form, watch: bool, past: bool) -> None:
             else:
                 if watch:
                     click.echo(f"{local(iso(clock.now()))} {zone()}")
-                _show_status(found, incidents)
+                ids = (braze_id for one in incidents for braze_id in one.extent.campaigns)
+                _show_status(found, incidents, _names(parts, ids))
             if not watch:
                 return
             time.sleep(WATCH)
@@ -159,7 +160,12 @@ def _columns_of(found: Row) -> Row:
     return {**flat, **to_braze, "incidents": opened}
 
 
-def _show_status(found: Row, incidents: list[Incident]) -> None:
+def _names(parts: Parts, ids: Iterable[str]) -> Mapping[str, str]:
+    """Return the names of campaigns and Canvases by ID, as far as they are known."""
+    return {**parts.events.campaign_names(set(ids)), **parts.rules.names}
+
+
+def _show_status(found: Row, incidents: list[Incident], names: Mapping[str, str]) -> None:
     delivery, to_braze = found["delivery"], found["to_braze"]
     click.echo(f"Delivery  {_in_a_word(found)}")
     waits, forecast = counted(found["queued"], "write"), outlook(delivery)
@@ -178,20 +184,22 @@ def _show_status(found: Row, incidents: list[Incident]) -> None:
                 f", not counting writes that wait for their customer to be created ({unknown})"
             )
         click.echo(oldest)
-    click.echo(f"Dead      {counted(found['dead'], 'write')}")
+    dead = counted(to_braze["dead"], "message") if to_braze["dead"] else ""
+    click.echo(f"Dead      {', '.join(filter(None, (counted(found['dead'], 'write'), dead)))}")
     if to_braze["state"] != "off":
         waits = f"{counted(to_braze['queued'], 'message')} waiting"
         waits = "; ".join(filter(None, (waits, outlook(found["delivery_to_braze"]))))
         click.echo(f"To Braze  {_in_a_word(to_braze)}, {to_braze['dead']} dead, {waits}")
     opened = [one for one in incidents if one.until is None]
     for one in opened:
-        _show_incident(one)
+        _show_incident(one, names)
     if not opened:
         click.echo("\nNo incident is open.")
     for one in incidents:
         if one.until is not None:
-            began = f"{local(iso(one.since))} {zone()}, for {span(max(1, one.until - one.since))}"
-            click.echo(f"\nOver: {one.reason}\n  since {began}{_numbers(one)}")
+            lasted = f"{local(iso(one.until))} {zone()}, for {span(max(1, one.until - one.since))}"
+            click.echo(f"\nOver: {local(iso(one.since))} to {lasted}{_numbers(one, names)}")
+            click.echo(f"  at its worst: {with_local_times(one.cause.reason)}")
 
 
 def _in_a_word(found: Row) -> str:
@@ -199,26 +207,26 @@ def _in_a_word(found: Row) -> str:
     return state("held up" if is_held else found["state"])
 
 
-def _show_incident(one: Incident) -> None:
+def _show_incident(one: Incident, names: Mapping[str, str]) -> None:
     cause = one.cause
-    click.secho(f"\n{cause.reason}", fg="yellow")
+    click.secho(f"\n{with_local_times(cause.reason)}", fg="yellow")
     since = f"since {local(iso(one.since))} {zone()}, for {span(max(1, clock.now() - one.since))}"
-    click.echo(f"  {since}{_numbers(one)}")
+    click.echo(f"  {since}{_numbers(one, names)}")
     click.echo(f"  -> {cause.do}")
     for command in _commands_for(one):
         click.echo(f"     {command}")
 
 
-def _numbers(one: Incident) -> str:
+def _numbers(one: Incident, names: Mapping[str, str]) -> str:
     """Return the extent of *one* for the end of a line; "" without any."""
     extent, numbers = one.extent, []
     if extent.writes:
         numbers.append(counted(extent.writes, one.cause.unit))
         least = "at least " if extent.is_minimum else ""
         numbers.append(f"{least}{counted(extent.customers, 'customer')}")
-        few = len(extent.campaigns) <= MOST_NAMED
+        few = [names.get(one, one) for one in extent.campaigns[: MOST_NAMED + 1]]
         campaigns = counted(len(extent.campaigns), "campaign")
-        numbers.append(campaigns + (f" ({', '.join(extent.campaigns)})" if few else ""))
+        numbers.append(campaigns + (f" ({', '.join(few)})" if len(few) <= MOST_NAMED else ""))
     return f"; {', '.join(numbers)}" if numbers else ""
 
 
@@ -228,7 +236,7 @@ def _commands_for(one: Incident) -> Iterator[str]:
     options = " ".join(f"--{name} {shlex.quote(value)}" for name, value in search.items())
     if one.extent.writes:
         yield f"bridge queue list {options}"
-    if one.cause.code.startswith("dead_"):
+    if one.cause.code.startswith("dead_") and one.cause.order != "look":
         yield f"bridge queue replay {options} --dry-run"
 
 
@@ -251,12 +259,14 @@ def list_events(*, limit: int, before: str, form: Form, **given: Any) -> None:
         found = parts.events.find(wanted, limit, before)
         is_waiting = any(event["state"] == State.QUEUED for event in found.events)
         held = parts.chronicle.delivery_reasons() if is_waiting else []
+        ids = (event["campaign_id"] or event["canvas_id"] for event in found.events)
+        names = _names(parts, ids)
     if form:
         dump(form, found.events, [_flat(event) for event in found.events])
     elif found.events:
         received = f"RECEIVED ({zone()})"
         header = (received, "STATE", "TO", "CAMPAIGN OR CANVAS", "CUSTOMER", "ID", "REASON")
-        table(header, [_columns(event) for event in found.events])
+        table(header, [_columns(event, names) for event in found.events])
     if not (found.events or found.next):
         click.echo("No event matches.", err=True)
     elif not found.events:
@@ -264,18 +274,19 @@ def list_events(*, limit: int, before: str, form: Form, **given: Any) -> None:
     if found.next:
         click.echo(f"There are more: add --before {found.next}", err=True)
     for reason in () if form else held:
-        click.echo(f"Why they wait: {reason}", err=True)
+        click.echo(f"Why they wait: {with_local_times(reason)}", err=True)
     if found.events and not found.next and not form:
         click.echo("One of them with each call: bridge queue show ID", err=True)
 
 
-def _columns(event: Row) -> tuple[str, ...]:
+def _columns(event: Row, names: Mapping[str, str]) -> tuple[str, ...]:
     reason = " ".join(filter(None, ["test send" if event["test"] else "", event["reason"]]))
+    braze_id = event["campaign_id"] or event["canvas_id"] or "-"
     return (
         local(event["received_at"]),
         event["state"],
         _SYSTEMS[event["direction"]],
-        event["campaign_id"] or event["canvas_id"] or "-",
+        names.get(braze_id, braze_id),
         next(iter(event["customer"].values()), "-"),
         event["id"],
         reason,
@@ -303,12 +314,13 @@ def show(event_id: str, *, form: Form) -> None:
     """Show one event with its writes and every call to SessionM."""
     with one_line(), connected() as parts:
         story = parts.events.details(event_id)
-    if story is None:
-        raise click.ClickException(f"there is no event {event_id}; see `bridge queue list`")
+        if story is None:
+            raise click.ClickException(f"there is no event {event_id}; see `bridge queue list`")
+        names = _names(parts, (story["campaign_id"], story["canvas_id"]))
     if form:
         dump(form, story, _calls(story))
     else:
-        _tell_story(story)
+        _tell_story(story, names)
 
 
 def _calls(story: Row) -> list[Row]:
@@ -329,7 +341,7 @@ def _calls(story: Row) -> list[Row]:
     ]
 
 
-def _tell_story(story: Row) -> None:
+def _tell_story(story: Row, names: Mapping[str, str]) -> None:
     customer = "  ".join(f"{kind} {value}" for kind, value in story["customer"].items())
     for name, value in (
         ("Event", story["id"]),
@@ -339,8 +351,8 @@ def _tell_story(story: Row) -> None:
         ("Received", f"{local(story['received_at'])} {zone()}"),
         ("Done", f"{local(story['done_at'])} {zone()}" if story["done_at"] else ""),
         ("Customer", customer),
-        ("Campaign", story["campaign_id"]),
-        ("Canvas", story["canvas_id"]),
+        ("Campaign", f"{story['campaign_id']}  {names.get(story['campaign_id'], '')}".strip()),
+        ("Canvas", f"{story['canvas_id']}  {names.get(story['canvas_id'], '')}".strip()),
         ("Test send", "yes" if story["test"] else ""),
         ("Key", story["key"]),
         ("Request", story["request_id"]),
@@ -367,8 +379,8 @@ def _tell_story(story: Row) -> None:
     # What was received must not steer the terminal.
     body = "\n".join(shown(line.expandtabs(), None) for line in story["body"].splitlines())
     click.echo(f"\nBody      {story['content_type']}\n{body}")
-    if advice := _NEXT.get(story["state"]):
-        click.echo(f"\n-> {advice.format(story['id'])}", err=True)
+    if advice := _advice(story):
+        click.echo(f"\n-> {advice}", err=True)
 
 
 # State of an event -> what an operator may do.
@@ -379,6 +391,15 @@ _NEXT = {
     "bridge queue replay {0}",
     State.DISCARDED: "To send it after all: bridge queue replay {0}",
 }
+
+
+def _advice(story: Row) -> str:
+    if story["state"] == State.DEAD and any(write["uncertain"] for write in story["writes"]):
+        return (
+            f"Look in Braze first. If it was sent: bridge queue discard {story['id']}. "
+            f"If not: bridge queue replay {story['id']}"
+        )
+    return _NEXT.get(story["state"], "").format(story["id"])
 
 
 def _what_goes_out(write: Row) -> str:

@@ -70,6 +70,12 @@ class Rules:
     campaigns: Mapping[str, Rule] = field(default_factory=dict)
     canvases: Mapping[str, Rule] = field(default_factory=dict)
 
+    @cached_property
+    def names(self) -> Mapping[str, str]:
+        """Names of campaigns and Canvases by ID, without those that have no name."""
+        listed = {**self.canvases, **self.campaigns}
+        return {braze_id: rule.name for braze_id, rule in listed.items() if rule.name}
+
     def writes(self, event: Event) -> tuple[TagWrite, ...]:
         """Return the writes of *event*, one for each TTL, in the order of its tags.
 

@@ -94,20 +94,24 @@ class Chronicle:
             return stored
         # Add the open incidents that could not be written.
         known = _open(stored)
-        return stored + [one for one in self._known if one.until is None and one.key not in known]
+        return stored + [
+            one for one in self._known if one.until is None and one.cause.key not in known
+        ]
 
     def _write(self, before: Sequence[Incident], after: Sequence[Incident]) -> bool:
         """Store the changes; return whether they are stored."""
         if clock.steady() < self._retry_at:
             return False
-        changed = {_id(one): one for one in after if one not in before}
-        gone = {_id(one) for one in before} - {_id(one) for one in after}
+        kept = {_id(one) for one in after}
+        gone = [one for one in before if _id(one) not in kept]
         try:
             with self.database.write() as connection:
-                ended = {cause for cause, until in gone if _delete(connection, cause, until)}
-                for (cause, until), one in changed.items():
+                ended = {one.cause.key for one in gone if _delete(connection, *_id(one))}
+                for one in after:
+                    key = one.cause.key
                     # If nothing was deleted, another process has closed it already.
-                    if until == _OPEN or cause in ended or one.key not in _open(before):
+                    is_mine = one.until is None or key in ended or key not in _open(before)
+                    if one not in before and is_mine:
                         connection.execute(_upsert(one))
                 old = clock.now() - KEPT_DAYS * 86400
                 connection.execute(incidents.delete().where(incidents.c.until.between(1.0, old)))
@@ -120,7 +124,7 @@ class Chronicle:
 
 
 def _open(several: Sequence[Incident]) -> set[tuple[str, str]]:
-    return {one.key for one in several if one.until is None}
+    return {one.cause.key for one in several if one.until is None}
 
 
 def _delete(connection: sa.Connection, cause: str, until: float) -> bool:
@@ -129,7 +133,7 @@ def _delete(connection: sa.Connection, cause: str, until: float) -> bool:
 
 
 def _id(one: Incident) -> tuple[str, float]:
-    return "\t".join(one.key), one.until or _OPEN
+    return f"{one.cause.code}\t{one.cause.subject}", one.until or _OPEN
 
 
 def _upsert(one: Incident) -> sa.Insert:
@@ -137,7 +141,11 @@ def _upsert(one: Incident) -> sa.Insert:
     given = asdict(one.cause)
     # Earlier versions, which share the table, do not know it.
     del given["size"]
-    details = {"cause": given, "most": asdict(one.most), "worst": one.worst, "size": one.size}
+    details = {
+        "cause": given,
+        "most": asdict(one.most),
+        "worst_cause": asdict(one.worst or one.cause),
+    }
     values = {"cause": cause, "until": until, "since": one.since, "story": details}
     statement = insert(incidents).values(**values)
     return statement.on_conflict_do_update(
@@ -155,11 +163,15 @@ def _upsert(one: Incident) -> sa.Insert:
 
 def _incident(row: sa.Row[Any]) -> Incident:
     details = row.story
-    cause = {**details["cause"], "extent": _extent(details["cause"]["extent"])}
+    cause = _cause(details["cause"])
     until = None if row.until == _OPEN else row.until
-    # Earlier versions did not store the worst moment.
-    worst, size = details.get("worst", ""), details.get("size", 0.0)
-    return Incident(Cause(**cause), row.since, until, _extent(details["most"]), worst, size)
+    # Earlier versions did not store the worst one.
+    worst = _cause(details["worst_cause"]) if "worst_cause" in details else None
+    return Incident(cause, row.since, until, _extent(details["most"]), worst)
+
+
+def _cause(stored: dict[str, Any]) -> Cause:
+    return Cause(**{**stored, "extent": _extent(stored["extent"])})
 
 
 def _extent(stored: dict[str, Any]) -> Extent:

@@ -51,15 +51,13 @@ def look(parts: Parts) -> tuple[dict[str, Any], list[Incident]]:
         parts.probe.check()
     except StoreUnavailableError as error:
         checks["store"] = {"state": "down", "error": str(error)}
+    if parts.braze:
+        checks |= _messages(parts, recent, day, now)
     try:
         # A store that cannot be written may still be readable.
         checks["delivery"] = delivery_state(parts, parts.store.backlog(), now)
         checks["delivery"] |= forecast(checks["delivery"], day[-2:], now, parts)
         checks["delivery"]["batches"] = _batches(parts, now)
-        if parts.braze:
-            backlog = parts.messages.backlog()
-            checks["delivery_to_braze"] = _to_braze(parts, backlog, day, now)
-            checks["braze"] = _braze(parts, recent, checks["delivery_to_braze"])
         checks["store"]["events"] = parts.events.counts()
         checks["clocks"] = clocks_state(parts.store)
         queue = parts.extents.queue() if checks["delivery"]["queued"] else queue
@@ -121,13 +119,17 @@ def delivery_state(
     by_hand = bool(order.get("paused"))
     held_by = "hand" if by_hand else _held_by(beat)
     alive = is_alive(beat)
-    waiting = {"queued": backlog.queued, "waits_for_customers": backlog.waits_for_customers}
-    return {
+    waiting = {
         # While SessionM is down, the loop runs and probes.
         "state": "stopped" if not alive else "paused" if held_by in _PAUSES else "running",
         # Why no write is sent: "hand", "refused" (our credentials), "down" (the other side is
         # down), "limit" (it asked for a wait), or "".
         "held_by": held_by,
+        "queued": backlog.queued,
+        "waits_for_customers": backlog.waits_for_customers,
+    }
+    return {
+        **waiting,
         "reason": "paused by hand" if by_hand else beat.get("reason", ""),
         "by": order.get("by", "") if by_hand else "",
         "paused_at": order.get("at") if by_hand else None,
@@ -139,7 +141,6 @@ def delivery_state(
         "host": beat.get("host", ""),
         "pid": beat.get("pid", 0),
         "heartbeat_seconds": round(max(0.0, now - beat["at"]), 1) if beat else -1,
-        **waiting,
         "oldest_seconds": round(backlog.waits(now)),
         # The age of the oldest write whose customer does not exist in SessionM.
         "unknown_customer_seconds": round(max(0.0, now - (backlog.unknown_at or now))),
@@ -207,34 +208,61 @@ def _batches(parts: Parts, now: float) -> dict[str, Any]:
     }
 
 
+# Delivery while the store cannot be read.
+_STOPPED: Mapping[str, Any] = {
+    "state": "stopped",
+    "held_by": "",
+    "reason": "",
+    "host": "",
+    "pid": 0,
+    "heartbeat_seconds": -1,
+    "queued": 0,
+    "oldest_seconds": 0,
+    "waits_for_customers": False,
+    "unknown_customer_seconds": 0,
+    "unknown_customer_writes": 0,
+    "dead": 0,
+    "overdue": 0,
+}
+
+
 def _last_known(day: list[Period]) -> tuple[dict[str, Any], str]:
     """Return delivery in the last minute with samples, and that minute's time or ""."""
     sampled = [minute for minute in day if minute.gauge("queued") is not None]
     last = sampled[-1] if sampled else Period(0.0)
     delivery = {
-        "state": "stopped",
-        "held_by": "",
-        "reason": "",
-        "host": "",
-        "pid": 0,
-        "heartbeat_seconds": -1,
+        **_STOPPED,
         "queued": round(last.gauge("queued") or 0),
         "oldest_seconds": round(last.gauge("oldest_seconds") or 0),
-        "waits_for_customers": False,
-        "unknown_customer_seconds": 0,
-        "unknown_customer_writes": 0,
         "dead": round(last.gauge("dead_writes") or 0),
-        "overdue": 0,
     }
     return delivery, iso(last.at) if sampled else ""
 
 
-def _to_braze(parts: Parts, backlog: QueueDepth, day: list[Period], now: float) -> dict[str, Any]:
-    """Return the check ``delivery_to_braze``."""
-    found = delivery_state(parts, backlog, now, parts.messages)
+def _messages(
+    parts: Parts, recent: Period, day: list[Period], now: float
+) -> dict[str, dict[str, Any]]:
+    """Return the checks ``delivery_to_braze`` and ``braze``.
+
+    If the store cannot be read, the numbers of messages are the last ones that this process knows.
+    """
+    known = parts.last_known.ask("messages", lambda: [_to_braze(parts, day, now)])
+    queue, quota = known.value[0] if known.value else (dict(_STOPPED), {})
+    if known.as_of:
+        queue = {**_STOPPED, **{name: queue[name] for name in ("queued", "oldest_seconds", "dead")}}
+    return {"delivery_to_braze": queue, "braze": _braze(parts, recent, queue, quota)}
+
+
+def _to_braze(
+    parts: Parts, day: list[Period], now: float
+) -> tuple[dict[str, Any], Mapping[str, Any]]:
+    """Return the check ``delivery_to_braze``, and the hourly limit as the deliverer reports it."""
+    found = delivery_state(parts, parts.messages.backlog(), now, parts.messages)
     found |= forecast(found, day[-2:], now, parts, Direction.TO_BRAZE)
     left = parts.settings.bridge_trigger_max_age - found["oldest_seconds"]
-    return found | ({"expires_in_seconds": max(0, left)} if found["queued"] else {})
+    found |= {"expires_in_seconds": max(0, left)} if found["queued"] else {}
+    beat = parts.messages.fact(HEARTBEAT_FACTS[Direction.TO_BRAZE]) or {}
+    return found, beat.get("quota") or {}
 
 
 def _system(
@@ -271,13 +299,15 @@ def _core(parts: Parts, day: list[Period], queue: Mapping[str, Any]) -> dict[str
     return found
 
 
-def _braze(parts: Parts, recent: Period, queue: Mapping[str, Any]) -> dict[str, Any]:
+def _braze(
+    parts: Parts, recent: Period, queue: Mapping[str, Any], quota: Mapping[str, Any]
+) -> dict[str, Any]:
     """Return the check ``braze``, with the rest of the hourly limit as far as it is known."""
-    beat = parts.messages.fact(HEARTBEAT_FACTS[Direction.TO_BRAZE]) or {}
-    quota = beat.get("quota") or {}
     known = quota.get("resets_at", 0.0) > clock.now()
     return {
         **_system(parts, "braze", recent, queue),
+        # The last call may have worked, and used the limit up.
+        **({"state": "limiting"} if queue["held_by"] == "limit" else {}),
         "limit": quota["limit"] if known else None,
         "calls_left": quota["left"] if known else None,
         "resets_at": iso(quota["resets_at"]) if known else "",
@@ -292,7 +322,8 @@ def _idle_since(idle: float, now: float, queue: Mapping[str, Any]) -> str:
         now: seconds since the epoch.
         queue: `delivery_state` of the queue whose writes probe the system, if there is one.
     """
-    probes = queue.get("queued", 0) and not queue["waits_for_customers"]
+    sends = queue and queue["state"] != "stopped" and queue["held_by"] != "hand"
+    probes = sends and queue["queued"] and not queue["waits_for_customers"]
     return "" if idle < IDLE or probes else iso(now - idle)
 
 

@@ -27,8 +27,8 @@ REOPENS = 60.0
 # start of the bridge.
 BLIP = 5.0
 _BLIPS = {"delivery_stopped", "messages_stopped", "sessionm_fails", "braze_fails"}
-# Code -> code of the milder incident that it continues: the start of the milder one is kept.
-_GROWS_FROM = {"sessionm_down": "sessionm_fails", "braze_down": "braze_fails"}
+# Code -> code of the graver stage of the same outage: both stages are one incident.
+_GROWS_TO = {"sessionm_fails": "sessionm_down", "braze_fails": "braze_down"}
 # Days for which closed incidents are kept.
 KEPT_DAYS = 30
 
@@ -86,7 +86,8 @@ class Cause:
         subject: distinguishes causes with one code: a system, a host, a reason.
         since: the start, if known.
         extent: the numbers that it affects.
-        order: the action that the dashboard offers: ``resume``, ``replay``, or "".
+        order: the action that the dashboard offers: ``resume``, ``replay``, or "". ``look``: no
+            replay before a look into Braze.
         search: filters of ``GET /api/events`` for the affected events.
         size: what grows with the problem, if not the writes of *extent*; not stored.
     """
@@ -107,47 +108,45 @@ class Cause:
         to_braze = ("braze_", "messages_", "dead_messages")
         return "message" if self.code.startswith(to_braze) else "write"
 
+    @property
+    def key(self) -> tuple[str, str]:
+        """Identifies the incident: two open ones never have the same."""
+        return _GROWS_TO.get(self.code, self.code), self.subject
+
+    @property
+    def weight(self) -> tuple[int, float]:
+        """What makes it worse than another cause of the same incident: its code, then its size."""
+        return -CODES.index(self.code), self.size or self.extent.writes
+
 
 @dataclass(frozen=True)
 class Incident:
     """A cause and its duration.
 
     Attributes:
-        cause: the present cause, or the last one.
+        cause: the present cause; of a closed incident, the worst one.
         since: the start.
         until: the end; ``None`` while it is open.
         most: the largest extent so far.
-        worst: the sentence about the problem when it was largest; "" if it is not known.
-        size: the size of the problem at that time.
+        worst: the first of the worst causes so far.
     """
 
     cause: Cause
     since: float
     until: float | None = None
     most: Extent = NOTHING
-    worst: str = ""
-    size: float = 0.0
-
-    @property
-    def key(self) -> tuple[str, str]:
-        """Code and subject, which are unique among open incidents."""
-        return self.cause.code, self.cause.subject
+    worst: Cause | None = None
 
     @property
     def extent(self) -> Extent:
         """The present extent, or the largest one of a closed incident."""
         return self.cause.extent if self.until is None else self.most
 
-    @property
-    def reason(self) -> str:
-        """The present sentence, or that of the worst moment of a closed incident."""
-        return self.cause.reason if self.until is None else self.worst or self.cause.reason
-
 
 def follow(
     known: Iterable[Incident], found: Sequence[Cause], now: float, *, store_is_up: bool = True
 ) -> list[Incident]:
-    """Return the present incidents: open ones first, then closed ones, newest first.
+    """Return the present incidents: open ones first, then closed ones by their start, newest first.
 
     Args:
         known: the incidents before.
@@ -159,32 +158,30 @@ def follow(
     latest, closed = _latest(known, now)
     opened = []
     for cause in found:
-        key = cause.code, cause.subject
-        if cause.code.endswith("_stopped") and key not in latest and _store_was_down(known, now):
+        is_new = cause.key not in latest
+        if cause.code.endswith("_stopped") and is_new and _store_was_down(known, now):
             # While the store was down, the loop could not store its heartbeat.
             continue
-        earlier = latest.pop(key, None)
-        milder = latest.get((_GROWS_FROM.get(cause.code, ""), cause.subject))
-        began = min(milder.since if milder else now, now if cause.since is None else cause.since)
-        # A cause whose start is known begins anew after its last end.
-        continues = earlier and (earlier.until is None or cause.since is None)
-        since = min(earlier.since, began) if earlier and continues else began
-        before = earlier or Incident(cause, since)
+        began = now if cause.since is None else cause.since
+        before = latest.pop(cause.key, None) or Incident(cause, began)
+        if before.until is not None and cause.since is not None and cause.since > before.until:
+            # It began after the end: it is another incident.
+            closed.append(before)
+            before = Incident(cause, began)
         most = before.most.at_least(cause.extent)
-        size = cause.size or cause.extent.writes
-        is_worse = size >= before.size or not before.worst
-        worst = (cause.reason, size) if is_worse else (before.worst, before.size)
-        opened.append(Incident(cause, since, None, most, *worst))
+        worst = max(before.worst or before.cause, cause, key=lambda one: one.weight)
+        opened.append(Incident(cause, min(before.since, began), None, most, worst))
     for one in latest.values():
+        worst = one.worst or one.cause
         if one.until is not None:
             closed.append(one)
         elif not store_is_up and one.cause.code.startswith(_NEEDS_STORE):
             opened.append(one)
-        elif one.cause.code not in _BLIPS or now - one.since >= BLIP:
-            closed.append(replace(one, until=now))
+        elif worst.code not in _BLIPS or now - one.since >= BLIP:
+            closed.append(replace(one, cause=worst, until=now))
     # Of one code, those that delay writes come first.
     opened.sort(key=lambda one: (CODES.index(one.cause.code), not one.extent.writes, one.since))
-    closed.sort(key=lambda one: -(one.until or 0.0))
+    closed.sort(key=lambda one: -one.since)
     return opened + closed
 
 
@@ -202,9 +199,13 @@ def _latest(
     # Open incidents come last, and so replace closed ones with the same key.
     for one in sorted(known, key=lambda one: one.until or float("inf")):
         if one.until is None or now - one.until < REOPENS:
-            if before := latest.get(one.key):
+            before = latest.get(one.cause.key)
+            if before and before.until is None:
+                # Two processes have opened it at the same time.
+                one = replace(one, since=min(one.since, before.since))  # noqa: PLW2901
+            elif before:
                 closed.append(before)
-            latest[one.key] = one
+            latest[one.cause.key] = one
         elif now - one.until < KEPT_DAYS * 86400:
             closed.append(one)
     return latest, closed
@@ -216,7 +217,7 @@ def as_json(one: Incident) -> dict[str, Any]:
         "code": one.cause.code,
         "since": iso(one.since),
         **({} if one.until is None else {"until": iso(one.until)}),
-        "reason": one.reason,
+        "reason": one.cause.reason,
         "do": one.cause.do,
         "writes": one.extent.writes,
         "customers": one.extent.customers,
@@ -509,15 +510,22 @@ def _expiry(delivery: Mapping[str, Any]) -> str:
 
 def _dead_messages(group: DeadGroup) -> Cause:
     number = group.extent.writes
+    them = "it" if number == 1 else "them"
+    do = f"Correct the cause in Braze or in SessionM's template, then replay or discard {them}."
+    if group.uncertain:
+        do = (
+            f"Look in Braze first, which may have sent {them}. Discard what it has sent, and "
+            "replay the rest."
+        )
     return Cause(
         "dead_messages",
         f"{number:,} {'message' if number == 1 else 'messages'} to Braze "
         f"{'is' if number == 1 else 'are'} dead: {group.reason}.",
-        "Correct the cause in Braze or in SessionM's template, then replay or discard them. A "
-        "message that is marked uncertain may have been sent: check that in Braze first.",
+        do,
         subject=group.reason,
         since=group.since,
         extent=group.extent,
+        order="look" if group.uncertain else "",
         search={
             "state": "dead",
             "direction": "to_braze",

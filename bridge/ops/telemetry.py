@@ -290,11 +290,15 @@ class Telemetry:
         self._ensure_thread()
 
     def count_call(self, call: FinishedCall) -> None:
-        """Count a finished call to SessionM or Braze, and keep its error as the last one."""
+        """Count a finished call to SessionM or Braze, and keep its error as the last one.
+
+        A refusal is kept, but not counted as an error.
+        """
         counted = [f"{call.system}_calls"]
-        if call.error is not None and call.error.meaning not in _ANSWERS:
-            counted.append(f"{call.system}_errors")
+        if call.error is not None and call.error.meaning is not Meaning.UNKNOWN_CUSTOMER:
             self.keep_error(call.system, call.error.brief)
+            if call.error.meaning is not Meaning.REFUSED:
+                counted.append(f"{call.system}_errors")
         self.observe(call.system, call.seconds, *counted)
 
     def keep_error(self, system: str, text: str) -> None:
@@ -505,10 +509,6 @@ class Telemetry:
         """Return the figures that are not stored yet."""
         with self._counting:
             return dict(self._share)
-
-
-# Refusals are answers, not errors of the system.
-_ANSWERS = {Meaning.REFUSED, Meaning.UNKNOWN_CUSTOMER}
 
 
 class _Past:

@@ -551,6 +551,8 @@ class Delivery:
             log.info("delivery is %s by hand", word, extra=extra)
             if not self._is_paused:
                 self._breaker.try_now()
+                self._tokens.limit(None)
+                self._destination.forget_limit()
         self._order = order.get("id")
 
     def _clean_up(self) -> None:

@@ -142,6 +142,9 @@ class Destination(Protocol):
     def room(self, in_flight: int) -> int | None:
         """Return how many more calls may start with *in_flight* calls; ``None``: no limit."""
 
+    def forget_limit(self) -> None:
+        """Let `room` allow one call, whose answer shows the limit again."""
+
     def report(self) -> Mapping[str, Any]:
         """Return fields of the heartbeat: ``overdue`` (calls after their deadline) and others."""
 

@@ -93,6 +93,7 @@ class Extents:
                 events.c.campaign_id,
                 events.c.canvas_id,
                 writes.c.reason,
+                writes.c.uncertain,
                 writes.c.done_at,
             )
             .join(events, events.c.id == writes.c.event_id)
@@ -123,6 +124,7 @@ class Extents:
                     is_minimum=left > 0,
                 ),
                 passing=all(_PASSING.search(row.reason) for row in several),
+                uncertain=any(row.uncertain for row in several),
             )
             for place, (reason, several) in enumerate(ordered)
         ]
@@ -164,4 +166,5 @@ def text_of(kind: str) -> str:
 
 
 def _parts(kind: str) -> Iterable[str]:
-    return (part.strip() for part in kind.split("…") if part.strip() and kind != "no reason")
+    parts = (part.strip(" ,;:") for part in kind.split("…") if kind != "no reason")
+    return filter(None, parts)

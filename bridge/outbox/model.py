@@ -190,6 +190,7 @@ class DeadGroup:
         since: when the first of them became dead.
         passing: whether SessionM was unreachable or too busy in all of them.
         mended: whether an event of their main campaign was delivered since.
+        uncertain: whether the destination may have got one of them.
     """
 
     reason: str
@@ -198,6 +199,7 @@ class DeadGroup:
     extent: Extent
     passing: bool = False
     mended: bool = False
+    uncertain: bool = False
 
 
 def new_event_id(now: float) -> str:

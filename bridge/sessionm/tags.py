@@ -182,6 +182,9 @@ class TagDestination:
         """As `Destination.room`: SessionM has no limit of its own."""
         return None
 
+    def forget_limit(self) -> None:
+        """As `Destination.forget_limit`."""
+
     def report(self) -> Mapping[str, Any]:
         """As `Destination.report`."""
         return {"overdue": self._sessionm.overdue()}

@@ -12,7 +12,7 @@ from markupsafe import Markup, escape
 from werkzeug.exceptions import NotFound
 
 from bridge import __version__, clock
-from bridge.fields import FieldError, instant, iso, number, percent, span
+from bridge.fields import STAMP, FieldError, instant, iso, number, percent, span
 from bridge.liquid.snippets import TEMPLATES
 from bridge.ops.outlook import outlook
 from bridge.outbox.tallies import CampaignFigures
@@ -156,7 +156,7 @@ def moment(at: float) -> str:
 def code(text: str) -> Markup:
     """*text* with what stands between backticks as code, and times as `time` writes them."""
     marked = _CODE.sub(r"<code>\1</code>", str(escape(text)))
-    return Markup(_STAMP.sub(_as_time, marked))  # noqa: S704 - it is escaped
+    return Markup(STAMP.sub(_as_time, marked))  # noqa: S704 - it is escaped
 
 
 def _as_time(stamp: re.Match[str]) -> str:
@@ -164,7 +164,6 @@ def _as_time(stamp: re.Match[str]) -> str:
 
 
 _CODE = re.compile("`([^`]*)`")
-_STAMP = re.compile(r"\b20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 
 
 def breakable(url: str) -> Markup:
@@ -195,27 +194,12 @@ def name_campaigns(events: Iterable[Mapping[str, Any]]) -> None:
 
 def campaign_name(braze_id: str, figures: Iterable[CampaignFigures]) -> str:
     """The name of a campaign or Canvas: rules.toml's, else Braze's, else ""."""
-    rules = parts_of(current_app).rules
-    for listed in (rules.campaigns, rules.canvases):
-        if braze_id in listed and listed[braze_id].name:
-            return listed[braze_id].name
-    return next((one.name for one in figures if one.name), "")
+    named = parts_of(current_app).rules.names.get(braze_id)
+    return named or next((one.name for one in figures if one.name), "")
 
 
 def known_as(event: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """``(campaign or canvas, ID, name)`` of an event's JSON; rules.toml names before Braze."""
-    names: Mapping[str, str] = g.get("campaign_names", {})
-    rules = parts_of(current_app).rules
-    named = (
-        ("campaign", event.get("campaign_id", ""), rules.campaigns),
-        ("canvas", event.get("canvas_id", ""), rules.canvases),
-    )
-    return [
-        (
-            kind,
-            braze_id,
-            (listed[braze_id].name if braze_id in listed else "") or names.get(braze_id, ""),
-        )
-        for kind, braze_id, listed in named
-        if braze_id
-    ]
+    names = {**g.get("campaign_names", {}), **parts_of(current_app).rules.names}
+    ids = {kind: event.get(f"{kind}_id", "") for kind in ("campaign", "canvas")}
+    return [(kind, braze_id, names.get(braze_id, "")) for kind, braze_id in ids.items() if braze_id]

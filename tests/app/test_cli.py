@@ -118,8 +118,12 @@ def test_check_tries_brazes_key_without_sending(tmp_path: Path, sandbox: Sandbox
     wrong = findings()["Braze canvas.trigger.send"]
     assert not wrong["ok"]
     assert "BRAZE_REST_KEY" in wrong["remedy"]
-    for status, remedy in ((429, "Braze limits our calls: wait"), (503, "Braze is down")):
-        sandbox.sandbox.set_faults({"status": status, "match": "trigger/send"})
+    for fault, remedy in (
+        ({"status": 429}, "Braze limits our calls: wait"),
+        ({"status": 503}, "Braze is down"),
+        ({"garbage": True}, "something else than Braze answers: check BRAZE_REST_URL, proxies"),
+    ):
+        sandbox.sandbox.set_faults({**fault, "match": "trigger/send"})
         assert findings()["Braze canvas.trigger.send"]["remedy"].startswith(remedy)
 
 

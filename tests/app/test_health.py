@@ -127,12 +127,20 @@ def test_the_store_gone_is_down_and_the_rest_is_reported(make_app: MakeApp, tmp_
     app = make_app()
     client = app.test_client()
     send(client, braze_campaign_id="summer")
+    message = {"braze_campaign_id": "award", "user_id": ALICE, "user_offer_id": "1"}
+    client.post("/webhooks/sessionm/message", json=message, headers=bearer("trigger"))
+    before = health(client)["checks"]
     take_store_away(app, tmp_path)
     answer = client.get("/health", headers=bearer("admin"))
     assert answer.status_code == 503
     body = answer.get_json()
     assert body["status"] == "down"
     assert body["checks"]["store"]["state"] == "down"
+    # What was known last.
+    assert body["checks"]["delivery_to_braze"]["queued"] == 1
+    assert body["checks"]["delivery_to_braze"].keys() == body["checks"]["delivery"].keys()
+    assert body["checks"].keys() == before.keys()
+    assert body["checks"]["braze"].keys() == before["braze"].keys()
     assert client.get("/readyz").status_code == 503
 
 

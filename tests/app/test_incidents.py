@@ -1,10 +1,13 @@
 """Incidents on `/health`: their beginning survives restarts, their extent leads to the events."""
 
+import re
 from typing import Any
 
 from flask.testing import FlaskClient
 
 from bridge.fields import instant
+from bridge.ops.incidents import Cause
+from bridge.outbox.model import Extent
 from bridge.parts import parts_of
 from bridge.sandbox import SandboxServer
 from tests.app.test_operator import make_dead, state_of
@@ -71,6 +74,8 @@ def test_refused_credentials_are_no_cause_of_what_sessionm_refuses_later(
     let_pass(10)
     sandbox.sandbox.set_faults({"ok_error": True, "code": "argument_error", "where": "connect"})
     assert look_up(5) == ["SessionM Connect refuses one call after the other."]
+    check = client.get("/health", headers=ADMIN).get_json()["checks"]["sessionm_connect"]
+    assert (check["last_error"], check["errors"]) == ("HTTP 200: ARGUMENT_ERROR", 1)
 
 
 def test_a_refusal_that_has_not_been_tried_again_is_reported_in_the_past_tense(
@@ -92,6 +97,42 @@ def test_a_refusal_that_has_not_been_tried_again_is_reported_in_the_past_tense(
     assert "SessionM Connect ✓ up" in words(client.get("/dashboard", headers=ADMIN))
 
 
+def test_failures_of_a_system_that_works_again_are_past(
+    client: FlaskClient, sandbox: SandboxServer
+) -> None:
+    def seen(customer: str) -> str:
+        client.get(f"/connected-content/tags?user_id={customer}", headers=bearer("content"))
+        return words(client.get("/dashboard", headers=ADMIN))
+
+    sandbox.sandbox.set_faults({"status": 503, "where": "core"})
+    assert re.search(r"SessionM Core ! failing .* 1 of 1 failed SessionM", seen("first"))
+    sandbox.sandbox.set_faults({})
+    assert re.search(r"SessionM Core ✓ up .* 1 of 2 failed before SessionM", seen(ALICE))
+
+
+def test_a_pause_by_hand_leaves_a_past_failure_in_the_past(
+    make_app: MakeApp, sandbox: SandboxServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = make_app(deliver=True).test_client()
+
+    def post(number: int) -> None:
+        message = {"braze_campaign_id": "award", "user_id": "u", "user_offer_id": number}
+        client.post("/webhooks/sessionm/message", json=message, headers=bearer("trigger"))
+
+    def failure() -> str:
+        return next((one["reason"] for one in opened(client) if one["code"] == "braze_fails"), "")
+
+    sandbox.sandbox.set_faults({"garbage": True, "where": "braze"})
+    post(1)
+    eventually(lambda: "is failing" in failure())
+    client.post("/api/delivery/pause", headers=ADMIN)
+    post(2)
+    steady = clock.steady
+    monkeypatch.setattr(clock, "steady", lambda: steady() + 30)
+    eventually(lambda: [one for one in opened(client) if one["code"] == "delivery_paused"])
+    assert "failed until 20" in failure()
+
+
 def test_messages_that_wait_for_braze_have_a_forecast(
     make_app: MakeApp, sandbox: SandboxServer
 ) -> None:
@@ -108,7 +149,7 @@ def test_messages_that_wait_for_braze_have_a_forecast(
     def seen() -> str:
         return words(client.get("/dashboard", headers=ADMIN))
 
-    eventually(lambda: seen().count(forecast) == 2)
+    eventually(lambda: seen().count(forecast) == 1)
     assert "Try now…" in seen()
     assert "3 waiting , nothing goes out now" in seen()
     assert "3 messages 3 customers award" in seen()
@@ -170,3 +211,18 @@ def test_two_processes_name_the_same_beginning(make_app: MakeApp) -> None:
     [other] = opened(second.test_client())
     assert one["code"] == other["code"] == "delivery_stopped"
     assert one["since"] == other["since"]
+
+
+def test_an_outage_that_grew_is_stored_as_one_incident(make_app: MakeApp) -> None:
+    both = [parts_of(make_app()) for _ in range(2)]
+    for parts in both:
+        parts.watch.stop()
+    first, second = (parts.chronicle for parts in both)
+    fails = Cause("sessionm_fails", "It fails.", "Wait.", "Core")
+    down = Cause("sessionm_down", "It is down.", "Wait.", "Core", extent=Extent(3, 2, ("summer",)))
+    first.follow([fails], store_is_up=True)
+    second.follow([down], store_is_up=True)
+    first.follow([fails], store_is_up=True)
+    [closed] = second.follow([], store_is_up=True)
+    assert (closed.cause, closed.extent) == (down, down.extent)
+    assert first.follow([], store_is_up=True) == [closed]

@@ -429,8 +429,11 @@ def test_the_shell_says_what_to_do_next(
     make_app: MakeApp, sandbox: SandboxServer, shell: Shell
 ) -> None:
     client = make_app(deliver=True).test_client()
-    event = make_dead(client, sandbox, braze_campaign_id="summer")
+    event = make_dead(client, sandbox, braze_campaign_id="summer", campaign_name="Summer sale")
     answer = shell("queue", "status")
+    assert "1 campaign (Summer sale)" in answer
+    assert re.search(r"  dead  +SessionM  +Summer sale  ", shell("queue", "list"))
+    assert "Campaign  summer  Summer sale\n" in shell("queue", "show", event)
     # Each line is a command that works as it stands.
     listed = re.search(r"^     bridge (queue list .*)$", answer, re.MULTILINE)
     replays = re.search(r"^     bridge (queue replay .* --dry-run)$", answer, re.MULTILINE)
@@ -488,8 +491,28 @@ def test_the_shell_shows_messages_to_braze_that_are_dead(
     eventually(lambda: state_of(client, event) == "dead")
     body = shell("queue", "status")
     assert "1 message to Braze is dead" in body
+    assert "Dead      0 writes, 1 message\n" in body
     assert "bridge queue list --state dead --direction to_braze" in body
     assert "Braze" in shell("queue", "list", "--state", "dead")
+
+
+def test_the_shell_offers_no_replay_of_what_braze_may_have_sent_before_a_look_there(
+    make_app: MakeApp, sandbox: SandboxServer, shell: Shell
+) -> None:
+    client = make_app(deliver=True).test_client()
+    sandbox.sandbox.set_faults({"drop": "after", "match": "trigger/send"})
+    message = {"braze_campaign_id": "award", "user_id": ALICE, "user_offer_id": "1"}
+    answer = client.post("/webhooks/sessionm/message", json=message, headers=bearer("trigger"))
+    event = answer.get_json()["id"]
+    eventually(lambda: state_of(client, event) == "dead")
+    body = shell("queue", "status")
+    assert "-> Look in Braze first" in body
+    assert "queue replay" not in body
+    listed = re.search(r"^     bridge (queue list .* --text .*)$", body, re.MULTILINE)
+    assert listed
+    assert event in shell(*shlex.split(listed[1]))
+    assert "--text 'or a device on the way" in body
+    assert "-> Look in Braze first" in shell("queue", "show", event, stderr=True)
 
 
 def test_the_shell_shows_why_delivery_is_paused(
@@ -513,7 +536,9 @@ def test_delivery_is_paused_and_resumed_from_the_shell(make_app: MakeApp, shell:
     eventually(lambda: state_of(client, event) == "delivered")
     shown = eventually(lambda: text if "No incident" in (text := shell("queue", "status")) else "")
     assert "paused by hand" not in shown
-    over = r"^Over: Delivery is paused by hand \(command line\)\.\n  since 20.*, for .* m?s"
+    over = (
+        r"^Over: 20.* to 20.*, for .* m?s.*\n  at its worst: Delivery is paused by hand \(command"
+    )
     assert re.search(over, shell("queue", "status", "--past"), re.MULTILINE)
 
 

@@ -375,6 +375,32 @@ def test_no_call_is_made_while_the_hourly_limit_is_used_up(
     assert bridge.check("braze")["limit"] == 3
 
 
+def test_try_now_makes_one_call_while_the_hourly_limit_is_used_up(
+    make_app: MakeApp, sandbox: SandboxServer
+) -> None:
+    bridge = Bridge(make_app)
+    sandbox.sandbox.braze.replace({"limit": 1, "reset_in": 1000})
+    events = [bridge.send(user_id=f"u{n}", braze_campaign_id=f"c{n}") for n in range(3)]
+
+    def waits() -> bool:
+        delivery = bridge.check("delivery_to_braze")
+        return (delivery["held_by"], delivery["done_in_seconds"]) == ("limit", -1)
+
+    def try_now() -> None:
+        bridge.client.post("/api/delivery/resume", headers=bearer("admin"))
+
+    eventually(waits)
+    try_now()
+    eventually(lambda: len(triggers(sandbox)) == 2)
+    eventually(waits)
+    assert [call["status"] for call in triggers(sandbox)] == [201, 429]
+    # Braze has raised the limit.
+    sandbox.sandbox.braze.replace({})
+    try_now()
+    for event in events:
+        assert bridge.ends_as(event, State.DELIVERED)
+
+
 def test_a_paused_canvas_is_named(make_app: MakeApp, sandbox: SandboxServer) -> None:
     sandbox.sandbox.braze.replace({"paused": [CANVAS]})
     bridge = Bridge(make_app)

@@ -263,7 +263,7 @@ def test_a_narrow_screen_needs_no_sideways_scrolling(
     for path in [*paths, "/docs"]:
         page.goto(f"{service.url}{path}")
         page.evaluate("for (const one of document.querySelectorAll('details')) one.open = true")
-        for width in (320, 390, 768):
+        for width in (320, 390, 720, 768, 800):
             page.set_viewport_size({"width": width, "height": 700})
             over = page.evaluate(WIDER)
             assert over == [], (path, width, over)

@@ -1,5 +1,6 @@
 """Causes become incidents: one per cause, with a beginning, an end, an extent and advice."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -360,12 +361,37 @@ def test_an_incident_keeps_its_beginning_and_ends_with_its_cause() -> None:
     assert follow([closed], [], 900.0) == [closed]
 
 
-def test_what_fails_and_then_is_down_began_when_it_failed() -> None:
-    fails = Cause("sessionm_fails", "It is failing.", "Wait.", subject="Core")
-    opened = follow([], [fails], 100.0)
-    down, closed = follow(opened, [DOWN], 110.0)
-    assert (down.cause.code, down.since) == ("sessionm_down", 100.0)
-    assert (closed.cause.code, closed.until) == ("sessionm_fails", 110.0)
+FAILS = Cause("sessionm_fails", "It is failing.", "Wait.", subject="Core", extent=QUEUE)
+
+
+def test_what_fails_then_is_down_and_fails_again_at_the_end_is_one_incident() -> None:
+    known: list[Incident] = []
+    for at, found in ((100.0, FAILS), (110.0, DOWN), (150.0, None), (160.0, FAILS)):
+        known = follow(known, [found] if found else [], at)
+        assert len(known) == 1
+    assert (known[0].cause, known[0].since, known[0].until) == (FAILS, 100.0, None)
+    [closed] = follow(known, [], 162.0)
+    assert (closed.cause, closed.since, closed.until) == (DOWN, 100.0, 162.0)
+
+
+def test_an_outage_that_two_processes_notice_at_the_same_time_is_one_incident() -> None:
+    both = [*follow([], [DOWN], 101.0), *follow([], [FAILS], 100.0)]
+    [one] = follow(both, [DOWN], 110.0)
+    assert (one.cause, one.since) == (DOWN, 100.0)
+
+
+def test_of_equally_bad_moments_a_past_incident_shows_the_first() -> None:
+    garbage = replace(DOWN, reason="It answers garbage.")
+    known = follow(follow([], [garbage], 100.0), [], 150.0)
+    [closed] = follow(follow(known, [DOWN], 160.0), [], 170.0)
+    assert (closed.cause, closed.since, closed.until) == (garbage, 100.0, 170.0)
+
+
+def test_a_cause_that_began_after_the_end_of_an_incident_is_another_one() -> None:
+    first = Cause("delivery_paused", "It is paused.", "Resume it.", since=100.0)
+    known = follow(follow([], [first], 101.0), [], 110.0)
+    known = follow(known, [replace(first, since=120.0)], 121.0)
+    assert [(one.since, one.until) for one in known] == [(120.0, None), (100.0, 110.0)]
 
 
 def test_a_closed_one_shows_its_worst() -> None:
@@ -447,6 +473,12 @@ def test_open_ones_come_first_by_weight_then_the_closed_ones_newest_first() -> N
     assert [one.cause for one in two] == [DOWN, connect]
     month = KEPT_DAYS * 86400
     assert [one.cause.reason for one in follow(old, [], 1000.0 + month)] == ["Newer."]
+
+
+def test_past_incidents_are_in_the_order_of_their_start() -> None:
+    long = Incident(Cause("lookups_late", "L.", ""), 100.0, 900.0)
+    short = Incident(Cause("braze_budget", "B.", ""), 200.0, 300.0)
+    assert follow([long, short], [], 9000.0) == [short, long]
 
 
 def test_what_only_the_store_knows_stays_open() -> None:
