@@ -111,7 +111,7 @@ def test_failures_of_a_system_that_works_again_are_past(
 
 
 def test_a_pause_by_hand_leaves_a_past_failure_in_the_past(
-    make_app: MakeApp, sandbox: SandboxServer, monkeypatch: pytest.MonkeyPatch
+    make_app: MakeApp, sandbox: SandboxServer, let_pass: LetPass
 ) -> None:
     client = make_app(deliver=True).test_client()
 
@@ -127,8 +127,7 @@ def test_a_pause_by_hand_leaves_a_past_failure_in_the_past(
     eventually(lambda: "is failing" in failure())
     client.post("/api/delivery/pause", headers=ADMIN)
     post(2)
-    steady = clock.steady
-    monkeypatch.setattr(clock, "steady", lambda: steady() + 30)
+    let_pass(30)
     eventually(lambda: [one for one in opened(client) if one["code"] == "delivery_paused"])
     assert "failed until 20" in failure()
 
