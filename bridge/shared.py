@@ -11,8 +11,7 @@ from bridge.bulk import schema as bulk_schema
 from bridge.lookups import cache as lookups_cache
 from bridge.lookups import fleet
 from bridge.lookups.stamps import SharedStamps, Stamps
-from bridge.ops import chronicle, watch
-from bridge.ops.telemetry import first_schema as figures_schema
+from bridge.ops import chronicle, telemetry, watch
 from bridge.outbox import schema as outbox_schema
 from bridge.settings import Settings, SettingsError
 from bridge.storage.cells import shared_cells
@@ -31,14 +30,15 @@ log = logging.getLogger(__name__)
 SYSTEMS = ("core", "connect", "braze")
 # Table of the schema version of the cache, where it is in the same database as the outbox.
 VERSIONS_BESIDE = "cache_schema_version"
-# Migrations of the outbox. Their numbers are stored: only append.
-MIGRATIONS = (*outbox_schema.MIGRATIONS, *bulk_schema.MIGRATIONS)
+# Migrations of the outbox. Their numbers are stored: only append here. A new database runs all of
+# them, so a later one must allow for tables that were created as they are now: see `add_column`.
+MIGRATIONS = (outbox_schema.create, bulk_schema.create)
 # Seconds. A lookup may wait this long for another process that stores a fetched answer.
 CACHE_BUSY_TIMEOUT = 0.3
-# Migrations of the cache and the telemetry. Only append.
+# Migrations of the cache and the telemetry, as above.
 MIGRATIONS_BESIDE = (
-    *lookups_cache.MIGRATIONS,
-    figures_schema,
+    lookups_cache.create,
+    telemetry.create,
     fleet.create,
     chronicle.create,
     watch.create,

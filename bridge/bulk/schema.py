@@ -88,8 +88,6 @@ sa.Index("batch_jobs_state", batch_jobs.c.state, batch_jobs.c.next_at)
 sa.Index("batch_writes_job", batch_writes.c.job_id)
 
 
-def _first_schema(connection: sa.Connection) -> None:
+def create(connection: sa.Connection) -> None:
+    """Create the tables as they are now."""
     schema.create_all(connection)
-
-
-MIGRATIONS = (_first_schema,)

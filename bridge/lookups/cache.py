@@ -48,11 +48,10 @@ sa.Index("lookups_fetched_at", lookups.c.fetched_at)
 sa.Index("lookups_customer", lookups.c.customer)
 
 
-def _first_schema(connection: sa.Connection) -> None:
+def create(connection: sa.Connection) -> None:
+    """Create the tables as they are now."""
     schema.create_all(connection)
 
-
-MIGRATIONS = (_first_schema,)
 
 # Seconds that "no such customer" is fresh: SessionM may create the profile soon.
 UNKNOWN_MAX_AGE = 10.0

@@ -74,7 +74,7 @@ _CHANGE = sa.text(f"""
 
 
 def create(connection: sa.Connection) -> None:
-    """Create the tables, on PostgreSQL only."""
+    """Create the tables as they are now, on PostgreSQL only."""
     if connection.dialect.name == "postgresql":
         schema.create_all(connection)
 

@@ -40,7 +40,7 @@ incidents = sa.Table(
 
 
 def create(connection: sa.Connection) -> None:
-    """Create the table."""
+    """Create the table as it is now."""
     schema.create_all(connection)
 
 

@@ -141,8 +141,8 @@ last_errors = sa.Table(
 )
 
 
-def first_schema(connection: sa.Connection) -> None:
-    """Create the tables of the first release."""
+def create(connection: sa.Connection) -> None:
+    """Create the tables as they are now."""
     schema.create_all(connection)
 
 

@@ -41,7 +41,7 @@ watchers = sa.Table(
 
 
 def create(connection: sa.Connection) -> None:
-    """Create the table."""
+    """Create the table as it is now."""
     schema.create_all(connection)
 
 

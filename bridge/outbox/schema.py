@@ -147,11 +147,9 @@ sa.Index("attempts_write", attempts.c.write_seq)
 sa.Index("expiries_expires_at", expiries.c.expires_at)
 
 
-def _first_schema(connection: sa.Connection) -> None:
+def create(connection: sa.Connection) -> None:
+    """Create the tables as they are now."""
     schema.create_all(connection)
-
-
-MIGRATIONS = (_first_schema,)
 
 
 def has_direction(direction: sa.ColumnElement[str]) -> sa.ColumnElement[bool]:

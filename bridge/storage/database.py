@@ -16,6 +16,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
@@ -258,3 +259,16 @@ class Database(ABC):
 
     def _unavailable(self, error: Exception) -> StoreUnavailableError:
         return StoreUnavailableError(f"the database cannot be used: {self._failed(error)}")
+
+
+def add_column(connection: sa.Connection, column: "sa.Column[Any]") -> None:
+    """Add *column* to its table, for a migration; a new database has been created with it.
+
+    Use ``create(connection, checkfirst=True)`` for a new table or index.
+    """
+    table = column.table
+    if column.name in {one["name"] for one in sa.inspect(connection).get_columns(table.name)}:
+        return
+    name = connection.dialect.identifier_preparer.format_table(table)
+    definition = sa.schema.CreateColumn(column).compile(dialect=connection.dialect)
+    connection.exec_driver_sql(f"ALTER TABLE {name} ADD COLUMN {definition}")

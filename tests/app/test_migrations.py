@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -12,7 +13,7 @@ from bridge.outbox.schema import events
 from bridge.parts import parts_of
 from bridge.sandbox import SandboxServer
 from bridge.shared import open_outbox
-from bridge.storage.database import Database, NewerSchemaError
+from bridge.storage.database import Database, NewerSchemaError, add_column
 from tests.commands import run_bridge
 from tests.conftest import MakeApp, environment, rows, send
 
@@ -32,6 +33,23 @@ def newer(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
         monkeypatch.setattr(shared, "MIGRATIONS", (*shared.MIGRATIONS, add_a_column))
 
     return upgrade
+
+
+def test_a_column_is_added_to_old_tables_and_found_in_new_ones(database: str) -> None:
+    def things(*columns: "sa.Column[Any]") -> sa.Table:
+        return sa.Table("things", sa.MetaData(), sa.Column("id", sa.Integer), *columns)
+
+    colour = sa.Column("colour", sa.Text, nullable=False, server_default="it's blue")
+    new, old = things(colour), things()
+    engine = sa.create_engine(database.replace("postgresql:", "postgresql+psycopg:"))
+    for first in (old, new):
+        with engine.begin() as connection:
+            first.metadata.create_all(connection)
+            connection.execute(first.insert().values(id=1))
+            add_column(connection, colour)
+            assert connection.execute(new.select()).all() == [(1, "it's blue")]
+            first.drop(connection)
+    engine.dispose()
 
 
 def colours(database: str) -> list[str]:

@@ -14,7 +14,7 @@ from bridge.intake.rules import TagWrite
 from bridge.outbox import search
 from bridge.outbox.events import Events
 from bridge.outbox.model import CallResult, NewEvent, State, new_event_id
-from bridge.outbox.schema import MIGRATIONS
+from bridge.outbox.schema import create
 from bridge.outbox.search import Filter
 from bridge.outbox.store import Store
 from bridge.storage.database import Database
@@ -32,7 +32,7 @@ MADE: dict[State, tuple[int, str]] = {
 
 @pytest.fixture
 def database(tmp_path: Path) -> Iterator[Database]:
-    database = SQLite(f"sqlite:///{tmp_path}/bridge.db", MIGRATIONS, durable=False)
+    database = SQLite(f"sqlite:///{tmp_path}/bridge.db", (create,), durable=False)
     yield database
     database.close()
 
@@ -190,7 +190,7 @@ def test_no_figure_and_no_page_costs_more_when_much_more_is_stored(
     monkeypatch.setattr(search, "MOST_READ", 10)
     found = []
     for number in (1000, 6000):
-        database = SQLite(f"sqlite:///{tmp_path}/{number}.db", MIGRATIONS, durable=False)
+        database = SQLite(f"sqlite:///{tmp_path}/{number}.db", (create,), durable=False)
         fill(database, number)
         found.append(costs(database, work))
         database.close()

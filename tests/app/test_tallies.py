@@ -11,7 +11,7 @@ from bridge.customer import Customer
 from bridge.intake.rules import TagWrite
 from bridge.outbox.events import Events
 from bridge.outbox.model import CallResult, NewEvent, State, new_event_id
-from bridge.outbox.schema import MIGRATIONS
+from bridge.outbox.schema import create
 from bridge.outbox.search import Filter
 from bridge.outbox.store import Store
 from bridge.outbox.tallies import CampaignFigures
@@ -44,7 +44,7 @@ def event(chance: random.Random, *, at: float = NOW, **more: object) -> NewEvent
 
 @pytest.fixture
 def database(tmp_path: Path) -> Iterator[Database]:
-    database = SQLite(f"sqlite:///{tmp_path}/bridge.db", MIGRATIONS, durable=True)
+    database = SQLite(f"sqlite:///{tmp_path}/bridge.db", (create,), durable=True)
     yield database
     database.close()
 

@@ -9,7 +9,7 @@ import pytest
 
 from bridge.calls import FinishedCall
 from bridge.ops import telemetry as telemetry_module
-from bridge.ops.telemetry import KEPT_MINUTES, Period, Telemetry, first_schema, together
+from bridge.ops.telemetry import KEPT_MINUTES, Period, Telemetry, create, together
 from bridge.sessionm.answers import Meaning, SessionMError
 from bridge.storage.database import Database
 from bridge.storage.sqlite import SQLite
@@ -39,7 +39,7 @@ def make(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Itera
     made: list[tuple[Telemetry, Database]] = []
 
     def one() -> Telemetry:
-        database = SQLite(f"sqlite:///{tmp_path}/figures.db", (first_schema,), durable=False)
+        database = SQLite(f"sqlite:///{tmp_path}/figures.db", (create,), durable=False)
         telemetry = Telemetry(database, clock, clock)
         made.append((telemetry, database))
         return telemetry
