@@ -8,6 +8,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Collection
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -85,8 +86,9 @@ def create_app(
     settings = settings or load()
     logs.install(settings)
     app = Flask(__name__, static_folder=None, template_folder=TEMPLATES)
-    app.extensions["bridge"] = build(settings, rules, accepted, intervals)
-    background = _Background(app, settings, deliver=deliver)
+    build_parts = partial(build, settings, rules, accepted, intervals)
+    app.extensions["bridge"] = build_parts()
+    background = _Background(app, build_parts, deliver=deliver)
     app.extensions["bridge.start"] = background.start
     # Braze's test dialog shows the raw answer: an ellipsis must not appear as \u2026.
     app.json.ensure_ascii = False  # type: ignore[attr-defined]
@@ -108,12 +110,13 @@ class _Background:
     its workers. Otherwise they start with the first request, with ASGI's lifespan, or after a fork.
     """
 
-    def __init__(self, app: Flask, settings: Settings, *, deliver: bool) -> None:
+    def __init__(self, app: Flask, build_parts: Callable[[], Parts], *, deliver: bool) -> None:
         self._app = weakref.ref(app)
-        self._settings = settings
+        self._build_parts = build_parts
         self._deliver = deliver
         self._lock = threading.Lock()
         self._is_running = False
+        self._handles_sigterm = False
         # Parts of the parent process: a reference, so that the child does not close them.
         self._inherited: list[Parts] = []
         os.register_at_fork(after_in_child=self._renew)
@@ -122,20 +125,23 @@ class _Background:
 
     def start(self) -> None:
         """Start the threads, unless they are running."""
-        if self._is_running:
-            return
+        if not (self._is_running and self._handles_sigterm) and (app := self._app()):
+            self._start_threads(app)
+            if not self._handles_sigterm and threading.current_thread() is threading.main_thread():
+                self._handles_sigterm = True
+                # It also ends requests that wait for a delivery by another process.
+                _begin_shutdown_on_sigterm(parts_of(app))
+
+    def _start_threads(self, app: Flask) -> None:
         with self._lock:
-            app = self._app()
-            if self._is_running or app is None:
+            if self._is_running:
                 return
             if self._inherited and parts_of(app) is self._inherited[-1]:
-                app.extensions["bridge"] = build(self._settings)
+                app.extensions["bridge"] = self._build_parts()
             parts = parts_of(app)
             parts.start(deliver=self._deliver)
+            atexit.register(parts.close)
             self._is_running = True
-        atexit.register(parts.close)
-        # It also ends requests that wait for a delivery by another process.
-        _begin_shutdown_on_sigterm(parts)
 
     def _renew(self) -> None:
         """Have new parts built in a child process: threads, locks and connections are the parent's.
@@ -146,7 +152,7 @@ class _Background:
         if app := self._app():
             self._inherited.append(parts_of(app))
             self._lock = threading.Lock()
-            self._is_running = False
+            self._is_running = self._handles_sigterm = False
             threading.Thread(target=self.start).start()
 
 
@@ -156,7 +162,7 @@ def _begin_shutdown_on_sigterm(parts: Parts) -> None:
     The server waits for the requests in flight first, and some of them wait for deliveries.
     """
     server = signal.getsignal(signal.SIGTERM)
-    if not callable(server) or threading.current_thread() is not threading.main_thread():
+    if not callable(server):
         return
 
     def end(number: int, frame: FrameType | None) -> None:

@@ -61,6 +61,8 @@ def test_a_newcomer_sees_an_offer_without_typing_anything(
     own_service: Service, open_page: OpenPage
 ) -> None:
     own_service.webhook(user_id=ALICE, braze_campaign_id="summer")
+    # The customers of what SessionM has taken are offered.
+    eventually(lambda: own_service.health()["checks"]["delivery"]["queued"] == 0)
     page = open_setup(own_service, open_page)
     expect(page.get_by_label("Customer ID")).to_have_value(ALICE)
     expect(mail(page).locator("body")).to_contain_text("Your offer: Free barista coffee")

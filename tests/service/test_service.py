@@ -149,21 +149,28 @@ def test_gunicorn_serves_the_same_application(
     )
     try:
 
-        def accepted() -> bool:
+        def sent(campaign: str, query: str = "") -> int:
             try:
-                answer = requests.post(
-                    f"http://127.0.0.1:{port}/webhooks/braze",
-                    json={"user_id": ALICE, "braze_campaign_id": "summer"},
+                return requests.post(
+                    f"http://127.0.0.1:{port}/webhooks/braze{query}",
+                    json={"user_id": ALICE, "braze_campaign_id": campaign},
                     headers=bearer("webhook"),
-                    timeout=5,
-                )
+                    timeout=35,
+                ).status_code
             except (requests.ConnectionError, requests.Timeout):
                 # gunicorn listens before its worker has loaded the application.
-                return False
-            return answer.status_code == 202
+                return 0
 
-        eventually(accepted, 20)
+        eventually(lambda: sent("summer") == 202, 20)
         eventually(lambda: "braze_campaign_summer" in sandbox.sandbox.tags(ALICE))
+        # SIGTERM ends what waits for a delivery.
+        sandbox.sandbox.set_faults({"status": 503})
+        before = len(sandbox.sandbox.calls(method="POST"))
+        with ThreadPoolExecutor(1) as sender, at_most(15):
+            waiting = sender.submit(sent, "winter", "?wait=30")
+            eventually(lambda: len(sandbox.sandbox.calls(method="POST")) > before)
+            process.terminate()
+            assert waiting.result() == 202
     finally:
         process.terminate()
         assert process.wait(35) == 0
