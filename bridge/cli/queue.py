@@ -3,12 +3,12 @@
 import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from bridge import clock
-from bridge.cli.common import connected, one_line
+from bridge.cli.common import connected, one_line, options
 from bridge.cli.output import Form, Row, dump, forms, local, state, table, with_local_times, zone
 from bridge.customer import read_customer
 from bridge.fields import FieldError, as_duration, counted, instant, iso, shown, span
@@ -22,9 +22,7 @@ from bridge.outbox.search import Filter, read_filter
 from bridge.parts import Parts
 from bridge.storage.database import StoreUnavailableError
 
-Command = TypeVar("Command", bound=Callable[..., None])
-
-# Who orders, in the history of events.
+# The operator's name in the history of events.
 BY = "command line"
 # Seconds between two looks of `queue status --watch`.
 WATCH = 2.0
@@ -32,28 +30,23 @@ WATCH = 2.0
 MOST_NAMED = 3
 
 
-def filters(command: Command) -> Command:
-    """Give *command* the options that choose events."""
-    for option in (
-        click.option("--text", metavar="WORDS", help="Words in the reason."),
-        click.option(
-            "--since", metavar="TIME", help="Received since: 2h, 7d or 2026-12-01T08:00:00Z."
-        ),
-        click.option("--campaign", metavar="ID", help="API identifier of the campaign or Canvas."),
-        click.option("--customer", metavar="ID", help="The customer's user_id or external_id."),
-        click.option(
-            "--direction",
-            type=click.Choice([one.value for one in Direction]),
-            help="to_sessionm: webhooks of Braze; to_braze: messages of SessionM.",
-        ),
-        click.option(
-            "--state",
-            type=click.Choice([one.value for one in State]),
-            help="State of the events; replay and discard: dead, if it is not given.",
-        ),
-    ):
-        command = option(command)
-    return command
+# The options that choose events.
+filters = options(
+    click.option(
+        "--state",
+        type=click.Choice([one.value for one in State]),
+        help="State of the events; replay and discard: dead, if it is not given.",
+    ),
+    click.option(
+        "--direction",
+        type=click.Choice([one.value for one in Direction]),
+        help="to_sessionm: webhooks of Braze; to_braze: messages of SessionM.",
+    ),
+    click.option("--customer", metavar="ID", help="The customer's user_id or external_id."),
+    click.option("--campaign", metavar="ID", help="API identifier of the campaign or Canvas."),
+    click.option("--since", metavar="TIME", help="Received since: 2h, 7d or 2026-12-01T08:00:00Z."),
+    click.option("--text", metavar="WORDS", help="Words in the reason."),
+)
 
 
 class _InOrder(click.Group):
@@ -320,7 +313,7 @@ def show(event_id: str, *, form: Form) -> None:
     if form:
         dump(form, story, _calls(story))
     else:
-        _tell_story(story, names)
+        _print_event(story, names)
 
 
 def _calls(story: Row) -> list[Row]:
@@ -341,7 +334,7 @@ def _calls(story: Row) -> list[Row]:
     ]
 
 
-def _tell_story(story: Row, names: Mapping[str, str]) -> None:
+def _print_event(story: Row, names: Mapping[str, str]) -> None:
     customer = "  ".join(f"{kind} {value}" for kind, value in story["customer"].items())
     for name, value in (
         ("Event", story["id"]),
@@ -413,15 +406,12 @@ def _what_goes_out(write: Row) -> str:
     return f"Write     {' '.join(write['tags'])}, {kind}"
 
 
-def _changes(command: Callable[..., None]) -> Callable[..., None]:
-    for option in (
-        click.option("--dry-run", is_flag=True, help="Only count; change nothing."),
-        click.option(
-            "--all", "everything", is_flag=True, help="All dead events, without a filter."
-        ),
-    ):
-        command = option(command)
-    return forms(filters(command))
+_changes = options(
+    forms,
+    filters,
+    click.option("--all", "everything", is_flag=True, help="All dead events, without a filter."),
+    click.option("--dry-run", is_flag=True, help="Only count; change nothing."),
+)
 
 
 @queue.command()
@@ -440,7 +430,7 @@ def replay(
             _change_each(event_ids, parts.operator.replay_one, "replayed", form)
         else:
             done = parts.operator.replay(wanted, by=BY, dry_run=dry_run)
-            _tell(done, "replayed", form, dry_run=dry_run)
+            _print_result(done, "replayed", form, dry_run=dry_run)
 
 
 @queue.command()
@@ -459,7 +449,7 @@ def discard(
             _change_each(event_ids, parts.operator.discard_one, "discarded", form)
         else:
             done = parts.operator.discard(wanted, by=BY, dry_run=dry_run)
-            _tell(done, "discarded", form, dry_run=dry_run)
+            _print_result(done, "discarded", form, dry_run=dry_run)
 
 
 @queue.command()
@@ -530,7 +520,7 @@ def _chosen(
     return _filter(given)
 
 
-def _tell(done: Done, word: str, form: Form, *, dry_run: bool) -> None:
+def _print_result(done: Done, word: str, form: Form, *, dry_run: bool) -> None:
     would = done.matched - len(done.refused)
     if form:
         counts = {"matched": done.matched, word: done.changed, "dry_run": dry_run}
