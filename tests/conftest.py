@@ -53,9 +53,12 @@ LONG = (
     "test_crash",
     "test_soak",
     "test_watch",
+    "test_rotation",
+    "test_takeover",
     "test_bulk",
     "test_alerts",
     "test_read_back",
+    "test_storage",
 )
 
 
