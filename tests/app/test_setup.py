@@ -108,6 +108,11 @@ OFFERS = (
         (OFFERS.replace("bridge :save", "other :save"), "no credential is named 'other'"),
         (OFFERS.replace("localhost", "127.0.0.1:9"), "no host but this bridge"),
         (OFFERS.replace("http://localhost", ""), "no address that can be called"),
+        (
+            OFFERS.replace("http://", "http://["),
+            "The address or a header of this call is malformed",
+        ),
+        (OFFERS.replace(":save", ':headers {"X": "a\\nb"} :save'), "a header of this call is malf"),
         (OFFERS.replace("limit=1", "limit=none"), "limit must be a whole number"),
         (OFFERS.replace("offers?", "nothing?"), "There is nothing at this path"),
         (
