@@ -131,10 +131,13 @@ def submit() -> tuple[Response, int]:
 def list_batches() -> Response:
     """List batches, newest first."""
     given = url_fields()
+    for name in given:
+        if name not in PAGING:
+            raise FieldError(f'"{name[:60]}"', "is not a parameter of this list")
     limit = read_limit(given.get("limit"), PAGE)
-    found = parts_of(current_app).batches.find(limit, given.get("before", ""))
-    following = found[-1]["id"] if len(found) == limit else ""
-    return jsonify(status="ok", batches=found, next=following)
+    found = parts_of(current_app).batches.find(limit + 1, given.get("before", ""))
+    following = found[limit - 1]["id"] if len(found) > limit else ""
+    return jsonify(status="ok", batches=found[:limit], next=following)
 
 
 @bp.get("/batches/<batch_id>")
