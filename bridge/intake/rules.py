@@ -145,6 +145,13 @@ class Rules:
         rules = self.campaigns if kind == "campaign" else self.canvases
         return braze_id in rules and rules[braze_id].broadcast
 
+    def name_of(self, braze_id: str, kind: str = "") -> str:
+        """Return the name of a campaign or Canvas, or of only that *kind*; "" if it has none."""
+        listed = {"campaign": self.campaigns, "canvas": self.canvases}
+        chosen = [listed[kind]] if kind else listed.values()
+        names = (rules[braze_id].name for rules in chosen if braze_id in rules)
+        return next(filter(None, names), "")
+
     @cached_property
     def known_counters(self) -> frozenset[str]:
         """The counters of all rules."""

@@ -1,7 +1,7 @@
 """The health dashboard: is it healthy, and what was going on."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -14,7 +14,6 @@ from bridge.ops.health import RECENT_MINUTES, look
 from bridge.ops.incidents import LATE_SHARE, LEAST_LOOKUPS, Cause, Incident, are_credentials
 from bridge.ops.probe import PAGE_PATIENCE, LastKnown
 from bridge.ops.telemetry import Period, together
-from bridge.outbox.tallies import CampaignFigures
 from bridge.parts import Parts, parts_of
 from bridge.storage.database import in_time
 from bridge.web.auth import scope
@@ -90,7 +89,9 @@ def dashboard() -> Response:
         links=_links(health["checks"], hour, incidents),
         message_links=_message_links(health["checks"], hour, incidents),
         sparks=_sparks(hour),
-        campaigns=[(one, _name(parts, one)) for one in campaigns.value],
+        campaigns=[
+            (one, parts.rules.name_of(one.id, one.kind) or one.name) for one in campaigns.value
+        ],
         campaigns_as_of=campaigns.as_of,
         number_of_campaigns=sum(number_of_campaigns.value),
         orders=ORDERS,
@@ -151,17 +152,9 @@ def _named(parts: Parts, incidents: Sequence[Incident]) -> dict[str, str]:
     """Return the names of the campaigns of incidents that affect at most `MOST_NAMED`."""
     concerned = (one.extent.campaigns for one in incidents)
     ids = {one for few in concerned if len(few) <= MOST_NAMED for one in few}
-    names = parts.last_known.ask("names", lambda: [parts.events.campaign_names(ids)])
-    listed = {**parts.rules.canvases, **parts.rules.campaigns}
-    of_rules = {one: listed[one].name for one in ids if one in listed and listed[one].name}
-    return {**next(iter(names.value), {}), **of_rules}
-
-
-def _name(parts: Parts, figures: CampaignFigures) -> str:
-    """Return the name in rules.toml, else the one from Braze; "" if there is none."""
-    rules = parts.rules
-    listed = (rules.canvases if figures.kind == "canvas" else rules.campaigns).get(figures.id)
-    return (listed.name if listed else "") or figures.name
+    asked = parts.last_known.ask("names", lambda: [parts.events.campaign_names(ids)])
+    of_braze: Mapping[str, str] = next(iter(asked.value), {})
+    return {one: parts.rules.name_of(one) or of_braze.get(one, "") for one in ids}
 
 
 def _links(

@@ -58,6 +58,7 @@ def _pages(parts: Parts, chosen: Filter) -> Iterator[list[list[str]]]:
         found = parts.events.find(chosen, MOST_A_PAGE, before)
         ids = {event[name] for event in found.events for name in ("campaign_id", "canvas_id")}
         names = parts.events.campaign_names(ids - {""})
+        names |= {one: name for one in ids if (name := parts.rules.name_of(one))}
         yield [_row(event, names) for event in found.events]
         before = found.next
         if not before:

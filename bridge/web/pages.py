@@ -15,7 +15,6 @@ from bridge import __version__, clock
 from bridge.fields import FieldError, instant, iso, number, percent, span
 from bridge.liquid.snippets import TEMPLATES
 from bridge.ops.outlook import outlook
-from bridge.outbox.tallies import CampaignFigures
 from bridge.parts import parts_of
 from bridge.storage.database import StoreUnavailableError
 from bridge.web.auth import may_change, scope, scope_of
@@ -193,29 +192,12 @@ def name_campaigns(events: Iterable[Mapping[str, Any]]) -> None:
         g.campaign_names = {}
 
 
-def campaign_name(braze_id: str, figures: Iterable[CampaignFigures]) -> str:
-    """The name of a campaign or Canvas: rules.toml's, else Braze's, else ""."""
-    rules = parts_of(current_app).rules
-    for listed in (rules.campaigns, rules.canvases):
-        if braze_id in listed and listed[braze_id].name:
-            return listed[braze_id].name
-    return next((one.name for one in figures if one.name), "")
-
-
 def known_as(event: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """``(campaign or canvas, ID, name)`` of an event's JSON; rules.toml names before Braze."""
     names: Mapping[str, str] = g.get("campaign_names", {})
     rules = parts_of(current_app).rules
-    named = (
-        ("campaign", event.get("campaign_id", ""), rules.campaigns),
-        ("canvas", event.get("canvas_id", ""), rules.canvases),
-    )
     return [
-        (
-            kind,
-            braze_id,
-            (listed[braze_id].name if braze_id in listed else "") or names.get(braze_id, ""),
-        )
-        for kind, braze_id, listed in named
-        if braze_id
+        (kind, braze_id, rules.name_of(braze_id, kind) or names.get(braze_id, ""))
+        for kind in ("campaign", "canvas")
+        if (braze_id := event.get(f"{kind}_id", ""))
     ]
