@@ -32,7 +32,8 @@ _HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), geolocation=(), microphone=(), payment=(), usb=()",
     # Not no-referrer: a browser on plain HTTP would then say "Origin: null" to our own forms,
-    # as it does for another site's. Ours alone ever see it, and no address holds a customer.
+    # as it does for another site's. Only the bridge's own pages receive it, and no address holds a
+    # customer.
     "Referrer-Policy": "same-origin",
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
