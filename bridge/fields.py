@@ -26,8 +26,9 @@ _INVISIBLE = (
 _PADDING = "".join(char for char in map(chr, range(0x3001)) if char.isspace()) + "".join(
     chr(code) for first, last in _INVISIBLE for code in range(first, last + 1)
 )
-# Seconds since the epoch at 9999-12-31T23:59:59Z, the last second with a four-digit year.
-_LATEST = 253_402_300_799.0
+# Seconds since the epoch at 0001-01-01T00:00:00Z and 9999-12-31T23:59:59Z: the first and the last
+# second with a four-digit year.
+_EARLIEST, _LATEST = -62_135_596_800.0, 253_402_300_799.0
 _LIQUID = re.compile(r"\{\{|\{%|\$\{")
 # Control characters, line separators, and lone surrogates, which UTF-8 cannot encode.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -295,8 +296,9 @@ def _without_groups(written: str) -> str:
 
 
 def iso(at: float) -> str:
-    """Return seconds since the epoch as ``2026-12-01T00:00:00Z``."""
-    return datetime.fromtimestamp(min(at, _LATEST), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    """Return seconds since the epoch as ``2026-12-01T00:00:00Z``, from the year 1 to 9999."""
+    when = datetime.fromtimestamp(max(_EARLIEST, min(at, _LATEST)), UTC)
+    return f"{when.replace(tzinfo=None).isoformat(timespec='seconds')}Z"
 
 
 # What `iso` returns.
@@ -381,7 +383,8 @@ def instant(value: object) -> float | None:
     and ``12/1/2026 11:59:59 PM`` with the month first, as in the USA, where SessionM is based.
 
     Returns:
-        ``None`` if the value is none of these, or out of range.
+        ``None`` if the value is none of these, or a number out of range. By its zone, a time may
+        be before the year 1 or after the year 9999.
     """
     if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e15:
         value = str(value)

@@ -2,7 +2,7 @@
 
 import atexit
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -100,6 +100,16 @@ class Parts:
         rules = MessageRules(self.settings.braze_external_id, self.rules.may_broadcast)
         message = read_message(body, "application/json", MessagePath.MESSAGE, rules)
         return trigger_bodies(message.sends, self.settings.braze_canvas_properties)
+
+    def campaign_names(self, ids: Iterable[str]) -> dict[str, str]:
+        """Return the known names of campaigns and Canvases by ID: rules.toml's before Braze's.
+
+        Raises:
+            StoreUnavailableError: the store cannot be read.
+        """
+        known = set(ids) - {""}
+        listed = {one: name for one in known if (name := self.rules.name_of(one))}
+        return {**self.events.campaign_names(known), **listed}
 
     def start(self, *, deliver: bool) -> None:
         """Start to receive changes by other processes and, with *deliver*, the delivery loops."""

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 from bridge import clock
 from bridge.bulk.model import ROWS_OF_JOB, Source
@@ -16,6 +17,7 @@ from bridge.bulk.segment import (
     Refused,
     Row,
     Segment,
+    expires,
     sessionm_header,
     sessionm_rows,
 )
@@ -141,6 +143,24 @@ class Upload:
     jobs: int
     file: FilteredFile
     warnings: tuple[str, ...] = ()
+
+    def as_json(self, status: str) -> dict[str, Any]:
+        """Return it as JSON with *status*, ``accepted`` or ``counted``."""
+        file = self.file
+        return {
+            "status": status,
+            "id": self.batch_id,
+            "rows": file.rows,
+            "refused": file.refused,
+            "repeated": file.repeated,
+            "jobs": self.jobs,
+            "warnings": list(self.warnings),
+            "first_rows": [
+                {row.customer.kind: row.customer.id, "tag": row.tag, "expires": expires(row.days)}
+                for row in file.first_rows
+            ],
+            "first_refused": [{"line": r.line, "reason": r.reason} for r in file.first_refused],
+        }
 
 
 class Uploads:

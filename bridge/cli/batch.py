@@ -143,7 +143,7 @@ def submit(
             return
         upload.file.check()
         if form:
-            dump(form, _as_json(upload, "counted"))
+            _dump(form, upload, "counted")
         else:
             _show_rows(segment, upload)
 
@@ -163,7 +163,7 @@ def _report_submitted(parts: Parts, upload: Upload, form: Form, *, wait: bool) -
         found = _read(parts, upload.batch_id)
         dump(form, found, _job_rows(found))
     elif form:
-        dump(form, _as_json(upload, "accepted"))
+        _dump(form, upload, "accepted")
 
 
 @batch.command()
@@ -192,16 +192,10 @@ def status(batch_id: str | None, *, form: Form, wait: bool, limit: int) -> None:
         _show(found)
 
 
-def _as_json(upload: Upload, word: str) -> dict[str, Any]:
-    return {
-        "status": word,
-        "id": upload.batch_id,
-        "rows": upload.file.rows,
-        "refused": upload.file.refused,
-        "repeated": upload.file.repeated,
-        "jobs": upload.jobs,
-        "warnings": list(upload.warnings),
-    }
+def _dump(form: Form, upload: Upload, status: str) -> None:
+    """Print the result of *upload*; the CSV has its numbers, without its first rows."""
+    found = upload.as_json(status)
+    dump(form, found, [{name: found[name] for name in found if not name.startswith("first_")}])
 
 
 def _job_rows(found: dict[str, Any]) -> list[dict[str, Any]]:

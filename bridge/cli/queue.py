@@ -2,7 +2,7 @@
 
 import shlex
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import click
@@ -88,7 +88,7 @@ def status(*, form: Form, watch: bool, past: bool) -> None:
                 if watch:
                     click.echo(f"{local(iso(clock.now()))} {zone()}")
                 ids = (braze_id for one in incidents for braze_id in one.extent.campaigns)
-                _show_status(found, incidents, _names(parts, ids))
+                _show_status(found, incidents, parts.campaign_names(ids))
             if not watch:
                 return
             time.sleep(WATCH)
@@ -151,11 +151,6 @@ def _columns_of(found: Row) -> Row:
     to_braze = {f"to_braze_{name}": value for name, value in found["to_braze"].items()}
     opened = [one["code"] for one in found["incidents"] if "until" not in one]
     return {**flat, **to_braze, "incidents": opened}
-
-
-def _names(parts: Parts, ids: Iterable[str]) -> Mapping[str, str]:
-    """Return the names of campaigns and Canvases by ID, as far as they are known."""
-    return {**parts.events.campaign_names(set(ids)), **parts.rules.names}
 
 
 def _show_status(found: Row, incidents: list[Incident], names: Mapping[str, str]) -> None:
@@ -253,7 +248,7 @@ def list_events(*, limit: int, before: str, form: Form, **given: Any) -> None:
         is_waiting = any(event["state"] == State.QUEUED for event in found.events)
         held = parts.chronicle.delivery_reasons() if is_waiting else []
         ids = (event["campaign_id"] or event["canvas_id"] for event in found.events)
-        names = _names(parts, ids)
+        names = parts.campaign_names(ids)
     if form:
         dump(form, found.events, [_flat(event) for event in found.events])
     elif found.events:
@@ -309,7 +304,7 @@ def show(event_id: str, *, form: Form) -> None:
         story = parts.events.details(event_id)
         if story is None:
             raise click.ClickException(f"there is no event {event_id}; see `bridge queue list`")
-        names = _names(parts, (story["campaign_id"], story["canvas_id"]))
+        names = parts.campaign_names((story["campaign_id"], story["canvas_id"]))
     if form:
         dump(form, story, _calls(story))
     else:

@@ -94,7 +94,7 @@ class WarmRate:
 
 @dataclass
 class WarmProgress:
-    """The progress of all runs on one file.
+    """The progress of all runs on one file, up to *line*.
 
     Attributes:
         line: the number of the last completed line.
@@ -110,17 +110,17 @@ class WarmProgress:
     seconds: float = 0.0
 
     def count(self, answers: list[LookupAnswer]) -> bool:
-        """Count a customer by the answers to its lookups; return whether one of them failed."""
+        """Count a customer by the answers to its lookups; if one failed, only return True."""
         statuses = {answer.status for answer in answers}
         if "unavailable" in statuses:
-            self.failed += 1
-        elif "not_found" in statuses:
+            return True
+        if "not_found" in statuses:
             self.unknown += 1
         elif any(answer.how == "miss" for answer in answers):
             self.fetched += 1
         else:
             self.fresh += 1
-        return "unavailable" in statuses
+        return False
 
 
 @click.command()
@@ -332,7 +332,7 @@ class WarmRun:
             ) as bar:
                 for line in self._lines(customers):
                     bar.update(1)
-                    if line > self._file.progress.line:
+                    if line > self._file.progress.line and not self._failed_in_a_row:
                         self._file.progress.line = line
                         self._file.save()
         except KeyboardInterrupt:
@@ -359,15 +359,24 @@ class WarmRun:
                 yield self._finish_next()
         while self._in_flight:
             yield self._finish_next()
+        self._file.progress.failed += self._failed_in_a_row
 
     def _finish_next(self) -> int:
-        """Wait for the oldest customer in flight, and count it; return its line."""
+        """Wait for the oldest customer in flight, and count it; return its line.
+
+        Failed customers are counted when one after them does not fail: until then, a run that ends
+        leaves them to the next run.
+        """
         line, future = self._in_flight[0]
         failed = self._file.progress.count(future.result())
         self._in_flight.popleft()
-        self._failed_in_a_row = self._failed_in_a_row + 1 if failed else 0
-        if self._failed_in_a_row >= FAILED_IN_A_ROW:
-            raise _DownError
+        if failed:
+            self._failed_in_a_row += 1
+            if self._failed_in_a_row >= FAILED_IN_A_ROW:
+                raise _DownError
+        else:
+            self._file.progress.failed += self._failed_in_a_row
+            self._failed_in_a_row = 0
         return line
 
     def _fetch(self, customer: Customer) -> list[LookupAnswer]:

@@ -70,12 +70,6 @@ class Rules:
     campaigns: Mapping[str, Rule] = field(default_factory=dict)
     canvases: Mapping[str, Rule] = field(default_factory=dict)
 
-    @cached_property
-    def names(self) -> Mapping[str, str]:
-        """Names of campaigns and Canvases by ID, without those that have no name."""
-        listed = {**self.canvases, **self.campaigns}
-        return {braze_id: rule.name for braze_id, rule in listed.items() if rule.name}
-
     def writes(self, event: Event) -> tuple[TagWrite, ...]:
         """Return the writes of *event*, one for each TTL, in the order of its tags.
 
@@ -150,6 +144,13 @@ class Rules:
         """Return whether SessionM may send this campaign or Canvas to its whole segment."""
         rules = self.campaigns if kind == "campaign" else self.canvases
         return braze_id in rules and rules[braze_id].broadcast
+
+    def name_of(self, braze_id: str, kind: str = "") -> str:
+        """Return the name of a campaign or Canvas, or of only that *kind*; "" if it has none."""
+        listed = {"campaign": self.campaigns, "canvas": self.canvases}
+        chosen = [listed[kind]] if kind else listed.values()
+        names = (rules[braze_id].name for rules in chosen if braze_id in rules)
+        return next(filter(None, names), "")
 
     @cached_property
     def known_counters(self) -> frozenset[str]:

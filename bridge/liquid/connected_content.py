@@ -24,7 +24,7 @@ from requests.structures import CaseInsensitiveDict
 from bridge.liquid.run import run_of
 from bridge.liquid.syntax import OUTPUT, REFERENCE, Expression, parse_expression, parse_output
 from bridge.liquid.tags import Aborted, BrazeNode, TagSource
-from bridge.liquid.values import printed
+from bridge.liquid.values import from_json, printed
 from bridge.network.proxy import LOOPBACK_DIRECT
 
 T = TypeVar("T")
@@ -246,8 +246,9 @@ def _read_value(name: str, text: str, position: int) -> tuple[Any, int]:
 def _read_headers(text: str, position: int) -> tuple[dict[str, Any], int]:
     try:
         headers, end = json.JSONDecoder().raw_decode(text, position)
-    except json.JSONDecodeError as error:
-        message = f":headers needs a JSON object, everything in quotes ({error.msg})"
+    except ValueError as error:
+        reason = getattr(error, "msg", "a number is too long")
+        message = f":headers needs a JSON object, everything in quotes ({reason})"
         raise _TagError(message) from error
     if not isinstance(headers, dict):
         raise _TagError(":headers needs a JSON object")
@@ -311,7 +312,7 @@ def _value(status: int, text: str) -> Any:
     Braze documentation, "HTTP status codes": only objects get the status.
     """
     try:
-        value = json.loads(text)
+        value = from_json(text)
     except (ValueError, RecursionError):
         return text
     return {**value, "__http_status_code__": status} if isinstance(value, dict) else value

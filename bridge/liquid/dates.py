@@ -101,7 +101,7 @@ _COMPOSED = {
 
 
 def _directive(time: Time, found: re.Match[str]) -> str:
-    flags, width, colons, letter = found[1], int(found[2] or 0), found[3], found[4]
+    flags, width, colons, letter = found[1], int(found[2][:9] or 0), found[3], found[4]
     if width > LARGEST_NUMBER:
         raise TooLargeError("a date is printed too wide")
     if colons and letter != "z":

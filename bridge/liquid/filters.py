@@ -6,14 +6,14 @@ where Ruby would raise an exception. Filters of one line are in the table `FILTE
 """
 
 import base64
-import binascii
 import hashlib
 import hmac
 import html
 import json
+import operator
 import re
 from collections.abc import Callable
-from decimal import Decimal
+from decimal import Decimal, localcontext
 from functools import cmp_to_key
 from inspect import Parameter, signature
 from typing import Any
@@ -22,7 +22,6 @@ from urllib.parse import quote, quote_plus, unquote_to_bytes
 from liquid import RenderContext
 
 from bridge.liquid import dates, values
-from bridge.liquid.dates import Time
 from bridge.liquid.run import Run, run_of
 from bridge.liquid.values import (
     LiquidFault,
@@ -148,17 +147,23 @@ def _arithmetic(
         number, other = values.number_of(value), values.number_of(operand)
         if divides and not other:
             raise LiquidFault("divided by 0")
-        return plain_number(operation(number, other))
+        with localcontext(values.DECIMAL):
+            return plain_number(operation(number, other))
 
     return calculate
 
 
 def _of_number(operation: Callable[[Any], int | Decimal]) -> Callable[[Any], int | float]:
-    return lambda value: plain_number(operation(values.number_of(value)))
+    def calculate(value: Any) -> int | float:
+        with localcontext(values.DECIMAL):
+            return plain_number(operation(values.number_of(value)))
+
+    return calculate
 
 
 def round_(value: Any, digits: Any = 0) -> int | float:
-    result = plain_number(values.rounded(values.number_of(value), int(values.number_of(digits))))
+    places = values.whole(values.number_of(digits))
+    result = plain_number(values.rounded(values.number_of(value), places))
     return int(result) if values.equal(digits, 0) else result
 
 
@@ -286,7 +291,7 @@ def _base64_decoder(name: str, altchars: bytes | None) -> Callable[[Any], str]:
     def decode(value: Any) -> str:
         try:
             return base64.b64decode(text_of(value), altchars, validate=True).decode()
-        except (binascii.Error, UnicodeError):
+        except ValueError:
             raise LiquidFault(f"invalid base64 provided to {name}") from None
 
     return decode
@@ -300,15 +305,15 @@ def url_decode(value: Any) -> str:
 
 
 def as_json_string(value: Any) -> str:
-    plain = text_of(value) if isinstance(value, Time | values.Range | values.Drop) else value
+    values.limited_value(value)
     return limited_text(
-        json.dumps(values.limited_value(plain), ensure_ascii=False, separators=(",", ":"))
+        json.dumps(value, default=text_of, ensure_ascii=False, separators=(",", ":"))
     )
 
 
 def json_parse(value: Any) -> Any:
     try:
-        return json.loads(value) if isinstance(value, str) else value
+        return values.from_json(value) if isinstance(value, str) else value
     except (ValueError, RecursionError):
         raise LiquidFault("json_parse needs a text with valid JSON") from None
 
@@ -364,13 +369,13 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "ceil": _of_number(values.ceil),
     "divided_by": _arithmetic(values.divided, divides=True),
     "floor": _of_number(values.floor),
-    "minus": _arithmetic(values.subtracted),
+    "minus": _arithmetic(operator.sub),
     "modulo": _arithmetic(values.remainder, divides=True),
     "money": money,
     "number_with_delimiter": number_with_delimiter,
-    "plus": _arithmetic(values.added),
+    "plus": _arithmetic(operator.add),
     "round": round_,
-    "times": _arithmetic(values.multiplied),
+    "times": _arithmetic(operator.mul),
     # Lists
     "compact": compact,
     "concat": concat,

@@ -4,6 +4,8 @@ import json
 import re
 from typing import Any
 
+from bridge.liquid.values import from_json
+
 # Keys of objects that a file may hold beside the profile's own fields.
 OBJECTS = (
     *("custom_attribute", "event_properties", "context", "api_trigger_properties"),
@@ -27,11 +29,14 @@ def read_object(text: str) -> dict[str, Any]:
     if not text.strip():
         return {}
     try:
-        found = json.loads(text)
+        found = from_json(text)
     except RecursionError:
         raise InputError("is nested too deep") from None
     except json.JSONDecodeError as error:
         raise InputError(f"is not JSON: {_fault(text, error)}") from None
+    except ValueError:
+        words = "NaN, Infinity, a number over 4,300 digits, or half of a surrogate pair"
+        raise InputError(f"is not JSON: it has {words}") from None
     if not isinstance(found, dict):
         raise InputError('is not a JSON object, such as {"points": 600}')
     return found
@@ -67,6 +72,6 @@ def read_attributes(text: str) -> dict[str, Any]:
 def read_value(text: str) -> Any:
     """Read a value from a command line: JSON if possible (``600``, ``true``), else text."""
     try:
-        return json.loads(text)
+        return from_json(text)
     except (ValueError, RecursionError):
         return text

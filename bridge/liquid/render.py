@@ -4,6 +4,7 @@ python-liquid provides the parser, the scopes and the limits. Tags, filters and 
 those of Braze (its fork of Liquid 5.2.0, in lax mode), so that a preview shows what Braze sends.
 """
 
+import logging
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -30,6 +31,8 @@ from bridge.liquid.run import DEEPEST, Run, begin, did_you_mean, run_of
 from bridge.liquid.syntax import NO_END, collect_notes, position, tokens, without_html_comments
 from bridge.liquid.tags import TAGS, Aborted, BrazeTag
 from bridge.liquid.values import LiquidFault, TooLargeError, weight
+
+log = logging.getLogger(__name__)
 
 LARGEST_TEMPLATE = 100_000
 # python-liquid's messages about limits -> messages for the author.
@@ -208,7 +211,9 @@ def _render(source: str, run: Run) -> str:
         context = BrazeContext(template, globals=run.counters)
         begin(context, run)
         return _render_nodes(template, context)
-    except (MarkupError, RecursionError, TooLargeError) as error:
+    except Aborted:
+        raise
+    except Exception as error:
         raise _liquid_error(error) from error
 
 
@@ -222,6 +227,9 @@ def _parse(source: str, run: Run) -> BoundTemplate:
             for token, words in notes:
                 if words == NO_END:
                     raise MarkupError(words, token=token) from error
+            if type(error) is MarkupError and error.__cause__:
+                # python-liquid wraps errors that are not its own.
+                raise error.__cause__ from None
             raise
     for token, words in notes:
         run.warn(f"{run.within}{position(token)}: {words}")
@@ -274,7 +282,10 @@ def _liquid_error(error: Exception) -> LiquidError:
         return LiquidError("the template's parts are nested too deep")
     if isinstance(error, TooLargeError):
         return LiquidError(str(error))
-    assert isinstance(error, MarkupError)  # noqa: S101 - the others are above
+    if not isinstance(error, MarkupError):
+        log.error("a preview failed", exc_info=error, extra={"action": "preview_failed"})
+        kind = type(error).__name__
+        return LiquidError(f"a fault of the bridge, not of the template: see its log ({kind})")
     words = " ".join(str(error.message).split())
     words = _LIMITS.get(words, words)
     if isinstance(error.__cause__, LiquidFault) and not isinstance(error.__cause__, _NestedFault):

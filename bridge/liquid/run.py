@@ -9,7 +9,7 @@ from typing import Any
 from liquid import RenderContext
 from liquid.exceptions import ResourceLimitError
 
-# CPU seconds of the rendering thread, without calls and time lost to other processes.
+# CPU seconds of the rendering thread, without waiting, and without calls over HTTP.
 RENDER_SECONDS = 0.5
 # Levels of content blocks within content blocks, and of rerendered answers.
 DEEPEST = 5

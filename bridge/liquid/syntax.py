@@ -248,7 +248,7 @@ def _range_end(value: Any) -> int:
 
 
 def _literal_end(value: Any) -> int:
-    return int(value) if isinstance(value, float) else _range_end(value)
+    return values.whole(value) if isinstance(value, float) else _range_end(value)
 
 
 def parse_expression(markup: str, token: Token) -> Expression:
@@ -294,7 +294,8 @@ class Reference:
         steps: list[Any] = []
         for found in _PATH.finditer(self.name):
             step = found[0].strip() if found[1] is None else found[1].strip("'\" ")
-            steps.append(int(step) if found[1] is not None and step.isdecimal() else step)
+            is_index = found[1] is not None and step.isdecimal()
+            steps.append(values.leading_integer(step) if is_index else step)
         return steps
 
 
@@ -364,13 +365,13 @@ class Variable(Expression):
 
     def _warn_missing_root(self, name: Any, context: RenderContext) -> None:
         run, place = run_of(context), position(self.token)
-        if self.is_noted:
+        if self.is_noted or not isinstance(name, str):
             return
         if name in _NAMESPACES:
             run.warn_missing(place, self._path(len(self.steps)), "", is_data=True)
         elif name in PROFILE:
             run.warn_missing(place, name, f"; write `{{{{${{{name}}}}}}}`")
-        elif isinstance(name, str) and name:
+        elif name:
             known = [*context.locals, *context.globals]
             hint = did_you_mean(name, known)
             if name[0].isdigit():
@@ -461,7 +462,7 @@ def _next_value(value: Any, key: Any, *, is_command: bool, of_customer: bool) ->
     if isinstance(value, list) and values.is_number(key) and isinstance(key, int):
         return value[key] if -len(value) <= key < len(value) else None
     if isinstance(value, values.Drop):
-        return value.get(key, _ABSENT)
+        return value.get(key, _ABSENT) if isinstance(key, str) else _ABSENT
     return _apply_command(value, key) if is_command else _ABSENT
 
 
@@ -667,9 +668,10 @@ def _contains(left: Any, right: Any) -> bool:
         return False
     if isinstance(left, str):
         return values.text_of(right) in left
-    if isinstance(left, list | Range):
-        items = left if isinstance(left, list) else values.limited_list(left, len(left))
-        return any(values.equal(item, right) for item in items)
+    if isinstance(left, list):
+        return any(values.equal(item, right) for item in left)
+    if isinstance(left, Range):
+        return values.is_number(right) and bool(left.first <= right <= left.last)
     return isinstance(left, dict) and isinstance(right, str) and right in left
 
 

@@ -94,7 +94,11 @@ class BrazeTag(Tag):
     def parse(self, stream: TokenStream) -> Node:
         if self.name in _KINDS and stream.current.kind == TOKEN_TAG:
             raise _unknown(stream.current, {*self.env.tags, *_PARTS} - _KINDS)
-        return self.node(TagSource(self.env, stream))
+        token = stream.current
+        try:
+            return self.node(TagSource(self.env, stream))
+        except (LiquidFault, values.TooLargeError) as error:
+            raise LiquidSyntaxError(str(error), token=token) from error
 
 
 # Names under which python-liquid keeps what is not a tag.
@@ -386,7 +390,7 @@ def _looping(context: RenderContext, loop: _Loop) -> Iterator[None]:
 def _slice(value: Any, start: int, count: int | None, context: RenderContext) -> list[Any]:
     """Return the items to iterate over (Utils.slice_collection_using_each)."""
     if isinstance(value, Range):
-        context.raise_for_loop_limit(len(value))
+        context.raise_for_loop_limit(value.size)
         value = list(value)
     elif isinstance(value, str):
         return [value] if value else []
@@ -529,7 +533,7 @@ class _TableRow(BrazeNode):
     def _number(self, context: RenderContext, option: str) -> int:
         given = self.options[option].evaluate(context) if option in self.options else None
         if isinstance(given, int | float):
-            return int(given)
+            return values.whole(given)
         return values.leading_integer(given) if isinstance(given, str) else 0
 
 
@@ -696,7 +700,7 @@ class _Catalog(_Marker):
 
     def act(self, context: RenderContext, buffer: TextIO) -> None:
         catalog = run_of(context).catalogs.get(self.catalog)
-        if catalog is None:
+        if not isinstance(catalog, Mapping):
             context.assign("items", [])
             super().act(context, buffer)
             return

@@ -4,14 +4,14 @@ Braze runs its fork of Shopify's Liquid 5.2.0 on Ruby 3. The values of a templat
 (``None``, bool, int, float, str, list and dict), `Range` and `Time`.
 """
 
-import operator
+import json
 import re
 import unicodedata
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_UP, Context, Decimal
-from typing import Any
+from typing import Any, NoReturn
 
 # Limits of a template's values: characters of a text, items of a list, bits of a whole number.
 LARGEST_TEXT = 1_000_000
@@ -20,8 +20,9 @@ LARGEST_NUMBER = 8_192
 
 WHITESPACE = " \t\n\v\f\r"
 
-# Digits of a quotient; enough to convert it to a float.
-_DECIMAL = Context(prec=40, Emax=999_999, Emin=-999_999)
+# For arithmetic. Digits of a quotient: enough to convert it to a float. Without traps, infinity
+# minus infinity is NaN, as in Ruby.
+DECIMAL = Context(prec=40, Emax=999_999, Emin=-999_999, traps=[])
 
 _INTEGER = re.compile(r"[ \t\n\v\f\r]*([+-]?[0-9]+(?:_[0-9]+)*)")
 _WHOLE = re.compile(r"[ \t\n\v\f\r]*([+-]?)(0[xX][0-9a-fA-F]+|0[bB][01]+|0[oO]?[0-7]+|[0-9]+)\s*")
@@ -43,7 +44,9 @@ class Range:
     first: int
     last: int
 
-    def __len__(self) -> int:
+    @property
+    def size(self) -> int:
+        """The number of its items, which may be too large for ``len``."""
         return max(0, self.last - self.first + 1)
 
     def __iter__(self) -> Iterator[int]:
@@ -54,6 +57,9 @@ class Drop(Mapping[str, Any]):
     """An object of Liquid's own, such as ``forloop``; *name* is its class in Ruby."""
 
     name = ""
+    # Each object equals only itself, as in Ruby.
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
 
     @property
     @abstractmethod
@@ -76,6 +82,23 @@ class Drop(Mapping[str, Any]):
 def is_true(value: object) -> bool:
     """Return whether *value* is true in a condition: all values except nil and false."""
     return value is not None and value is not False
+
+
+def from_json(text: str) -> Any:
+    """Parse JSON as Ruby does: NaN, Infinity and half of a surrogate pair are not allowed.
+
+    Raises:
+        ValueError: it is not JSON, or a number has over 4,300 digits.
+        RecursionError: it is nested too deep.
+    """
+    value = json.loads(text, parse_constant=_refuse_constant)
+    if "\\u" in text:
+        json.dumps(value, ensure_ascii=False).encode()
+    return value
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
 
 
 # --- Text ---------------------------------------------------------------------------------------
@@ -265,7 +288,7 @@ def integer_of(value: Any) -> int:
         raise LiquidFault("invalid integer")
     digits = found[2].lower()
     base = {"0x": 16, "0b": 2, "0o": 8}.get(digits[:2], 8 if digits[0] == "0" else 10)
-    return int(found[1] + (digits if base == 10 else digits.lstrip("0xbo") or "0"), base)
+    return int(found[1] + digits, base)
 
 
 def plain_number(number: int | Decimal) -> int | float:
@@ -277,30 +300,28 @@ def plain_number(number: int | Decimal) -> int | float:
     return number
 
 
-def _operation(
-    whole: Callable[[int, int], int], decimal: Callable[[Decimal, Decimal], Decimal]
-) -> Callable[[int | Decimal, int | Decimal], int | Decimal]:
-    """Return an operation that is *whole* for two whole numbers, otherwise *decimal*."""
+def whole(number: float | Decimal) -> int:
+    """Return *number* without its fraction.
 
-    def calculate(a: int | Decimal, b: int | Decimal) -> int | Decimal:
-        if isinstance(a, int) and isinstance(b, int):
-            return whole(a, b)
-        return decimal(Decimal(a), Decimal(b))
-
-    return calculate
-
-
-def _floored_remainder(a: Decimal, b: Decimal) -> Decimal:
-    return _DECIMAL.subtract(a, b * (a / b).to_integral_value(ROUND_FLOOR))
+    Raises:
+        LiquidFault: it is infinite or not a number.
+    """
+    try:
+        return int(number)
+    except (OverflowError, ValueError):
+        raise LiquidFault(inspect(number)) from None
 
 
-added = _operation(operator.add, _DECIMAL.add)
-subtracted = _operation(operator.sub, _DECIMAL.subtract)
-multiplied = _operation(operator.mul, _DECIMAL.multiply)
-# Not for a divisor of 0. Rounded down if both numbers are whole.
-divided = _operation(operator.floordiv, _DECIMAL.divide)
-# Not for a divisor of 0. With the sign of the divisor.
-remainder = _operation(operator.mod, _floored_remainder)
+def divided(a: int | Decimal, b: int | Decimal) -> int | Decimal:
+    """Return ``a / b``, rounded down if both are whole; *b* is not 0."""
+    return a // b if isinstance(a, int) and isinstance(b, int) else Decimal(a) / b
+
+
+def remainder(a: int | Decimal, b: int | Decimal) -> int | Decimal:
+    """Return ``a % b`` with the sign of *b*, which is not 0."""
+    if isinstance(a, int) and isinstance(b, int):
+        return a % b
+    return a - b * (Decimal(a) / b).to_integral_value(ROUND_FLOOR)
 
 
 def rounded(number: int | Decimal, digits: int) -> int | Decimal:
@@ -319,7 +340,7 @@ def rounded(number: int | Decimal, digits: int) -> int | Decimal:
     return int((Decimal(number) / scale).to_integral_value(ROUND_HALF_UP) * scale)
 
 
-_WIDE = Context(prec=1000, Emax=999_999, Emin=-999_999)
+_WIDE = Context(prec=2 * LARGEST_NUMBER, Emax=999_999, Emin=-999_999)
 
 
 def floor(number: int | Decimal) -> int:
@@ -331,9 +352,7 @@ def ceil(number: int | Decimal) -> int:
 
 
 def _integral(number: Decimal, way: str) -> int:
-    if not number.is_finite():
-        raise LiquidFault(str(number))
-    return int(number.to_integral_value(way))
+    return whole(number.to_integral_value(way))
 
 
 # --- Comparing ------------------------------------------------------------------------------------
@@ -389,12 +408,12 @@ def property_of(item: Any, name: Any) -> Any:
         case str() if isinstance(name, str):
             return name if name in item else None
         case str() | list() if is_number(name):
-            index = int(name)
+            index = whole(name)
             return item[index] if -len(item) <= index < len(item) else None
         case bool() | None | float():
             return None
         case int() if is_number(name):
-            return (item >> int(name)) & 1 if 0 <= name < LARGEST_NUMBER else 0
+            return (item >> whole(name)) & 1 if 0 <= name < LARGEST_NUMBER else 0
     raise refusal
 
 
@@ -419,7 +438,9 @@ def is_empty(value: Any) -> bool | None:
 
 def size_of(value: Any) -> int | None:
     """Return Ruby's ``size`` (for a whole number, in bytes); ``None`` if there is none."""
-    if isinstance(value, str | list | Mapping | Range):
+    if isinstance(value, Range):
+        return value.size
+    if isinstance(value, str | list | Mapping):
         return len(value)
     if isinstance(value, int) and not isinstance(value, bool):
         return max(8, (value.bit_length() + 63) // 64 * 8)
@@ -433,7 +454,7 @@ def items_of(value: Any) -> list[Any]:
     if isinstance(value, list):
         return list(flattened(value))
     if isinstance(value, Range):
-        return limited_list(value, len(value))
+        return limited_list(value, value.size)
     return [value]
 
 

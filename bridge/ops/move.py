@@ -112,6 +112,8 @@ class Move:
     def _pages_of_writes(self) -> Iterator[tuple[list[str], int]]:
         """Yield ids of events in the order of their writes, and the number of steps."""
         after = 0
+        # An event whose writes are on two pages is copied with the first.
+        before: dict[str, None] = {}
         while True:
             page = sa.select(writes.c.seq, writes.c.event_id).where(writes.c.seq > after)
             with self._source.read() as connection:
@@ -119,7 +121,9 @@ class Move:
             if not found:
                 return
             after = found[-1].seq
-            yield list(dict.fromkeys(row.event_id for row in found)), len(found)
+            ids = dict.fromkeys(row.event_id for row in found)
+            yield [one for one in ids if one not in before], len(found)
+            before = ids
 
     def _pages_of_events(self) -> Iterator[tuple[list[str], int]]:
         """Yield ids of events without writes, and the number of steps."""

@@ -83,7 +83,7 @@ def _since(value: str | None, now: float) -> float:
     if value is None:
         return 0.0
     if (at := instant(value)) is not None and not value.isdecimal():
-        return at
+        return max(0.0, at)
     try:
         return max(0.0, now - duration(value))
     except ValueError:

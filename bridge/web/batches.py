@@ -8,14 +8,9 @@ from flask import Blueprint, Response, current_app, g, jsonify, request
 from werkzeug.exceptions import HTTPException
 
 from bridge.bulk.model import MOST_ROWS_OF_JOB, ROWS_OF_JOB
-from bridge.bulk.segment import FileRefusedError, SegmentOptions, expires, lines_of, open_segment
+from bridge.bulk.segment import FileRefusedError, SegmentOptions, lines_of, open_segment
 from bridge.bulk.store import PAGE, DiscardedError, why_nothing_failed
-from bridge.bulk.upload import (
-    NothingUsableError,
-    PublicUrlError,
-    SameRowsError,
-    Upload,
-)
+from bridge.bulk.upload import NothingUsableError, PublicUrlError, SameRowsError
 from bridge.customer import DEMO_USER_ID
 from bridge.fields import MAX_TEXT, FieldError, shown, text, ttl, whole_number
 from bridge.intake.payload import RefusedError, read_fields
@@ -102,7 +97,7 @@ def submit() -> tuple[Response, int]:
         segment = open_segment(lines_of(read), _wanted(options), parts.rules)
         if _flag(options, "dry_run"):
             counted = parts.uploads.count(segment, rows_of_job)
-            return jsonify(_upload_as_json(counted, "counted")), 200
+            return jsonify(counted.as_json("counted")), 200
         upload = parts.uploads.take_in(
             segment,
             name=options.get("name") or "upload",
@@ -122,7 +117,7 @@ def submit() -> tuple[Response, int]:
     except DiscardedError as refusal:
         raise RefusedError(409, "discarded", str(refusal)) from None
     record_change("batch_submitted", batch=upload.batch_id)
-    return jsonify(_upload_as_json(upload, "accepted")), 202
+    return jsonify(upload.as_json("accepted")), 202
 
 
 @bp.get("/batches")
@@ -131,10 +126,13 @@ def submit() -> tuple[Response, int]:
 def list_batches() -> Response:
     """List batches, newest first."""
     given = url_fields()
+    for name in given:
+        if name not in PAGING:
+            raise FieldError(f'"{name[:60]}"', "is not a parameter of this list")
     limit = read_limit(given.get("limit"), PAGE)
-    found = parts_of(current_app).batches.find(limit, given.get("before", ""))
-    following = found[-1]["id"] if len(found) == limit else ""
-    return jsonify(status="ok", batches=found, next=following)
+    found = parts_of(current_app).batches.find(limit + 1, given.get("before", ""))
+    following = found[limit - 1]["id"] if len(found) > limit else ""
+    return jsonify(status="ok", batches=found[:limit], next=following)
 
 
 @bp.get("/batches/<batch_id>")
@@ -343,24 +341,6 @@ def _with_option(refusal: FileRefusedError) -> str:
     if not refusal.option:
         return message
     return f"{message.rstrip('.')} by the parameter {refusal.option}."
-
-
-def _upload_as_json(upload: Upload, status: str) -> dict[str, Any]:
-    file = upload.file
-    return {
-        "status": status,
-        "id": upload.batch_id,
-        "rows": file.rows,
-        "refused": file.refused,
-        "repeated": file.repeated,
-        "jobs": upload.jobs,
-        "warnings": upload.warnings,
-        "first_rows": [
-            {row.customer.kind: row.customer.id, "tag": row.tag, "expires": expires(row.days)}
-            for row in file.first_rows
-        ],
-        "first_refused": [{"line": r.line, "reason": r.reason} for r in file.first_refused],
-    }
 
 
 def _too_large() -> RefusedError:

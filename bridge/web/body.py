@@ -83,11 +83,16 @@ def body_fields() -> dict[str, Any]:
 
 
 def _posted_fields() -> Mapping[str, Any]:
-    if request.method != "POST":
-        return {}
-    body = read_body()
-    if not body:
-        return {}
+    body = read_body() if request.method == "POST" else b""
+    return lookup_fields(body) if body else {}
+
+
+def lookup_fields(body: bytes) -> Mapping[str, Any]:
+    """Return the fields of a lookup's JSON or form *body*.
+
+    Raises:
+        RefusedError: the body cannot be read, with status 400, 413 or 415.
+    """
     try:
         return read_fields(body, request.headers.get("Content-Type", ""))
     except RefusedError as refusal:

@@ -13,7 +13,7 @@ from bridge.outbox.search import Filter
 from bridge.outbox.tallies import CampaignFigures
 from bridge.parts import Parts, parts_of
 from bridge.web.auth import scope
-from bridge.web.pages import campaign_name, guard, name_campaigns, page
+from bridge.web.pages import guard, name_campaigns, page
 
 bp = Blueprint("campaigns", __name__)
 guard(bp)
@@ -56,7 +56,7 @@ def show(campaign_id: str) -> Response:
         "campaign.html",
         campaign_id=campaign_id,
         kind="Canvas" if is_canvas else "Campaign",
-        name=campaign_name(campaign_id, found),
+        name=parts.rules.name_of(campaign_id) or next((one.name for one in found if one.name), ""),
         figures=[(one, _funnel(one)) for one in found if one.accepted],
         failures=[
             (state.value, _reasons(parts, campaign_id, state))

@@ -1,7 +1,7 @@
 """The health dashboard: is it healthy, and what was going on."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -89,7 +89,9 @@ def dashboard() -> Response:
         links=_links(health["checks"], hour, incidents),
         message_links=_message_links(health["checks"], hour, incidents),
         sparks=_sparks(hour),
-        campaigns=[(one, parts.rules.names.get(one.id, one.name)) for one in campaigns.value],
+        campaigns=[
+            (one, parts.rules.name_of(one.id, one.kind) or one.name) for one in campaigns.value
+        ],
         campaigns_as_of=campaigns.as_of,
         number_of_campaigns=sum(number_of_campaigns.value),
         orders=ORDERS,
@@ -150,8 +152,9 @@ def _named(parts: Parts, incidents: Sequence[Incident]) -> dict[str, str]:
     """Return the names of the campaigns of incidents that affect at most `MOST_NAMED`."""
     concerned = (one.extent.campaigns for one in incidents)
     ids = {one for few in concerned if len(few) <= MOST_NAMED for one in few}
-    names = parts.last_known.ask("names", lambda: [parts.events.campaign_names(ids)])
-    return {**next(iter(names.value), {}), **parts.rules.names}
+    asked = parts.last_known.ask("names", lambda: [parts.events.campaign_names(ids)])
+    of_braze: Mapping[str, str] = next(iter(asked.value), {})
+    return {one: parts.rules.name_of(one) or of_braze.get(one, "") for one in ids}
 
 
 def _links(

@@ -18,7 +18,7 @@ from bridge.sessionm.answers import Meaning, SessionMError
 from bridge.storage.database import StoreUnavailableError
 from bridge.web.accepting import received_request
 from bridge.web.auth import scope
-from bridge.web.body import body_fields
+from bridge.web.body import body_fields, lookup_fields, read_body
 from bridge.web.content import cache_status
 from bridge.web.counting import allow_reuse
 from bridge.web.errors import error
@@ -115,7 +115,7 @@ def get_user_offers() -> Response:
         return error(
             UNAVAILABLE, "offers_off", "Offers are switched off: set SESSIONM_CONNECT_URL."
         )
-    fields = _fields()
+    fields = lookup_fields(read_body())
     body = as_sent(fields)
     # The Offers API knows no other identifier.
     body["user_id"] = read_customer({"user_id": fields.get("user_id")}).id
@@ -157,7 +157,7 @@ def batch(api_key: str) -> Response:
     accepted the job: look there before you submit it again.
     """
     _check_key(api_key)
-    job = as_sent(_fields()).get("tags")
+    job = as_sent(body_fields()).get("tags")
     if not isinstance(job, dict):
         raise FieldError("tags", "must be an object with request_id, url, md5 and notify")
     try:
@@ -221,13 +221,6 @@ _BRIDGE_CREDENTIALS = (
     "SessionM refuses the bridge's credentials, not yours: the bridge's operator must correct "
     "them (see `bridge check`)."
 )
-
-
-def _fields() -> dict[str, object]:
-    try:
-        return body_fields()
-    except RefusedError as refusal:
-        raise RefusedError(min(refusal.status, 415), refusal.code, str(refusal)) from None
 
 
 def _check_key(api_key: str) -> None:

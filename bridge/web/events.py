@@ -83,10 +83,10 @@ def _named(words: str) -> dict[str, str]:
     """Return campaigns and Canvases whose name or ID contains *words*, as ``{ID: name}``."""
     parts = parts_of(current_app)
     found = {one.id: one.name for one in parts.events.campaigns(MOST_NAMED, words)}
-    for listed in (parts.rules.canvases, parts.rules.campaigns):
-        for braze_id, rule in listed.items():
-            if rule.name and (braze_id in found or words.casefold() in rule.name.casefold()):
-                found[braze_id] = rule.name
+    for braze_id in (*parts.rules.canvases, *parts.rules.campaigns):
+        name = parts.rules.name_of(braze_id)
+        if name and (braze_id in found or words.casefold() in name.casefold()):
+            found[braze_id] = name
     return found
 
 

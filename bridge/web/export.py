@@ -57,7 +57,7 @@ def _pages(parts: Parts, chosen: Filter) -> Iterator[list[list[str]]]:
     while True:
         found = parts.events.find(chosen, MOST_A_PAGE, before)
         ids = {event[name] for event in found.events for name in ("campaign_id", "canvas_id")}
-        names = parts.events.campaign_names(ids - {""})
+        names = parts.campaign_names(ids)
         yield [_row(event, names) for event in found.events]
         before = found.next
         if not before:

@@ -195,6 +195,6 @@ def _changes(value: object) -> tuple[str, ...]:
     if not isinstance(given, list):
         raise FieldError("what", "must be offers, tags or both")
     for one in given:
-        if one not in {*CHANGES, "both"}:
+        if not isinstance(one, str) or one not in {*CHANGES, "both"}:
             raise FieldError("what", "must be offers, tags or both")
     return CHANGES if "both" in given else tuple(dict.fromkeys(given))

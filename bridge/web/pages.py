@@ -15,7 +15,6 @@ from bridge import __version__, clock
 from bridge.fields import STAMP, FieldError, instant, iso, number, percent, span
 from bridge.liquid.snippets import TEMPLATES
 from bridge.ops.outlook import outlook
-from bridge.outbox.tallies import CampaignFigures
 from bridge.parts import parts_of
 from bridge.storage.database import StoreUnavailableError
 from bridge.web.auth import may_change, scope, scope_of
@@ -33,7 +32,8 @@ _HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), geolocation=(), microphone=(), payment=(), usb=()",
     # Not no-referrer: a browser on plain HTTP would then say "Origin: null" to our own forms,
-    # as it does for another site's. Ours alone ever see it, and no address holds a customer.
+    # as it does for another site's. Only the bridge's own pages receive it, and no address holds a
+    # customer.
     "Referrer-Policy": "same-origin",
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
@@ -138,10 +138,8 @@ def time(at: float | str, *, dated: bool = False, minute: bool = False) -> Marku
     """
     if at in {"", None}:
         return Markup("&ndash;")
-    stamp = at if isinstance(at, str) else iso(at)
-    seconds = instant(stamp) or 0.0
-    utc = datetime.fromtimestamp(seconds, UTC)
-    written = utc.strftime("%Y-%m-%d %H:%M" if minute else "%Y-%m-%d %H:%M:%S")
+    stamp = iso((instant(at) or 0.0) if isinstance(at, str) else at)
+    written = stamp[: 16 if minute else 19].replace("T", " ")
     how = Markup(" data-dated") if dated else Markup(" data-minute") if minute else ""
     return Markup('<time datetime="{}" title="{} UTC"{}>{} UTC</time>').format(
         stamp, written, how, written
@@ -192,14 +190,12 @@ def name_campaigns(events: Iterable[Mapping[str, Any]]) -> None:
         g.campaign_names = {}
 
 
-def campaign_name(braze_id: str, figures: Iterable[CampaignFigures]) -> str:
-    """The name of a campaign or Canvas: rules.toml's, else Braze's, else ""."""
-    named = parts_of(current_app).rules.names.get(braze_id)
-    return named or next((one.name for one in figures if one.name), "")
-
-
 def known_as(event: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """``(campaign or canvas, ID, name)`` of an event's JSON; rules.toml names before Braze."""
-    names = {**g.get("campaign_names", {}), **parts_of(current_app).rules.names}
-    ids = {kind: event.get(f"{kind}_id", "") for kind in ("campaign", "canvas")}
-    return [(kind, braze_id, names.get(braze_id, "")) for kind, braze_id in ids.items() if braze_id]
+    names: Mapping[str, str] = g.get("campaign_names", {})
+    rules = parts_of(current_app).rules
+    return [
+        (kind, braze_id, rules.name_of(braze_id, kind) or names.get(braze_id, ""))
+        for kind in ("campaign", "canvas")
+        if (braze_id := event.get(f"{kind}_id", ""))
+    ]

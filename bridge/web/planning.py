@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from flask import current_app
 
 from bridge import clock
-from bridge.fields import FieldError, whole_number
+from bridge.fields import FieldError, amount, whole_number
 from bridge.ops.telemetry import together
 from bridge.parts import parts_of
 from bridge.planner import KINDS, Kind, Plan, PlannedSend, SendPace, plan
@@ -59,17 +59,25 @@ def _send(given: Mapping[str, str]) -> PlannedSend:
         kind=kind,
         calls=_whole(given, "calls", "The number of calls per recipient", kind.calls, 10) or 1,
         counters=given.get("counters") == "1",
-        retries=_whole(given, "retries", "The retry rate", 1, 100) / 100,
-        warm=_whole(given, "warm", "The share of recipients fetched ahead", 0, 100) / 100,
+        retries=_share(given, "retries", "The retry rate", "1"),
+        warm=_share(given, "warm", "The share of recipients fetched ahead", "0"),
         speed=_whole(given, "speed", "The planned send rate", 0, 100_000_000),
     )
 
 
 def _whole(given: Mapping[str, str], name: str, label: str, default: int, most: int) -> int:
-    """Read a whole number with any separators: ``1 000 000``, ``1,000,000``."""
-    digits = re.sub(r"[\s,.'%]", "", given.get(name, ""))
+    """Read a whole number with any separators: ``1 000 000``, ``1,000,000``, ``1.000.000``."""
+    digits = re.sub(r"[\s']|[,.](?=[0-9,.]*[0-9]{3}$)", "", given.get(name, "").strip())
     found = whole_number(digits, label, most, least=0)
     return default if found is None else found
+
+
+def _share(given: Mapping[str, str], name: str, label: str, default: str) -> float:
+    """Read a percentage as a share: ``12.5`` and ``12,5 %`` are 0.125."""
+    percent = amount(given.get(name, "").replace("%", "").strip() or default)
+    if percent is None or not 0 <= percent <= 100:
+        raise FieldError(label, "must be a number from 0 to 100")
+    return percent / 100
 
 
 def _pace() -> tuple[SendPace, dict[str, str]]:

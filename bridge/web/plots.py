@@ -1,7 +1,7 @@
 """Plots as SVG made here: geometry only. Pure.
 
 A plot is drawn in a box of `WIDTH` by `HEIGHT` that the page stretches to its own size; all words
-stand beside it, in HTML, where they keep theirs.
+stand beside it, in HTML, so that the text is not stretched.
 """
 
 import math
@@ -147,8 +147,8 @@ def draw(
         troubles: begin, end and look of times in which something was wrong.
     """
     piles = [sum(one.values[i] or 0 for one in bars) for i in range(len(moments))]
-    seen = [value for one in lines for value in one.values if value is not None]
-    scale = scale or Scale(round_top([*piles, *seen]))
+    points = [value for one in lines for value in one.values if value is not None]
+    scale = scale or Scale(round_top([*piles, *points]))
     step = WIDTH / max(1, len(moments))
     shapes = [*_bars(bars, scale, step), *(_line(one, scale, step) for one in lines)]
     every = (*bars, *lines)

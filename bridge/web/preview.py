@@ -8,7 +8,7 @@ from threading import BoundedSemaphore
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
-from flask import copy_current_request_context, current_app, request
+from flask import current_app, request
 from werkzeug.exceptions import HTTPException
 
 from bridge.customer import Customer
@@ -37,7 +37,8 @@ CAMPAIGN = {
 }
 CANVAS = {"api_id": "example-canvas-id", "name": "Example Canvas"}
 
-# Previews rendered at once in one process: each takes a thread and up to 1 s of its time.
+# Previews rendered at once in one process: each takes a thread, up to `RENDER_SECONDS` of CPU time,
+# and the time of its calls.
 _places = BoundedSemaphore(2)
 
 
@@ -172,8 +173,7 @@ def _preview(
             canvas=CANVAS,
             credentials={CREDENTIAL: (CREDENTIAL, STAND_IN)},
             variables={"endpoint_connect": base_url},
-            # A call may be made in a thread of its own.
-            send=copy_current_request_context(inside.answer),
+            send=inside.answer,
             # Waiting between the tries of a :retry would show nothing.
             pause=lambda _seconds: None,
         )
@@ -188,8 +188,8 @@ def _preview(
 class _Inside:
     """Makes a template's calls from within the service.
 
-    The view of a lookup is called as a call by Braze would cause it to be, but for the doors
-    before it, and without being counted: nothing goes over HTTP, to this bridge or to another host.
+    A lookup's view is called directly: the key is checked, but the call is not counted and its
+    address is not checked. Nothing goes over HTTP, to this bridge or to another host.
 
     Attributes:
         customer: the *customer* given, under the kind of identifier that SessionM knows.
@@ -216,20 +216,24 @@ class _Inside:
         return _object(self.answer(ContentRequest("GET", url, sent, "")))
 
     def answer(self, asked: ContentRequest) -> ContentAnswer:
-        parts = urlsplit(asked.url)
-        if parts.scheme not in {"http", "https"} or not parts.netloc:
-            return ContentAnswer(0, error="This is no address that can be called.")
-        if parts.netloc not in self._hosts:
-            return ContentAnswer(
-                0, error="The preview calls no host but this bridge, so this call was not made."
+        try:
+            parts = urlsplit(asked.url)
+            if parts.scheme not in {"http", "https"} or not parts.netloc:
+                return ContentAnswer(0, error="This is no address that can be called.")
+            if parts.netloc not in self._hosts:
+                return ContentAnswer(
+                    0, error="The preview calls no host but this bridge, so this call was not made."
+                )
+            call = current_app.test_request_context(
+                parts.path,
+                query_string=self._as_known(parts.query),
+                method=asked.method,
+                headers=list(asked.headers.items()),
+                data=asked.body,
             )
-        with current_app.test_request_context(
-            parts.path,
-            query_string=self._as_known(parts.query),
-            method=asked.method,
-            headers=list(asked.headers.items()),
-            data=asked.body,
-        ):
+        except ValueError:
+            return ContentAnswer(0, error="The address or a header of this call is malformed.")
+        with call:
             try:
                 response = current_app.make_response(self._dispatch())
             except Exception as failure:  # noqa: BLE001 - answered as any request's failure is

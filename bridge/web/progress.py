@@ -34,7 +34,7 @@ class ArrivedSend:
     """A send that arrived at the webhook.
 
     Attributes:
-        event: as `bridge.outbox.events.Events.story` returns it.
+        event: as `bridge.outbox.events.Events.details` returns it.
         warnings: as Braze was answered.
     """
 

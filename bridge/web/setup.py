@@ -1,6 +1,6 @@
 """The setup page: five steps from the bridge's address to a message with an offer in it.
 
-Nothing that is done on it changes anything, on the bridge or in SessionM.
+The page changes nothing; only POST /setup/progress, which `bridge demo` sends, resets the steps.
 """
 
 import re
@@ -268,7 +268,7 @@ def _in_order() -> dict[str, Snippet]:
 
 
 def _source(given: Mapping[str, str], base: str, kind: CustomerKind) -> tuple[str, str, str]:
-    """The message to be edited, the snippet it began as, and a text that made room for it."""
+    """The message, the snippet it began as, and the author's own template that this replaced."""
     typed = given.get("source", "").replace("\r\n", "\n")
     aside = given.get("aside", "").replace("\r\n", "\n")
     wanted = given.get("load", "")

@@ -522,6 +522,19 @@ def test_a_multipart_form_is_taken_too(bridge: Bridge) -> None:
     assert bridge.show(answer.get_json()["id"])["name"] == "segment.csv"
 
 
+def test_batches_are_listed_in_pages(bridge: Bridge) -> None:
+    newest_first = [bridge.submit(EXPIRING, name=f"{n}") for n in range(4)][::-1]
+
+    def listed(query: str) -> Any:
+        return bridge.client.get(f"/batches?{query}", headers=bearer("viewer"))
+
+    page = listed("limit=2").get_json()
+    assert [one["id"] for one in page["batches"]] == newest_first[:2]
+    page = listed(f"limit=2&before={page['next']}").get_json()
+    assert ([one["id"] for one in page["batches"]], page["next"]) == (newest_first[2:], "")
+    assert listed("state=failed").status_code == 400
+
+
 def test_a_dry_run_stores_nothing(bridge: Bridge) -> None:
     answer = bridge.post(FILE, dry_run="1", split="2").get_json()
     assert (answer["rows"], answer["jobs"]) == (3, 2)

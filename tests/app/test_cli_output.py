@@ -21,6 +21,7 @@ from bridge.cli import KEY_VARIABLES, main
 from bridge.cli.output import csv_text
 from bridge.sandbox import SandboxServer
 from bridge.settings import Settings
+from bridge.web.shapes import FileAccepted
 from tests.commands import Command, run_bridge
 from tests.conftest import ALICE, MakeApp, bearer, environment, eventually, send
 
@@ -102,6 +103,14 @@ def test_what_prints_data_prints_json_and_csv(
     shown = run_bridge(*given, *again, "--json", env=environ, cwd=tmp_path)
     document = json.loads(shown.stdout)
     assert field in str(document)
+
+
+def test_a_submission_is_described_as_by_the_api(environ: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "segment.csv").write_text(SEGMENT)
+    given = ["batch", "submit", "segment.csv", "--tag", "vip", "--dry-run", "--json"]
+    shown = json.loads(run_bridge(*given, env=environ, cwd=tmp_path).stdout)
+    assert shown.keys() == FileAccepted.model_fields.keys()
+    assert shown["first_rows"] == [{"user_id": ALICE, "tag": "vip", "expires": ""}]
 
 
 def test_a_cell_that_a_spreadsheet_would_compute_is_quoted() -> None:

@@ -151,6 +151,12 @@ def test_a_wallet_comes_as_sessionm_sends_it_and_is_cached(
     assert sandbox.sandbox.counts()["offers"] == 1
 
 
+def test_a_body_that_is_no_object_is_refused_as_by_other_lookups(client: FlaskClient) -> None:
+    for path in (OFFERS, "/connected-content/offers"):
+        answer = client.post(path, json=[SEED_CUSTOMER], headers=bearer("content"))
+        assert (answer.status_code, answer.get_json()["errors"]["code"]) == (400, "not_an_object")
+
+
 @pytest.mark.parametrize("database", ["sqlite", "postgresql"], indirect=True)
 def test_a_wallet_that_was_asked_for_at_length_is_there_for_other_processes(
     make_app: MakeApp, sandbox: SandboxServer, database: str

@@ -2,6 +2,7 @@
 
 import csv
 import io
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -33,6 +34,18 @@ def test_events_come_as_csv_with_their_names(client: FlaskClient) -> None:
     assert (oldest["user_id"], oldest["state"]) == (ALICE, "queued")
     assert len(table(client, "/events.csv?campaign=summer")) == 1
     assert client.get("/events.csv?state=happy", headers=ADMIN).status_code == 400
+
+
+def test_a_name_in_the_rules_goes_before_brazes_as_on_the_pages(
+    make_app: MakeApp, tmp_path: Path
+) -> None:
+    rules = tmp_path / "rules.toml"
+    rules.write_text('[campaigns.summer]\nname = "Summer"\n')
+    client = make_app(BRIDGE_RULES=str(rules)).test_client()
+    send(client, braze_campaign_id="summer", campaign_name="Summer promotion")
+    [row] = table(client, "/events.csv")
+    assert row["campaign_name"] == "Summer"
+    assert "Summer promotion" not in client.get("/events", headers=ADMIN).text
 
 
 def test_a_posted_filter_is_read_in_body_and_query_alike(client: FlaskClient) -> None:

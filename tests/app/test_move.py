@@ -9,10 +9,12 @@ import psycopg
 import pytest
 from flask import Flask
 
+from bridge.ops.move import Move, MoveCounts
 from bridge.outbox.model import AFTER_BATCH, State
 from bridge.outbox.search import Filter
 from bridge.parts import parts_of
 from bridge.sandbox import SandboxServer
+from bridge.shared import open_outbox
 from tests.commands import run_bridge
 from tests.conftest import ALICE, MakeApp, bearer, eventually, rows, send, stored_state
 from tests.postgres import fresh_database
@@ -121,6 +123,21 @@ def test_an_event_that_came_to_both_is_kept_once(
         parts_of(app).close()
     assert "0 events copied, 1 there" in move(database, new_home, tmp_path)
     assert rows(new_home, "SELECT count(*) FROM writes") == [(1,)]
+
+
+@pytest.mark.one_database
+def test_an_event_with_writes_on_two_pages_is_counted_once(
+    make_app: MakeApp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bridge.ops.move.PAGE", 3)
+    app = make_app()
+    for number in range(6):
+        send(app.test_client(), braze_campaign_id="c", tags=["visits"], dispatch_id=f"d{number}")
+    target = open_outbox(f"sqlite:///{tmp_path}/new.db")
+    target.migrate()
+    moved = Move(parts_of(app).store.database, target).run(lambda _steps: None)
+    target.close()
+    assert moved == MoveCounts(copied=6)
 
 
 def test_what_cannot_be_moved_is_refused_in_one_line(

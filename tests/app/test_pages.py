@@ -466,6 +466,8 @@ def test_many_events_are_counted_before_anything_happens(
         eventually(lambda event=event: state_of(client, event) == state)  # type: ignore[misc]
     assert state_of(client, other) == "dead"
     assert "No dead event" in words(post(client, f"/events/{order}-all", **wanted))
+    for since in ("0001-01-01T00:00:00+02:00", "1900-01-01"):
+        assert post(client, f"/events/{order}-all", since=since).status_code == 200
 
 
 def test_the_dashboard_lists_batch_jobs_where_there_are_any(

@@ -108,6 +108,11 @@ OFFERS = (
         (OFFERS.replace("bridge :save", "other :save"), "no credential is named 'other'"),
         (OFFERS.replace("localhost", "127.0.0.1:9"), "no host but this bridge"),
         (OFFERS.replace("http://localhost", ""), "no address that can be called"),
+        (
+            OFFERS.replace("http://", "http://["),
+            "The address or a header of this call is malformed",
+        ),
+        (OFFERS.replace(":save", ':headers {"X": "a\\nb"} :save'), "a header of this call is malf"),
         (OFFERS.replace("limit=1", "limit=none"), "limit must be a whole number"),
         (OFFERS.replace("offers?", "nothing?"), "There is nothing at this path"),
         (
@@ -354,9 +359,20 @@ def test_a_send_is_planned(make_app: MakeApp) -> None:
     for message, lookups in (("context", 1), ("offers", 3)):
         answer = get(client, f"/setup?recipients=100000&calls=&message={message}")
         assert f"Calls per recipient: {lookups} lookup" in answer
-    bad = client.get("/setup?recipients=many", headers=ADMIN)
-    assert bad.status_code == 400
-    assert "The number of recipients must be a whole number" in words(bad)
+    for percents in ("retries=0.5&warm=12.5", "retries=0,5+%25&warm=12,5"):
+        answer = get(client, f"/setup?recipients=1.000&message=offers&{percents}")
+        assert "Calls per recipient: 3 lookups × 1.005" in answer
+        assert "and none for the 12 % fetched ahead" in answer
+    for field, refusal in (
+        ("recipients=many", "The number of recipients must be a whole number"),
+        ("recipients=100.5", "The number of recipients must be a whole number"),
+        ("recipients=9&calls=0.5", "The number of calls per recipient must be a whole number"),
+        ("recipients=9&retries=some", "The retry rate must be a number from 0 to 100"),
+        ("recipients=9&warm=101", "fetched ahead must be a number from 0 to 100"),
+    ):
+        bad = client.get(f"/setup?{field}", headers=ADMIN)
+        assert bad.status_code == 400
+        assert refusal in words(bad)
 
 
 def test_each_field_of_the_planner_says_what_it_is_and_where_to_find_it(

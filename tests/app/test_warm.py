@@ -1,5 +1,6 @@
 """`bridge warm`: a segment's lookups are there before its send."""
 
+import json
 import os
 import signal
 import subprocess
@@ -174,6 +175,9 @@ def test_a_sessionm_that_is_away_ends_it_with_one_line(warm: Warm) -> None:
     assert err.splitlines()[-1].startswith("bridge: SessionM does not answer")
     # It ends before it has tried every customer three times.
     assert warm.reads() < 3 * 40
+    # The next run fetches those that failed, and counts them once.
+    progress = json.loads(Path(f"{warm.file}.warm").read_text())["progress"]
+    assert (progress["line"], progress["failed"]) == (1, 0)
 
 
 def test_a_damaged_note_and_a_file_without_customers_are_named_in_a_line(warm: Warm) -> None:

@@ -13,7 +13,12 @@ import requests
 from werkzeug.serving import WSGIRequestHandler, make_server
 from werkzeug.wrappers import Request, Response
 
-from bridge.liquid.connected_content import LARGEST_ANSWER, RETRY_WAITS
+from bridge.liquid.connected_content import (
+    LARGEST_ANSWER,
+    RETRY_WAITS,
+    ContentAnswer,
+    ContentRequest,
+)
 from bridge.liquid.inputs import InputError, read_attributes, read_value
 from bridge.liquid.render import LiquidError, Rendered, render
 
@@ -338,6 +343,19 @@ def test_comments_may_hold_comments() -> None:
         ("{{ 1 | map: 'a' }}", "1, column 1", "cannot select the property 'a'"),
         ("{{ '%ff' | url_decode }}", "1, column 1", "invalid byte sequence"),
         ("{{ '{a' | json_parse }}", "1, column 1", "valid JSON"),
+        ("{{ 'Infinity' | json_parse }}", "1, column 1", "valid JSON"),
+        ("""{{ '"\\ud800"' | json_parse }}""", "1, column 1", "valid JSON"),
+        ("{{ 1.5 | round: x }}", "1, column 1", "Liquid error: Infinity"),
+        ("{{ '2026-01-01' | date: '%" + "9" * 5000 + "d' }}", "1, column 1", "printed too wide"),
+        ("{{ 'é' | base64_decode }}", "1, column 1", "invalid base64"),
+        ("\n{% for i in (true..3) %}{% endfor %}", "2, column 1", "Liquid error: invalid integer"),
+        (
+            "{% for i in (1..99999999999999999999999) %}{% endfor %}",
+            "1, column 1",
+            "100,000 rounds",
+        ),
+        ("{% tablerow i in (1..3) cols: x %}{% endtablerow %}", "1, column 1", "error: Infinity"),
+        ("{{ ${a[" + "9" * 5000 + "]} }}", "1, column 1", "too many digits"),
         ("\n{% connected_content %}", "2, column 1", "needs a URL"),
         ("\n{% connected_content :save x %}", "2, column 1", "the URL comes first"),
         ("{% connected_content http://x :re %}", "1, column 1", "unknown option :re"),
@@ -361,7 +379,7 @@ def test_comments_may_hold_comments() -> None:
     ],
 )
 def test_an_error_is_one_line_that_says_where_and_what(source: str, line: str, words: str) -> None:
-    message = error_of(source)
+    message = error_of(source, variables={"x": float("inf")})
     assert message.startswith(f"line {line}: ")
     assert words in message
     assert "class '" not in message
@@ -888,6 +906,22 @@ def test_what_the_preview_cannot_have_is_a_marker_and_a_sentence(
     assert "the preview cannot fill" in result.warnings[0]
 
 
+def test_a_catalog_that_is_no_object_is_one_that_the_preview_cannot_fill() -> None:
+    result = rendered("{% catalog_items x 1 %}", attributes={"catalogs": {"x": 5}})
+    assert result.text == "[catalog_items x 1]"
+
+
+def test_a_fault_of_the_bridge_is_a_sentence_and_a_traceback_in_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def send(_: ContentRequest) -> ContentAnswer:
+        raise ZeroDivisionError
+
+    words = error_of("{% connected_content http://x %}", send=send)
+    assert words == "a fault of the bridge, not of the template: see its log (ZeroDivisionError)"
+    assert "Traceback" in caplog.text
+
+
 def test_stand_ins_take_the_place_of_content_blocks_and_catalogs() -> None:
     games = {"1": {"title": "Go"}, "2": {"title": "Chess"}}
     stand_ins = {"content_blocks": {"hi": "Hi {{${first_name}}}"}, "catalogs": {"games": games}}
@@ -943,6 +977,7 @@ def test_a_value_of_the_command_line_has_the_type_it_looks_like(given: str, valu
         ("{“a”: 1}", "curly quotes, pasted from a word processor?"),
         ("[" * 100_000, "is nested too deep"),
         ('{"context": 5}', 'needs an object for "context"'),
+        ('{"points": NaN}', "is not JSON: it has NaN, Infinity"),
     ],
 )
 def test_attributes_that_are_no_json_object_are_refused_in_words(given: str, words: str) -> None:

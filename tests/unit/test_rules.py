@@ -88,8 +88,9 @@ def test_what_the_rules_do_not_say_follows_from_the_settings(tmp_path: Path) -> 
     assert writes(rules_of('[campaigns.c]\ntags = ["t"]', tmp_path), event("c")) == [("t", 99)]
 
 
-def test_the_name_of_a_campaign_is_kept_for_the_dashboard(sample: Rules) -> None:
-    assert sample.campaigns[SUMMER].name == "Summer promotion"
+def test_a_campaign_or_canvas_has_the_name_of_its_rule(sample: Rules) -> None:
+    assert sample.name_of(SUMMER) == sample.name_of(SUMMER, "campaign") == "Summer promotion"
+    assert sample.name_of(SUMMER, "canvas") == sample.name_of("7a-2") == sample.name_of("x") == ""
 
 
 @pytest.mark.parametrize(
