@@ -50,7 +50,7 @@ def ids_of_key(key: str | None) -> dict[str, str]:
     return {kind: value} if value else {}
 
 
-def read_customer(kind: str, value: object, field: str) -> Customer:
+def read_identifier(kind: str, value: object, field: str) -> Customer:
     """Read the identifier of one customer.
 
     Raises:

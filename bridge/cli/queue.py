@@ -10,7 +10,7 @@ import click
 from bridge import clock
 from bridge.cli.common import connected, one_line, options
 from bridge.cli.output import Form, Row, dump, forms, local, state, table, with_local_times, zone
-from bridge.customer import read_customer
+from bridge.customer import read_identifier
 from bridge.fields import FieldError, as_duration, counted, instant, iso, shown, span
 from bridge.ops.health import delivers, look
 from bridge.ops.incidents import Incident, as_json
@@ -482,7 +482,7 @@ def erase(user_id: str | None, external_id: str | None, *, form: Form) -> None:
         raise click.UsageError("give either --user-id or --external-id")
     kind, value = ("user_id", user_id) if user_id else ("external_id", external_id)
     try:
-        customer = read_customer(kind, value, f"--{kind.replace('_', '-')}")
+        customer = read_identifier(kind, value, f"--{kind.replace('_', '-')}")
     except FieldError as error:
         raise click.UsageError(str(error)) from None
     with one_line(), connected() as parts:

@@ -134,8 +134,7 @@ def _report(calls: tuple[ConnectedContentCall, ...], warnings: tuple[str, ...], 
 
 def _failed(calls: tuple[ConnectedContentCall, ...]) -> int:
     """Return the number of calls that failed in the end, after any `:retry`."""
-    last = {(call.method, call.url): call for call in calls}
-    return sum(bool(call.error) for call in last.values())
+    return sum(bool(call.error) and not call.is_retried for call in calls)
 
 
 def _attributes(

@@ -11,7 +11,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from threading import Thread
 from typing import Any, TextIO, TypeVar
 from urllib.parse import parse_qsl, quote
@@ -83,6 +83,7 @@ class ConnectedContentCall:
         saved_as: the variable that holds the answer, or "".
         sent: the headers of the request, without credentials.
         answer: the body of the answer.
+        is_retried: whether ``:retry`` made it again.
     """
 
     method: str
@@ -94,6 +95,7 @@ class ConnectedContentCall:
     saved_as: str = ""
     sent: Mapping[str, str] = field(default_factory=dict)
     answer: ContentAnswer = ContentAnswer(0)
+    is_retried: bool = False
 
 
 # --- Reading the tag ------------------------------------------------------------------------------
@@ -380,6 +382,7 @@ class ContentCalls:
             answer = self._call(request, saved_as)
             if not self._failed_temporarily():
                 return answer
+            self.made[-1] = replace(self.made[-1], is_retried=True)
             self.pause(wait)
         answer = self._call(request, saved_as)
         if self._failed_temporarily():

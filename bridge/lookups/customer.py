@@ -198,7 +198,8 @@ class Lookups:
             own, own_check = self._own(query.customer)
             offers, user_id = self._offers(query, until)
             tags = self._fetched(pending, until)
-            got = [tags, offers, *([self._fetched(profile, until)] if profile else [])]
+            got = [tags, *([offers] if self._offers_on else [])]
+            got += [self._fetched(profile, until)] if profile else []
         now = clock.now()
         answer = customer_answer(query, user_id, tags.part, offers.part, own, self._braze_id, now)
         if profile:
@@ -441,7 +442,7 @@ class Lookups:
     def _offers(self, query: Query, until: float) -> tuple[_FetchedPart, str]:
         """Return the wallet, and the customer's user id, which the Offers API requires."""
         if not self._offers_on:
-            return _FetchedPart(Part("unavailable", reason=_NO_OFFERS), "", 0), ""
+            return _FetchedPart(Part("unavailable", reason=_NO_OFFERS, is_off=True), "", 0), ""
         user_id = query.customer.id
         checks: tuple[_StampCheck, ...] = ()
         if query.customer.kind == "external_id":

@@ -32,6 +32,7 @@ class Part:
         document: SessionM's answer, ``{}`` unless ok.
         fetched_at: time of that answer, seconds since the epoch; 0 without one.
         reason: why the status is not ok, or "".
+        is_off: whether this side is not configured.
     """
 
     status: str
@@ -39,6 +40,7 @@ class Part:
     fetched_at: float = 0.0
     stale: bool = False
     reason: str = ""
+    is_off: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,9 +83,12 @@ def customer_answer(
     braze_id: BrazeId,
     now: float,
 ) -> dict[str, Any]:
-    """Return the answer of ``/connected-content/customer``: both, and which of them worked."""
+    """Return the answer of ``/connected-content/customer``: both, and which of them worked.
+
+    Its status is that of the tags if offers are off.
+    """
     return {
-        **_head(query.customer, [tags, offers], now, user_id),
+        **_head(query.customer, [tags] if offers.is_off else [tags, offers], now, user_id),
         "parts": {"tags": tags.status, "offers": offers.status},
         "tags_count": len(_counts(tags)),
         **_tags(tags, own, braze_id),
@@ -169,7 +174,7 @@ def _live(payload: Mapping[str, Any], now: float) -> Iterable[_ShapedOffer]:
         own = {
             "offer_id": _text(raw.get("offer_id")),
             "title": _text(raw.get("title") or raw.get("name")),
-            "group": groups.get(_text(raw.get("offer_group_id")), ""),
+            "group": groups.get(_text(raw.get("offer_group_id")), "") or _text(raw.get("group")),
             "category": categories.get(_text(category), "") or _text(raw.get("category")),
             "expires_at": iso(expires_at) if expires_at else "",
             "days_left": math.floor((expires_at - now) / 86400) if expires_at else NEVER,

@@ -36,13 +36,15 @@ class Core:
     def read_tags(self, _: Request, ids: Names) -> Json:
         return {"tags": self._customers.counts(ids)}
 
-    def read_profile(self, _: Request, ids: Names) -> Json:
+    def read_profile(self, request: Request, ids: Names) -> Json:
         """Answer with the fields that real profiles have in common (assumed)."""
         customer = self._customers.find(ids)
         user: Json = {"id": customer.user_id, "external_id": customer.external_id}
         user |= {"opted_in": True, "activated": True, "suspended": False}
         user["available_points"] = customer.points["available_points"]
-        return {"user": user | customer.profile}
+        # By a user ID, further fields must be asked for.
+        is_whole = "external_id" in ids or request.args.get("user[user_profile]") == "true"
+        return {"user": user | (customer.profile if is_whole else {})}
 
     def start_batch(self, request: Request, _: Names) -> Json:
         job = SandboxJob(next(self._numbers), read(request, _Batch).tags)

@@ -99,8 +99,12 @@ class SessionM:
         return self._core.call("POST", path, timeout, body, may_send, repeatable=False)
 
     def profile(self, customer: Customer, timeout: float) -> dict[str, Any]:
-        """The standard profile: ``{"status":"ok","user":{"id":"…","external_id":"…",…}}``."""
-        return self._core.call("GET", self._tags_path(customer)[:-1], timeout)
+        """The standard profile: ``{"status":"ok","user":{"id":"…","external_id":"…",…}}``.
+
+        SessionM documents a parameter for its further fields, for the path of user IDs alone.
+        """
+        query = "?user%5Buser_profile%5D=true" if customer.kind == "user_id" else ""
+        return self._core.call("GET", self._tags_path(customer)[:-1], timeout, query=query)
 
     def submit_batch(self, job: Mapping[str, Any], timeout: float) -> dict[str, Any]:
         """``POST …/batch/tags`` with ``{"request_id","url","md5","notify"}``."""
@@ -176,6 +180,7 @@ class _Endpoint:
         body: Mapping[str, Any] | None = None,
         may_send: MaySend = lambda: True,
         *,
+        query: str = "",
         repeatable: bool = True,
     ) -> dict[str, Any]:
         """Return the JSON of a successful answer, and report the call to *observe*.
@@ -187,7 +192,9 @@ class _Endpoint:
         started = time.monotonic()
         content = None if body is None else json.dumps(body).encode()
         try:
-            answer = self._answer(method, path, content, timeout, may_send, repeatable=repeatable)
+            answer = self._answer(
+                method, path, query, content, timeout, may_send, repeatable=repeatable
+            )
         except SessionMError as error:
             self._observe(FinishedCall(self.name, time.monotonic() - started, error))
             raise
@@ -198,6 +205,7 @@ class _Endpoint:
         self,
         method: str,
         path: Sequence[str],
+        query: str,
         content: bytes | None,
         timeout: float,
         may_send: MaySend,
@@ -208,7 +216,7 @@ class _Endpoint:
         if encoded.count("/") != len(path):
             # A second check: an identifier must never change the address of the call.
             raise SessionMError(Meaning.REFUSED, "the identifier would lead to another address")
-        request = HttpRequest(method, encoded, content, MAX_ANSWER[self.name], repeatable)
+        request = HttpRequest(method, encoded + query, content, MAX_ANSWER[self.name], repeatable)
         try:
             answer = self.http.call(request, timeout, may_send)
         except NetworkError as error:

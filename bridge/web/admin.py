@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from flask import Blueprint, Response, current_app, g, jsonify
+from flask import Blueprint, Response, current_app, g, jsonify, request
 
 from bridge import clock
 from bridge.customer import DEMO_USER_ID, named_customers
@@ -115,6 +115,9 @@ def replay_events() -> Response:
 
     Without a body: all dead events.
     """
+    if request.args:
+        # Without a body, this replays all dead events: a filter at the wrong place must not.
+        raise FieldError(next(iter(request.args)), "belongs into the JSON body, not into the URL")
     given = _body()
     dry_run = _flag(given, "dry_run")
     wanted = read_filter(given, clock.now())

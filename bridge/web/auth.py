@@ -37,6 +37,12 @@ LONGEST_CREDENTIAL = 4096
 _WITH_PORT = re.compile(r"\[([^\]]+)\](?::\d+)?|([^:]+):\d+")
 
 
+BRAZE_OFF = (
+    "Messages to Braze are switched off here: set BRAZE_REST_URL, BRAZE_REST_KEY and "
+    "BRIDGE_TRIGGER_KEYS where the bridge runs."
+)
+
+
 def scope(name: Scope) -> Callable[[View], View]:
     """Return a decorator that sets the scope of a view; ``open`` needs no key."""
 
@@ -120,6 +126,8 @@ class Keyring:
     def _authorise(self, required: Scope, authorization: str, address: str) -> Caller | Refusal:
         key_name = ""
         if self._needs_key(required):
+            if required == "trigger" and not self._keys["trigger"]:
+                return Refusal(404, "braze_off", BRAZE_OFF)
             scopes, key_name = self._find(authorization)
             if not scopes:
                 return _unauthorized(

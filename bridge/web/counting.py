@@ -60,7 +60,7 @@ def install(app: Flask) -> None:
         answered = AnsweredRequest(
             kind=kind(),
             method=request.method,
-            route=str(request.url_rule or "-"),
+            route=_route(),
             status=response.status_code,
             cache_status=response.headers.get("Cache-Status", ""),
             seconds=time.monotonic() - exchange_of(request.environ).arrived,
@@ -80,8 +80,13 @@ def allow_reuse(validity: Validity, parts: tuple[bytes, ...]) -> None:
         validity: until when it may be sent again.
         parts: as in `ReadyAnswer`.
     """
-    route = str(request.url_rule)
-    exchange_of(request.environ).ready = ReadyAnswer(validity, parts, kind(), route)
+    exchange_of(request.environ).ready = ReadyAnswer(validity, parts, kind(), _route())
+
+
+def _route() -> str:
+    """Return the pattern of the current request's path; "-" if there is none."""
+    rule = request.url_rule
+    return (rule.rule.rstrip("/") or "/") if rule else "-"
 
 
 def kind() -> str:

@@ -12,7 +12,7 @@ from bridge.customer import (
     DEMO_USER_ID,
     Customer,
     CustomerKind,
-    read_customer,
+    read_identifier,
 )
 from bridge.fields import iso
 from bridge.lookups.query import Query
@@ -42,7 +42,7 @@ def show_customer(kind: CustomerKind, customer_id: str) -> Response:
 
     `findings` say in sentences why a message may lack something.
     """
-    customer = read_customer(kind, customer_id, "customer_id")
+    customer = read_identifier(kind, customer_id, "customer_id")
     return jsonify(status="ok", **about(parts_of(current_app), customer))
 
 
@@ -55,7 +55,7 @@ def erase_customer(kind: CustomerKind, customer_id: str) -> Response:
 
     The customer's other identifier is erased too if a lookup or an event has named it.
     """
-    customer = read_customer(kind, customer_id, "customer_id")
+    customer = read_identifier(kind, customer_id, "customer_id")
     erased = parts_of(current_app).erase(customer, g.key_name)
     names = [name.kind for name in erased.names]
     return jsonify(status="ok", events=erased.events, identifiers=names)
@@ -89,7 +89,7 @@ def erase() -> Response:
 
 def _chosen() -> Customer:
     form = request.form
-    return read_customer(form.get("kind", "user_id"), form.get("id"), "The customer's ID")
+    return read_identifier(form.get("kind", "user_id"), form.get("id"), "The customer's ID")
 
 
 def about(parts: Parts, customer: Customer) -> dict[str, Any]:

@@ -47,8 +47,8 @@ _CUSTOMER = {
 }
 
 
-@bp.post(f"{_APP}/users/<path:customer_id>/tags", defaults={"kind": "users"})
-@bp.post(f"{_APP}/external/users/<path:customer_id>/tags", defaults={"kind": "external/users"})
+@bp.post(f"{_APP}/users/<path:customer_id>/tags/", defaults={"kind": "users"})
+@bp.post(f"{_APP}/external/users/<path:customer_id>/tags/", defaults={"kind": "external/users"})
 @scope("webhook")
 @Operation(
     {200: (TagsAccepted,)},
@@ -72,8 +72,8 @@ def write_tags(api_key: str, kind: str, customer_id: str) -> Response:
     return jsonify(status="ok", tags=tags, id=acceptance.id)
 
 
-@bp.get(f"{_APP}/users/<path:customer_id>/tags", defaults={"kind": "users"})
-@bp.get(f"{_APP}/external/users/<path:customer_id>/tags", defaults={"kind": "external/users"})
+@bp.get(f"{_APP}/users/<path:customer_id>/tags/", defaults={"kind": "users"})
+@bp.get(f"{_APP}/external/users/<path:customer_id>/tags/", defaults={"kind": "external/users"})
 @scope("content")
 @Operation({200: (SessionMTags,)}, (400, 404, 500), example=Example(_CUSTOMER))
 def read_tags(api_key: str, kind: str, customer_id: str) -> Response:

@@ -15,7 +15,7 @@ from bridge.intake.printed import printed_list
 from bridge.outbox.accept import Acceptance
 from bridge.parts import Parts, parts_of
 from bridge.web.accepting import WAIT, IntakePath, accept_request, received_request
-from bridge.web.auth import scope
+from bridge.web.auth import BRAZE_OFF, scope
 from bridge.web.body import body_fields
 from bridge.web.errors import error
 from bridge.web.operation import BODY_ERRORS, Example, Operation
@@ -29,10 +29,6 @@ from bridge.web.shapes import (
 
 bp = Blueprint("messages", __name__)
 
-_OFF = (
-    "Messages to Braze are switched off here: set BRAZE_REST_URL and BRAZE_REST_KEY where the "
-    "bridge runs."
-)
 # Values of `what`.
 CHANGES = ("offers", "tags")
 _EXAMPLE_ID = "0d2f6f5e-1111-4222-8333-944445555666"
@@ -46,7 +42,7 @@ def _requires_braze(view: View) -> View:
     @wraps(view)
     def answer(**names: Any) -> Response:
         if not parts_of(current_app).settings.braze_on:
-            return error(404, "braze_off", _OFF)
+            return error(404, "braze_off", BRAZE_OFF)
         return view(**names)
 
     return answer

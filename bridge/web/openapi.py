@@ -204,7 +204,7 @@ def operations(app: Flask) -> Iterator[DescribedRoute]:
 
 def path_of(rule: Rule) -> str:
     """Return the path of *rule* in OpenAPI's notation."""
-    return re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule)
+    return re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule.rstrip("/")) or "/"
 
 
 @cache

@@ -319,9 +319,15 @@ def test_without_a_connect_url_offers_are_off_and_say_so(make_app: MakeApp) -> N
         "SESSIONM_CONNECT_AUTH": "",
         "SESSIONM_RETAILER_ID": "",
     }
-    answer = content(get(make_app(**off).test_client(), "offers", user_id=ALICE))
+    client = make_app(**off).test_client()
+    answer = content(get(client, "offers", user_id=ALICE))
     assert answer["status"] == "unavailable"
     assert "SESSIONM_CONNECT_URL" in answer["reason"]
+    # The tags are answered.
+    for customer, status in ((ALICE, "ok"), ("nobody", "not_found")):
+        answer = content(get(client, "customer", user_id=customer))
+        assert answer["parts"] == {"tags": status, "offers": "unavailable"}
+        assert (answer["status"], answer["offers"]) == (status, [])
 
 
 def test_what_was_fetched_survives_a_restart(make_app: MakeApp, sandbox: SandboxServer) -> None:

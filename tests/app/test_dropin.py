@@ -40,6 +40,8 @@ def test_a_tag_write_is_stored_and_answered_in_sessionms_shape(
     assert body["id"]
     assert isinstance(body["tags"], dict)
     eventually(lambda: "x" in sandbox.sandbox.tags(ALICE))
+    assert "x" in client.get(f"{TAGS}/", headers=bearer("content")).get_json()["tags"]
+    assert client.post(f"{TAGS}/", json={"tags": "y"}, headers=bearer("webhook")).status_code == 200
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,8 @@ def test_events_are_replayed_by_filter_after_a_dry_run(
     filters = {"state": "dead", "campaign": "summer"}
     dry = post(client, "/events/replay", dry_run=True, **filters).get_json()
     assert (dry["matched"], dry["replayed"]) == (3, 0)
+    misplaced = client.post("/api/events/replay?dry_run=true", headers=ADMIN)
+    assert (misplaced.status_code, "JSON body" in misplaced.get_data(as_text=True)) == (400, True)
     done = post(client, "/events/replay", **filters).get_json()
     assert (done["status"], done["matched"], done["replayed"]) == ("ok", 3, 3)
     for event in dead:

@@ -279,7 +279,9 @@ def test_counters_lose_nothing_when_many_write_at_once(server: SandboxServer) ->
 # profiles
 
 
-@pytest.mark.parametrize("path", [f"external/users/{quote(ODD, safe='')}", "users/{id}"])
+@pytest.mark.parametrize(
+    "path", [f"external/users/{quote(ODD, safe='')}", "users/{id}?user%5Buser_profile%5D=true"]
+)
 def test_a_profile_is_found_by_either_identifier(api: Api, path: str) -> None:
     user_id = "e7b506d8-4f92-40a3-8eb5-d6f708192a05"
     answer = api.call("GET", f"{CORE}/{path.format(id=user_id)}", auth=api.core).json()
@@ -287,6 +289,11 @@ def test_a_profile_is_found_by_either_identifier(api: Api, path: str) -> None:
     user = answer["user"]
     assert (user["id"], user["external_id"], user["first_name"]) == (user_id, ODD, "Zoë")
     assert user["available_points"] == 640
+
+
+def test_further_fields_by_a_user_id_must_be_asked_for(api: Api) -> None:
+    user = api.call("GET", f"{CORE}/users/{EMPTY}", auth=api.core).json()["user"]
+    assert (user["id"], "first_name" in user) == (EMPTY, False)
 
 
 def test_there_is_no_profile_of_an_unknown_customer(api: Api) -> None:

@@ -159,6 +159,10 @@ def test_without_settings_the_paths_answer_404_and_say_so(make_app: MakeApp) -> 
         answer = bridge.post({}, path)
         assert answer.status_code == 404
         assert "BRAZE_REST_URL" in answer.get_json()["errors"]["message"]
+    without_keys = make_app(BRIDGE_TRIGGER_KEYS="").test_client()
+    answer = without_keys.post("/webhooks/sessionm/message", json={})
+    assert answer.status_code == 404
+    assert "BRIDGE_TRIGGER_KEYS" in answer.get_json()["errors"]["message"]
 
 
 def test_a_refused_message_is_kept_with_its_reason(make_app: MakeApp) -> None:

@@ -265,7 +265,7 @@ FOUR = wallet(
     {"offer_id": "a", "offer_type": "coupon", "offer_group_id": "g"},
     {"offer_id": "b", "offer_category_id": "k", "expiration_date": "2026-03-01"},
     {"offer_id": "c", "offer_type": "Coupon", "expiration_date": "2026-01-01"},
-    {"offer_id": "d", "category": "Food", "expiration_date": "2026-02-01"},
+    {"offer_id": "d", "category": "Food", "group": "Deals", "expiration_date": "2026-02-01"},
     offer_groups=[{"id": "g", "name": "Weekly"}],
     offer_categories=[{"id": "k", "name": "Drinks"}],
 )
@@ -283,6 +283,7 @@ FOUR = wallet(
         ({"type": "coupon", "sort": "expiry"}, "ca", 2),
         ({"group": "weekly"}, "a", 1),
         ({"group": "g"}, "a", 1),
+        ({"group": "deals"}, "d", 1),
         ({"category": "drinks"}, "b", 1),
         ({"category": "k"}, "b", 1),
         ({"category": "food"}, "d", 1),
