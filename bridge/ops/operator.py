@@ -5,6 +5,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 
 from bridge import clock
 from bridge.breaker import Breaker
@@ -172,29 +173,23 @@ class Operator:
         """Erase *customer* from the outbox and from batches.
 
         - An event with both identifiers is erased by either of them, and yields the other one.
-        - A rejected event, or one whose customer cannot be read, is erased if its body contains
-          the identifier.
-        - An event for several recipients loses only this recipient.
+        - A message to several recipients, or a broadcast, loses only this customer.
+        - An event that can be read, and that names other customers only, is kept: the text is a
+          tag, a property, or a part of another identifier.
+        - An event that cannot be read, or that names nobody, is erased if its body contains the
+          identifier as a word of its own.
         """
         chosen, others, cut = [], {}, 0
         for event in self._events.mentioning(customer):
             named = self._acceptor.customers_in(event)
-            if event.has_several and customer in named and event.state is not State.REJECTED:
-                # The other recipients keep their messages.
-                cut += self._events.remove_recipient(
-                    event.id, customer, self._acceptor.without(event, customer)
-                )
-                continue
-            if customer in named and not event.has_several:
-                others.update(dict.fromkeys(one for one in named if one != customer))
-            elif (
-                customer not in named
-                and event.state is not State.REJECTED
-                and event.customer not in {None, customer.key}
-            ):
-                # The text is a tag, or a part of another customer's identifier.
-                continue
-            chosen.append(event.id)
+            is_unnamed = named is None and event.customer is None
+            if customer in (named or ()) and event.is_shared:
+                cut += self._events.cut(event.id, partial(self._acceptor.without, customer))
+            elif customer in (named or ()) or event.customer == customer.key:
+                others.update(dict.fromkeys(one for one in named or () if one != customer))
+                chosen.append(event.id)
+            elif is_unnamed and event.has_word(customer.id):
+                chosen.append(event.id)
         self._batches.erase(customer)
         erased = self._events.erase(customer, chosen)
         self._changed(customer.key)

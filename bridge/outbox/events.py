@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 from urllib.parse import quote, quote_plus
@@ -11,6 +11,7 @@ import sqlalchemy as sa
 
 from bridge.customer import Customer, ids_of_key
 from bridge.fields import iso
+from bridge.intake.message import Remainder
 from bridge.outbox.model import Direction, NewEvent, State, id_prefix
 from bridge.outbox.schema import attempts, events, expiries, tallies, writes
 from bridge.outbox.search import Filter, Search
@@ -18,6 +19,7 @@ from bridge.outbox.store import add_writes, event_row, update_events
 from bridge.outbox.tallies import (
     CAMPAIGNS,
     CampaignFigures,
+    CountChanges,
     counted_write,
     figures_of,
     lock_events,
@@ -92,9 +94,15 @@ class Stored:
     path: str = ""
 
     @property
-    def has_several(self) -> bool:
-        """Whether it is a message in a format of Braze, which may have several recipients."""
-        return self.path in {"campaign", "canvas"} and self.customer is None
+    def is_shared(self) -> bool:
+        """Whether it is a message that others may get too: a broadcast, or one to several."""
+        return bool(self.path) and self.customer is None
+
+    def has_word(self, customer_id: str) -> bool:
+        """Return whether the body contains the id in any encoding, not inside a longer word."""
+        forms = b"|".join(re.escape(form) for form in _encodings(customer_id))
+        before, after = rb"((?<![\w.@-])|(?<=%[0-9A-Fa-f]{2}))", rb"(?![\w.@-])"
+        return bool(re.search(before + b"(" + forms + b")" + after, self.body))
 
 
 class Events:
@@ -326,25 +334,32 @@ class Events:
         self._database.scrub()
         return deleted
 
-    def remove_recipient(self, event_id: str, customer: Customer, body: bytes) -> int:
-        """Delete the writes for one recipient of an event, and replace its body by *body*.
+    def cut(self, event_id: str, without: Callable[[Stored], Remainder]) -> int:
+        """Remove a customer from a shared event; delete the event if nobody else gets it.
+
+        Args:
+            event_id: of the event.
+            without: returns what is left of the event, which is read in the same transaction.
 
         Returns:
-            1 if there was such a recipient, else 0.
+            1, or 0 if there is no such event.
         """
         with counted_write(self._database) as (connection, tally):
-            found = [
-                write
-                for write in _writes_in(connection, [event_id], tuple(State))
-                if write.customer == customer.key
-            ]
-            for write in found:
+            is_it = events.c.id == event_id
+            if (row := _one(connection, _STORED.where(is_it))) is None:
+                return 0
+            left = without(_stored(row))
+            present = _writes_in(connection, [event_id], tuple(State))
+            removed = [write for write in present if write.customer in left.removed]
+            if len(removed) == len(present) and not left.has_recipients:
+                return _delete(connection, tally, is_it)
+            for write in removed:
                 tally.writes(write.direction, write.state, None)
-            seqs = [write.seq for write in found]
+            seqs = [write.seq for write in removed]
             connection.execute(writes.delete().where(writes.c.seq.in_(seqs)))
-            connection.execute(events.update().where(events.c.id == event_id).values(body=body))
+            connection.execute(events.update().where(is_it).values(body=left.body))
             update_events(connection, [event_id], tally)
-        return 1 if found else 0
+        return 1
 
     def forget_before(self, then: float, now: float) -> int:
         """Delete a batch of events that ended before *then*; return the number of events.
@@ -363,17 +378,23 @@ class Events:
         return deleted
 
     def _delete(self, *conditions: sa.ColumnElement[bool]) -> int:
-        """Delete a batch of events that meet all *conditions*; return the number of events."""
         with counted_write(self._database) as (connection, tally):
-            old = lock_events(connection, *conditions, limit=BATCH)
-            ids = [event.id for event in old]
-            for write in _writes_in(connection, ids, tuple(State)):
-                tally.writes(write.direction, write.state, None)
-            for event in old:
-                tally.event(event, event.state, None)
-            if ids:
-                connection.execute(events.delete().where(events.c.id.in_(ids)))
-        return len(ids)
+            return _delete(connection, tally, *conditions)
+
+
+def _delete(
+    connection: sa.Connection, tally: CountChanges, *conditions: sa.ColumnElement[bool]
+) -> int:
+    """Delete a batch of events that meet all *conditions*; return the number of events."""
+    old = lock_events(connection, *conditions, limit=BATCH)
+    ids = [event.id for event in old]
+    for write in _writes_in(connection, ids, tuple(State)):
+        tally.writes(write.direction, write.state, None)
+    for event in old:
+        tally.event(event, event.state, None)
+    if ids:
+        connection.execute(events.delete().where(events.c.id.in_(ids)))
+    return len(ids)
 
 
 def _campaigns_with(text: str) -> list[sa.ColumnElement[bool]]:
@@ -432,10 +453,10 @@ _REQUEST_COLUMNS = {
 
 
 def _encodings(customer_id: str) -> set[bytes]:
-    """Return the encodings of an id that programs use in JSON and form bodies."""
+    """Return the encodings of an id that programs use in JSON, JSON text in JSON, and forms."""
     escaped = json.dumps(customer_id)[1:-1]
-    forms = {customer_id, escaped, escaped.replace("/", "\\/")}
-    forms |= {quote(customer_id, safe=""), quote_plus(customer_id), quote(customer_id)}
+    plain = {customer_id, escaped, escaped.replace("/", "\\/"), json.dumps(escaped)[1:-1]}
+    forms = plain.union(*({quote(one, safe=""), quote_plus(one), quote(one)} for one in plain))
     lower = {re.sub("%[0-9A-F]{2}", lambda code: code[0].lower(), form) for form in forms}
     return {form.encode() for form in forms | lower}
 

@@ -124,9 +124,14 @@ def test_an_event_with_both_identifiers_shows_that_they_are_one(
     assert service.webhook(user_id="u-771", external_id="e-771", tags=["a"]).status_code == 202
     assert service.webhook(user_id="u-771", tags=["b"]).status_code == 202
     assert service.webhook(user_id="u-7710", tags=["u-771"]).status_code == 202
+    # The customer of SessionM's own path is the one in it.
+    url = f"{service.url}/priv/v1/apps/bridge/users/u-7711/tags"
+    body = {"tags": ["a"], "user_id": "u-771"}
+    assert requests.post(url, json=body, headers=bearer("webhook"), timeout=20).status_code == 200
     assert "Erased: 2 events" in erase(sandbox.url, tmp_path, "--external-id", "e-771")
     listed = requests.get(f"{service.url}/api/events", headers=bearer("admin"), timeout=10).json()
-    assert [event["customer"] for event in listed["events"]] == [{"user_id": "u-7710"}]
+    kept = [event["customer"]["user_id"] for event in listed["events"]]
+    assert kept == ["u-7711", "u-7710"]
 
 
 def test_what_is_fetched_while_its_customer_is_erased_is_not_kept(

@@ -4,6 +4,7 @@ import json
 import re
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from werkzeug.test import TestResponse
 
 from bridge.customer import Customer
 from bridge.outbox.model import State
+from bridge.outbox.search import Filter
 from bridge.parts import Parts, parts_of
 from bridge.sandbox import SandboxServer
 from tests.conftest import ALICE, MakeApp, bearer, eventually, stored_state
@@ -495,6 +497,68 @@ def test_erasing_one_recipient_leaves_the_others_theirs(
     assert bridge.ends_as(event, State.DELIVERED)
     names = {one["recipient"]["external_user_id"] for one in sent(sandbox)}
     assert names == {"u-ann", "u-eve"}
+
+
+def test_an_erasure_keeps_the_messages_of_all_others(make_app: MakeApp, tmp_path: Path) -> None:
+    rules = tmp_path / "rules.toml"
+    rules.write_text(f'[campaigns."{CAMPAIGN}"]\nbroadcast = true\n')
+    bridge = Bridge(make_app, deliver=False, BRIDGE_RULES=str(rules))
+    ids = {"braze_campaign_id": CAMPAIGN}
+
+    def trigger(recipients: Any, **more: Any) -> str:
+        body = {"campaign_id": CAMPAIGN, "recipients": recipients, **more}
+        answer = bridge.post(body, "/campaigns/trigger/send").get_json()
+        return str(answer.get("dispatch_id", ""))
+
+    others = [{"external_user_id": "1423"}, {"external_user_id": "7"}]
+    kept = [
+        trigger(others, trigger_properties={"points": 42}),
+        trigger([{"email": "ann42@acme.com"}, {"braze_id": "42"}]),
+        bridge.send(user_id="7", recipients=[{"user_id": "42"}]),
+        bridge.post({**ids, "broadcast": True, "user_id": "42"}).get_json()["id"],
+    ]
+    cut = trigger(json.dumps([*others, {"user_id": "42", "external_id": "é-42"}]))
+    # Rejected ones, which may be accepted later.
+    trigger([*others, {"user_id": "42"}, {"external_user_id": ""}])
+    bridge.post({**ids, "email": "ann42@acme.com", "broadcast": "42"})
+    for gone in ({**ids, "usr": "42"}, {**ids, "user_id": ["42"]}, {"user_id": "42"}):
+        assert bridge.post(gone).status_code == 422
+
+    def stored() -> dict[str, str]:
+        found = bridge.parts.events.find(Filter()).events
+        return {one["id"]: bridge.story(one["id"])["body"] for one in found}
+
+    before = stored()
+    # By the identifier that does not address the message.
+    assert bridge.parts.erase(Customer("external_id", "é-42")).names[1:] == ()
+    after = stored()
+    assert json.loads(after[cut])["recipients"] == others
+    assert [one["recipient"] for one in bridge.story(cut)["writes"]] == others
+    assert {one for one in before if before[one] != after[one]} == {cut}
+    assert bridge.parts.erase(Customer("user_id", "42")).events == 5
+    after = stored()
+    assert len(before) == len(after) + 3
+    assert all(bridge.story(one)["writes"] for one in [*kept, cut])
+    assert [one for one in after if '"user_id": "42"' in after[one]] == [kept[2]]
+
+
+def test_a_message_goes_with_the_last_of_its_recipients(make_app: MakeApp) -> None:
+    bridge = Bridge(make_app, deliver=False)
+    names = [f"u-{number}" for number in range(6)]
+    body = {"campaign_id": CAMPAIGN, "recipients": [{"external_user_id": one} for one in names]}
+    event = bridge.post(body, "/campaigns/trigger/send").get_json()["dispatch_id"]
+
+    def erase(name: str) -> int:
+        return bridge.parts.erase(Customer("user_id", name)).events
+
+    with ThreadPoolExecutor() as pool:
+        assert list(pool.map(erase, names[1:])) == [1] * 5
+    story = bridge.story(event)
+    assert json.loads(story["body"])["recipients"] == [{"external_user_id": "u-0"}]
+    assert erase("u-0") == 1
+    assert stored_state(bridge.parts.store, event) is None
+    [figures] = bridge.parts.events.campaigns()
+    assert (figures.pending, figures.discarded) == (0, 1)
 
 
 @pytest.mark.parametrize("lookup", ["tags", "customer"])
