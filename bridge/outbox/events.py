@@ -15,7 +15,7 @@ from bridge.intake.message import Remainder
 from bridge.outbox.model import Direction, NewEvent, State, id_prefix
 from bridge.outbox.schema import attempts, events, expiries, tallies, writes
 from bridge.outbox.search import Filter, Search
-from bridge.outbox.store import add_writes, event_row, update_events
+from bridge.outbox.store import add_writes, event_row, forget_old_bodies, update_events
 from bridge.outbox.tallies import (
     CAMPAIGNS,
     CampaignFigures,
@@ -261,6 +261,7 @@ class Events:
         )
         reason = ""
         with counted_write(self._database) as (connection, tally):
+            forget_old_bodies(connection, [accepted])
             earlier = connection.execute(same).scalar()
             if earlier:
                 reason = f"the same event was accepted before as {earlier}"

@@ -15,6 +15,7 @@ from werkzeug.test import TestResponse
 
 from bridge.customer import Customer
 from bridge.outbox.model import State
+from bridge.outbox.schema import events
 from bridge.outbox.search import Filter
 from bridge.parts import Parts, parts_of
 from bridge.sandbox import SandboxServer
@@ -651,9 +652,14 @@ def test_a_rejected_message_is_read_again_once_a_rule_allows_it(
     make_app: MakeApp, sandbox: SandboxServer, tmp_path: Path
 ) -> None:
     fields = {"braze_campaign_id": CAMPAIGN, "broadcast": True}
-    assert Bridge(make_app, deliver=False).post(fields).status_code == 422
     rules = tmp_path / "rules.toml"
     rules.write_text(f'[campaigns."{CAMPAIGN}"]\nbroadcast = true\n')
+    bridge = Bridge(make_app, deliver=False, BRIDGE_RULES=str(rules))
+    # The same body, a week ago.
+    bridge.parts.operator.discard_one(bridge.post(fields).get_json()["id"])
+    with bridge.parts.store.database.write() as connection:
+        connection.execute(events.update().values(received_at=time.time() - 7 * 86400))
+    assert Bridge(make_app, deliver=False).post(fields).status_code == 422
     bridge = Bridge(make_app, BRIDGE_RULES=str(rules))
     done = bridge.client.post(
         "/api/events/replay",
