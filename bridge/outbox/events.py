@@ -363,20 +363,26 @@ class Events:
         return 1
 
     def forget_before(self, then: float, now: float) -> int:
-        """Delete a batch of events that ended before *then*; return the number of events.
+        """Delete a batch of events that ended before *then*, and of expiry times.
 
         Args:
             then: seconds since the epoch.
             now: expiry times before it are deleted too.
+
+        Returns:
+            The number of deleted events and expiry times.
         """
         deleted = self._delete(
             events.c.state.in_(_FORGETTABLE),
             events.c.id < id_prefix(then),
             events.c.done_at < then,
         )
+        name, is_old = (expiries.c.customer, expiries.c.tag), expiries.c.expires_at < now
+        old = sa.select(*name).where(is_old).limit(BATCH).with_for_update(skip_locked=True)
         with self._database.write() as connection:
-            connection.execute(expiries.delete().where(expiries.c.expires_at < now))
-        return deleted
+            # The time is checked again: a delivery may have set another one.
+            drop = expiries.delete().where(is_old, sa.tuple_(*name).in_(old))
+            return deleted + connection.execute(drop).rowcount
 
     def _delete(self, *conditions: sa.ColumnElement[bool]) -> int:
         with counted_write(self._database) as (connection, tally):
