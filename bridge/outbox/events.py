@@ -180,13 +180,14 @@ class Events:
             if row is None:
                 return None
             ordered = writes.select().where(writes.c.event_id == event_id).order_by(writes.c.seq)
+            tries = _tries_of(connection, event_id)
             return {
                 **_as_json(row),
                 "body": row["body"].decode(errors="replace"),
                 "content_type": row["content_type"],
                 "writes": [
-                    _write_as_json(write, _tries(connection, write["seq"]))
-                    for write in connection.execute(ordered).mappings().all()
+                    _write_as_json(write, tries.get(write["seq"], []))
+                    for write in connection.execute(ordered).mappings()
                 ],
             }
 
@@ -476,18 +477,14 @@ def _one(connection: sa.Connection, chosen: sa.Select[Any]) -> sa.RowMapping | N
     return connection.execute(chosen).mappings().first()
 
 
-def _tries(connection: sa.Connection, seq: int) -> list[dict[str, Any]]:
-    tried = attempts.select().where(attempts.c.write_seq == seq).order_by(attempts.c.id)
-    return [
-        {
-            "at": iso(row["at"]),
-            "status": row["status"],
-            "milliseconds": row["milliseconds"],
-            "outcome": row["outcome"],
-            "error": row["error"],
-        }
-        for row in connection.execute(tried).mappings()
-    ]
+def _tries_of(connection: sa.Connection, event_id: str) -> dict[int, list[dict[str, Any]]]:
+    """Return the attempts of an event, as JSON: seq of the write -> attempts, oldest first."""
+    tried = attempts.select().join(writes).where(writes.c.event_id == event_id)
+    found: dict[int, list[dict[str, Any]]] = {}
+    for row in connection.execute(tried.order_by(attempts.c.id)).mappings():
+        as_json = {name: row[name] for name in ("status", "milliseconds", "outcome", "error")}
+        found.setdefault(row["write_seq"], []).append({"at": iso(row["at"]), **as_json})
+    return found
 
 
 def _as_json(row: sa.RowMapping) -> dict[str, Any]:
