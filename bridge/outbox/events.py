@@ -128,7 +128,7 @@ class Events:
             return Page([_as_json(row) for row in rows], following)
 
     def count(self, wanted: Filter) -> int:
-        """Count all events that *wanted* matches."""
+        """Count all events that `matching` yields."""
         with self._database.read() as connection:
             return Search(connection, wanted).count()
 
@@ -192,7 +192,7 @@ class Events:
             }
 
     def matching(self, wanted: Filter) -> Iterator[list[Stored]]:
-        """Yield the events that *wanted* matches, oldest first, in batches."""
+        """Yield the events to change that *wanted* matches, oldest first, in batches."""
         after = ""
         while True:
             with self._database.read() as connection:

@@ -543,6 +543,29 @@ def test_an_erasure_keeps_the_messages_of_all_others(make_app: MakeApp, tmp_path
     assert [one for one in after if '"user_id": "42"' in after[one]] == [kept[2]]
 
 
+def test_a_message_is_found_by_each_of_its_recipients(make_app: MakeApp) -> None:
+    bridge = Bridge(make_app, deliver=False)
+    recipients = [{"external_user_id": "u-1"}, {"email": "Anna@Acme.com"}]
+    body = {"campaign_id": CAMPAIGN, "recipients": recipients}
+    event = bridge.post(body, "/campaigns/trigger/send").get_json()["dispatch_id"]
+    alone = bridge.send(user_id="u-1")
+
+    def found(**wanted: str) -> list[str]:
+        path = "/api/events"
+        answer = bridge.client.get(path, query_string=wanted, headers=bearer("admin"))
+        return [one["id"] for one in answer.get_json()["events"]]
+
+    assert found(customer="u-1") == [alone, event]
+    assert found(customer="u-1", campaign=CAMPAIGN, text="none") == []
+    assert found(customer="Anna@Acme.com", state="queued") == [event]
+    assert found(customer="u-2") == []
+    # To change all events of a customer changes no message that others get too.
+    of_one = Filter(State.QUEUED, customer="u-1")
+    assert bridge.parts.operator.discard(of_one, dry_run=True).matched == 1
+    assert bridge.parts.operator.discard(of_one).changed == 1
+    assert stored_state(bridge.parts.store, event) is State.QUEUED
+
+
 def test_a_message_goes_with_the_last_of_its_recipients(make_app: MakeApp) -> None:
     bridge = Bridge(make_app, deliver=False)
     names = [f"u-{number}" for number in range(6)]
