@@ -36,10 +36,15 @@ from bridge.settings import Settings
 
 @dataclass(frozen=True)
 class Forgotten:
-    """The number of erased events of a customer, and the customer's identifiers."""
+    """The number of erased events of a customer, and the customer's identifiers.
+
+    Attributes:
+        shared: further identifiers, which are not erased since other customers may have them too.
+    """
 
     events: int
     names: tuple[Customer, ...]
+    shared: tuple[Customer, ...]
 
 
 @dataclass(frozen=True)
@@ -75,21 +80,39 @@ class Parts:
     is_closed: threading.Event = field(default_factory=threading.Event)
 
     def erase(self, customer: Customer, by: str = "") -> Forgotten:
-        """Erase *customer* everywhere, under all known identifiers.
+        """Erase *customer* from events, batches and cached lookups.
+
+        The rules:
+        - An event is erased if its path or body names the customer, even beside an identifier that
+          takes precedence. Tags, properties and parts of other identifiers name nobody.
+        - A message to several recipients loses this one, and is erased with the last one. A
+          broadcast loses only the customer's identifier.
+        - An event that cannot be read, or that names nobody, is erased if the identifier stands in
+          its body as a word of its own.
+        - The customer's other identifiers are erased too: those that lookups have found, and the
+          one that events name beside *customer*. If events name several, or if another identifier
+          leads to further customers, it may be shared, such as a default value in a template:
+          it is only reported, and erased when it is given itself.
 
         Raises:
             StoreUnavailableError: the erasure is incomplete; call this again.
         """
-        pending, done, erased = self.lookups.names([customer])[customer], [], 0
-        while pending:
-            name = pending.pop()
-            result = self.operator.erase(name, by)
-            erased += result.events
-            done.append(name)
-            pending.extend(one for one in result.others if one not in {*done, *pending})
-        for name in done:
+        _, *others = self.lookups.identifiers([customer])[customer]
+        beside = self.operator.named_beside(customer).difference(others)
+        only = [one for one in beside if len(beside) == 1 and one.kind != customer.kind]
+        others += only
+        shared = beside.difference(only)
+        known = {customer, *others}
+        for other in others:
+            named = self.lookups.identifiers([other])[other]
+            if not self.operator.named_beside(other).union(named) <= known:
+                shared.add(other)
+        names = [customer, *(one for one in others if one not in shared)]
+        # The given one last: until then, another attempt finds the others by it.
+        erased = sum(self.operator.erase(name, by) for name in reversed(names))
+        for name in names:
             self.cache.erase(name)
-        return Forgotten(erased, tuple(done))
+        return Forgotten(erased, tuple(names), tuple(sorted(shared)))
 
     def calls_for(self, body: bytes) -> list[tuple[str, dict[str, Any]]]:
         """Return the paths and bodies of the calls to Braze for a message, without making them.

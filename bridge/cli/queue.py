@@ -476,7 +476,8 @@ def resume() -> None:
 def erase(user_id: str | None, external_id: str | None, *, form: Form) -> None:
     """Forget one customer: events, writes and cached lookups.
 
-    The customer's other identifier is erased too if a lookup or an event has named it.
+    The customer's other identifier is erased too if a lookup or an event has named it, unless
+    other customers may have it too.
     """
     if bool(user_id) == bool(external_id):
         raise click.UsageError("give either --user-id or --external-id")
@@ -489,10 +490,17 @@ def erase(user_id: str | None, external_id: str | None, *, form: Form) -> None:
         erased = parts.erase(customer, BY)
     if form:
         names = [name.kind for name in erased.names]
-        dump(form, {"status": "erased", "events": erased.events, "identifiers": names})
+        shared = [name.ids for name in erased.shared]
+        result = {"status": "erased", "events": erased.events, "identifiers": names}
+        dump(form, {**result, "shared": shared}, [{**result, "shared": len(shared)}])
         return
     both = " The other identifier was known, and is erased too." if len(erased.names) > 1 else ""
     click.echo(f"Erased: {counted(erased.events, 'event')}, and what was cached.{both}")
+    if erased.shared:
+        number = counted(len(erased.shared), "identifier")
+        click.echo(f"Not erased: {number} that other customers may have too. On purpose:")
+    for name in erased.shared[:10]:
+        click.echo(f"  bridge erase --{name.kind.replace('_', '-')} {shlex.quote(name.id)}")
 
 
 def _filter(given: dict[str, Any]) -> Filter:

@@ -205,44 +205,74 @@ def read_partial_message(body: bytes, content_type: str, path: MessagePath) -> P
     else:
         kind = _KIND_OF[path]
         found = {kind: readable(fields, _ID_OF[kind])}
-    customers = _sessionm_customers(fields)
-    return PartialEvent(customers[0] if customers else None, **_columns(found))
+    # The others of a message in Braze's format are its recipients.
+    kinds = CUSTOMER_KINDS if path is MessagePath.MESSAGE else ()
+    customers = (Customer(kind, one) for kind in kinds if (one := readable(fields, kind)))
+    return PartialEvent(next(customers, None), **_columns(found))
 
 
 def customers_in_message(
-    body: bytes, content_type: str, external_id_is: CustomerKind
-) -> tuple[Customer, ...]:
-    """Return all SessionM customers in a message, by each of their identifiers."""
+    body: bytes, content_type: str, path: MessagePath, external_id_is: CustomerKind
+) -> tuple[Customer, ...] | None:
+    """Return all SessionM customers in a message, by each of their identifiers.
+
+    ``None``: the body cannot be read, or has no recipient of any kind.
+    """
     try:
         fields = read_fields(body, content_type)
-    except RefusedError:
-        return ()
-    recipients = fields.get("recipients")
-    found = [fields, *(recipients if isinstance(recipients, list) else [])]
-    places = [one for one in found if isinstance(one, dict)]
-    named = [customer for one in places for customer in _sessionm_customers(one)]
-    named += [
-        Customer(external_id_is, one)
-        for place in places
-        if (one := readable(place, "external_user_id"))
-    ]
-    return tuple(dict.fromkeys(named))
+        recipients = _listed(fields, path)
+    except (RefusedError, FieldError):
+        return None
+    places = [fields, *(one for one in recipients if isinstance(one, dict))]
+    named = [one for place in places for one in _named(place, external_id_is).values()]
+    is_for_others = any(map(fields.get, ("recipients", "broadcast", *_BRAZE_IDENTIFIERS)))
+    return tuple(dict.fromkeys(named)) if named or is_for_others else None
 
 
-def without_recipient(body: bytes, content_type: str, customer: str, rules: MessageRules) -> bytes:
-    """Return a body in Braze's format without the recipient *customer* (key), as JSON.
+class Remainder(NamedTuple):
+    """A message without one customer.
 
-    Raises:
-        RefusedError: the body cannot be read.
+    Attributes:
+        body: as JSON.
+        removed: the recipients (keys) that were removed.
+        has_recipients: whether the body lists others.
     """
+
+    body: bytes
+    removed: tuple[str, ...]
+    has_recipients: bool
+
+
+def without_customer(
+    body: bytes, content_type: str, path: MessagePath, customer: Customer, rules: MessageRules
+) -> Remainder:
+    """Remove *customer* from a body in which `customers_in_message` has found it."""
     fields = read_fields(body, content_type)
-    recipients = fields.get("recipients")
-    kept = [
-        one
-        for one in (recipients if isinstance(recipients, list) else [])
-        if isinstance(one, dict) and _key_of(one, rules) != customer
-    ]
-    return json.dumps({**as_sent(fields), "recipients": as_sent(kept)}).encode()
+    kept: list[Any] = []
+    removed: list[dict[str, Any]] = []
+    for one in _listed(fields, path):
+        is_it = isinstance(one, dict) and customer in _named(one, rules.external_id_is).values()
+        (removed if is_it else kept).append(one)
+    names = _named(fields, rules.external_id_is)
+    left = {name: value for name, value in fields.items() if names.get(name) != customer}
+    if removed:
+        left["recipients"] = kept
+    keys = tuple(_key_of(one, rules) for one in removed)
+    return Remainder(json.dumps(as_sent(left)).encode(), keys, bool(kept))
+
+
+def _named(fields: Mapping[str, Any], external_id_is: CustomerKind) -> dict[str, Customer]:
+    """Return the SessionM customers in the fields of a message or recipient: field -> customer."""
+    kinds: dict[str, CustomerKind] = {kind: kind for kind in CUSTOMER_KINDS}
+    kinds["external_user_id"] = external_id_is
+    found = {name: readable(fields, name) for name in kinds}
+    return {name: Customer(kinds[name], one) for name, one in found.items() if one}
+
+
+def _listed(fields: Mapping[str, Any], path: MessagePath) -> list[Any]:
+    """Return the recipients of a message in Braze's format; none of another message."""
+    found = None if path is MessagePath.MESSAGE else _recipients(fields)
+    return found if isinstance(found, list) else []
 
 
 def _key_of(recipient: Mapping[str, Any], rules: MessageRules) -> str:
@@ -371,9 +401,7 @@ def _read_braze(kind: BrazeKind, fields: Mapping[str, Any], rules: MessageRules)
     }
     shared = _given_properties(fields, "")
     ids: dict[BrazeKind, str] = {kind: braze_id}
-    recipients = fields.get("recipients")
-    if isinstance(recipients, str):
-        recipients = _printed_recipients(recipients)
+    recipients = _recipients(fields)
     if _is_broadcast(fields.get("broadcast")):
         if recipients:
             raise FieldError("recipients", "must be left out of a broadcast")
@@ -405,8 +433,11 @@ def _read_braze(kind: BrazeKind, fields: Mapping[str, Any], rules: MessageRules)
     return Message(tuple(found.values()), customer_alone, **_columns(ids))
 
 
-def _printed_recipients(value: str) -> object:
-    """Read a list of recipients in a form field."""
+def _recipients(fields: Mapping[str, Any]) -> object:
+    """Return the recipients, which may be JSON text, as in a form field."""
+    value = fields.get("recipients")
+    if not isinstance(value, str):
+        return value
     if not trim(value):
         return None
     try:
@@ -601,8 +632,3 @@ def _clean(value: Any, field: str) -> Any:
         elif isinstance(one, str) and not is_storable(one):
             raise FieldError(shown(field), "holds what is no text")
     return value
-
-
-def _sessionm_customers(fields: Mapping[str, Any]) -> list[Customer]:
-    found = [(kind, readable(fields, kind)) for kind in CUSTOMER_KINDS]
-    return [Customer(kind, one) for kind, one in found if one]

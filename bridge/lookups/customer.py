@@ -282,7 +282,7 @@ class Lookups:
             self._cache.outdate_all()
             return
         for at in range(0, len(some), 500):
-            names = self._names(some[at : at + 500])
+            names = self.identifiers(some[at : at + 500])
             self._cache.change("tags", dict.fromkeys(itertools.chain(*names.values())))
 
     def forget(self, customer: Customer) -> None:
@@ -291,19 +291,26 @@ class Lookups:
         Raises:
             StoreUnavailableError: the cache cannot be written.
         """
-        for name in self.names([customer])[customer]:
+        for name in self.identifiers([customer])[customer]:
             self._cache.forget(name)
 
     def names(self, customers: Collection[Customer]) -> dict[Customer, list[Customer]]:
-        """Return all known identifiers of each customer; lookups discover the second one."""
+        """As `identifiers`, but only the given ones while the cache cannot be read."""
         try:
-            return self._names(customers)
+            return self.identifiers(customers)
         except StoreUnavailableError as error:
             # Tag writes continue without the cache.
             log.log(error.level, "cache not read: %s", error, extra={"action": "cache_unreadable"})
             return {customer: [customer] for customer in customers}
 
-    def _names(self, customers: Collection[Customer]) -> dict[Customer, list[Customer]]:
+    def identifiers(self, customers: Collection[Customer]) -> dict[Customer, list[Customer]]:
+        """Return all known identifiers of each customer, the given one first.
+
+        Lookups discover the others.
+
+        Raises:
+            StoreUnavailableError: the cache cannot be read.
+        """
         names = {customer: [customer] for customer in customers}
         others = self._others(customers)
         # A customer may have several external IDs, which the user ID leads to.

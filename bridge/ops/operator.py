@@ -3,8 +3,9 @@
 import logging
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 from bridge import clock
 from bridge.breaker import Breaker
@@ -34,14 +35,6 @@ class Done:
     matched: int
     changed: int
     refused: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Erased:
-    """The number of erased events, and the customer's other identifiers in them."""
-
-    events: int
-    others: tuple[Customer, ...] = ()
 
 
 class Operator:
@@ -168,39 +161,40 @@ class Operator:
         self._store.set_fact(PAUSE_FACT, order)
         log.warning("delivery resumed by hand", extra={"action": "resumed", "by": by})
 
-    def erase(self, customer: Customer, by: str = "") -> Erased:
-        """Erase *customer* from the outbox and from batches.
+    def named_beside(self, customer: Customer) -> set[Customer]:
+        """Return the identifiers that events of *customer* alone name beside it."""
+        alone = (named for event, named in self._events_of(customer) if not event.is_shared)
+        return {one for named in alone for one in named} - {customer}
 
-        - An event with both identifiers is erased by either of them, and yields the other one.
-        - A rejected event, or one whose customer cannot be read, is erased if its body contains
-          the identifier.
-        - An event for several recipients loses only this recipient.
+    def erase(self, customer: Customer, by: str = "") -> int:
+        """Erase *customer* from events and batches by the rules of `Parts.erase`.
+
+        Returns:
+            The number of events that were deleted or changed.
         """
-        chosen, others, cut = [], {}, 0
-        for event in self._events.mentioning(customer):
-            named = self._acceptor.customers_in(event)
-            if event.has_several and customer in named and event.state is not State.REJECTED:
-                # The other recipients keep their messages.
-                cut += self._events.remove_recipient(
-                    event.id, customer, self._acceptor.without(event, customer)
-                )
-                continue
-            if customer in named and not event.has_several:
-                others.update(dict.fromkeys(one for one in named if one != customer))
-            elif (
-                customer not in named
-                and event.state is not State.REJECTED
-                and event.customer not in {None, customer.key}
-            ):
-                # The text is a tag, or a part of another customer's identifier.
-                continue
-            chosen.append(event.id)
+        chosen, cut = [], 0
+        for event, named in self._events_of(customer):
+            if named and event.is_shared:
+                cut += self._events.cut(event.id, partial(self._acceptor.without, customer))
+            else:
+                chosen.append(event.id)
         self._batches.erase(customer)
         erased = self._events.erase(customer, chosen)
         self._changed(customer.key)
         extra = {"action": "erased", "customer": customer.key, "by": by}
         log.warning("customer erased", extra=extra)
-        return Erased(erased + cut, tuple(others))
+        return erased + cut
+
+    def _events_of(self, customer: Customer) -> Iterator[tuple[Stored, tuple[Customer, ...]]]:
+        """Yield the events of *customer*, each with all customers that it names."""
+        for event in self._events.mentioning(customer):
+            named = self._acceptor.customers_in(event)
+            if (
+                customer in (named or ())
+                or event.customer == customer.key
+                or (named is None and event.customer is None and event.has_word(customer.id))
+            ):
+                yield event, named or ()
 
     def _report_changed(self, changed: list[Stored]) -> None:
         for event in changed:

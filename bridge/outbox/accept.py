@@ -13,12 +13,13 @@ from bridge.intake.message import (
     BODY_DEDUPE_TIME,
     MessagePath,
     MessageRules,
+    Remainder,
     Send,
     customers_in_message,
     dedupe_of,
     read_message,
     read_partial_message,
-    without_recipient,
+    without_customer,
 )
 from bridge.intake.payload import (
     MAX_BODY,
@@ -203,22 +204,23 @@ class Acceptor:
         )
         return self._read(received, stored.id, self._now())
 
-    def customers_in(self, stored: Stored) -> tuple[Customer, ...]:
-        """Return all SessionM customers in a body, also those that another identifier overrides."""
-        if stored.path:
-            return customers_in_message(
-                stored.body, stored.content_type, self._message_rules.external_id_is
-            )
-        return customers_in_event(stored.body, stored.content_type)
+    def customers_in(self, stored: Stored) -> tuple[Customer, ...] | None:
+        """Return all SessionM customers of an event, also those that another identifier overrides.
 
-    def without(self, stored: Stored, customer: Customer) -> bytes:
-        """Return the body of a message to several recipients without one of them.
-
-        Raises:
-            RefusedError: the body cannot be read.
+        ``None``: the body cannot be read, or names nobody.
         """
-        rules = self._message_rules
-        return without_recipient(stored.body, stored.content_type, customer.key, rules)
+        in_path = None if stored.in_body else Customer.of_sessionm(stored.customer)
+        if in_path:
+            return (in_path,)
+        if stored.path:
+            path, kind = MessagePath(stored.path), self._message_rules.external_id_is
+            return customers_in_message(stored.body, stored.content_type, path, kind)
+        return customers_in_event(stored.body, stored.content_type) or None
+
+    def without(self, customer: Customer, stored: Stored) -> Remainder:
+        """Return a shared message without *customer*, which is one of `customers_in`."""
+        path, rules = MessagePath(stored.path), self._message_rules
+        return without_customer(stored.body, stored.content_type, path, customer, rules)
 
     def _read(self, received: ReceivedRequest, name: str, now: float) -> NewEvent:
         if received.message is not None:

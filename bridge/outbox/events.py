@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 from urllib.parse import quote, quote_plus
@@ -11,13 +11,15 @@ import sqlalchemy as sa
 
 from bridge.customer import Customer, ids_of_key
 from bridge.fields import iso
+from bridge.intake.message import Remainder
 from bridge.outbox.model import Direction, NewEvent, State, id_prefix
 from bridge.outbox.schema import attempts, events, expiries, tallies, writes
 from bridge.outbox.search import Filter, Search
-from bridge.outbox.store import add_writes, event_row, update_events
+from bridge.outbox.store import add_writes, event_row, forget_old_bodies, update_events
 from bridge.outbox.tallies import (
     CAMPAIGNS,
     CampaignFigures,
+    CountChanges,
     counted_write,
     figures_of,
     lock_events,
@@ -92,9 +94,15 @@ class Stored:
     path: str = ""
 
     @property
-    def has_several(self) -> bool:
-        """Whether it is a message in a format of Braze, which may have several recipients."""
-        return self.path in {"campaign", "canvas"} and self.customer is None
+    def is_shared(self) -> bool:
+        """Whether it is a message that others may get too: a broadcast, or one to several."""
+        return bool(self.path) and self.customer is None
+
+    def has_word(self, customer_id: str) -> bool:
+        """Return whether the body contains the id in any encoding, not inside a longer word."""
+        forms = b"|".join(re.escape(form) for form in _encodings(customer_id))
+        before, after = rb"((?<![\w.@-])|(?<=%[0-9A-Fa-f]{2}))", rb"(?![\w.@-])"
+        return bool(re.search(before + b"(" + forms + b")" + after, self.body))
 
 
 class Events:
@@ -120,7 +128,7 @@ class Events:
             return Page([_as_json(row) for row in rows], following)
 
     def count(self, wanted: Filter) -> int:
-        """Count all events that *wanted* matches."""
+        """Count all events that `matching` yields."""
         with self._database.read() as connection:
             return Search(connection, wanted).count()
 
@@ -172,18 +180,19 @@ class Events:
             if row is None:
                 return None
             ordered = writes.select().where(writes.c.event_id == event_id).order_by(writes.c.seq)
+            tries = _tries_of(connection, event_id)
             return {
                 **_as_json(row),
                 "body": row["body"].decode(errors="replace"),
                 "content_type": row["content_type"],
                 "writes": [
-                    _write_as_json(write, _tries(connection, write["seq"]))
-                    for write in connection.execute(ordered).mappings().all()
+                    _write_as_json(write, tries.get(write["seq"], []))
+                    for write in connection.execute(ordered).mappings()
                 ],
             }
 
     def matching(self, wanted: Filter) -> Iterator[list[Stored]]:
-        """Yield the events that *wanted* matches, oldest first, in batches."""
+        """Yield the events to change that *wanted* matches, oldest first, in batches."""
         after = ""
         while True:
             with self._database.read() as connection:
@@ -253,6 +262,7 @@ class Events:
         )
         reason = ""
         with counted_write(self._database) as (connection, tally):
+            forget_old_bodies(connection, [accepted])
             earlier = connection.execute(same).scalar()
             if earlier:
                 reason = f"the same event was accepted before as {earlier}"
@@ -326,54 +336,73 @@ class Events:
         self._database.scrub()
         return deleted
 
-    def remove_recipient(self, event_id: str, customer: Customer, body: bytes) -> int:
-        """Delete the writes for one recipient of an event, and replace its body by *body*.
+    def cut(self, event_id: str, without: Callable[[Stored], Remainder]) -> int:
+        """Remove a customer from a shared event; delete the event if nobody else gets it.
+
+        Args:
+            event_id: of the event.
+            without: returns what is left of the event, which is read in the same transaction.
 
         Returns:
-            1 if there was such a recipient, else 0.
+            1, or 0 if there is no such event.
         """
         with counted_write(self._database) as (connection, tally):
-            found = [
-                write
-                for write in _writes_in(connection, [event_id], tuple(State))
-                if write.customer == customer.key
-            ]
-            for write in found:
+            is_it = events.c.id == event_id
+            if (row := _one(connection, _STORED.where(is_it))) is None:
+                return 0
+            left = without(_stored(row))
+            present = _writes_in(connection, [event_id], tuple(State))
+            removed = [write for write in present if write.customer in left.removed]
+            if len(removed) == len(present) and not left.has_recipients:
+                return _delete(connection, tally, is_it)
+            for write in removed:
                 tally.writes(write.direction, write.state, None)
-            seqs = [write.seq for write in found]
+            seqs = [write.seq for write in removed]
             connection.execute(writes.delete().where(writes.c.seq.in_(seqs)))
-            connection.execute(events.update().where(events.c.id == event_id).values(body=body))
+            connection.execute(events.update().where(is_it).values(body=left.body))
             update_events(connection, [event_id], tally)
-        return 1 if found else 0
+        return 1
 
     def forget_before(self, then: float, now: float) -> int:
-        """Delete a batch of events that ended before *then*; return the number of events.
+        """Delete a batch of events that ended before *then*, and of expiry times.
 
         Args:
             then: seconds since the epoch.
             now: expiry times before it are deleted too.
+
+        Returns:
+            The number of deleted events and expiry times.
         """
         deleted = self._delete(
             events.c.state.in_(_FORGETTABLE),
             events.c.id < id_prefix(then),
             events.c.done_at < then,
         )
+        name, is_old = (expiries.c.customer, expiries.c.tag), expiries.c.expires_at < now
+        old = sa.select(*name).where(is_old).limit(BATCH).with_for_update(skip_locked=True)
         with self._database.write() as connection:
-            connection.execute(expiries.delete().where(expiries.c.expires_at < now))
-        return deleted
+            # The time is checked again: a delivery may have set another one.
+            drop = expiries.delete().where(is_old, sa.tuple_(*name).in_(old))
+            return deleted + connection.execute(drop).rowcount
 
     def _delete(self, *conditions: sa.ColumnElement[bool]) -> int:
-        """Delete a batch of events that meet all *conditions*; return the number of events."""
         with counted_write(self._database) as (connection, tally):
-            old = lock_events(connection, *conditions, limit=BATCH)
-            ids = [event.id for event in old]
-            for write in _writes_in(connection, ids, tuple(State)):
-                tally.writes(write.direction, write.state, None)
-            for event in old:
-                tally.event(event, event.state, None)
-            if ids:
-                connection.execute(events.delete().where(events.c.id.in_(ids)))
-        return len(ids)
+            return _delete(connection, tally, *conditions)
+
+
+def _delete(
+    connection: sa.Connection, tally: CountChanges, *conditions: sa.ColumnElement[bool]
+) -> int:
+    """Delete a batch of events that meet all *conditions*; return the number of events."""
+    old = lock_events(connection, *conditions, limit=BATCH)
+    ids = [event.id for event in old]
+    for write in _writes_in(connection, ids, tuple(State)):
+        tally.writes(write.direction, write.state, None)
+    for event in old:
+        tally.event(event, event.state, None)
+    if ids:
+        connection.execute(events.delete().where(events.c.id.in_(ids)))
+    return len(ids)
 
 
 def _campaigns_with(text: str) -> list[sa.ColumnElement[bool]]:
@@ -432,10 +461,10 @@ _REQUEST_COLUMNS = {
 
 
 def _encodings(customer_id: str) -> set[bytes]:
-    """Return the encodings of an id that programs use in JSON and form bodies."""
+    """Return the encodings of an id that programs use in JSON, JSON text in JSON, and forms."""
     escaped = json.dumps(customer_id)[1:-1]
-    forms = {customer_id, escaped, escaped.replace("/", "\\/")}
-    forms |= {quote(customer_id, safe=""), quote_plus(customer_id), quote(customer_id)}
+    plain = {customer_id, escaped, escaped.replace("/", "\\/"), json.dumps(escaped)[1:-1]}
+    forms = plain.union(*({quote(one, safe=""), quote_plus(one), quote(one)} for one in plain))
     lower = {re.sub("%[0-9A-F]{2}", lambda code: code[0].lower(), form) for form in forms}
     return {form.encode() for form in forms | lower}
 
@@ -448,18 +477,14 @@ def _one(connection: sa.Connection, chosen: sa.Select[Any]) -> sa.RowMapping | N
     return connection.execute(chosen).mappings().first()
 
 
-def _tries(connection: sa.Connection, seq: int) -> list[dict[str, Any]]:
-    tried = attempts.select().where(attempts.c.write_seq == seq).order_by(attempts.c.id)
-    return [
-        {
-            "at": iso(row["at"]),
-            "status": row["status"],
-            "milliseconds": row["milliseconds"],
-            "outcome": row["outcome"],
-            "error": row["error"],
-        }
-        for row in connection.execute(tried).mappings()
-    ]
+def _tries_of(connection: sa.Connection, event_id: str) -> dict[int, list[dict[str, Any]]]:
+    """Return the attempts of an event, as JSON: seq of the write -> attempts, oldest first."""
+    tried = attempts.select().join(writes).where(writes.c.event_id == event_id)
+    found: dict[int, list[dict[str, Any]]] = {}
+    for row in connection.execute(tried.order_by(attempts.c.id)).mappings():
+        as_json = {name: row[name] for name in ("status", "milliseconds", "outcome", "error")}
+        found.setdefault(row["write_seq"], []).append({"at": iso(row["at"]), **as_json})
+    return found
 
 
 def _as_json(row: sa.RowMapping) -> dict[str, Any]:

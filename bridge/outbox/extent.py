@@ -17,7 +17,7 @@ from bridge.outbox.model import MOST_CAMPAIGNS, DeadGroup, Direction, Extent, St
 from bridge.outbox.schema import DEAD, QUEUED, WRITES, events, tallies, writes
 from bridge.storage.database import Database
 
-# Writes that one query reads at most.
+# Writes, or events, that one query reads at most.
 COUNTED_WRITES = 5_000
 # Groups of dead writes; the last one holds the rest.
 MOST_GROUPS = 20
@@ -74,12 +74,18 @@ class Extents:
         chosen = sa.select(column).where(tallies.c.kind == WRITES, tallies.c.id == self._direction)
         return connection.execute(chosen).scalar() or 0
 
-    def _dead_state(self, connection: sa.Connection) -> tuple[int, int]:
-        """Return a value that changes whenever the dead writes change."""
-        newest = sa.select(sa.func.max(writes.c.seq)).where(
-            writes.c.state == DEAD, writes.c.direction == self._direction
+    def _dead_state(self, connection: sa.Connection) -> tuple[Any, ...]:
+        """Return their number, and values that change whenever the dead writes change."""
+        read = (
+            sa.select(writes.c.seq, writes.c.done_at)
+            .where(writes.c.state == DEAD, writes.c.direction == self._direction)
+            .order_by(writes.c.seq.desc())
+            .limit(COUNTED_WRITES)
+            .subquery()
         )
-        return self._total(connection, tallies.c.dead), connection.execute(newest).scalar() or 0
+        # A write that was replayed and died again may have another reason.
+        newest = sa.select(sa.func.max(read.c.seq), sa.func.max(read.c.done_at))
+        return self._total(connection, tallies.c.dead), *connection.execute(newest).one()
 
     def _rows(
         self,
@@ -141,16 +147,18 @@ def _extent(number: int, rows: Sequence[Any]) -> Extent:
 
 
 def _is_mended(connection: sa.Connection, group: DeadGroup) -> bool:
-    """Return whether the newest event of the group's main campaign was delivered."""
+    """Return whether one of the newest events of the group's main campaign was delivered."""
     for campaign in group.extent.campaigns[:1]:
         for column in (events.c.campaign_id, events.c.canvas_id):
-            chosen = (
+            newest = (
                 sa.select(events.c.state)
                 .where(column == campaign, events.c.id >= id_prefix(group.since))
                 .order_by(events.c.id.desc())
-                .limit(1)
+                .limit(COUNTED_WRITES)
+                .subquery()
             )
-            if connection.execute(chosen).scalar() == State.DELIVERED:
+            delivered = sa.select(newest).where(newest.c.state == State.DELIVERED).limit(1)
+            if connection.execute(delivered).first():
                 return True
     return False
 

@@ -133,7 +133,7 @@ sa.Index("events_customer", events.c.customer, events.c.id)
 for kind, column in (("campaign", events.c.campaign_id), ("canvas", events.c.canvas_id)):
     sa.Index(f"events_{kind}", column, events.c.id, sqlite_where=column.is_not(None))
 sa.Index("events_state", events.c.state, events.c.id)
-# Delivered events have no reason: the search for text in reasons reads only the others.
+# Most delivered events have no reason: the search for text in reasons reads only the others.
 HAS_REASON: sa.ColumnElement[bool] = events.c.reason != sa.literal_column("''")
 sa.Index(
     "events_reason",

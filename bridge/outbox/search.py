@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from bridge.fields import TEXT_SCHEMA, FieldError, duration, instant, text
 from bridge.outbox.model import Direction, State, id_prefix
-from bridge.outbox.schema import HAS_REASON, events, tallies
+from bridge.outbox.schema import HAS_REASON, SENT, events, tallies, writes
 from bridge.outbox.tallies import CAMPAIGNS, stored
 
 # Events that are read at most for one page.
@@ -135,17 +135,17 @@ class Search:
         return matched[:limit], matched[limit - 1] if len(matched) > limit else end
 
     def oldest(self, after: str, limit: int) -> list[str]:
-        """Return the ids of the oldest matching events that are newer than the id *after*."""
+        """Return the ids of the oldest events to change that are newer than the id *after*."""
         found: set[str] = set()
         for condition in self._ranges:
-            conditions = [condition, *self._time, events.c.id > after, *self._conditions(events.c)]
+            conditions = [condition, events.c.id > after, *self._to_change()]
             chosen = sa.select(events.c.id).where(*conditions).order_by(events.c.id)
             found.update(self._connection.execute(chosen.limit(limit)).scalars())
         return sorted(found)[:limit]
 
     def count(self) -> int:
-        """Count all matching events."""
-        conditions = [sa.or_(*self._ranges), *self._time, *self._conditions(events.c)]
+        """Count all events to change."""
+        conditions = [sa.or_(*self._ranges), *self._to_change()]
         counted = sa.select(sa.func.count()).select_from(events).where(*conditions)
         return self._connection.execute(counted).scalar_one()
 
@@ -173,11 +173,20 @@ class Search:
         """Return the conditions that must be checked, on *columns* of events."""
         return [_condition(name, columns, self._criteria) for name in self._checked]
 
+    def _to_change(self) -> list[sa.ColumnElement[bool]]:
+        """Return the conditions of events that are changed with all of their customer.
+
+        A message to several recipients is found by each of them, but is others' too.
+        """
+        customer = self._criteria.customer
+        alone = [events.c.customer.in_(_keys(customer))] if customer else []
+        return [*self._time, *alone, *self._conditions(events.c)]
+
 
 def _leads(
     connection: sa.Connection, criteria: Filter
 ) -> dict[str, tuple[float, list[sa.ColumnElement[bool]]]]:
-    """Return possible leading conditions: name -> upper bound of its events, index ranges."""
+    """Return possible leading conditions: name -> estimate of its events, index ranges."""
     known = stored(connection)
     leads: dict[str, tuple[float, list[sa.ColumnElement[bool]]]] = {"": (math.inf, [sa.true()])}
     if criteria.text:
@@ -197,13 +206,21 @@ def _leads(
         leads["campaign"] = most, ranges
     if criteria.customer:
         # A customer has few events.
-        leads["customer"] = 0, [events.c.customer == key for key in _keys(criteria.customer)]
+        ranges = [events.c.customer == key for key in _keys(criteria.customer)]
+        leads["customer"] = 0, [*ranges, _gets(events.c, criteria.customer)]
     return leads
 
 
 def _keys(customer: str) -> list[str]:
-    kinds = ("user_id", "external_id", "braze_id", "email", "user_alias")
-    return [f"{kind}:{customer}" for kind in kinds]
+    kinds = ("user_id", "external_id", "braze_id", "user_alias")
+    return [*(f"{kind}:{customer}" for kind in kinds), f"email:{customer.lower()}"]
+
+
+def _gets(columns: Any, customer: str) -> sa.ColumnElement[bool]:
+    """Return the condition that *customer* is a recipient, perhaps one of several."""
+    sent = sa.select(writes.c.event_id).where(SENT, writes.c.customer.in_(_keys(customer)))
+    gets: sa.ColumnElement[bool] = columns.id.in_(sent)
+    return gets
 
 
 # Columns of each condition.
@@ -221,7 +238,7 @@ def _condition(name: str, columns: Any, criteria: Filter) -> sa.ColumnElement[bo
     if name == "state":
         held = columns.state == criteria.state
     elif name == "customer":
-        held = columns.customer.in_(_keys(criteria.customer))
+        held = columns.customer.in_(_keys(criteria.customer)) | _gets(columns, criteria.customer)
     elif name == "campaign":
         held = sa.or_(
             columns.campaign_id == criteria.campaign, columns.canvas_id == criteria.campaign

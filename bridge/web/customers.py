@@ -53,12 +53,14 @@ def show_customer(kind: CustomerKind, customer_id: str) -> Response:
 def erase_customer(kind: CustomerKind, customer_id: str) -> Response:
     """Forget a customer everywhere: events, writes and cached lookups.
 
-    The customer's other identifier is erased too if a lookup or an event has named it.
+    The customer's other identifier is erased too if a lookup or an event has named it, unless
+    other customers may have it too: see `shared`.
     """
     customer = read_identifier(kind, customer_id, "customer_id")
     erased = parts_of(current_app).erase(customer, g.key_name)
     names = [name.kind for name in erased.names]
-    return jsonify(status="ok", events=erased.events, identifiers=names)
+    shared = [name.ids for name in erased.shared]
+    return jsonify(status="ok", events=erased.events, identifiers=names, shared=shared)
 
 
 @bp.route("/customers", methods=["GET", "POST"])

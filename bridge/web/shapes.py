@@ -354,10 +354,14 @@ class OneCustomer(Ok):
 
 
 class CustomerErased(Ok):
-    """The number of erased events, and the kinds of identifiers that they had."""
+    """The number of erased events, and the kinds of identifiers that they had.
+
+    *shared* are further identifiers, which are not erased since other customers may have them too.
+    """
 
     events: int = _example(3)
     identifiers: list[str] = _example(["user_id"])
+    shared: list[CustomerIds] = _example([{"external_id": "guest"}])
 
 
 class IncidentShape(ApiShape):

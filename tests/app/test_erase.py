@@ -2,7 +2,10 @@
 
 import json
 import os
+import re
+import sqlite3
 import time
+from contextlib import closing
 from pathlib import Path
 from urllib.parse import quote, quote_plus
 
@@ -14,10 +17,11 @@ from bridge.customer import Customer
 from bridge.parts import parts_of
 from bridge.sandbox import SandboxServer
 from tests.commands import run_bridge
-from tests.conftest import MakeApp, MakeService, Service, bearer, environment, eventually
+from tests.conftest import MakeApp, MakeService, Service, bearer, environment, eventually, rows
 
 USER, LOYAL = "zoë/31@example.com", "loyal-zoë-31"
 OTHER = "somebody-else@example.com"
+CONTENT = bearer("content")
 
 
 def erase(url: str, folder: Path, *arguments: str) -> str:
@@ -124,9 +128,52 @@ def test_an_event_with_both_identifiers_shows_that_they_are_one(
     assert service.webhook(user_id="u-771", external_id="e-771", tags=["a"]).status_code == 202
     assert service.webhook(user_id="u-771", tags=["b"]).status_code == 202
     assert service.webhook(user_id="u-7710", tags=["u-771"]).status_code == 202
+    # The customer of SessionM's own path is the one in it.
+    url = f"{service.url}/priv/v1/apps/bridge/users/u-7711/tags"
+    body = {"tags": ["a"], "user_id": "u-771"}
+    assert requests.post(url, json=body, headers=bearer("webhook"), timeout=20).status_code == 200
     assert "Erased: 2 events" in erase(sandbox.url, tmp_path, "--external-id", "e-771")
     listed = requests.get(f"{service.url}/api/events", headers=bearer("admin"), timeout=10).json()
-    assert [event["customer"] for event in listed["events"]] == [{"user_id": "u-7710"}]
+    kept = [event["customer"]["user_id"] for event in listed["events"]]
+    assert kept == ["u-7711", "u-7710"]
+
+
+def test_an_identifier_that_others_may_have_too_is_only_reported(
+    make_service: MakeService, sandbox: SandboxServer, tmp_path: Path
+) -> None:
+    service = make_service(BRIDGE_SESSIONM_RPS="0.001")
+    for number in range(3):
+        fields = {"user_id": f"u-{number}", "external_id": "guest", "tags": ["a"]}
+        assert service.webhook(**fields).status_code == 202
+    shown = erase(sandbox.url, tmp_path, "--user-id", "u-0")
+    assert "Erased: 1 event, and what was cached.\nNot erased: 1 identifier" in shown
+    assert shown.endswith("\n  bridge erase --external-id guest\n")
+    headers = {**bearer("admin"), "Origin": service.url}
+    form = {"kind": "external_id", "id": "guest", "sure": "yes"}
+    page = requests.post(f"{service.url}/customers/erase", data=form, headers=headers, timeout=20)
+    assert "2 events are gone" in page.text
+    assert re.search("Not erased.*u-1</code>.*, .*u-2</code>", page.text)
+    url = f"{service.url}/api/customers/user_id/u-1"
+    answer = requests.delete(url, headers=headers, timeout=20).json()
+    assert answer == {"status": "ok", "events": 0, "identifiers": ["user_id"], "shared": []}
+
+
+def test_an_erasure_that_cannot_read_the_other_identifier_changes_nothing(
+    make_app: MakeApp, sandbox: SandboxServer, database: str
+) -> None:
+    sandbox.sandbox.put_customer({"user_id": USER, "external_id": LOYAL})
+    client = make_app().test_client()
+    client.get("/connected-content/customer", query_string={"external_id": LOYAL}, headers=CONTENT)
+    table = f"{database}.cache"
+    eventually(lambda: rows(table, "SELECT * FROM lookups WHERE kind = 'external'"))
+    client.post("/webhooks/braze", json={"user_id": USER, "tags": ["a"]}, headers=bearer("webhook"))
+    path = f"/api/customers/external_id/{quote(LOYAL)}"
+    with closing(sqlite3.connect(table.removeprefix("sqlite:///"))) as file:
+        file.execute("ALTER TABLE lookups RENAME TO hidden")
+        assert client.delete(path, headers=bearer("admin")).status_code == 503
+        file.execute("ALTER TABLE hidden RENAME TO lookups")
+    answer = client.delete(path, headers=bearer("admin")).get_json()
+    assert (answer["events"], answer["identifiers"]) == (1, ["external_id", "user_id"])
 
 
 def test_what_is_fetched_while_its_customer_is_erased_is_not_kept(

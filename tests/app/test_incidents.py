@@ -190,6 +190,25 @@ def test_replay_is_advised_when_a_write_of_the_campaign_came_through(
     sandbox.sandbox.put_customer({"user_id": "another"})
     eventually(lambda: state_of(client, event) == "delivered")
     assert [group.mended for group in extents.dead()] == [True]
+    # Also during a send, while newer ones wait.
+    client.post("/api/delivery/pause", headers=ADMIN)
+    send(client, user_id=ALICE, braze_campaign_id="summer")
+    assert [group.mended for group in extents.dead()] == [True]
+
+
+def test_a_write_that_dies_again_is_reported_with_its_present_reason(
+    make_app: MakeApp, sandbox: SandboxServer
+) -> None:
+    app = make_app(deliver=True)
+    client, extents = app.test_client(), parts_of(app).extents
+    first, _second = (make_dead(client, sandbox, dispatch_id=one, tags=["t"]) for one in "ab")
+    assert [group.extent.writes for group in extents.dead()] == [2]
+    sandbox.sandbox.set_faults({"ok_error": True, "code": "argument_error", "match": "POST"})
+    client.post(f"/api/events/{first}/replay", headers=ADMIN)
+    eventually(lambda: "ARGUMENT" in client.get(f"/api/events/{first}", headers=ADMIN).text)
+    eventually(lambda: state_of(client, first) == "dead")
+    codes = {group.reason.removeprefix("HTTP 200: ").split()[0] for group in extents.dead()}
+    assert codes == {"VALIDATION", "ARGUMENT_ERROR"}
 
 
 def test_a_pause_is_an_incident_with_what_waits(make_app: MakeApp) -> None:

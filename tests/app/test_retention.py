@@ -7,6 +7,7 @@ from flask import Flask
 
 from bridge.outbox.events import BATCH
 from bridge.outbox.model import State
+from bridge.outbox.schema import expiries
 from bridge.outbox.search import Filter
 from bridge.parts import Parts, parts_of
 from bridge.sandbox import SandboxServer
@@ -69,6 +70,16 @@ def test_more_than_one_batch_is_forgotten(app: Flask) -> None:
         assert event
     assert parts.operator.discard(Filter(state=State.QUEUED)).changed == BATCH + 5
     assert forget_all_before(parts, time.time() + DAY) == BATCH + 5
+
+
+def test_expiry_times_are_forgotten_a_batch_at_a_time(app: Flask) -> None:
+    parts = parts_of(app)
+    past = [{"customer": f"user_id:{n}", "tag": "t", "expires_at": 1.0} for n in range(BATCH + 5)]
+    with parts.store.database.write() as connection:
+        connection.execute(expiries.insert(), [*past, {**past[0], "tag": "u", "expires_at": 9e9}])
+    assert parts.events.forget_before(0, time.time()) == BATCH
+    assert forget_all_before(parts, 0) == 5
+    assert list(parts.store.expiries_of("user_id:0", 0)) == ["u"]
 
 
 def test_the_bridge_knows_an_expiry_longer_than_it_keeps_the_event(make_app: MakeApp) -> None:

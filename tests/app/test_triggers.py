@@ -4,6 +4,7 @@ import json
 import re
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from werkzeug.test import TestResponse
 
 from bridge.customer import Customer
 from bridge.outbox.model import State
+from bridge.outbox.schema import events
+from bridge.outbox.search import Filter
 from bridge.parts import Parts, parts_of
 from bridge.sandbox import SandboxServer
 from tests.conftest import ALICE, MakeApp, bearer, eventually, stored_state
@@ -503,6 +506,91 @@ def test_erasing_one_recipient_leaves_the_others_theirs(
     assert names == {"u-ann", "u-eve"}
 
 
+def test_an_erasure_keeps_the_messages_of_all_others(make_app: MakeApp, tmp_path: Path) -> None:
+    rules = tmp_path / "rules.toml"
+    rules.write_text(f'[campaigns."{CAMPAIGN}"]\nbroadcast = true\n')
+    bridge = Bridge(make_app, deliver=False, BRIDGE_RULES=str(rules))
+    ids = {"braze_campaign_id": CAMPAIGN}
+
+    def trigger(recipients: Any, **more: Any) -> str:
+        body = {"campaign_id": CAMPAIGN, "recipients": recipients, **more}
+        answer = bridge.post(body, "/campaigns/trigger/send").get_json()
+        return str(answer.get("dispatch_id", ""))
+
+    others = [{"external_user_id": "1423"}, {"external_user_id": "7"}]
+    kept = [
+        trigger(others, trigger_properties={"points": 42}),
+        trigger([{"email": "ann42@acme.com"}, {"braze_id": "42"}]),
+        bridge.send(user_id="7", recipients=[{"user_id": "42"}]),
+        bridge.post({**ids, "broadcast": True, "user_id": "42"}).get_json()["id"],
+    ]
+    cut = trigger(json.dumps([*others, {"user_id": "42", "external_id": "é-42"}]))
+    # Rejected ones, which may be accepted later.
+    trigger([*others, {"user_id": "42"}, {"external_user_id": ""}])
+    bridge.post({**ids, "email": "ann42@acme.com", "broadcast": "42"})
+    for gone in ({**ids, "usr": "42"}, {**ids, "user_id": ["42"]}, {"user_id": "42"}):
+        assert bridge.post(gone).status_code == 422
+
+    def stored() -> dict[str, str]:
+        found = bridge.parts.events.find(Filter()).events
+        return {one["id"]: bridge.story(one["id"])["body"] for one in found}
+
+    before = stored()
+    # By the identifier that does not address the message.
+    assert bridge.parts.erase(Customer("external_id", "é-42")).names[1:] == ()
+    after = stored()
+    assert json.loads(after[cut])["recipients"] == others
+    assert [one["recipient"] for one in bridge.story(cut)["writes"]] == others
+    assert {one for one in before if before[one] != after[one]} == {cut}
+    assert bridge.parts.erase(Customer("user_id", "42")).events == 5
+    after = stored()
+    assert len(before) == len(after) + 3
+    assert all(bridge.story(one)["writes"] for one in [*kept, cut])
+    assert [one for one in after if '"user_id": "42"' in after[one]] == [kept[2]]
+
+
+def test_a_message_is_found_by_each_of_its_recipients(make_app: MakeApp) -> None:
+    bridge = Bridge(make_app, deliver=False)
+    recipients = [{"external_user_id": "u-1"}, {"email": "Anna@Acme.com"}]
+    body = {"campaign_id": CAMPAIGN, "recipients": recipients}
+    event = bridge.post(body, "/campaigns/trigger/send").get_json()["dispatch_id"]
+    alone = bridge.send(user_id="u-1")
+
+    def found(**wanted: str) -> list[str]:
+        path = "/api/events"
+        answer = bridge.client.get(path, query_string=wanted, headers=bearer("admin"))
+        return [one["id"] for one in answer.get_json()["events"]]
+
+    assert found(customer="u-1") == [alone, event]
+    assert found(customer="u-1", campaign=CAMPAIGN, text="none") == []
+    assert found(customer="Anna@Acme.com", state="queued") == [event]
+    assert found(customer="u-2") == []
+    # To change all events of a customer changes no message that others get too.
+    of_one = Filter(State.QUEUED, customer="u-1")
+    assert bridge.parts.operator.discard(of_one, dry_run=True).matched == 1
+    assert bridge.parts.operator.discard(of_one).changed == 1
+    assert stored_state(bridge.parts.store, event) is State.QUEUED
+
+
+def test_a_message_goes_with_the_last_of_its_recipients(make_app: MakeApp) -> None:
+    bridge = Bridge(make_app, deliver=False)
+    names = [f"u-{number}" for number in range(6)]
+    body = {"campaign_id": CAMPAIGN, "recipients": [{"external_user_id": one} for one in names]}
+    event = bridge.post(body, "/campaigns/trigger/send").get_json()["dispatch_id"]
+
+    def erase(name: str) -> int:
+        return bridge.parts.erase(Customer("user_id", name)).events
+
+    with ThreadPoolExecutor() as pool:
+        assert list(pool.map(erase, names[1:])) == [1] * 5
+    story = bridge.story(event)
+    assert json.loads(story["body"])["recipients"] == [{"external_user_id": "u-0"}]
+    assert erase("u-0") == 1
+    assert stored_state(bridge.parts.store, event) is None
+    [figures] = bridge.parts.events.campaigns()
+    assert (figures.pending, figures.discarded) == (0, 1)
+
+
 @pytest.mark.parametrize("lookup", ["tags", "customer"])
 def test_all_external_ids_of_a_customer_outdate_each_other(
     make_app: MakeApp, sandbox: SandboxServer, lookup: str
@@ -593,9 +681,14 @@ def test_a_rejected_message_is_read_again_once_a_rule_allows_it(
     make_app: MakeApp, sandbox: SandboxServer, tmp_path: Path
 ) -> None:
     fields = {"braze_campaign_id": CAMPAIGN, "broadcast": True}
-    assert Bridge(make_app, deliver=False).post(fields).status_code == 422
     rules = tmp_path / "rules.toml"
     rules.write_text(f'[campaigns."{CAMPAIGN}"]\nbroadcast = true\n')
+    bridge = Bridge(make_app, deliver=False, BRIDGE_RULES=str(rules))
+    # The same body, a week ago.
+    bridge.parts.operator.discard_one(bridge.post(fields).get_json()["id"])
+    with bridge.parts.store.database.write() as connection:
+        connection.execute(events.update().values(received_at=time.time() - 7 * 86400))
+    assert Bridge(make_app, deliver=False).post(fields).status_code == 422
     bridge = Bridge(make_app, BRIDGE_RULES=str(rules))
     done = bridge.client.post(
         "/api/events/replay",

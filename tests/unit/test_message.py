@@ -16,7 +16,7 @@ from bridge.intake.message import (
     dedupe_of,
     read_message,
     read_partial_message,
-    without_recipient,
+    without_customer,
 )
 from bridge.intake.payload import RefusedError
 
@@ -251,10 +251,12 @@ def test_what_is_refused_still_names_its_customer() -> None:
 
 def test_every_customer_of_a_message_is_found_for_erasure() -> None:
     body = json.dumps(trigger({"external_user_id": "a"}, {"braze_id": "b"}, user_id="u")).encode()
-    found = customers_in_message(body, "application/json", "external_id")
-    assert found == (Customer("user_id", "u"), Customer("external_id", "a"))
-    left = without_recipient(body, "application/json", "external_id:a", BY_EXTERNAL_ID)
-    assert json.loads(left)["recipients"] == [{"braze_id": "b"}]
+    how = ("application/json", MessagePath.CAMPAIGN)
+    ann = Customer("external_id", "a")
+    assert customers_in_message(body, *how, "external_id") == (Customer("user_id", "u"), ann)
+    left = without_customer(body, *how, ann, BY_EXTERNAL_ID)
+    assert json.loads(left.body)["recipients"] == [{"braze_id": "b"}]
+    assert (left.removed, left.has_recipients) == (("external_id:a",), True)
 
 
 JSON = st.recursive(
@@ -284,7 +286,10 @@ def test_any_body_becomes_sends_or_a_refusal(
     body = json.dumps(fields).encode()
     named = read_partial_message(body, "application/json", path)
     assert named.customer is None or named.customer.id
-    customers_in_message(body, "application/json", rules.external_id_is)
+    kind = rules.external_id_is
+    for one in customers_in_message(body, "application/json", path, kind) or ():
+        left = without_customer(body, "application/json", path, one, rules).body
+        assert one not in (customers_in_message(left, "application/json", path, kind) or ())
     try:
         message = read_message(body, "application/json", path, rules)
     except RefusedError:
