@@ -432,7 +432,7 @@ class Delivery:
         for customer in ended:
             del self._in_flight[customer]
         for call, reply in zip(ended.values(), replies, strict=True):
-            if reply.results:
+            if reply.called:
                 self._update_breaker(reply, call.began_at)
         if any(reply.hold or (reply.error and reply.error.retry_after) for reply in replies):
             # Store the requested wait at once: it must survive the end of this process.
