@@ -155,7 +155,7 @@ class JobDriver:
         """Take a step with *job*; a failure delays this job but no other."""
         try:
             step(job)
-        except LostLockError:
+        except (StoreUnavailableError, LostLockError):
             raise
         except Exception:
             extra = {"action": "batch_put_off", "batch": job.batch_id}
