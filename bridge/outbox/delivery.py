@@ -104,7 +104,11 @@ class Intervals:
 
 
 class BulkSender(Protocol):
-    """Delivers some of the queued writes in another way than by calls of the loop."""
+    """Delivers some of the queued writes in another way than by calls of the loop.
+
+    `begin`, `step` and `is_waiting` raise `StoreUnavailableError` while the database cannot be
+    used; the loop then calls them again.
+    """
 
     def begin(self, record: Callable[[list[CallResult]], None]) -> None:
         """Start when this process holds the lock. *record* records results of writes."""
