@@ -305,7 +305,11 @@ def test_a_429_that_names_no_reset_holds_up_all_messages(
     assert len(triggers(sandbox)) <= 3
 
 
-@pytest.mark.parametrize("fault", [{"status": 504}, {"drop": "after"}, {"garbage": True}], ids=str)
+@pytest.mark.parametrize(
+    "fault",
+    [{"status": 504}, {"drop": "after"}, {"garbage": True}, {"huge": 2_000_000}],
+    ids=str,
+)
 def test_an_unknown_outcome_is_dropped_flagged_and_can_be_replayed(
     make_app: MakeApp, sandbox: SandboxServer, fault: dict[str, Any]
 ) -> None:
