@@ -243,7 +243,7 @@ class HttpClient:
         """
         if status < 500:
             self._server_errors = 0
-            self._dialer.prefer(link.address)
+            self._dialer.stop_avoiding(link.address)
             return True
         self._server_errors += 1
         if self._server_errors < UNHEALTHY_AFTER:

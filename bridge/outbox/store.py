@@ -49,13 +49,16 @@ MOST_PER_QUERY = 2000
 
 
 class Store:
-    """The queue of one direction. Methods that change something commit before they return.
+    """Events, and the queue of one direction.
+
+    Customers' queues, results, the backlog and the deliverer are those of *direction*; the rest
+    concerns both directions. Methods that change something commit before they return.
 
     Every method raises `StoreUnavailableError` while the database cannot be used.
 
     Args:
         database: holds events and writes.
-        direction: of the queued writes and of their deliverer.
+        direction: of the queue.
     """
 
     def __init__(self, database: Database, direction: Direction = Direction.TO_SESSIONM) -> None:
