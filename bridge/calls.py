@@ -5,9 +5,10 @@ import re
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from bridge.fields import is_too_deep
+from bridge.network.failure import NetworkError, OversizeAnswerError
 
 
 class Meaning(StrEnum):
@@ -52,6 +53,16 @@ class CallError(Exception):
         self.remedy = remedy
         self.brief = "; ".join(filter(None, (brief or message, remedy)))
         self.sent_at = sent_at
+
+    @classmethod
+    def from_network(cls, error: NetworkError) -> Self:
+        """Return the failure of a call that got no usable answer."""
+        meaning, message = Meaning.UNANSWERED, str(error)
+        if isinstance(error, OversizeAnswerError):
+            meaning = Meaning.GARBLED
+        elif error.sent_at is None:
+            meaning, message = Meaning.UNREACHABLE, f"no connection: {error}"
+        return cls(meaning, message, remedy=error.remedy, sent_at=error.sent_at)
 
     @property
     def may_have_worked(self) -> bool:

@@ -56,7 +56,8 @@ class Shared:
         figures: telemetry, in the same database as *cache*.
         stamps: change when a customer's cached answers become outdated, or the bridge's own writes
             for the customer change.
-        breakers: for lookups, a circuit breaker for each of `SYSTEMS`.
+        breakers: a circuit breaker for each of `SYSTEMS`. Each records every call, and only lookups
+            ask it before they call.
         clock: the store's clock, for times that are stored.
     """
 

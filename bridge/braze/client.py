@@ -93,7 +93,7 @@ class Braze:
                 answer.status, answer.headers, answer.body, clock.wall(), recipients
             )
         except NetworkError as error:
-            failure = _failure(error)
+            failure = BrazeError.from_network(error)
             observe(failure)
             raise failure from error
         except BrazeError as error:
@@ -139,13 +139,3 @@ class Braze:
 
     def close(self) -> None:
         self._http.close()
-
-
-def _failure(error: NetworkError) -> BrazeError:
-    unsent = error.sent_at is None
-    return BrazeError(
-        Meaning.UNREACHABLE if unsent else Meaning.UNANSWERED,
-        f"no connection: {error}" if unsent else str(error),
-        remedy=error.remedy,
-        sent_at=error.sent_at,
-    )

@@ -31,7 +31,7 @@ from bridge.outbox.destination import (
 )
 from bridge.outbox.model import CallResult, QueuedWrite, State
 from bridge.outbox.store import Store
-from bridge.outbox.verdict import Random, judge
+from bridge.outbox.verdict import FIRST_WAIT, LONGEST_WAIT, Random, judge
 
 # Bytes of one call (Braze documentation, "API limits": 4 MB).
 MOST_BYTES = 4 * 1000 * 1000 - 64 * 1024
@@ -225,6 +225,26 @@ def judge_failure(
         )
 
 
+def judge_unresolved(
+    write: QueuedWrite, error: CallError, limits: AttemptLimits, record: Record, now: float
+) -> Iterator[CallResult]:
+    """Yield the result of a message whose customer's external ID was not found in SessionM."""
+    if error.meaning is Meaning.UNKNOWN_CUSTOMER:
+        yield from judge_failure([write], error, limits, record, now)
+        return
+    # No call was made to Braze: the message waits for SessionM until the message expires. Its
+    # attempts do not grow, so the waits grow with its age.
+    wait = min(LONGEST_WAIT, max(FIRST_WAIT, now - write.accepted_at)) * limits.random()
+    yield record(
+        [write],
+        State.QUEUED,
+        error.meaning.value,
+        error=str(error),
+        next_at=now + wait,
+        counts_attempt=False,
+    )
+
+
 class TriggerDestination:
     """Braze as a destination of the outbox.
 
@@ -305,10 +325,7 @@ class TriggerDestination:
         ) -> CallResult:
             return call_result(writes, state, outcome, started, **more)
 
-        def failed(writes: Sequence[QueuedWrite], error: CallError) -> list[CallResult]:
-            return [*judge_failure(writes, error, limits, record, clock.now())]
-
-        resolved, unsent = self._resolve_recipients(call, record, failed)
+        resolved, unsent = self._resolve_recipients(call, limits, record)
         if not resolved:
             return Reply(tuple(unsent))
         self._outdate(_outdated_customers(call))
@@ -320,20 +337,19 @@ class TriggerDestination:
         try:
             receipt = self._braze.trigger(call.kind, body, names, CALL_TIMEOUT, gate.may_send)
         except BrazeError as error:
-            ended = (*unsent, *failed(writes, error))
-            return Reply(ended, error, pace=_pace(self._braze.calls_left()))
+            failed = judge_failure(writes, error, limits, record, clock.now())
+            pace = _pace(self._braze.calls_left())
+            return Reply((*unsent, *failed), called=True, error=error, pace=pace)
         quota = self._braze.calls_left()
         return Reply(
             (*unsent, *judge_accepted(writes, receipt, record)),
+            called=True,
             pace=_pace(quota),
             hold=_hold(quota),
         )
 
     def _resolve_recipients(
-        self,
-        call: TriggerCall,
-        record: Record,
-        failed: Callable[[Sequence[QueuedWrite], CallError], list[CallResult]],
+        self, call: TriggerCall, limits: AttemptLimits, record: Record
     ) -> tuple[list[tuple[QueuedWrite, dict[str, Any] | None]], list[CallResult]]:
         """Return the messages with their recipients in Braze, and results of those not to send."""
         resolved: dict[str, tuple[QueuedWrite, dict[str, Any] | None]] = {}
@@ -345,7 +361,7 @@ class TriggerDestination:
                 try:
                     found = self._translate(Customer.from_key(unknown), CALL_TIMEOUT)
                 except CallError as error:
-                    unsent += failed([write], error)
+                    unsent += judge_unresolved(write, error, limits, record, clock.now())
                     continue
                 recipient = {**recipient, "external_user_id": found}
             name = "" if recipient is None else _identifier_of(recipient)

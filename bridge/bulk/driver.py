@@ -77,45 +77,28 @@ class JobDriver:
     # --- called by the delivery loop, in its thread ---
 
     def begin(self, record: Record) -> None:
-        """Start to drive jobs, since this process delivers now.
-
-        Args:
-            record: records the results of writes, as the delivery loop does.
-
-        Raises:
-            StoreUnavailableError: the database cannot be used; call this again.
-        """
+        """As `BulkSender.begin`."""
         self.backlog.recover()
         self._ending.clear()
         self._thread = threading.Thread(target=self._run, args=[record], name="jobs", daemon=True)
         self._thread.start()
 
     def step(self, busy: Collection[str], *, may_gather: bool, may_send: bool) -> None:
-        """Gather writes of a long backlog, and allow or forbid the submission of jobs.
-
-        Args:
-            busy: keys of customers with a call in flight.
-            may_gather: whether SessionM accepts writes now.
-            may_send: whether SessionM may be called now.
-        """
+        """As `BulkSender.step`, for a long backlog."""
         self._may_send = may_send
         if may_gather:
             self.backlog.gather(busy, self.timings.quiet)
 
     def is_waiting(self) -> bool:
-        """Return whether a job has not ended yet.
-
-        Raises:
-            StoreUnavailableError: the database cannot be read.
-        """
+        """As `BulkSender.is_waiting`."""
         return bool(self._store.running())
 
     def takes(self, due: Sequence[QueuedWrite]) -> bool:
-        """Return whether the due writes of a customer will join a job instead of a single call."""
+        """As `BulkSender.takes`."""
         return self.backlog.takes(due)
 
     def end(self, *, wait: bool = True) -> None:
-        """Stop driving jobs; *wait* for the step in progress."""
+        """As `BulkSender.end`."""
         self._ending.set()
         if wait and self._thread is not None:
             self._thread.join()
@@ -155,7 +138,7 @@ class JobDriver:
         """Take a step with *job*; a failure delays this job but no other."""
         try:
             step(job)
-        except LostLockError:
+        except (StoreUnavailableError, LostLockError):
             raise
         except Exception:
             extra = {"action": "batch_put_off", "batch": job.batch_id}

@@ -69,7 +69,7 @@ class Deliverer:
         self._deliver = deliver
         self._parent = os.getpid()
         self._pid = 0
-        self._ending = threading.Event()
+        self._is_ending = False
         self._killed_at = 0.0
         # Reentrant, since a signal handler may run while the main thread holds it.
         self._lock = threading.RLock()
@@ -84,9 +84,9 @@ class Deliverer:
 
     def begin_shutdown(self) -> None:
         """Send SIGTERM to the child, and start no other. Does not wait."""
-        if not self._ending.is_set():
+        if not self._is_ending:
             self._killed_at = time.monotonic() + GRACE
-            self._ending.set()
+            self._is_ending = True
         self._signal(signal.SIGTERM)
 
     def end(self) -> None:
@@ -104,7 +104,7 @@ class Deliverer:
     def _supervise(self) -> None:
         while True:
             with self._lock:
-                if self._ending.is_set():
+                if self._is_ending:
                     return
                 self._pid = self._fork()
             status: int | None = None
@@ -118,7 +118,8 @@ class Deliverer:
             level = logging.INFO if is_ordered else logging.WARNING
             extra = {"action": "deliverer_ended", "pid": pid}
             log.log(level, "deliverer ended %s", _ending(status), extra=extra)
-            self._ending.wait(PAUSE)
+            if not self._is_ending:
+                time.sleep(PAUSE)
 
     def _fork(self) -> int:
         """Fork the child; return its process id. The child itself does not return."""

@@ -84,10 +84,11 @@ class CacheKey(NamedTuple):
     """The key of an answer.
 
     Attributes:
-        kind: ``tags``, ``offers``, ``profile`` (the user id of an external id) or ``external``
-            (the external id of a user id); `OWN` for a stamp without an answer.
+        kind: ``tags``, ``offers``, ``profile`` (the other identifier, and fields of the profile) or
+            ``external`` (an external ID of a user ID); `OWN` for a stamp without an answer.
         customer: `Customer.key`.
-        variant: a hash of the request's parameters, or "".
+        variant: of ``offers``, the culture, or a hash of a request in SessionM's own form; of
+            ``external``, the external ID, which is personal data; otherwise "".
     """
 
     kind: str

@@ -243,7 +243,7 @@ class HttpClient:
         """
         if status < 500:
             self._server_errors = 0
-            self._dialer.prefer(link.address)
+            self._dialer.stop_avoiding(link.address)
             return True
         self._server_errors += 1
         if self._server_errors < UNHEALTHY_AFTER:
@@ -310,19 +310,24 @@ class HttpClient:
         raise NetworkError(f"{what}: {stage}", attempt.remedy, timed_out=True)
 
     def _open(self, attempt: Attempt, waiter: "Future[_Link]") -> None:
-        """Open a connection for *waiter*, or for the call that waits longest by then."""
-        try:
-            link = _Link(self._dialer.open(attempt), self.origin.host, self._now())
-        except Exception as error:  # noqa: BLE001 - raised in the waiting call
+        """Open a connection for *waiter*, or for the call that waits longest by then.
+
+        Then open the next one if fewer are being opened than calls wait.
+        """
+        while True:
+            try:
+                self._keep(_Link(self._dialer.open(attempt), self.origin.host, self._now()))
+            except Exception as error:  # noqa: BLE001 - raised in the waiting call
+                with self._lock:
+                    if waiter in self._waiting:
+                        del self._waiting[waiter]
+                        waiter.set_exception(error)
             with self._lock:
-                self._opening -= 1
-                if waiter in self._waiting:
-                    del self._waiting[waiter]
-                    waiter.set_exception(error)
-        else:
-            with self._lock:
-                self._opening -= 1
-            self._keep(link)
+                if len(self._waiting) < self._opening:
+                    self._opening -= 1
+                    return
+                waiter = next(iter(self._waiting))
+            attempt = Attempt(time.monotonic() + DIAL_TIMEOUT)
 
     def _keep(self, link: "_Link") -> None:
         """Hand *link* to the call that has waited longest, or keep it as idle."""

@@ -109,8 +109,8 @@ class Dialer:
         """Try *address* last for the next `PREFERRED` seconds: it does not answer or is failing."""
         self._avoided[address] = time.monotonic() + PREFERRED
 
-    def prefer(self, address: str) -> None:
-        """Try *address* first for the next `PREFERRED` seconds: it works."""
+    def stop_avoiding(self, address: str) -> None:
+        """Try *address* last no longer: it has answered."""
         self._avoided.pop(address, None)
 
     def open(self, attempt: Attempt) -> Opened:

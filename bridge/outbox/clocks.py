@@ -27,18 +27,22 @@ class ClockKeeper:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._reported_at = -math.inf  # by `clock.steady`
+        # By `clock.steady`.
+        self._adjusted_at = self._reported_at = -math.inf
         self._was_off = False
 
-    def adjust(self, passed: float, *, is_idle: bool) -> None:
-        """Let the store's clock follow a step of the wall clock.
+    def adjust(self, most: float, *, is_idle: bool) -> None:
+        """Let the store's clock follow a step of the wall clock since the last call.
 
         Only one loop may do so: two that both follow would stop the clock.
 
         Args:
-            passed: seconds since the last call.
+            most: seconds that the clock follows, if more have passed: another process may have
+                called this meanwhile.
             is_idle: whether nothing is in flight, so that the clock may jump.
         """
+        now = clock.steady()
+        passed, self._adjusted_at = min(most, now - self._adjusted_at), now
         store_clock = clock.store()
         if store_clock.wants_to_jump() and is_idle:
             self._store.if_queue_empty(store_clock.jump)

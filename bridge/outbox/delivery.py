@@ -104,7 +104,11 @@ class Intervals:
 
 
 class BulkSender(Protocol):
-    """Delivers some of the queued writes in another way than by calls of the loop."""
+    """Delivers some of the queued writes in another way than by calls of the loop.
+
+    `begin`, `step` and `is_waiting` raise `StoreUnavailableError` while the database cannot be
+    used; the loop then calls them again.
+    """
 
     def begin(self, record: Callable[[list[CallResult]], None]) -> None:
         """Start when this process holds the lock. *record* records results of writes."""
@@ -143,6 +147,9 @@ class Delivery:
         bulk: delivers writes by batch jobs, beside the loop.
         accepted: set when an event was accepted by any process of this machine.
         intervals: of periodic actions.
+
+    Attributes:
+        is_stopping: whether this process has been asked to stop.
     """
 
     def __init__(
@@ -186,7 +193,8 @@ class Delivery:
         self._order: str | None = None
         self._took_over = False
         self._acquired_at = 0.0
-        self._stopping = threading.Event()
+        self.is_stopping = False
+        self._stop = Wakeup()
         self._accepted = accepted or Wakeup()
         self._wake = Wakeup()
         # Whether a newly accepted event could start a call now.
@@ -206,20 +214,13 @@ class Delivery:
             self._thread.join(timeout)
 
     def begin_shutdown(self) -> None:
-        """Start no more calls. Returns at once, so that a signal handler may call it."""
-        self._stopping.set()
-        self._wake.set()
-        if self._bulk:
-            self._bulk.end(wait=False)
-
-    @property
-    def is_stopping(self) -> bool:
-        """Whether this process has been asked to stop."""
-        return self._stopping.is_set()
+        """Start no more calls. For signal handlers: it takes no lock, and returns at once."""
+        self.is_stopping = True
+        self._stop.set()
 
     def run(self) -> None:
         """Deliver while this process holds the lock, until `stop`."""
-        while not self._stopping.is_set():
+        while not self.is_stopping:
             try:
                 self._clock.report()
                 if self._locks.try_acquire(self._lock):
@@ -236,8 +237,12 @@ class Delivery:
             except Exception:
                 # An error of the bridge. All accepted events are on disk: start again.
                 log.exception("delivery failed", extra={"action": "delivery_failed"})
-                self._stopping.wait(INTERNAL_ERROR_WAIT / 10)
-            self._stopping.wait(self._intervals.standby)
+                self._sleep(INTERNAL_ERROR_WAIT / 10)
+            self._sleep(self._intervals.standby)
+
+    def _sleep(self, seconds: float) -> None:
+        """Sleep for *seconds*, but only until `begin_shutdown`."""
+        wait(seconds, [self._stop])
 
     def _deliver(self) -> None:
         log.info(
@@ -254,12 +259,12 @@ class Delivery:
         self._acquired_at = clock.steady()
         with ThreadPoolExecutor(self._limits.concurrency, "sender") as senders:
             try:
-                while not self._stopping.is_set() and self._holds_lock():
+                while not self.is_stopping and self._holds_lock():
                     try:
                         self._step(senders)
                     except StoreUnavailableError as error:
                         log.warning("delivery is waiting: %s", error, extra={"action": "no_store"})
-                        self._stopping.wait(1.0)
+                        self._sleep(1.0)
             finally:
                 self._drain()
 
@@ -275,9 +280,9 @@ class Delivery:
         self._step_bulk()
         if not self._launch(senders):
             # Accepted events wake the loop only while they could start a call.
-            wakeups = [self._wake, self._accepted] if self._wakes_on_accept else [self._wake]
-            wait(self._pause(), wakeups)
-        self._stopping.wait(ROUND_PAUSE)
+            wakeups = [self._wake, self._stop]
+            wait(self._pause(), [*wakeups, self._accepted] if self._wakes_on_accept else wakeups)
+        self._sleep(ROUND_PAUSE)
 
     def _holds_lock(self) -> bool:
         return self._locks.is_held(self._lock)
@@ -286,7 +291,7 @@ class Delivery:
         """Continue from the state that the last holder of the lock has stored."""
         if not self._store.has_released(self._name):
             # The last holder may not have noticed yet that it has lost the lock.
-            self._stopping.wait(self._acquired_at + self._locks.grace - clock.steady())
+            self._sleep(self._acquired_at + self._locks.grace - clock.steady())
         self._store.take_over(self._name)
         correct_clock(self._store)
         beat = self._store.fact(self._heartbeat_fact) or {}
@@ -406,7 +411,7 @@ class Delivery:
     def _take_token(self) -> bool:
         """As `Gate.take_token`."""
         until = clock.steady() + CALL_TIMEOUT
-        while not self._stopping.is_set() and clock.steady() < until:
+        while not self.is_stopping and clock.steady() < until:
             held = self._breaker.is_held(clock.steady())
             if self._is_paused or held or not self._holds_lock():
                 return False
@@ -432,7 +437,7 @@ class Delivery:
         for customer in ended:
             del self._in_flight[customer]
         for call, reply in zip(ended.values(), replies, strict=True):
-            if reply.results:
+            if reply.called:
                 self._update_breaker(reply, call.began_at)
         if any(reply.hold or (reply.error and reply.error.retry_after) for reply in replies):
             # Store the requested wait at once: it must survive the end of this process.
@@ -496,6 +501,8 @@ class Delivery:
 
     def _drain(self) -> None:
         """Wait for calls in flight and record them, if the store is reachable."""
+        if self._bulk:
+            self._bulk.end(wait=False)
         for one in list(self._in_flight.values()):
             one.future.exception()
         try:

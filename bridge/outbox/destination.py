@@ -70,14 +70,16 @@ class Reply:
     """The outcome of a call.
 
     Attributes:
-        results: to record; empty if the call was not made.
-        error: the failure, for the breaker.
+        results: to record.
+        called: whether the destination was called: only then does the breaker learn *error*.
+        error: the failure of that call.
         answer: the destination's answer, for `Destination.end`.
         pace: calls a second that the destination allows now; ``None``: the configured rate.
         hold: seconds until the next call may go out, after a call that worked.
     """
 
     results: tuple[CallResult, ...] = ()
+    called: bool = False
     error: CallError | None = None
     answer: Mapping[str, Any] | None = None
     pace: float | None = None

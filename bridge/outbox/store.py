@@ -42,20 +42,23 @@ DELIVERER_FACT = {
     Direction.TO_SESSIONM: "deliverer",
     Direction.TO_BRAZE: "deliverer_to_braze",
 }
-# Writes. Most queued writes of one customer that one call may choose from.
+# Writes. Most queued writes of one customer for a page or a lookup.
 MOST_PER_CUSTOMER = 500
 # Writes. Most rows of one query for the queues of several customers.
 MOST_PER_QUERY = 2000
 
 
 class Store:
-    """The queue of one direction. Methods that change something commit before they return.
+    """Events, and the queue of one direction.
+
+    Customers' queues, results, the backlog and the deliverer are those of *direction*; the rest
+    concerns both directions. Methods that change something commit before they return.
 
     Every method raises `StoreUnavailableError` while the database cannot be used.
 
     Args:
         database: holds events and writes.
-        direction: of the queued writes and of their deliverer.
+        direction: of the queue.
     """
 
     def __init__(self, database: Database, direction: Direction = Direction.TO_SESSIONM) -> None:
@@ -78,28 +81,15 @@ class Store:
         with self.database.write() as connection:
             yield partial(_add, connection)
 
-    def due(self, now: float, limit: int, busy: Collection[str]) -> list[str]:
-        """Return customers (keys) with a write that is due, the longest due first.
-
-        Args:
-            now: seconds since the epoch.
-            limit: most due writes to read.
-            busy: customers (keys) to leave out.
-        """
-        if not limit:
-            return []
-        with self.database.read() as connection:
-            found = _DUE.rows(
-                connection, now=now, busy=list(busy), most=limit, in_direction=self.direction.value
-            )
-        return list(dict.fromkeys(customer for (customer,) in found))
-
     def due_queues(
         self, now: float, limit: int, busy: Collection[str]
     ) -> dict[str, list[QueuedWrite]]:
-        """Return the queues of the customers that `due` returns, in its order, by one query.
+        """Return the queues of customers with a write that is due, the longest due first.
 
-        Args: as for `due`.
+        Args:
+            now: seconds since the epoch.
+            limit: most due writes to look at.
+            busy: customers (keys) to leave out.
         """
         with self.database.read() as connection:
             rows = _DUE_QUEUES.rows(
@@ -110,11 +100,11 @@ class Store:
                 most_writes=MOST_PER_QUERY,
                 in_direction=self.direction.value,
             )
-        if len(rows) == MOST_PER_QUERY:
-            # Some queues may be incomplete.
-            customers = self.due(now, limit, busy)
-            return {customer: self.queue_of(customer) for customer in customers}
         queued = [queued_write(row) for row in rows]
+        if len(queued) == MOST_PER_QUERY:
+            # The queue of the last customer may be incomplete.
+            last = queued[-1].customer
+            queued = [write for write in queued if write.customer != last] or queued
         due = sorted((write.next_at, write.seq, write.customer) for write in queued)
         found: dict[str, list[QueuedWrite]] = {customer: [] for _, _, customer in due}
         for write in queued:
@@ -437,10 +427,9 @@ _DUE_CUSTOMERS = (
     .order_by(writes.c.next_at, writes.c.seq)
     .limit(sa.bindparam("most"))
 )
-_DUE = Prepared(_DUE_CUSTOMERS)
 _DUE_QUEUES = Prepared(
     QUEUED_WRITES.where(*_OF_CUSTOMERS, among_selected(writes.c.customer, _DUE_CUSTOMERS))
-    .order_by(writes.c.seq)
+    .order_by(writes.c.customer, writes.c.seq)
     .limit(sa.bindparam("most_writes"))
 )
 _STILL_THERE = Prepared(sa.select(writes.c.seq).where(among(writes.c.seq, "seqs")))

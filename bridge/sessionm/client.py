@@ -15,7 +15,7 @@ from bridge import clock
 from bridge.calls import FinishedCall
 from bridge.customer import Customer
 from bridge.network.client import HttpClient, HttpRequest, MaySend
-from bridge.network.failure import NetworkError, OversizeAnswerError
+from bridge.network.failure import NetworkError
 from bridge.network.proxy import Proxy
 from bridge.sessionm.answers import Meaning, SessionMError, read_answer
 
@@ -220,22 +220,12 @@ class _Endpoint:
         try:
             answer = self.http.call(request, timeout, may_send)
         except NetworkError as error:
-            raise _failure(error) from error
+            raise SessionMError.from_network(error) from error
         try:
             return read_answer(answer.status, answer.headers, answer.body, clock.wall())
         except SessionMError as error:
             error.sent_at = answer.sent_at
             raise
-
-
-def _failure(error: NetworkError) -> SessionMError:
-    if isinstance(error, OversizeAnswerError):
-        meaning, message = Meaning.GARBLED, str(error)
-    elif error.sent_at is None:
-        meaning, message = Meaning.UNREACHABLE, f"no connection: {error}"
-    else:
-        meaning, message = Meaning.UNANSWERED, str(error)
-    return SessionMError(meaning, message, remedy=error.remedy, sent_at=error.sent_at)
 
 
 def _basic(user: str, password: str) -> str:

@@ -212,14 +212,15 @@ class TagDestination:
         except SessionMError as error:
             if sent:
                 intent = _intent_after(intent, error)
-            return Reply((self._failed(call, error, started, intent, outage=gate.outage),), error)
+            failed = self._failed(call, error, started, intent, outage=gate.outage)
+            return Reply((failed,), called=True, error=error)
         done = call_result(call.writes, State.DELIVERED, "delivered", started, status=200)
         return self._answered(call, done, answer)
 
     def _answered(self, call: TagCall, result: CallResult, answer: Mapping[str, Any]) -> Reply:
         # Here, since `end` runs in the thread of the delivery loop and must not wait for SessionM.
         self._identify([Customer.from_key(call.customer)])
-        return Reply((result,), answer=answer)
+        return Reply((result,), called=True, answer=answer)
 
     def _counts(self, call: TagCall) -> tuple[Mapping[str, Any], dict[str, int]]:
         """Read the tags of the customer of *call*.

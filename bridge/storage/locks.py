@@ -123,6 +123,7 @@ class FileLocks:
             if self._fd >= 0:
                 os.close(self._fd)
                 self._fd = -1
+            self._held.clear()
 
     def _open(self) -> int:
         if self._fd < 0:

@@ -24,6 +24,7 @@ from bridge.customer import Customer
 from bridge.parts import Parts, parts_of
 from bridge.sandbox import SandboxServer
 from bridge.sandbox.batch import SandboxJob
+from bridge.storage.database import StoreUnavailableError
 from tests.conftest import ALICE, MakeApp, bearer, eventually, free_port
 
 BOB = "b7d2e9f0-5c1a-4e83-9f24-1a6c7d8e9f02"
@@ -671,6 +672,23 @@ def test_a_job_that_cannot_be_ended_now_holds_up_no_other(
     assert bridge.show(first)["state"] == "running"
     store(zlib.compress(f"{ALICE},gold,1 day\n".encode()))
     bridge.ends(first, "completed")
+
+
+def test_an_outage_of_the_store_is_no_fault_and_puts_no_job_off(
+    bridge: Bridge,
+    sandbox: SandboxServer,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fail(*_: Any) -> None:
+        monkeypatch.undo()
+        raise StoreUnavailableError("the disk is full")
+
+    monkeypatch.setattr(bridge.batches, "transition", fail)
+    bridge.wait(retry=60).start().ends(bridge.submit(FILE), "completed")
+    assert len(orders(sandbox)) == 1
+    assert "batch jobs paused: the disk is full" in caplog.messages
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 def submitting(bridge: Bridge, token: str = "t") -> Job:  # noqa: S107 - of a test

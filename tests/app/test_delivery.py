@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from flask.testing import FlaskClient
 
+from bridge import clock
 from bridge.customer import Customer
 from bridge.outbox.model import State
 from bridge.parts import Parts, parts_of
@@ -318,3 +319,22 @@ def test_a_customer_with_very_many_waiting_writes_holds_up_nobody(
     event = bridge.send(braze_campaign_id="summer")
     assert bridge.ends_as(event, State.DELIVERED)
     eventually(lambda: len(sandbox.sandbox.tags("busy")) == 600, 20)
+
+
+def test_the_queue_of_a_customer_is_read_whole_unless_it_fills_a_query(
+    make_app: MakeApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = make_app()
+    for user in ("u1", "u2"):
+        for number in range(3):
+            send(app.test_client(), user_id=user, braze_campaign_id=f"c{number}")
+
+    def read(most: int, *busy: str) -> dict[str, int]:
+        monkeypatch.setattr("bridge.outbox.store.MOST_PER_QUERY", most)
+        found = parts_of(app).store.due_queues(clock.now(), 10, busy)
+        return {customer: len(queue) for customer, queue in found.items()}
+
+    assert read(6 + 1) == {"user_id:u1": 3, "user_id:u2": 3}
+    assert read(5) == {"user_id:u1": 3}
+    assert read(5, "user_id:u1") == {"user_id:u2": 3}
+    assert read(2) == {"user_id:u1": 2}

@@ -66,6 +66,13 @@ def test_a_killed_process_holds_no_lock(locks: Locks, database: str) -> None:
         eventually(lambda: locks.try_acquire(NUMBER), 2)
 
 
+def test_a_store_that_is_closed_holds_no_lock(database: str) -> None:
+    opened = open_outbox(database)
+    assert eventually(lambda: opened.locks.try_acquire(NUMBER))
+    opened.close()
+    assert not opened.locks.is_held(NUMBER)
+
+
 def test_one_thread_of_a_process_gets_a_lock(locks: Locks) -> None:
     with ThreadPoolExecutor(8) as pool:
         for number in range(NUMBER, NUMBER + 20):

@@ -284,6 +284,18 @@ def together(made: HttpClient, number: int) -> None:
     assert not failed
 
 
+def test_no_call_waits_while_no_connection_is_being_opened(server: Listener) -> None:
+    closing = OK.replace(b"\r\n", b"\r\nConnection: close\r\n", 1)
+    server.behave = lambda visitor: visitor.say(closing)
+    together(client(server.port, connections=1), 4)
+    names = Names()
+    names.seconds, names.error = 0.1, socket.gaierror(socket.EAI_NONAME, "no")
+    made = client(resolve=names, connections=1)
+    with ThreadPoolExecutor(4) as threads:
+        failed = [threads.submit(fails, made, seconds=10) for _ in range(4)]
+    assert not any(one.result().timed_out for one in failed)
+
+
 def test_a_write_on_a_connection_that_was_closed_meanwhile_goes_by_a_new_one(
     server: Listener,
 ) -> None:

@@ -314,7 +314,11 @@ def test_a_429_that_names_no_reset_holds_up_all_messages(
     assert len(triggers(sandbox)) <= 3
 
 
-@pytest.mark.parametrize("fault", [{"status": 504}, {"drop": "after"}, {"garbage": True}], ids=str)
+@pytest.mark.parametrize(
+    "fault",
+    [{"status": 504}, {"drop": "after"}, {"garbage": True}, {"huge": 2_000_000}],
+    ids=str,
+)
 def test_an_unknown_outcome_is_dropped_flagged_and_can_be_replayed(
     make_app: MakeApp, sandbox: SandboxServer, fault: dict[str, Any]
 ) -> None:
@@ -462,6 +466,26 @@ def test_an_external_id_is_translated_by_the_cached_profile(
         assert bridge.ends_as(event, State.DELIVERED)
     assert {one["recipient"]["external_user_id"] for one in sent(sandbox)} == {"u-9"}
     assert sandbox.sandbox.counts()["profile"] == 1
+
+
+def test_a_message_whose_external_id_sessionm_cannot_translate_now_waits_and_calls_no_braze(
+    make_app: MakeApp, sandbox: SandboxServer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    sandbox.sandbox.put_customer({"user_id": "u-9", "external_id": "e-9"})
+    sandbox.sandbox.set_faults({"status": 503})
+    bridge = Bridge(make_app, BRIDGE_MAX_ATTEMPTS="2")
+    others = [bridge.send(user_id=f"u{n}", braze_campaign_id=f"campaign-{n}") for n in range(5)]
+    eventually(lambda: "is unavailable" in bridge.check("delivery_to_braze")["reason"])
+    for other in others:
+        bridge.client.delete(f"/api/events/{other}", headers=bearer("admin"))
+    event = bridge.send(user_id="", external_id="e-9")
+    # More tries than a message has attempts, and one due when Braze may be probed.
+    eventually(lambda: len(bridge.story(event)["writes"][0]["tries"]) > 2)
+    assert stored_state(bridge.parts.store, event) is State.QUEUED
+    assert "delivery continues" not in capfd.readouterr().err
+    sandbox.sandbox.set_faults({})
+    assert bridge.ends_as(event, State.DELIVERED)
+    eventually(lambda: "delivery continues" in capfd.readouterr().err)
 
 
 def test_the_users_external_id_is_found_where_braze_knows_that(

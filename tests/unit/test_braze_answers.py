@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,10 +16,12 @@ from bridge.braze.triggers import (
     TriggerPlan,
     judge_accepted,
     judge_failure,
+    judge_unresolved,
 )
 from bridge.calls import Meaning
 from bridge.outbox.destination import End, Planned, Wait
 from bridge.outbox.model import CallResult, QueuedWrite, State
+from bridge.sessionm.answers import SessionMError
 
 NOW = 1_800_000_000.0
 
@@ -218,12 +221,12 @@ def record(writes: Sequence[QueuedWrite], state: State, outcome: str, **more: An
     return CallResult(tuple(writes), state, NOW, outcome, **more)
 
 
+LIMITS = AttemptLimits(most=12, resends=False, outage=False, random=lambda: 1.0)
+
+
 def judged(error: BrazeError, number: int = 1, **more: Any) -> list[CallResult]:
     writes = [message(n) for n in range(1, number + 1)]
-    tries = AttemptLimits(
-        **{"most": 12, "resends": False, "outage": False, "random": lambda: 1.0, **more}
-    )
-    return [*judge_failure(writes, error, tries, record, NOW)]
+    return [*judge_failure(writes, error, replace(LIMITS, **more), record, NOW)]
 
 
 @pytest.mark.parametrize("status", [400, 413])
@@ -241,6 +244,20 @@ def test_a_refused_call_is_halved_down_to_one(status: int) -> None:
 def test_a_paused_canvas_ends_all_its_recipients() -> None:
     error = failure(201, {"message": "success", "notice": "The Canvas is paused."})
     assert {one.state for one in judged(error, 5)} == {State.DEAD}
+
+
+def test_a_message_waits_for_sessionm_without_an_attempt_the_longer_the_older_it_is() -> None:
+    away = SessionMError(Meaning.UNREACHABLE, "SessionM is unavailable")
+    waits = []
+    for age in (0.0, 20.0, 3000.0):
+        old = message(1, accepted_at=NOW - age, attempts=11)
+        [kept] = judge_unresolved(old, away, LIMITS, record, NOW)
+        assert (kept.state, kept.counts_attempt, kept.uncertain) == (State.QUEUED, False, False)
+        waits.append(kept.next_at - NOW)
+    assert waits == [1, 20, 60]
+    unknown = SessionMError(Meaning.UNKNOWN_CUSTOMER, "no such customer")
+    [dead] = judge_unresolved(message(1, attempts=11), unknown, LIMITS, record, NOW)
+    assert dead.state is State.DEAD
 
 
 @pytest.mark.parametrize("status", [504, 200])
