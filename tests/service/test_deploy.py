@@ -298,6 +298,8 @@ def test_the_ingress_keeps_files_of_customers_inside_and_lets_webhooks_of_any_si
 ):
     text = (DEPLOY / "kubernetes/ingress.yaml").read_text()
     paths = re.findall(r"- path: (\S+)", text)
+    # Prefix lets a slash at the end through, as the bridge does.
+    assert text.count("pathType: Prefix") == len(paths)
     assert [path for path in paths if path.startswith("/batches")] == ["/batches/files"]
     [size] = re.findall(r"client_max_body_size (512k);", (DEPLOY / "nginx/bridge.conf").read_text())
     assert f"nginx.ingress.kubernetes.io/proxy-body-size: {size}" in text
@@ -387,6 +389,10 @@ def folder(tmp_path: Path) -> Path:
 
 
 WEBHOOK = {"user_id": ALICE, "braze_campaign_id": "c"}
+CALLED_FROM_OUTSIDE = (
+    *("/webhooks/braze", "/webhooks/sessionm/message", "/webhooks/sessionm/changed"),
+    *("/campaigns/trigger/send", "/canvas/trigger/send"),
+)
 
 
 def code(answer: requests.Response) -> str:
@@ -443,6 +449,10 @@ def test_nginx_shows_pages_to_our_own_network_only_and_logs_no_customer(
         # It is "degraded" until the process that delivers has begun.
         eventually(lambda: proxy.call("GET", "/health", "admin").json()["status"] == "ok")
         assert proxy.call("GET", "/healthz", source="127.0.0.2").ok
+        for path in CALLED_FROM_OUTSIDE:
+            for called in (path, f"{path}/"):
+                answer = proxy.call("POST", called, source="127.0.0.2")
+                assert answer.status_code == 401, called
 
         tags = f"/priv/v1/apps/bridge/users/{ALICE}/tags"
         offers = f"/connected-content/offers?user_id={ALICE}"
