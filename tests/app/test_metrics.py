@@ -159,7 +159,7 @@ def test_promtool_finds_nothing_to_say(client: FlaskClient, promtool: str) -> No
 def test_promtool_accepts_the_example_configuration(tmp_path: Path, promtool: str) -> None:
     for path in DEPLOY.iterdir():
         shutil.copy(path, tmp_path)
-    (tmp_path / "bridge-admin-key").write_text("secret")
+    (tmp_path / "bridge-viewer-key").write_text("secret")
     done = subprocess.run(
         [promtool, "check", "config", "scrape.yml"],
         cwd=tmp_path,
