@@ -82,11 +82,12 @@ def test_settings_and_secrets_are_complete(file: str, tmp_path: Path) -> None:
         re.findall(r"^([A-Z_]+)=(.*)$", (DEPLOY / "bridge.env").read_text(), re.MULTILINE)
     )
     values["BRAZE_REST_URL"] = "https://rest.iad-01.braze.com"
-    for name in set(re.findall(r"\b([A-Z_]+)_FILE\b", (DEPLOY / file).read_text())):
-        if name.lower() in SECRETS:
-            secret = tmp_path / name
-            secret.write_text(secret_value(name.lower()))
-            values[f"{name}_FILE"] = str(secret)
+    named = set(re.findall(r"\b([A-Z_]+)_FILE\b", (DEPLOY / file).read_text()))
+    assert named - {"POSTGRES_PASSWORD"} == {name.upper() for name in SECRETS}
+    for name in SECRETS:
+        secret = tmp_path / name
+        secret.write_text(secret_value(name))
+        values[f"{name.upper()}_FILE"] = str(secret)
     settings = load(values, tmp_path / "none")
     assert settings.offers_on
     assert settings.braze_on
