@@ -240,5 +240,5 @@ def _clean_environment() -> dict[str, str]:
     return {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith(("BRIDGE_", "SESSIONM_"))
+        if not name.startswith(("BRIDGE_", "SESSIONM_", "BRAZE_"))
     }

@@ -100,8 +100,10 @@ class Customers:
         """Remove a customer; return whether it existed."""
         with self._lock:
             customer = self._by_user_id.pop(user_id, None)
-            if customer and customer.external_id:
-                del self._by_external_id[customer.external_id]
+            if customer:
+                # An external ID that was added to another customer stays with that one.
+                others = self._by_external_id.items()
+                self._by_external_id = {key: one for key, one in others if one is not customer}
             return customer is not None
 
     def find(self, ids: Mapping[str, str]) -> SandboxCustomer:

@@ -36,7 +36,8 @@ def healthz() -> Response:
 def readyz() -> Response:
     """Answer whether events can be stored.
 
-    For a readiness probe and for load balancers.
+    For the start, before the first request. Load balancers check `/healthz`: while the database is
+    unavailable, each bridge still answers lookups from memory.
     """
     try:
         parts_of(current_app).probe.check()

@@ -248,28 +248,27 @@ function offer(root) {
 
 // --- Forms answered in place -------------------------------------------------------------------
 
-async function submit(form, button) {
+let submitted = null;
+
+async function submit(form) {
+  if (submitted) submitted.abort();
+  const mine = (submitted = new AbortController());
   const target = document.getElementById(form.dataset.partial);
-  const data = new FormData(form);
-  if (button && button.name) data.append(button.name, button.value);
-  const query = new URLSearchParams(data);
+  const query = new URLSearchParams(new FormData(form));
   target.setAttribute("aria-busy", "true");
   try {
-    const page =
-      form.method === "get"
-        ? await fetchPage(`/setup?${query}`, {})
-        : await fetchPage("/setup", { method: "POST", body: query });
-    const found = page.getElementById(target.id);
-    morph(target, found);
-    if (form.method === "get") history.replaceState(null, "", `?${query}#${form.getAttribute("id") || "planner"}`);
+    const page = await fetchPage(`/setup?${query}`, { signal: mine.signal });
+    morph(target, page.getElementById(target.id));
+    history.replaceState(null, "", `?${query}#planner`);
     offer(target);
   } catch (error) {
+    if (error.name === "AbortError") return;
     say("The bridge cannot be reached");
     const lost = document.getElementById("lost");
     lost.hidden = false;
     lost.textContent = `The bridge cannot be reached (${error.message}). Nothing was done.`;
   } finally {
-    target.removeAttribute("aria-busy");
+    if (submitted === mine) target.removeAttribute("aria-busy");
   }
 }
 
@@ -282,7 +281,7 @@ document.addEventListener("click", (event) => {
 document.addEventListener("submit", (event) => {
   if (!event.target.dataset.partial) return;
   event.preventDefault();
-  submit(event.target, event.submitter);
+  submit(event.target);
 });
 document.addEventListener("keydown", (event) => {
   if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey)) return;

@@ -159,7 +159,7 @@ def test_promtool_finds_nothing_to_say(client: FlaskClient, promtool: str) -> No
 def test_promtool_accepts_the_example_configuration(tmp_path: Path, promtool: str) -> None:
     for path in DEPLOY.iterdir():
         shutil.copy(path, tmp_path)
-    (tmp_path / "bridge-admin-key").write_text("secret")
+    (tmp_path / "bridge-viewer-key").write_text("secret")
     done = subprocess.run(
         [promtool, "check", "config", "scrape.yml"],
         cwd=tmp_path,
@@ -168,6 +168,35 @@ def test_promtool_accepts_the_example_configuration(tmp_path: Path, promtool: st
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+REFUSED = """
+rule_files: [alerts.yml]
+tests:
+  - interval: 1m
+    input_series:
+      - {series: 'bridge_sessionm_state{system="connect", state="refusing"}', values: "1x9"}
+      - {series: 'bridge_sessionm_state{system="core", state="refusing"}', values: "1x9"}
+    promql_expr_test:
+      - expr: count by (alertname, system) (ALERTS{alertstate="firing"})
+        eval_time: 6m
+        exp_samples: [{labels: '{alertname="BridgeConnectRefuses", system="connect"}', value: 1}]
+"""
+
+
+def test_prometheus_alerts_when_connect_refuses_the_credentials(
+    tmp_path: Path, promtool: str
+) -> None:
+    shutil.copy(DEPLOY / "alerts.yml", tmp_path)
+    (tmp_path / "test.yml").write_text(REFUSED)
+    done = subprocess.run(
+        [promtool, "test", "rules", "test.yml"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_alerts_and_the_grafana_dashboard_ask_only_for_metrics_that_there_are(

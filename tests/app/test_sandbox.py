@@ -884,6 +884,26 @@ def test_a_customer_can_be_removed(api: Api) -> None:
     assert code(api.call("DELETE", f"/sandbox/customers/{ADA}")) == (404, "user_not_found")
 
 
+def test_a_removed_customer_leaves_no_external_id_and_takes_none_of_another(
+    api: Api, sandbox: Sandbox
+) -> None:
+    for name in ("x", "y"):
+        given = {"user_id": name, "external_id": f"{name}-1"}
+        assert api.call("POST", "/sandbox/customers", json=given).status_code == 200
+    sandbox.add_external_id("x", "x-2")
+    sandbox.add_external_id("x", "moved")
+    sandbox.add_external_id("y", "moved")
+
+    def found() -> set[str]:
+        paths = {name: f"{CORE}/external/users/{name}" for name in ("x-1", "x-2", "moved", "y-1")}
+        return {name for name, path in paths.items() if api.call("GET", path, auth=api.core).ok}
+
+    assert api.call("DELETE", "/sandbox/customers/x").ok
+    assert found() == {"moved", "y-1"}
+    assert api.call("DELETE", "/sandbox/customers/y").ok
+    assert found() == set()
+
+
 @pytest.mark.parametrize(
     ("given", "named"),
     [

@@ -698,6 +698,15 @@ def test_a_send_is_planned_in_place(service: Service, open_page: OpenPage) -> No
     page.get_by_label("Each gets").select_option("webhook")
     page.get_by_role("button", name="Plan").click()
     expect(page.locator(".answer")).to_contain_text("messages a minute")
+    # A second question in quick succession replaces the first, whose answer is still missing.
+    first = re.compile(r"recipients=2000\b")
+    page.route(first, lambda _route: None)
+    with page.expect_event("requestfailed", lambda request: bool(first.search(request.url))):
+        for recipients in ("2000", "1 000 000"):
+            page.get_by_label("Recipients", exact=True).fill(recipients)
+            with page.expect_request(re.compile(f"recipients={recipients[:1]}")):
+                page.get_by_role("button", name="Plan").click()
+    expect(page.locator("#plan:not([aria-busy])")).to_be_visible()
     assert "recipients=1+000+000" in page.url
     page.reload()
     expect(page.locator(".answer")).to_contain_text("messages a minute")
