@@ -605,7 +605,7 @@ def test_a_message_goes_with_the_last_of_its_recipients(make_app: MakeApp) -> No
     def erase(name: str) -> int:
         return bridge.parts.erase(Customer("user_id", name)).events
 
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(2) as pool:
         assert list(pool.map(erase, names[1:])) == [1] * 5
     story = bridge.story(event)
     assert json.loads(story["body"])["recipients"] == [{"external_user_id": "u-0"}]
