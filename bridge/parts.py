@@ -90,18 +90,23 @@ class Parts:
         - An event that cannot be read, or that names nobody, is erased if the identifier stands in
           its body as a word of its own.
         - The customer's other identifiers are erased too: those that lookups have found, and the
-          one that events name beside *customer*. If events name several, or if another identifier
-          leads to further customers, it may be shared, such as a default value in a template:
-          it is only reported, and erased when it is given itself.
+          one that events name beside *customer*. If there are several, or if another identifier
+          leads to further customers, it may be shared, such as a default value in a template, or
+          was given to another customer: it is only reported, and erased when it is given itself.
 
         Raises:
             StoreUnavailableError: the erasure is incomplete; call this again.
         """
         _, *others = self.lookups.identifiers([customer])[customer]
-        beside = self.operator.named_beside(customer).difference(others)
-        only = [one for one in beside if len(beside) == 1 and one.kind != customer.kind]
-        others += only
-        shared = beside.difference(only)
+        beside = self.operator.named_beside(customer)
+        users = {one for one in {*others, *beside} if one.kind == "user_id"}
+        if customer.kind == "external_id" and len(users) > 1:
+            beside.update(others)
+            others = []
+        else:
+            beside.difference_update(others)
+            others += [one for one in beside if len(beside) == 1 and one.kind != customer.kind]
+        shared = beside.difference(others)
         known = {customer, *others}
         for other in others:
             named = self.lookups.identifiers([other])[other]

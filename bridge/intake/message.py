@@ -393,7 +393,9 @@ def _read_braze(kind: BrazeKind, fields: Mapping[str, Any], rules: MessageRules)
     braze_id = identifier(fields.get(name), name)
     if braze_id is None:
         raise RefusedError(422, "nothing_to_send", f"{name} is missing or blank.")
-    consumed = {name, "recipients", "broadcast", *_PROPERTIES}
+    # Braze has no customer beside the recipients; what names one must not stay with the others.
+    beside = {"user_id", "external_id", "external_user_id"}
+    consumed = {name, "recipients", "broadcast", *_PROPERTIES, *beside}
     call = {
         field: _clean(as_sent(value), field)
         for field, value in fields.items()

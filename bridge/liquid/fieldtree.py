@@ -14,7 +14,7 @@ LONGEST = 80
 
 _NAME = re.compile(r"[A-Za-z_][\w-]*")
 _DATE = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d.*)?")
-_NAME_OF_DATE = re.compile(r".*_(at|of|date)")
+_NAME_OF_DATE = re.compile(r".*_(?:at|date)|as_of")
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ process uses the incidents that it knows, and writes them later.
 import logging
 import threading
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import sqlalchemy as sa
@@ -165,8 +165,11 @@ def _incident(row: sa.Row[Any]) -> Incident:
     details = row.story
     cause = _cause(details["cause"])
     until = None if row.until == _OPEN else row.until
-    # Earlier versions did not store the worst one.
-    worst = _cause(details["worst_cause"]) if "worst_cause" in details else None
+    # Earlier versions stored only the sentence of the worst one.
+    if "worst_cause" in details:
+        worst = _cause(details["worst_cause"])
+    else:
+        worst = replace(cause, reason=details.get("worst") or cause.reason)
     return Incident(cause, row.since, until, _extent(details["most"]), worst)
 
 

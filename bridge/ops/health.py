@@ -304,10 +304,11 @@ def _braze(
 ) -> dict[str, Any]:
     """Return the check ``braze``, with the rest of the hourly limit as far as it is known."""
     known = quota.get("resets_at", 0.0) > clock.now()
+    is_held = queue["held_by"] == "limit" and queue["state"] != "stopped"
     return {
         **_system(parts, "braze", recent, queue),
         # The last call may have worked, and used the limit up.
-        **({"state": "limiting"} if queue["held_by"] == "limit" else {}),
+        **({"state": "limiting"} if is_held else {}),
         "limit": quota["limit"] if known else None,
         "calls_left": quota["left"] if known else None,
         "resets_at": iso(quota["resets_at"]) if known else "",

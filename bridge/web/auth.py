@@ -38,7 +38,7 @@ _WITH_PORT = re.compile(r"\[([^\]]+)\](?::\d+)?|([^:]+):\d+")
 
 
 BRAZE_OFF = (
-    "Messages to Braze are switched off here: set BRAZE_REST_URL, BRAZE_REST_KEY and "
+    "Messages to Braze are switched off here: they need BRAZE_REST_URL, BRAZE_REST_KEY and "
     "BRIDGE_TRIGGER_KEYS where the bridge runs."
 )
 

@@ -158,6 +158,23 @@ def test_an_identifier_that_others_may_have_too_is_only_reported(
     assert answer == {"status": "ok", "events": 0, "identifiers": ["user_id"], "shared": []}
 
 
+def test_an_external_id_that_was_given_to_another_customer_erases_neither(
+    make_app: MakeApp, sandbox: SandboxServer
+) -> None:
+    client = make_app().test_client()
+    before = {"user_id": OTHER, "external_id": LOYAL, "tags": ["a"]}
+    client.post("/webhooks/braze", json=before, headers=bearer("webhook"))
+    sandbox.sandbox.put_customer({"user_id": USER, "external_id": LOYAL})
+    client.get("/connected-content/customer", query_string={"external_id": LOYAL}, headers=CONTENT)
+    client.post("/webhooks/braze", json={"user_id": USER, "tags": ["a"]}, headers=bearer("webhook"))
+    path = f"/api/customers/external_id/{quote(LOYAL)}"
+    answer = client.delete(path, headers=bearer("admin")).get_json()
+    assert answer["identifiers"] == ["external_id"]
+    assert answer["shared"] == [{"user_id": OTHER}, {"user_id": USER}]
+    left = client.get("/api/events", headers=bearer("admin")).get_json()["events"]
+    assert [event["customer"] for event in left] == [{"user_id": USER}]
+
+
 def test_an_erasure_that_cannot_read_the_other_identifier_changes_nothing(
     make_app: MakeApp, sandbox: SandboxServer, database: str
 ) -> None:

@@ -518,7 +518,7 @@ def test_erasing_one_recipient_leaves_the_others_theirs(
 ) -> None:
     quiet = Bridge(make_app, deliver=False)
     recipients = [{"external_user_id": f"u-{name}"} for name in ("ann", "bob", "eve")]
-    body = {"campaign_id": CAMPAIGN, "recipients": recipients}
+    body = {"campaign_id": CAMPAIGN, "recipients": recipients, "user_id": "u-bob"}
     event = quiet.post(body, "/campaigns/trigger/send").get_json()["dispatch_id"]
     alone = quiet.send(user_id="u-bob")
     assert quiet.parts.erase(Customer("user_id", "u-bob")).events == 2
