@@ -148,11 +148,16 @@ def test_messages_that_wait_for_braze_have_a_forecast(
     def seen() -> str:
         return words(client.get("/dashboard", headers=ADMIN))
 
-    eventually(lambda: seen().count(forecast) == 1)
-    assert "Try now…" in seen()
-    assert "3 waiting , nothing goes out now" in seen()
-    assert "3 messages 3 customers award" in seen()
-    assert "waited for BRIDGE_TRIGGER_MAX_AGE (2 h) expires: it is not sent" in seen()
+    # Each figure comes from memory while a busy database is too slow for a page.
+    for expected in (
+        forecast,
+        "Try now…",
+        "3 waiting , nothing goes out now",
+        "3 messages 3 customers award",
+        "waited for BRIDGE_TRIGGER_MAX_AGE (2 h) expires: it is not sent",
+    ):
+        eventually(lambda expected=expected: seen().count(expected))  # type: ignore[misc]
+    assert seen().count(forecast) <= 1
     checks = client.get("/health", headers=ADMIN).get_json()["checks"]
     assert checks["delivery_to_braze"]["held_by"] == "down"
 

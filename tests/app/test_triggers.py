@@ -310,7 +310,8 @@ def test_a_429_that_names_no_reset_holds_up_all_messages(
         # Each wait is twice as long as the one before.
         eventually(lambda: len(triggers(sandbox)) > 2, 20)
         first, second, third = (call["at"] for call in triggers(sandbox)[:3])
-        assert 1 <= second - first < third - second
+        assert second - first >= 1
+        assert third - second >= 2
     assert len(triggers(sandbox)) <= 3
 
 

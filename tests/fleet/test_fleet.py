@@ -431,7 +431,8 @@ def test_connections_are_bounded_and_none_left_is_503_until_there_are_some(
         refused = service.webhook(user_id=ALICE, braze_campaign_id="c0")
         assert refused.status_code == 503
         assert service.lookup("tags", user_id=ALICE).json()["status"] == "ok"
-        administrator.execute("ALTER ROLE bridge CONNECTION LIMIT 22")
+        # Two workers and the deliverer, each with two pools of five and a session.
+        administrator.execute("ALTER ROLE bridge CONNECTION LIMIT 33")
         eventually(partial(all_workers_are_ready, service), 20)
         threads = [
             threading.Thread(target=service.lookup, args=("customer",), kwargs={"user_id": f"u{n}"})
@@ -448,9 +449,8 @@ def test_connections_are_bounded_and_none_left_is_503_until_there_are_some(
         [(connections,)] = rows(
             server.url, "SELECT count(*) FROM pg_stat_activity WHERE usename = 'bridge'"
         )
-        # Two workers, each with two pools of five and a session.
-        assert connections <= 22
-        eventually(partial(has_tag, sandbox, "braze_campaign_c19"), 20)
+        assert connections <= 33
+        eventually(partial(has_tag, sandbox, "braze_campaign_c19"))
 
 
 def is_not_ready(service: Service) -> bool:
