@@ -145,9 +145,7 @@ class Committer:
 
     def _run(self) -> None:
         while True:
-            first = [one for one in self._pending.get() if one.take()]
-            if first:
-                self._commit(first, self._others)
+            self._commit([], self._pending.get(), self._others)
 
     def _others(self) -> Iterator[PendingEvent]:
         """Claim the events that are pending now."""
@@ -159,18 +157,30 @@ class Committer:
                     yield one
 
     def _commit(
-        self, batch: list[PendingEvent], others: Callable[[], Iterable[PendingEvent]] = tuple
+        self,
+        batch: list[PendingEvent],
+        waiting: Sequence[PendingEvent] = (),
+        others: Callable[[], Iterable[PendingEvent]] = tuple,
     ) -> None:
-        """Store *batch*, and the *others* that are pending when the transaction has begun."""
-        until = min(one.until for one in batch)
+        """Store *batch*, which is claimed, those *waiting*, and *others*.
+
+        The others are claimed when the transaction has begun: until then, their senders can give
+        up, for example while another program holds a lock.
+        """
+        # Senders whose deadline has passed have given up, and must not shorten the others' time.
+        ends, now = [one.until for one in (*batch, *waiting)], time.monotonic()
+        until = min((end for end in ends if end > now), default=max(ends))
         try:
             with in_time(until), self._store.adding() as add:
+                batch += [one for one in waiting if one.take()]
                 batch.extend(others())
-                repeats = add([_dated(one.event) for one in batch])
+                repeats = add([_dated(one.event) for one in batch]) if batch else {}
         except StoreUnavailableError as error:
+            batch += [one for one in waiting if one.take()]
             log.error("not stored: %s", error, extra={"action": "store_failed"})
             _report([(one, error) for one in batch])
         except Exception as error:
+            batch += [one for one in waiting if one.take()]
             log.exception("not stored", extra={"action": "store_failed"})
             # One event that cannot be stored must not prevent the others.
             if len(batch) == 1:
