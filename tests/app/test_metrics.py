@@ -156,18 +156,16 @@ def test_promtool_finds_nothing_to_say(client: FlaskClient, promtool: str) -> No
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+def succeeds(command: list[str], folder: Path) -> None:
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_promtool_accepts_the_example_configuration(tmp_path: Path, promtool: str) -> None:
     for path in DEPLOY.iterdir():
         shutil.copy(path, tmp_path)
     (tmp_path / "bridge-viewer-key").write_text("secret")
-    done = subprocess.run(
-        [promtool, "check", "config", "scrape.yml"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    succeeds([promtool, "check", "config", "scrape.yml"], tmp_path)
 
 
 REFUSED = """
@@ -189,14 +187,7 @@ def test_prometheus_alerts_when_connect_refuses_the_credentials(
 ) -> None:
     shutil.copy(DEPLOY / "alerts.yml", tmp_path)
     (tmp_path / "test.yml").write_text(REFUSED)
-    done = subprocess.run(
-        [promtool, "test", "rules", "test.yml"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    succeeds([promtool, "test", "rules", "test.yml"], tmp_path)
 
 
 def test_alerts_and_the_grafana_dashboard_ask_only_for_metrics_that_there_are(
