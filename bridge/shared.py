@@ -119,29 +119,6 @@ def open_outbox(url: str) -> Database:
     return database
 
 
-def check_database(settings: Settings) -> None:
-    """Check that the bridge can use the database, if the database is available.
-
-    Raises:
-        SettingsError: the URL is not one of SQLite or PostgreSQL.
-        NewerSchemaError: the database belongs to a newer version.
-        UnsuitableDatabaseError: for example, the encoding is not UTF-8.
-    """
-    try:
-        outbox = open_outbox(settings.bridge_database_url.get_secret_value())
-    except ValueError as error:
-        raise SettingsError(f"BRIDGE_DATABASE_URL {error}") from None
-    try:
-        outbox.migrate()
-    except UnsuitableDatabaseError:
-        raise
-    except StoreUnavailableError as error:
-        # Webhooks are answered with 503 until the database is available.
-        log.debug("%s is not checked: %s", outbox.name, error)
-    finally:
-        outbox.close()
-
-
 def _on_one_machine(url: str) -> Shared:
     path = sqlite_path(url)
     try:

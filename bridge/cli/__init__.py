@@ -24,7 +24,7 @@ from bridge.cli.warm import warm
 from bridge.fields import counted
 from bridge.ops import logs
 from bridge.settings import Settings, unknown_names
-from bridge.storage.database import StoreUnavailableError
+from bridge.storage.database import StoreUnavailableError, UnsuitableDatabaseError
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +88,6 @@ def serve(bind: str, workers: int, threads: int) -> None:
     with one_line():
         _check_start(settings)
     from bridge.cli.server import Server, check_bind
-    from bridge.shared import check_database
 
     try:
         check_bind(host, port)
@@ -111,8 +110,6 @@ def serve(bind: str, workers: int, threads: int) -> None:
         counted(workers, "worker"),
         extra={"action": "serving"},
     )
-    with one_line():
-        check_database(settings)
     Server(settings, bind=bind, workers=workers, threads=threads).run()
 
 
@@ -130,6 +127,8 @@ def _check_start(settings: Settings) -> None:
     try:
         # Closed before gunicorn forks, so that children inherit no connections.
         build(settings).close()
+    except UnsuitableDatabaseError:
+        raise
     except StoreUnavailableError:
         # The workers answer 503 until the store is available.
         return

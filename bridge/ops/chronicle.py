@@ -7,7 +7,7 @@ process uses the incidents that it knows, and writes them later.
 import logging
 import threading
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import sqlalchemy as sa
@@ -138,11 +138,8 @@ def _id(one: Incident) -> tuple[str, float]:
 
 def _upsert(one: Incident) -> sa.Insert:
     cause, until = _id(one)
-    given = asdict(one.cause)
-    # Earlier versions, which share the table, do not know it.
-    del given["size"]
     details = {
-        "cause": given,
+        "cause": asdict(one.cause),
         "most": asdict(one.most),
         "worst_cause": asdict(one.worst or one.cause),
     }
@@ -163,13 +160,8 @@ def _upsert(one: Incident) -> sa.Insert:
 
 def _incident(row: sa.Row[Any]) -> Incident:
     details = row.story
-    cause = _cause(details["cause"])
     until = None if row.until == _OPEN else row.until
-    # Earlier versions stored only the sentence of the worst one.
-    if "worst_cause" in details:
-        worst = _cause(details["worst_cause"])
-    else:
-        worst = replace(cause, reason=details.get("worst") or cause.reason)
+    cause, worst = _cause(details["cause"]), _cause(details["worst_cause"])
     return Incident(cause, row.since, until, _extent(details["most"]), worst)
 
 

@@ -89,7 +89,7 @@ class Cause:
         order: the action that the dashboard offers: ``resume``, ``replay``, or "". ``look``: no
             replay before a look into Braze.
         search: filters of ``GET /api/events`` for the affected events.
-        size: what grows with the problem, if not the writes of *extent*; not stored.
+        size: what grows with the problem, if not the writes of *extent*.
     """
 
     code: str

@@ -220,6 +220,4 @@ def stored(connection: sa.Connection) -> dict[State, int]:
 def figures_of(row: sa.RowMapping) -> CampaignFigures:
     """Convert the row of a campaign or Canvas."""
     same = {name: row[name] for name in CampaignFigures.__dataclass_fields__ if name != "pending"}
-    # Rejected events that an earlier version stored were not counted, and end as any others.
-    same["rejected"] = max(0, same["rejected"])
     return CampaignFigures(**same, pending=row[State.QUEUED])
