@@ -164,16 +164,18 @@ def post(client: FlaskClient, **fields: Any) -> TestResponse:
     )
 
 
-def send(client: FlaskClient, *, again: bool = False, **fields: Any) -> str:
-    """As `post` what must be accepted, or be known *again*; its event's id.
+def answered(ask: Callable[[], TestResponse]) -> TestResponse:
+    """The answer to *ask*, which is asked again after a 503, as Braze does.
 
-    After a 503 it is sent again, as by Braze: the database of a busy machine may be too slow once.
+    The database of a busy machine may be too slow once.
     """
+    [answer] = eventually(lambda: [one for one in [ask()] if one.status_code != 503])
+    return answer
 
-    def answered() -> list[TestResponse]:
-        return [one for one in [post(client, **fields)] if one.status_code != 503]
 
-    [answer] = eventually(answered)
+def send(client: FlaskClient, *, again: bool = False, **fields: Any) -> str:
+    """As `post` what must be accepted, or be known *again*; its event's id."""
+    answer = answered(lambda: post(client, **fields))
     expected = (200, "duplicate") if again else (202, "accepted")
     assert (answer.status_code, answer.get_json()["status"]) == expected, answer.get_json()
     event_id: str = answer.get_json()["id"]
