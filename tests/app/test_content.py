@@ -9,6 +9,7 @@ import requests
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
+from bridge.parts import parts_of
 from bridge.sandbox import SandboxServer
 from tests.conftest import ALICE, SEED_CUSTOMER, MakeApp, at_most, bearer, eventually, post
 
@@ -331,8 +332,10 @@ def test_without_a_connect_url_offers_are_off_and_say_so(make_app: MakeApp) -> N
 
 
 def test_what_was_fetched_survives_a_restart(make_app: MakeApp, sandbox: SandboxServer) -> None:
-    get(make_app().test_client(), "offers", user_id=ALICE)
+    first = make_app()
+    get(first.test_client(), "offers", user_id=ALICE)
     sandbox.stop()
+    parts_of(first).close()
     answer = get(make_app().test_client(), "offers", user_id=ALICE)
     assert content(answer)["status"] == "ok"
     assert answer.headers["Cache-Status"].startswith("bridge; hit")
