@@ -339,11 +339,11 @@ def _ids(fields: Mapping[str, Any]) -> tuple[dict[BrazeKind, str], dict[str, Any
     containers = {name: _container(fields[name], name) for name in _CONTAINERS if name in fields}
     holders = [("", fields), *((f"{name}.", content) for name, content in containers.items())]
     ids: dict[BrazeKind, str] = {}
-    for where, holder in reversed(holders):
+    for where, holder in holders:
         for kind, name in _NAME_OF.items():
             if found := identifier(holder.get(name), f"{where}{name}"):
-                # The last one takes precedence: the field beside the containers.
-                ids[kind] = found
+                # The field beside the containers, the first one, takes precedence.
+                ids.setdefault(kind, found)
     rest = {name: _without_ids(content) for name, content in containers.items() if content}
     consumed = {*_CONSUMED, *_NAME_OF.values(), *rest}
     properties = {name: value for name, value in fields.items() if name not in consumed}
