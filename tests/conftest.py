@@ -199,31 +199,9 @@ def sandbox() -> Iterator[SandboxServer]:
         yield server
 
 
-# What these promise, they promise over every database.
-OVER_BOTH = {
-    "test_alerts",
-    "test_batches",
-    "test_bulk",
-    "test_clock",
-    "test_content",
-    "test_delivery",
-    "test_export",
-    "test_incidents",
-    "test_locks",
-    "test_lookups",
-    "test_operator",
-    "test_retention",
-    "test_triggers",
-    "test_warm",
-    "test_webhooks",
-}
-
-
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    module = metafunc.module.__name__.rpartition(".")[2]
-    # What a marked test asks does not come from the database.
-    is_marked = metafunc.definition.get_closest_marker("one_database") is not None
-    if "database" in metafunc.fixturenames and module in OVER_BOTH and not is_marked:
+    is_marked = metafunc.definition.get_closest_marker("both_databases") is not None
+    if "database" in metafunc.fixturenames and is_marked:
         metafunc.parametrize("database", ["sqlite", "postgresql"], indirect=True)
 
 

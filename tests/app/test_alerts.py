@@ -188,7 +188,6 @@ def test_a_receiver_that_hangs_holds_up_nothing(
     watch.stop()
 
 
-@pytest.mark.one_database
 def test_the_status_of_a_real_bridge_is_watched(make_app: MakeApp, inbox: Inbox) -> None:
     """Nothing delivers here, which is posted; the address of the receiver is logged nowhere."""
     parts = parts_of(make_app(BRIDGE_ALERT_URL=inbox.url, BRIDGE_PUBLIC_URL="https://b.acme.com"))

@@ -127,6 +127,7 @@ def notify(order: dict[str, str], status: str, job: int = 1) -> requests.Respons
 FILE = f"user_id,tag,expires\n{ALICE},gold,30 days\n{BOB},gold,1 day\n{ALICE},seen,\n"
 
 
+@pytest.mark.both_databases
 def test_a_file_becomes_tags_in_sessionm(bridge: Bridge, sandbox: SandboxServer) -> None:
     batch = bridge.start().submit(FILE)
     done = bridge.ends(batch, "completed")
@@ -137,6 +138,7 @@ def test_a_file_becomes_tags_in_sessionm(bridge: Bridge, sandbox: SandboxServer)
     assert len(orders(sandbox)) == 1
 
 
+@pytest.mark.both_databases
 def test_the_file_stands_at_an_unguessable_url_with_its_md5(
     bridge: Bridge, sandbox: SandboxServer
 ) -> None:
@@ -160,6 +162,7 @@ def test_the_url_ends_with_its_job(bridge: Bridge, sandbox: SandboxServer) -> No
     assert fetch(order["url"]).status_code == 404
 
 
+@pytest.mark.both_databases
 def test_a_file_is_split_into_jobs_of_the_wanted_size(
     bridge: Bridge, sandbox: SandboxServer
 ) -> None:
@@ -239,6 +242,7 @@ def test_a_forged_notification_is_refused(bridge: Bridge, sandbox: SandboxServer
 
 
 @pytest.mark.parametrize("state", ["completed", "failed"])
+@pytest.mark.both_databases
 def test_a_second_notification_changes_nothing(
     bridge: Bridge, sandbox: SandboxServer, state: str
 ) -> None:
@@ -276,6 +280,7 @@ def test_a_job_that_failed_once_is_submitted_again_under_another_name(
     assert notify(first, "failed").status_code == 404
 
 
+@pytest.mark.both_databases
 def test_a_job_that_keeps_failing_is_flagged_and_can_be_submitted_again_by_hand(
     bridge: Bridge, sandbox: SandboxServer
 ) -> None:
@@ -307,6 +312,7 @@ def test_a_job_whose_file_is_never_fetched_is_flagged_with_what_to_look_at(
         assert fetch(order["url"]).status_code == 404
 
 
+@pytest.mark.both_databases
 def test_an_answer_that_is_lost_does_not_double_a_counter(
     bridge: Bridge, sandbox: SandboxServer
 ) -> None:
@@ -318,6 +324,7 @@ def test_an_answer_that_is_lost_does_not_double_a_counter(
     assert sandbox.sandbox.tags(ALICE)["seen"] == 1
 
 
+@pytest.mark.both_databases
 def test_counters_whose_file_was_cut_off_are_counted_without_a_person(
     bridge: Bridge, sandbox: SandboxServer
 ) -> None:
@@ -340,6 +347,7 @@ def test_counters_whose_file_was_cut_off_are_counted_without_a_person(
     assert {sandbox.sandbox.tags(customer)["seen"] for customer in customers} == {1}
 
 
+@pytest.mark.both_databases
 def test_a_file_that_is_withdrawn_on_its_way_ends_before_its_end(
     bridge: Bridge, sandbox: SandboxServer
 ) -> None:
@@ -353,6 +361,7 @@ def test_a_file_that_is_withdrawn_on_its_way_ends_before_its_end(
         list(pieces)
 
 
+@pytest.mark.both_databases
 def test_a_submission_that_never_arrived_is_made_again(
     bridge: Bridge, sandbox: SandboxServer
 ) -> None:
@@ -364,7 +373,6 @@ def test_a_submission_that_never_arrived_is_made_again(
     assert sandbox.sandbox.tags(ALICE)["seen"] == 1
 
 
-@pytest.mark.one_database
 @pytest.mark.parametrize(
     "fault",
     [{"status": 429, "retry_after": 1}, {"status": 503}, {"status": 401}, {"garbage": True}],
@@ -378,6 +386,7 @@ def test_a_sessionm_that_cannot_now_gets_the_job_later(
     assert sandbox.sandbox.tags(ALICE)["seen"] == 1
 
 
+@pytest.mark.both_databases
 def test_jobs_that_wait_their_turn_hide_none_that_sessionm_has(
     bridge: Bridge, sandbox: SandboxServer
 ) -> None:
@@ -405,6 +414,7 @@ def test_a_refused_job_is_flagged_at_once(bridge: Bridge, sandbox: SandboxServer
     assert len(orders(sandbox)) == 1
 
 
+@pytest.mark.both_databases
 def test_lookups_of_the_customers_are_not_from_before_the_job(bridge: Bridge) -> None:
     def names(**customer: str) -> list[str]:
         answer = bridge.client.get(
@@ -424,6 +434,7 @@ def test_lookups_of_the_customers_are_not_from_before_the_job(bridge: Bridge) ->
     assert "gold" in names(**by_other_name)
 
 
+@pytest.mark.both_databases
 def test_refused_rows_are_listed_with_their_lines(bridge: Bridge) -> None:
     rows = [f"{ALICE},gold,1 day", ",gold,1 day", f"{BOB},gold,1 month", f"{ALICE},gold,1 day"]
     answer = bridge.post("\n".join(["user_id,tag,expires", *rows]))
@@ -448,6 +459,7 @@ def test_of_several_ttls_of_a_tag_the_last_is_written_last(
     assert bridge.show(batch)["repeated"] == 1
 
 
+@pytest.mark.both_databases
 def test_rows_that_sessionm_could_not_do_are_counted_apart_from_refused_ones(
     bridge: Bridge, sandbox: SandboxServer
 ) -> None:
@@ -480,6 +492,7 @@ def test_a_few_rows_that_failed_need_no_person(bridge: Bridge) -> None:
     assert health["status"] == "ok"
 
 
+@pytest.mark.both_databases
 def test_the_same_counters_are_taken_once_unless_they_are_meant_again(bridge: Bridge) -> None:
     batch = bridge.submit(FILE, split="2")
     refused = bridge.post(FILE, split="2")
@@ -492,6 +505,7 @@ def test_the_same_counters_are_taken_once_unless_they_are_meant_again(bridge: Br
     assert len(bridge.batches.find()) == 2
 
 
+@pytest.mark.both_databases
 def test_counters_that_were_not_counted_are_taken_once_more(
     bridge: Bridge, sandbox: SandboxServer
 ) -> None:
@@ -523,6 +537,7 @@ def test_a_multipart_form_is_taken_too(bridge: Bridge) -> None:
     assert bridge.show(answer.get_json()["id"])["name"] == "segment.csv"
 
 
+@pytest.mark.both_databases
 def test_batches_are_listed_in_pages(bridge: Bridge) -> None:
     newest_first = [bridge.submit(EXPIRING, name=f"{n}") for n in range(4)][::-1]
 
@@ -544,7 +559,6 @@ def test_a_dry_run_stores_nothing(bridge: Bridge) -> None:
     assert bridge.batches.find() == []
 
 
-@pytest.mark.one_database
 @pytest.mark.parametrize(
     ("file", "options", "status", "code"),
     [
@@ -567,7 +581,6 @@ def test_a_file_that_cannot_be_used_is_refused_whole(
     assert bridge.batches.find() == []
 
 
-@pytest.mark.one_database
 @pytest.mark.parametrize("query", ["tag=a&tag=b", "tag=caf%E9", "tag=%ff", "tag=a%00"])
 def test_options_that_could_be_read_as_others_are_refused(bridge: Bridge, query: str) -> None:
     headers = bearer("admin")
@@ -580,11 +593,13 @@ def test_options_that_could_be_read_as_others_are_refused(bridge: Bridge, query:
 
 
 @pytest.mark.parametrize("path", ["/batches/%00", "/batches/%00/refused", "/batches?before=%00"])
+@pytest.mark.both_databases
 def test_what_no_database_takes_is_the_callers_mistake(bridge: Bridge, path: str) -> None:
     assert bridge.client.get(path, headers=bearer("admin")).status_code == 400
 
 
 @pytest.mark.parametrize("status", ["a\0b", "\N{LATIN CAPITAL LETTER I WITH DOT ABOVE}" * 20])
+@pytest.mark.both_databases
 def test_a_notification_of_any_words_is_taken(
     bridge: Bridge, sandbox: SandboxServer, status: str
 ) -> None:
@@ -616,6 +631,7 @@ def test_what_would_mend_the_call_is_named_as_http_calls_it(bridge: Bridge) -> N
     assert answer.endswith("Say which one holds the customer by the parameter id_column.")
 
 
+@pytest.mark.both_databases
 def test_a_batch_that_is_discarded_goes_out_no_more(bridge: Bridge, sandbox: SandboxServer) -> None:
     batch = bridge.submit(FILE)
     answer = bridge.client.delete(f"/batches/{batch}", headers=bearer("admin"))
@@ -626,6 +642,7 @@ def test_a_batch_that_is_discarded_goes_out_no_more(bridge: Bridge, sandbox: San
 
 
 @pytest.mark.parametrize("customer", ["", "u1"], ids=["no row is read yet", "rows are read"])
+@pytest.mark.both_databases
 def test_a_batch_that_is_discarded_while_it_is_uploaded_is_refused(
     bridge: Bridge, sandbox: SandboxServer, customer: str
 ) -> None:
@@ -655,6 +672,7 @@ def test_a_batch_that_is_discarded_while_it_is_uploaded_is_refused(
     assert orders(sandbox) == []
 
 
+@pytest.mark.both_databases
 def test_a_job_that_cannot_be_ended_now_holds_up_no_other(
     bridge: Bridge, sandbox: SandboxServer
 ) -> None:
@@ -706,6 +724,7 @@ def submitting(bridge: Bridge, token: str = "t") -> Job:  # noqa: S107 - of a te
     return moved
 
 
+@pytest.mark.both_databases
 def test_a_job_that_was_moved_meanwhile_stays_where_it_is(bridge: Bridge) -> None:
     job = submitting(bridge)
     stale = replace(job, state=JobState.QUEUED)
@@ -713,6 +732,7 @@ def test_a_job_that_was_moved_meanwhile_stays_where_it_is(bridge: Bridge) -> Non
     assert bridge.show(job.batch_id)["jobs"][0]["state"] == "submitting"
 
 
+@pytest.mark.both_databases
 def test_a_file_is_withdrawn_only_if_it_did_not_go_out(bridge: Bridge) -> None:
     job = submitting(bridge)
     withdraw = JobChange(JobState.QUEUED, only_unserved=True)
@@ -722,6 +742,7 @@ def test_a_file_is_withdrawn_only_if_it_did_not_go_out(bridge: Bridge) -> None:
     assert bridge.client.get("/batches/files/file-t.csv").status_code == 404
 
 
+@pytest.mark.both_databases
 def test_a_notification_makes_a_job_due_whatever_is_decided_at_that_moment(bridge: Bridge) -> None:
     job = submitting(bridge)
     assert bridge.batches.due() == []
@@ -734,6 +755,7 @@ def test_a_notification_makes_a_job_due_whatever_is_decided_at_that_moment(bridg
     assert (due.state, due.notified, due.sessionm_id) == (JobState.SUBMITTED, "completed", "9")
 
 
+@pytest.mark.both_databases
 def test_jobs_that_end_at_the_same_moment_end_their_batch(bridge: Bridge) -> None:
     rows = "".join(f"{ALICE},tag-{number},1 day\n" for number in range(8))
     batch = bridge.submit("user_id,tag,expires\n" + rows, split="1")
@@ -747,6 +769,7 @@ def test_jobs_that_end_at_the_same_moment_end_their_batch(bridge: Bridge) -> Non
     assert bridge.show(batch)["state"] == "completed"
 
 
+@pytest.mark.both_databases
 def test_an_erased_customer_leaves_the_files_too(bridge: Bridge, sandbox: SandboxServer) -> None:
     batch = bridge.submit(FILE)
     bridge.parts.operator.erase(Customer("user_id", ALICE))
@@ -769,6 +792,7 @@ def test_an_erased_customer_leaves_the_files_however_csv_writes_the_id(
     assert "gold" in sandbox.sandbox.tags(BOB)
 
 
+@pytest.mark.both_databases
 def test_counters_that_sessionm_has_are_submitted_anew_when_a_customer_is_erased(
     bridge: Bridge, sandbox: SandboxServer
 ) -> None:

@@ -57,6 +57,7 @@ def all_delivered(bridge: Bridge, events: list[str], seconds: float = 20) -> Non
     eventually(lambda: all(stored_state(store, e) is State.DELIVERED for e in events), seconds)
 
 
+@pytest.mark.both_databases
 def test_a_backlog_of_expiring_tags_leaves_as_one_job(
     bridge: Bridge, sandbox: SandboxServer
 ) -> None:
@@ -118,6 +119,7 @@ def test_counters_and_ttls_that_days_cannot_say_go_singly(
         assert (tags["visits"], tags["short"], tags["braze_campaign_big"]) == (1, 0, 0)
 
 
+@pytest.mark.both_databases
 def test_an_event_is_delivered_only_when_sessionm_has_completed_the_job(
     bridge: Bridge, sandbox: SandboxServer
 ) -> None:
@@ -130,6 +132,7 @@ def test_an_event_is_delivered_only_when_sessionm_has_completed_the_job(
     all_delivered(bridge, events)
 
 
+@pytest.mark.both_databases
 def test_later_writes_of_a_customer_wait_for_the_job(
     bridge: Bridge, sandbox: SandboxServer
 ) -> None:
@@ -196,6 +199,7 @@ def test_webhooks_in_bulk_go_singly_in_time_whatever_wait_sessionm_asks_for(
     assert len(singles(sandbox)) == len(CUSTOMERS)
 
 
+@pytest.mark.both_databases
 def test_the_writes_of_a_job_that_sessionm_never_reports_go_singly(
     bridge: Bridge, sandbox: SandboxServer
 ) -> None:
@@ -220,6 +224,7 @@ def test_what_sessionm_says_of_a_job_stands_in_no_log(
     assert "zoe@example.com" not in "".join(str(vars(record)) for record in caplog.records)
 
 
+@pytest.mark.both_databases
 def test_a_write_of_an_unknown_customer_is_not_reported_delivered(
     bridge: Bridge, sandbox: SandboxServer, let_pass: LetPass
 ) -> None:
@@ -235,6 +240,7 @@ def test_a_write_of_an_unknown_customer_is_not_reported_delivered(
     all_delivered(bridge, [stranger], 30)
 
 
+@pytest.mark.both_databases
 def test_webhooks_leave_in_bulk_beyond_32_bits(bridge: Bridge, sandbox: SandboxServer) -> None:
     events = [webhook(bridge, customer, braze_campaign_id="big") for customer in CUSTOMERS]
     with bridge.parts.store.database.write() as connection:
@@ -244,6 +250,7 @@ def test_webhooks_leave_in_bulk_beyond_32_bits(bridge: Bridge, sandbox: SandboxS
     assert singles(sandbox) == []
 
 
+@pytest.mark.both_databases
 def test_where_nothing_can_be_gathered_webhooks_go_singly(
     bridge: Bridge, sandbox: SandboxServer, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -256,6 +263,7 @@ def test_where_nothing_can_be_gathered_webhooks_go_singly(
     assert "gathering_failed" in {getattr(r, "action", "") for r in caplog.records}
 
 
+@pytest.mark.both_databases
 def test_what_was_gathered_before_a_failure_is_not_held(
     bridge: Bridge, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -295,6 +303,7 @@ def test_writes_that_are_late_carry_what_is_left_and_so_go_singly(
     assert all(call["body"]["ttl"] < 2592000 - 3500 for call in singles(sandbox))
 
 
+@pytest.mark.both_databases
 def test_a_steady_overload_leaves_in_bulk_as_far_as_it_is_not_late(
     bridge: Bridge, sandbox: SandboxServer
 ) -> None:
@@ -308,6 +317,7 @@ def test_a_steady_overload_leaves_in_bulk_as_far_as_it_is_not_late(
     assert len(orders(sandbox)) == 1
 
 
+@pytest.mark.both_databases
 def test_what_waits_for_no_job_any_more_goes_on_when_delivery_starts(
     bridge: Bridge, sandbox: SandboxServer
 ) -> None:
@@ -319,6 +329,7 @@ def test_what_waits_for_no_job_any_more_goes_on_when_delivery_starts(
     assert len(singles(sandbox)) == 1
 
 
+@pytest.mark.both_databases
 def test_nobody_is_held_for_a_job_that_is_over(bridge: Bridge) -> None:
     """The job ended between the look at the queue and the decision to wait for it."""
     event = webhook(bridge, CUSTOMERS[0], tags=["new"], ttl=86400)
@@ -327,6 +338,7 @@ def test_nobody_is_held_for_a_job_that_is_over(bridge: Bridge) -> None:
     all_delivered(bridge, [event])
 
 
+@pytest.mark.both_databases
 def test_later_writes_are_held_with_those_of_a_job_that_is_not_over(bridge: Bridge) -> None:
     events = [webhook(bridge, customer, braze_campaign_id="big") for customer in CUSTOMERS]
     bridge.parts.jobs.backlog.gather((), 60)
@@ -339,6 +351,7 @@ def test_later_writes_are_held_with_those_of_a_job_that_is_not_over(bridge: Brid
     all_delivered(bridge, events)
 
 
+@pytest.mark.both_databases
 def test_an_erased_customer_leaves_a_job_that_has_not_gone(
     bridge: Bridge, sandbox: SandboxServer
 ) -> None:
@@ -350,6 +363,7 @@ def test_an_erased_customer_leaves_a_job_that_has_not_gone(
     assert "braze_campaign_big" not in sandbox.sandbox.tags(CUSTOMERS[3])
 
 
+@pytest.mark.both_databases
 def test_kill_9_at_any_step_neither_loses_nor_doubles(
     make_service: MakeService, sandbox: SandboxServer
 ) -> None:
@@ -392,6 +406,7 @@ def test_kill_9_at_any_step_neither_loses_nor_doubles(
     assert counted() == {1: 300}
 
 
+@pytest.mark.both_databases
 def test_kill_9_while_a_backlog_leaves_in_bulk_loses_no_event(
     make_service: MakeService, sandbox: SandboxServer
 ) -> None:
@@ -414,6 +429,7 @@ def test_kill_9_while_a_backlog_leaves_in_bulk_loses_no_event(
     assert events["delivered"] == 5 * len(CUSTOMERS)
 
 
+@pytest.mark.both_databases
 def test_a_long_file_passes_through_the_real_server(
     make_service: MakeService, sandbox: SandboxServer
 ) -> None:
@@ -442,6 +458,7 @@ def command(service: Service, *arguments: str) -> "subprocess.CompletedProcess[s
     return run_bridge("batch", *arguments, env=service.environ, cwd=service.folder)
 
 
+@pytest.mark.both_databases
 def test_the_command_submits_and_waits(
     make_service: MakeService, sandbox: SandboxServer, tmp_path: Path
 ) -> None:

@@ -21,6 +21,8 @@ from bridge.sessionm.tags import COUNT_DELAY, PROCESSING_TIME
 from tests.app.test_delivery import Bridge, writes
 from tests.conftest import ALICE, LetPass, MakeApp, bearer, eventually, post, send, stored_state
 
+pytestmark = pytest.mark.both_databases
+
 MINUTE, HOUR, DAY = 60, 3600, 86_400
 SetWallClock = Callable[[float], None]
 steps = pytest.mark.parametrize("step", [-MINUTE, -HOUR, DAY], ids=["-1min", "-1h", "+1d"])

@@ -66,6 +66,7 @@ def test_the_seeds_own_wallet_has_100_points(client: FlaskClient) -> None:
     assert answer["first"]["group"] == "All Offers"
 
 
+@pytest.mark.both_databases
 def test_offers_by_external_id_go_through_the_profile_once(
     client: FlaskClient, sandbox: SandboxServer
 ) -> None:
@@ -151,6 +152,7 @@ def test_failure_is_200_to_fall_back_on_or_503_to_retry(
     assert get(client, "tags", user_id=ALICE, on_error="retry").status_code == 503
 
 
+@pytest.mark.both_databases
 def test_twenty_repeats_cost_sessionm_one_call(client: FlaskClient, sandbox: SandboxServer) -> None:
     numbers = itertools.count()
 
@@ -178,6 +180,7 @@ def test_cache_headers_tell_hit_and_miss(client: FlaskClient) -> None:
     assert again.status_code == 304
 
 
+@pytest.mark.both_databases
 def test_a_stale_answer_is_served_while_one_refresh_is_under_way(
     make_app: MakeApp, sandbox: SandboxServer
 ) -> None:
@@ -191,6 +194,7 @@ def test_a_stale_answer_is_served_while_one_refresh_is_under_way(
     eventually(lambda: sandbox.sandbox.counts()["tags_read"] == 2)
 
 
+@pytest.mark.both_databases
 def test_a_stale_answer_is_better_than_none_when_sessionm_fails(
     make_app: MakeApp, sandbox: SandboxServer
 ) -> None:
@@ -217,7 +221,6 @@ def test_the_deadline_holds_whatever_sessionm_does(
     assert content(answer)["status"] == "unavailable"
 
 
-@pytest.mark.one_database
 @pytest.mark.parametrize(
     ("parameters", "word"),
     [
@@ -331,6 +334,7 @@ def test_without_a_connect_url_offers_are_off_and_say_so(make_app: MakeApp) -> N
         assert (answer["status"], answer["offers"]) == (status, [])
 
 
+@pytest.mark.both_databases
 def test_what_was_fetched_survives_a_restart(make_app: MakeApp, sandbox: SandboxServer) -> None:
     first = make_app()
     get(first.test_client(), "offers", user_id=ALICE)
@@ -341,6 +345,7 @@ def test_what_was_fetched_survives_a_restart(make_app: MakeApp, sandbox: Sandbox
     assert answer.headers["Cache-Status"].startswith("bridge; hit")
 
 
+@pytest.mark.both_databases
 def test_what_is_pending_is_shown_though_the_wallet_is_late(
     make_app: MakeApp, sandbox: SandboxServer
 ) -> None:

@@ -53,6 +53,7 @@ def writes(sandbox: SandboxServer) -> list[dict[str, Any]]:
     return [call["body"] for call in sandbox.sandbox.calls(method="POST", match="/tags$")]
 
 
+@pytest.mark.both_databases
 def test_a_campaign_becomes_an_expiring_tag(make_app: MakeApp, sandbox: SandboxServer) -> None:
     bridge = Bridge(make_app)
     event = bridge.send(braze_campaign_id="summer")
@@ -61,6 +62,7 @@ def test_a_campaign_becomes_an_expiring_tag(make_app: MakeApp, sandbox: SandboxS
     assert sandbox.sandbox.tags(ALICE)["braze_campaign_summer"] == 0
 
 
+@pytest.mark.both_databases
 def test_a_lookup_shows_a_write_as_pending_and_then_as_a_tag(
     make_app: MakeApp, sandbox: SandboxServer
 ) -> None:
@@ -82,7 +84,6 @@ def test_a_lookup_shows_a_write_as_pending_and_then_as_a_tag(
     )
 
 
-@pytest.mark.one_database
 @pytest.mark.parametrize(
     "fault",
     [
@@ -146,6 +147,7 @@ def test_a_refused_write_is_dead_at_once_with_its_reason(
     assert (tried["status"], tried["outcome"]) == (200, "refused")
 
 
+@pytest.mark.both_databases
 def test_after_the_last_try_a_write_is_dead(make_app: MakeApp, sandbox: SandboxServer) -> None:
     sandbox.sandbox.set_faults({"status": 500})
     bridge = Bridge(make_app, BRIDGE_MAX_ATTEMPTS="3")
@@ -165,6 +167,7 @@ def test_an_unknown_customer_is_tried_again_later(
     assert second["at"] - first["at"] > 2
 
 
+@pytest.mark.both_databases
 def test_what_waits_behind_a_write_of_an_unknown_customer_is_not_late(make_app: MakeApp) -> None:
     bridge = Bridge(make_app)
 
@@ -198,6 +201,7 @@ def test_refused_credentials_pause_delivery_and_kill_nothing(
     assert bridge.delivery_health()["dead"] == 0
 
 
+@pytest.mark.both_databases
 def test_a_customers_writes_arrive_in_order_and_together(
     make_app: MakeApp, sandbox: SandboxServer
 ) -> None:
@@ -211,6 +215,7 @@ def test_a_customers_writes_arrive_in_order_and_together(
     assert len(writes(sandbox)) < 20
 
 
+@pytest.mark.both_databases
 def test_counters_count_every_event_once(make_app: MakeApp, sandbox: SandboxServer) -> None:
     bridge = Bridge(make_app)
     events = [bridge.send(tags=["visits"], dispatch_id=f"d{i}") for i in range(5)]
@@ -219,6 +224,7 @@ def test_counters_count_every_event_once(make_app: MakeApp, sandbox: SandboxServ
     assert sandbox.sandbox.tags(ALICE)["visits"] == 5
 
 
+@pytest.mark.both_databases
 def test_counters_whose_answers_were_lost_are_read_back_and_counted_once(
     make_app: MakeApp, sandbox: SandboxServer, let_pass: LetPass
 ) -> None:
@@ -259,6 +265,7 @@ def test_counters_whose_answers_were_lost_are_read_back_and_counted_once(
         assert story["writes"][0]["uncertain"] is (name == "shared")
 
 
+@pytest.mark.both_databases
 def test_a_write_whose_ttl_ran_out_is_not_sent(make_app: MakeApp, sandbox: SandboxServer) -> None:
     sandbox.stop()
     bridge = Bridge(make_app)
@@ -305,6 +312,7 @@ def test_prefer_wait_answers_when_sessionm_has_it(
     assert (late.status_code, late.get_json()["status"]) == (202, "accepted")
 
 
+@pytest.mark.both_databases
 def test_a_customer_with_very_many_waiting_writes_holds_up_nobody(
     make_app: MakeApp, sandbox: SandboxServer
 ) -> None:
@@ -321,6 +329,7 @@ def test_a_customer_with_very_many_waiting_writes_holds_up_nobody(
     eventually(lambda: len(sandbox.sandbox.tags("busy")) == 600, 20)
 
 
+@pytest.mark.both_databases
 def test_the_queue_of_a_customer_is_read_whole_unless_it_fills_a_query(
     make_app: MakeApp, monkeypatch: pytest.MonkeyPatch
 ) -> None:

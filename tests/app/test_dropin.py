@@ -159,7 +159,7 @@ def test_a_body_that_is_no_object_is_refused_as_by_other_lookups(client: FlaskCl
         assert (answer.status_code, answer.get_json()["errors"]["code"]) == (400, "not_an_object")
 
 
-@pytest.mark.parametrize("database", ["sqlite", "postgresql"], indirect=True)
+@pytest.mark.both_databases
 def test_a_wallet_that_was_asked_for_at_length_is_there_for_other_processes(
     make_app: MakeApp, sandbox: SandboxServer, database: str
 ) -> None:

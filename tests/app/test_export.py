@@ -24,6 +24,7 @@ def table(client: FlaskClient, path: str) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(answer.text)))
 
 
+@pytest.mark.both_databases
 def test_events_come_as_csv_with_their_names(client: FlaskClient) -> None:
     send(client, braze_campaign_id="summer", campaign_name="Summer promotion")
     send(client, external_id="loyal-1", user_id="", braze_canvas_id="welcome")
@@ -67,6 +68,7 @@ def test_a_cell_is_never_a_formula(client: FlaskClient) -> None:
         assert row["user_id"][0] == "'"
 
 
+@pytest.mark.both_databases
 def test_all_that_matches_is_in_the_file(client: FlaskClient) -> None:
     for number in range(12):
         send(client, braze_campaign_id=f"c{number}")
@@ -77,6 +79,7 @@ def test_all_that_matches_is_in_the_file(client: FlaskClient) -> None:
 # --- One campaign -----------------------------------------------------------------------------
 
 
+@pytest.mark.both_databases
 def test_a_campaign_has_a_page_with_its_funnel_and_its_reasons(
     make_app: MakeApp, sandbox: SandboxServer
 ) -> None:
@@ -107,6 +110,7 @@ def about(client: FlaskClient, **customer: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.both_databases
 def test_a_customer_is_shown_with_pending_writes_and_events(
     client: FlaskClient,
 ) -> None:
@@ -163,6 +167,7 @@ def test_what_is_not_known_of_a_customer_is_no_zero(
     assert "Points available – Offers – Tags 3" in seen
 
 
+@pytest.mark.both_databases
 def test_a_customer_is_erased_after_a_question(client: FlaskClient) -> None:
     send(client, braze_campaign_id="summer")
     asked = post(client, "/customers/erase", kind="user_id", id=ALICE)

@@ -3,6 +3,7 @@
 import re
 from typing import Any
 
+import pytest
 from flask.testing import FlaskClient
 
 from bridge.fields import instant
@@ -26,6 +27,7 @@ def opened(client: FlaskClient) -> list[dict[str, Any]]:
     return [one for one in incidents(client) if "until" not in one]
 
 
+@pytest.mark.both_databases
 def test_dead_writes_are_grouped_by_reason_with_what_they_concern(
     make_app: MakeApp, sandbox: SandboxServer
 ) -> None:
@@ -162,6 +164,7 @@ def test_messages_that_wait_for_braze_have_a_forecast(
     assert checks["delivery_to_braze"]["held_by"] == "down"
 
 
+@pytest.mark.both_databases
 def test_since_survives_a_restart_and_what_is_over_is_listed(
     make_app: MakeApp, sandbox: SandboxServer
 ) -> None:
@@ -182,6 +185,7 @@ def test_since_survives_a_restart_and_what_is_over_is_listed(
     assert closed["writes"] == 1
 
 
+@pytest.mark.both_databases
 def test_replay_is_advised_when_a_write_of_the_campaign_came_through(
     make_app: MakeApp, sandbox: SandboxServer
 ) -> None:
@@ -201,6 +205,7 @@ def test_replay_is_advised_when_a_write_of_the_campaign_came_through(
     assert [group.mended for group in extents.dead()] == [True]
 
 
+@pytest.mark.both_databases
 def test_a_write_that_dies_again_is_reported_with_its_present_reason(
     make_app: MakeApp, sandbox: SandboxServer
 ) -> None:
@@ -227,6 +232,7 @@ def test_a_pause_is_an_incident_with_what_waits(make_app: MakeApp) -> None:
     eventually(lambda: not opened(client))
 
 
+@pytest.mark.both_databases
 def test_two_processes_name_the_same_beginning(make_app: MakeApp) -> None:
     first, second = make_app(), make_app()
     # Nothing delivers here.
@@ -236,6 +242,7 @@ def test_two_processes_name_the_same_beginning(make_app: MakeApp) -> None:
     assert one["since"] == other["since"]
 
 
+@pytest.mark.both_databases
 def test_an_outage_that_grew_is_stored_as_one_incident(make_app: MakeApp) -> None:
     both = [parts_of(make_app()) for _ in range(2)]
     for parts in both:

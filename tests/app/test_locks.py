@@ -19,6 +19,8 @@ NUMBER = 2000
 HOLDER = """
 import sys
 from bridge.shared import open_outbox
+
+pytestmark = pytest.mark.both_databases
 locks = open_outbox(sys.argv[1]).locks
 print(locks.try_acquire(int(sys.argv[2])), flush=True)
 sys.stdin.read()

@@ -55,6 +55,7 @@ def at_once(call: Callable[[int], Any], times: int) -> list[Any]:
         return list(pool.map(one, range(times)))
 
 
+@pytest.mark.both_databases
 def test_many_requests_for_one_cold_customer_cost_one_call(
     make_service: MakeService, sandbox: SandboxServer
 ) -> None:
@@ -85,6 +86,7 @@ def two_processes(make_app: MakeApp, make_service: MakeService) -> list[CacheSta
 
 
 @pytest.mark.parametrize("what", ["tags", "offers"])
+@pytest.mark.both_databases
 def test_of_two_lookups_one_after_the_other_the_second_is_no_fetch(
     two_processes: list[CacheStatus], sandbox: SandboxServer, what: str
 ) -> None:
@@ -99,6 +101,7 @@ def test_of_two_lookups_one_after_the_other_the_second_is_no_fetch(
     assert len(sandbox.sandbox.calls(match="offers" if what == "offers" else "tags$")) == 20
 
 
+@pytest.mark.both_databases
 def test_lookups_that_wait_for_another_ones_fetch_say_so(
     two_processes: list[CacheStatus], sandbox: SandboxServer
 ) -> None:
@@ -112,6 +115,7 @@ def test_lookups_that_wait_for_another_ones_fetch_say_so(
     assert (len(fetched), len(collapsed)) == (1, 7), found
 
 
+@pytest.mark.both_databases
 def test_when_the_process_that_fetches_is_killed_another_takes_over(
     make_service: MakeService, sandbox: SandboxServer, database: str
 ) -> None:
@@ -155,6 +159,7 @@ def holder_of_the_flight(service: Service, database: str) -> int:
     raise AssertionError(locks)
 
 
+@pytest.mark.both_databases
 def test_after_a_delivered_write_no_worker_serves_the_older_tags(
     make_service: MakeService, sandbox: SandboxServer, database: str
 ) -> None:
@@ -192,6 +197,7 @@ def test_after_a_delivered_write_no_worker_serves_the_older_tags(
     assert older == []
 
 
+@pytest.mark.both_databases
 def test_an_accepted_tag_is_pending_until_it_is_there(
     make_service: MakeService, sandbox: SandboxServer, database: str
 ) -> None:
@@ -224,6 +230,7 @@ def test_an_accepted_tag_is_pending_until_it_is_there(
     assert lost == []
 
 
+@pytest.mark.both_databases
 def test_a_write_under_one_identifier_is_seen_under_the_other(make_service: MakeService) -> None:
     service = make_service()
     service.lookup("tags", user_id=ALICE)
@@ -238,7 +245,6 @@ def names(service: Service, **whose: str) -> list[str]:
     return found
 
 
-@pytest.mark.one_database
 @pytest.mark.parametrize(
     "fault",
     [
@@ -277,7 +283,6 @@ def test_cold_lookups_are_in_time_and_warm_ones_undisturbed(
     assert statistics.median(warm) < DEADLINE - 0.7 + lag.worst
 
 
-@pytest.mark.one_database
 def test_a_call_that_drips_ends_in_time_and_gives_its_thread_back(
     make_app: MakeApp, sandbox: SandboxServer
 ) -> None:
@@ -413,6 +418,7 @@ def test_the_shapes_and_all_routes_are_in_openapi(make_app: MakeApp) -> None:
     assert {one["name"] for one in tags["parameters"]} == set(PARAMETERS["tags"])
 
 
+@pytest.mark.both_databases
 def test_a_forgotten_customer_is_fetched_anew_by_every_worker(
     make_service: MakeService, sandbox: SandboxServer
 ) -> None:

@@ -17,7 +17,7 @@ from bridge.storage.database import Database, NewerSchemaError, add_column
 from tests.commands import run_bridge
 from tests.conftest import MakeApp, environment, rows, send
 
-pytestmark = pytest.mark.parametrize("database", ["sqlite", "postgresql"], indirect=True)
+pytestmark = pytest.mark.both_databases
 
 
 def add_a_column(connection: sa.Connection) -> None:

@@ -125,7 +125,6 @@ def test_an_event_that_came_to_both_is_kept_once(
     assert rows(new_home, "SELECT count(*) FROM writes") == [(1,)]
 
 
-@pytest.mark.one_database
 def test_an_event_with_writes_on_two_pages_is_counted_once(
     make_app: MakeApp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

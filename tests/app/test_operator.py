@@ -49,6 +49,7 @@ def make_dead(client: FlaskClient, sandbox: SandboxServer, **fields: Any) -> str
     return event
 
 
+@pytest.mark.both_databases
 def test_an_event_shows_its_whole_history(make_app: MakeApp, sandbox: SandboxServer) -> None:
     client = make_app(deliver=True).test_client()
     event = make_dead(client, sandbox, braze_campaign_id="summer")
@@ -64,6 +65,7 @@ def test_an_event_shows_its_whole_history(make_app: MakeApp, sandbox: SandboxSer
     assert tried["at"].endswith("Z")
 
 
+@pytest.mark.both_databases
 def test_a_dead_event_is_replayed_and_delivered(make_app: MakeApp, sandbox: SandboxServer) -> None:
     client = make_app(deliver=True).test_client()
     event = make_dead(client, sandbox, braze_campaign_id="summer", dispatch_id="d1")
@@ -79,6 +81,7 @@ def test_a_dead_event_is_replayed_and_delivered(make_app: MakeApp, sandbox: Sand
     assert post(client, f"/events/{event}/replay").status_code == 409
 
 
+@pytest.mark.both_databases
 def test_events_are_replayed_by_filter_after_a_dry_run(
     make_app: MakeApp, sandbox: SandboxServer
 ) -> None:
@@ -97,6 +100,7 @@ def test_events_are_replayed_by_filter_after_a_dry_run(
     assert state_of(client, other) == "dead"
 
 
+@pytest.mark.both_databases
 def test_a_rejected_event_is_taken_in_once_a_rule_is_mended(
     make_app: MakeApp, sandbox: SandboxServer, tmp_path: Path
 ) -> None:
@@ -121,6 +125,7 @@ def test_a_rejected_event_is_taken_in_once_a_rule_is_mended(
     assert "summer_promo" in sandbox.sandbox.tags(ALICE)
 
 
+@pytest.mark.both_databases
 def test_what_was_accepted_meanwhile_is_not_replayed_and_says_why(
     make_app: MakeApp, tmp_path: Path
 ) -> None:
@@ -156,6 +161,7 @@ def refuse(client: FlaskClient, **fields: Any) -> str:
     return found
 
 
+@pytest.mark.both_databases
 def test_a_refused_event_is_found_by_what_could_be_read_of_it(client: FlaskClient) -> None:
     placeholder = "{{${user_id}}}"
     first = refuse(client, user_id=ALICE, braze_campaign_id="summer", ttl="soon")
@@ -182,6 +188,7 @@ def test_a_refused_event_is_found_by_what_could_be_read_of_it(client: FlaskClien
     assert parts.events.campaigns() == []
 
 
+@pytest.mark.both_databases
 def test_refused_events_of_a_campaign_are_taken_in_from_the_shell(
     make_app: MakeApp, shell: "Shell", tmp_path: Path
 ) -> None:
@@ -219,6 +226,7 @@ def test_a_refused_call_to_sessionms_own_path_is_read_again_as_such(
     assert [write["tags"] for write in story["writes"]] == [["promo"]]
 
 
+@pytest.mark.both_databases
 def test_events_are_found_by_each_filter(client: FlaskClient) -> None:
     first = send(client, braze_campaign_id="summer")
     second = send(client, user_id="u2", braze_canvas_id="welcome")
@@ -233,6 +241,7 @@ def test_events_are_found_by_each_filter(client: FlaskClient) -> None:
     assert listed(client, since="2999-01-01T00:00:00Z") == []
 
 
+@pytest.mark.both_databases
 def test_a_list_is_read_page_by_page(client: FlaskClient) -> None:
     sent = [send(client, user_id=f"u{i}", braze_campaign_id="c") for i in range(5)]
     seen: list[str] = []
@@ -254,6 +263,7 @@ def test_a_bad_filter_is_named(client: FlaskClient, query: dict[str, str]) -> No
     assert next(iter(query)) in answer.get_json()["errors"]["message"]
 
 
+@pytest.mark.both_databases
 def test_a_discarded_event_is_not_delivered(make_app: MakeApp, sandbox: SandboxServer) -> None:
     app = make_app()
     client = app.test_client()
@@ -268,6 +278,7 @@ def test_a_discarded_event_is_not_delivered(make_app: MakeApp, sandbox: SandboxS
     assert "braze_campaign_summer" not in sandbox.sandbox.tags(ALICE)
 
 
+@pytest.mark.both_databases
 def test_a_pause_by_hand_survives_a_restart(make_app: MakeApp, sandbox: SandboxServer) -> None:
     assert post(make_app().test_client(), "/delivery/pause").status_code == 200
     client = make_app(deliver=True).test_client()
@@ -284,6 +295,7 @@ def test_a_pause_by_hand_survives_a_restart(make_app: MakeApp, sandbox: SandboxS
     eventually(lambda: state_of(client, event) == "delivered")
 
 
+@pytest.mark.both_databases
 def test_once_a_pause_is_answered_no_write_goes_out(
     make_app: MakeApp, sandbox: SandboxServer
 ) -> None:
@@ -339,6 +351,7 @@ def shell(sandbox: SandboxServer, tmp_path: Path, database: str) -> Shell:
     return Shell(sandbox, tmp_path, database)
 
 
+@pytest.mark.both_databases
 def test_the_queue_is_put_in_order_from_the_shell(
     make_app: MakeApp, sandbox: SandboxServer, shell: Shell
 ) -> None:
@@ -544,6 +557,7 @@ def test_delivery_is_paused_and_resumed_from_the_shell(make_app: MakeApp, shell:
     assert re.search(over, shell("queue", "status", "--past"), re.MULTILINE)
 
 
+@pytest.mark.both_databases
 def test_an_erased_customer_is_nowhere_in_the_database(
     make_app: MakeApp, shell: Shell, database: str
 ) -> None:

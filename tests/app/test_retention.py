@@ -3,6 +3,7 @@
 import time
 from typing import Any
 
+import pytest
 from flask import Flask
 
 from bridge.outbox.events import BATCH
@@ -12,6 +13,8 @@ from bridge.outbox.search import Filter
 from bridge.parts import Parts, parts_of
 from bridge.sandbox import SandboxServer
 from tests.conftest import ALICE, MakeApp, bearer, eventually, rows, stored_state
+
+pytestmark = pytest.mark.both_databases
 
 DAY = 86400.0
 

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -33,6 +33,8 @@ NOW = 1_790_000_000.0  # 2026-09-21T14:13:20Z
 CORE = "/priv/v1/apps/sandbox-key"
 OFFERS = "/offers/api/2.0/offers/get_user_offers"
 CREDENTIALS = Credentials()
+CORE_KEY = (CREDENTIALS.core_key, CREDENTIALS.core_secret)
+CONNECT = (CREDENTIALS.connect_user, CREDENTIALS.connect_password)
 
 
 class Clock:
@@ -49,8 +51,8 @@ class Api:
     def __init__(self, url: str, http: requests.Session) -> None:
         self.url = url
         self.http = http
-        self.core = (CREDENTIALS.core_key, CREDENTIALS.core_secret)
-        self.connect = (CREDENTIALS.connect_user, CREDENTIALS.connect_password)
+        self.core = CORE_KEY
+        self.connect = CONNECT
 
     def call(self, method: str, path: str, **options: Any) -> requests.Response:
         options.setdefault("timeout", 10)
@@ -124,137 +126,69 @@ def test_the_root_says_that_it_is_not_sessionm_and_lists_the_routes(api: Api) ->
     assert answer.headers["Server"] == "sessionm-sandbox"
 
 
-def test_every_answer_names_the_sandbox_once_as_the_server(api: Api) -> None:
-    for answer in (api.read(), api.call("GET", "/nowhere"), api.call("GET", f"{CORE}/x")):
-        assert answer.headers["Server"] == "sessionm-sandbox"
-
-
-@pytest.mark.parametrize(
-    "path", ["/nowhere", f"{CORE}/users/{DEMO}/tags/", "/sandbox", f"{CORE}/users"]
-)
-def test_an_unknown_path_is_a_404_in_sessionms_shape(api: Api, path: str) -> None:
-    assert code(api.call("GET", path, auth=api.core)) == (404, "not_found")
-
-
-@pytest.mark.parametrize(
-    ("method", "path"),
-    [("PUT", f"{CORE}/users/{DEMO}/tags"), ("GET", OFFERS), ("PATCH", "/sandbox/faults")],
-)
-def test_a_method_that_a_path_does_not_have_is_a_405(api: Api, method: str, path: str) -> None:
-    assert code(api.call(method, path, auth=api.core))[0] == 405
-
-
 # authentication
 
 
-@pytest.mark.parametrize("auth", [None, ("sandbox-key", "wrong"), ("other-key", "sandbox-secret")])
-def test_core_refuses_a_missing_or_wrong_credential(api: Api, auth: tuple[str, str] | None) -> None:
-    answer = api.call("GET", f"{CORE}/users/{DEMO}/tags", auth=auth)
-    assert code(answer) == (401, "invalid_api_key")
-
-
-def test_core_refuses_another_key_in_the_path(api: Api) -> None:
-    answer = api.call("GET", f"/priv/v1/apps/other/users/{DEMO}/tags", auth=api.core)
-    assert code(answer) == (401, "invalid_api_key")
-
-
-def test_core_and_connect_do_not_take_each_others_credential(api: Api) -> None:
-    body = {"retailer_id": CREDENTIALS.retailer_id, "user_id": DEMO}
-    assert api.call("POST", OFFERS, json=body, auth=api.core).status_code == 401
-    path = f"{CORE}/users/{DEMO}/tags"
-    assert api.call("GET", path, auth=api.connect).status_code == 401
-
-
-def test_a_bearer_token_is_a_wrong_credential(api: Api) -> None:
-    headers = {"Authorization": "Bearer sandbox-secret"}
-    answer = api.call("GET", f"{CORE}/users/{DEMO}/tags", headers=headers)
-    assert answer.status_code == 401
+@pytest.mark.parametrize(
+    ("path", "auth", "expected"),
+    [
+        (f"{CORE}/users/{DEMO}/tags", None, (401, "invalid_api_key")),
+        (f"{CORE}/users/{DEMO}/tags", ("sandbox-key", "wrong"), (401, "invalid_api_key")),
+        (f"{CORE}/users/{DEMO}/tags", CONNECT, (401, "invalid_api_key")),
+        (f"/priv/v1/apps/other/users/{DEMO}/tags", CORE_KEY, (401, "invalid_api_key")),
+        (f"{CORE}/users/nobody/tags", CORE_KEY, (404, "user_not_found")),
+        (f"{CORE}/external/users/nobody", CORE_KEY, (404, "user_not_found")),
+        (f"{CORE}/users/{DEMO}/tags/", CORE_KEY, (404, "not_found")),
+        (f"{CORE}/batch/tags/1", CORE_KEY, (404, "not_found")),
+        (OFFERS, CONNECT, (405, "not_available")),
+    ],
+)
+def test_a_call_is_refused_in_sessionms_shape(
+    api: Api, path: str, auth: tuple[str, str] | None, expected: tuple[int, str]
+) -> None:
+    assert code(api.call("GET", path, auth=auth)) == expected
 
 
 # tags
 
 
-def test_a_counter_is_created_at_one_and_then_incremented(api: Api) -> None:
-    assert api.write({"tags": ["visit"]}, EMPTY).json() == {"status": "ok", "tags": {"visit": 1}}
-    assert api.write({"tags": ["visit"]}, EMPTY).json()["tags"] == {"visit": 2}
-
-
-def test_a_tag_repeated_in_one_call_counts_once(api: Api) -> None:
+def test_a_counter_counts_calls_and_an_expiring_tag_is_gone_after_its_ttl(
+    api: Api, clock: Clock
+) -> None:
     assert api.write({"tags": ["visit", "visit"]}, EMPTY).json()["tags"] == {"visit": 1}
-
-
-def test_the_answer_to_a_write_holds_all_of_the_customers_tags(api: Api) -> None:
-    answer = api.write({"tags": ["new"]})
-    assert answer.json()["tags"] == {"tag1": 2, "tag2": 5, "tag3": 0, "new": 1}
-    assert api.read().json() == answer.json()
-
-
-def test_an_expiring_tag_shows_zero_and_is_gone_after_its_ttl(api: Api, clock: Clock) -> None:
-    assert api.write({"tags": ["promo"], "ttl": 60}, EMPTY).json()["tags"] == {"promo": 0}
+    assert api.write({"tags": ["visit"]}, EMPTY).json()["tags"] == {"visit": 2}
+    api.write({"tags": ["promo"], "ttl": 60}, EMPTY)
+    clock.now += 50
+    assert api.write({"tags": ["promo"], "ttl": 60}, EMPTY).json() == api.read(EMPTY).json()
     clock.now += 59.9
-    assert api.read(EMPTY).json()["tags"] == {"promo": 0}
+    assert api.read(EMPTY).json()["tags"] == {"visit": 2, "promo": 0}
     clock.now += 0.1
+    assert api.read(EMPTY).json()["tags"] == {"visit": 2}
+    assert api.write({"tags": ["promo"]}, EMPTY).json()["tags"]["promo"] == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        ("{", 400),
+        ("[]", 400),
+        ("{}", 200),
+        ('{"tags": []}', 200),
+        ('{"tags": ["vip", 1]}', 200),
+        ('{"tags": ["vip"], "ttl": 0}', 200),
+        ('{"tags": ["vip"], "ttl": "60"}', 200),
+    ],
+)
+def test_a_write_that_means_nothing_is_refused(api: Api, body: str, status: int) -> None:
+    answer = api.call("POST", f"{CORE}/users/{EMPTY}/tags", data=body, auth=api.core)
+    assert code(answer) == (status, "argument_error")
     assert api.read(EMPTY).json()["tags"] == {}
-
-
-def test_setting_an_expiring_tag_again_extends_it(api: Api, clock: Clock) -> None:
-    api.write({"tags": ["promo"], "ttl": 60}, EMPTY)
-    clock.now += 50
-    api.write({"tags": ["promo"], "ttl": 60}, EMPTY)
-    clock.now += 50
-    assert api.read(EMPTY).json()["tags"] == {"promo": 0}
 
 
 @pytest.mark.parametrize("body", [{"tags": ["new", "tag1"], "ttl": 60}, {"tags": ["new", "tag3"]}])
 def test_a_tag_of_the_other_kind_is_refused_and_nothing_is_applied(api: Api, body: Any) -> None:
     assert code(api.write(body)) == (200, "validation")
     assert api.read().json()["tags"] == {"tag1": 2, "tag2": 5, "tag3": 0}
-
-
-def test_a_tag_may_change_its_kind_when_it_has_expired(api: Api, clock: Clock) -> None:
-    api.write({"tags": ["promo"], "ttl": 60}, EMPTY)
-    clock.now += 60
-    assert api.write({"tags": ["promo"]}, EMPTY).json()["tags"] == {"promo": 1}
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        {},
-        {"tags": []},
-        {"tags": "vip"},
-        {"tags": ["vip", 1]},
-        {"tags": [""]},
-        {"tags": ["vip"], "ttl": 0},
-        {"tags": ["vip"], "ttl": -5},
-        {"tags": ["vip"], "ttl": "60"},
-        {"tags": ["vip"], "ttl": 1.5},
-        {"tags": ["vip"], "ttl": True},
-        {"tags": ["vip"], "ttl": None},
-        {"tags": ["vip"], "ttl": 10**400},
-    ],
-)
-def test_a_write_that_means_nothing_is_refused_in_the_body_of_a_200(api: Api, body: Any) -> None:
-    assert code(api.write(body, EMPTY)) == (200, "argument_error")
-    assert api.read(EMPTY).json()["tags"] == {}
-
-
-@pytest.mark.parametrize("body", ["", "{", '{"tags":["a",]}', "[]", '{"ttl":NaN}', "[" * 100_000])
-def test_a_body_that_is_no_json_object_is_a_400(api: Api, body: str) -> None:
-    answer = api.call("POST", f"{CORE}/users/{DEMO}/tags", data=body, auth=api.core)
-    assert code(answer) == (400, "argument_error")
-
-
-def test_an_unknown_customer_cannot_be_read_or_tagged(api: Api) -> None:
-    assert code(api.write({"tags": ["vip"]}, "nobody")) == (404, "user_not_found")
-    assert code(api.read("nobody")) == (404, "user_not_found")
-
-
-def test_a_customer_is_the_same_by_both_identifiers(api: Api) -> None:
-    path = f"{CORE}/external/users/loyal-1003/tags"
-    api.call("POST", path, json={"tags": ["vip"]}, auth=api.core)
-    assert api.read(EMPTY).json()["tags"] == {"vip": 1}
-    assert api.call("GET", path, auth=api.core).json()["tags"] == {"vip": 1}
 
 
 def test_an_identifier_with_a_slash_is_one_segment_when_it_is_encoded(api: Api) -> None:
@@ -296,12 +230,33 @@ def test_further_fields_by_a_user_id_must_be_asked_for(api: Api) -> None:
     assert (user["id"], "first_name" in user) == (EMPTY, False)
 
 
-def test_there_is_no_profile_of_an_unknown_customer(api: Api) -> None:
-    answer = api.call("GET", f"{CORE}/external/users/nobody", auth=api.core)
-    assert code(answer) == (404, "user_not_found")
-
-
 # offers
+
+
+def test_a_wallet_has_dates_pages_and_a_culture(api: Api) -> None:
+    offers = {offer["title"]: offer for offer in api.wallet(ADA)["user_offers"]}
+    assert offers["Free barista coffee"]["expiration_date"] == "2026-09-23T14:13:20Z"
+    assert offers["Iced tea for 1.00"]["expiration_date"] == "2026-09-18T14:13:20Z"
+    assert offers["Birthday dessert, any day you like"]["expiration_date"] is None
+    french = api.wallet(ADA, culture="fr-FR")["user_offers"]
+    assert french[0]["title"] == "Un café barista offert"
+    pages = [api.wallet(MANY, skip=skip, take=25)["user_offers"] for skip in (0, 25, 50, 75)]
+    assert [len(page) for page in pages] == [25, 25, 10, 0]
+    assert [one for page in pages for one in page] == api.wallet(MANY)["user_offers"]
+    assert api.wallet(EMPTY)["total_records"] == 0
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ({"user_id": "nobody"}, (404, "user_not_found")),
+        ({"retailer_id": "another"}, (200, "argument_error")),
+        ({"take": "all"}, (200, "argument_error")),
+    ],
+)
+def test_a_wallet_is_refused(api: Api, body: dict[str, Any], expected: tuple[int, str]) -> None:
+    body = {"retailer_id": CREDENTIALS.retailer_id, "user_id": DEMO} | body
+    assert code(api.call("POST", OFFERS, json=body, auth=api.connect)) == expected
 
 
 def test_the_wallet_of_the_sample_customer_is_that_of_the_partner_guide(api: Api) -> None:
@@ -322,69 +277,6 @@ def test_the_wallet_of_the_sample_customer_is_that_of_the_partner_guide(api: Api
     ]
     assert payload["total_records"] == 1
     assert (payload["total_points"], payload["available_points"]) == (1000, 100)
-
-
-def test_a_wallet_holds_offers_that_end_soon_ended_already_and_never_end(api: Api) -> None:
-    offers = {offer["title"]: offer for offer in api.wallet(ADA)["user_offers"]}
-    dates = {title: offer["expiration_date"] for title, offer in offers.items()}
-    assert dates["Free barista coffee"] == "2026-09-23T14:13:20Z"
-    assert dates["Iced tea for 1.00"] == "2026-09-18T14:13:20Z"
-    assert dates["Birthday dessert, any day you like"] is None
-    types = {offer["offer_type"] for offer in offers.values()}
-    assert types == {"manual_fulfillment", "discount", "points_multiplier"}
-    assert not [key for offer in offers.values() for key in offer if key.endswith("_in_days")]
-
-
-def test_skip_and_take_page_through_a_wallet(api: Api) -> None:
-    pages = [api.wallet(MANY, skip=skip, take=25) for skip in (0, 25, 50, 75)]
-    assert [len(page["user_offers"]) for page in pages] == [25, 25, 10, 0]
-    assert {page["total_records"] for page in pages} == {60}
-    paged = [offer["user_offer_id"] for page in pages for offer in page["user_offers"]]
-    whole = [offer["user_offer_id"] for offer in api.wallet(MANY)["user_offers"]]
-    assert paged == whole
-    assert len(set(whole)) == 60
-
-
-def test_an_empty_wallet_is_an_answer_like_any_other(api: Api) -> None:
-    payload = api.wallet(EMPTY)
-    assert (payload["user_offers"], payload["total_records"]) == ([], 0)
-    assert (payload["offer_groups"], payload["offer_categories"]) == ([], [])
-
-
-@pytest.mark.parametrize(
-    ("culture", "title"),
-    [
-        ("en-US", "Free barista coffee"),
-        ("fr-FR", "Un café barista offert"),
-        ("es-ES", "Un café de barista gratis"),
-        ("de-DE", "Free barista coffee"),
-    ],
-)
-def test_offers_come_in_the_culture_asked_for_or_in_english(
-    api: Api, culture: str, title: str
-) -> None:
-    assert api.wallet(ADA, culture=culture)["user_offers"][0]["title"] == title
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        {"retailer_id": "another"},
-        {"user_id": ""},
-        {"user_id": 7},
-        {"skip": -1},
-        {"take": "all"},
-        {"culture": 1},
-    ],
-)
-def test_offers_refuse_arguments_that_are_wrong(api: Api, body: dict[str, Any]) -> None:
-    body = {"retailer_id": CREDENTIALS.retailer_id, "user_id": DEMO} | body
-    answer = api.call("POST", OFFERS, json=body, auth=api.connect)
-    assert code(answer) == (200, "argument_error")
-
-
-def test_an_unknown_customer_has_no_wallet(api: Api) -> None:
-    assert code(api.offers("nobody")) == (404, "user_not_found")
 
 
 # batch jobs
@@ -491,8 +383,6 @@ def test_a_batch_row_prefers_user_id_and_bad_rows_are_counted(api: Api, customer
         ("external_id,tag\nloyal-1003,foo\n", {"url": "http://127.0.0.1:1/x.csv"}, "refused"),
         ("external_id,tag\nloyal-1003,foo\n", {"url": "file:///etc/hosts"}, "file:"),
         ("external_id,label\nloyal-1003,foo\n", {}, "header"),
-        ("tag\nfoo\n", {}, "header"),
-        ("", {}, "header"),
     ],
 )
 def test_a_batch_job_fails_as_a_whole_and_says_why(
@@ -500,64 +390,82 @@ def test_a_batch_job_fails_as_a_whole_and_says_why(
 ) -> None:
     number, notified = submit(api, customer, file, **changes)
     assert notified["status"] == ["failed"]
-    shown = job(api, number)
-    assert shown["status"] == "failed"
-    assert why in shown["message"]
+    assert why in job(api, number)["message"]
     assert api.read(EMPTY).json()["tags"] == {}
-
-
-def test_a_batch_file_that_is_not_there_fails_the_job(api: Api, customer: Customer) -> None:
-    _, notified = submit(api, customer, "", url=f"{customer.url}/missing.csv")
-    assert notified["status"] == ["failed"]
-
-
-@pytest.mark.parametrize(
-    "tags",
-    [
-        None,
-        {"url": "http://x/", "md5": "0"},
-        {"request_id": "1", "md5": "0"},
-        {"request_id": "1", "url": "http://x/"},
-        {"request_id": "1", "url": "http://x/", "md5": "0", "notify": 1},
-    ],
-)
-def test_a_batch_job_without_what_it_needs_is_refused(api: Api, tags: Any) -> None:
-    answer = api.call("POST", f"{CORE}/batch/tags", json={"tags": tags}, auth=api.core)
-    assert code(answer) == (200, "argument_error")
-
-
-@pytest.mark.parametrize("number", ["1", "none"])
-def test_an_unknown_batch_job_is_not_found(api: Api, number: str) -> None:
-    assert code(api.call("GET", f"{CORE}/batch/tags/{number}", auth=api.core))[0] == 404
 
 
 # faults
 
 
-def test_a_fault_with_a_status_answers_with_it_and_applies_nothing(api: Api) -> None:
-    api.fault(status=503, retry_after=7, code="not_available")
+@pytest.mark.parametrize(
+    ("fault", "status", "kind", "words"),
+    [
+        ({"status": 503, "code": "not_available"}, 503, "json", '"not_available"'),
+        ({"error_rate": 1, "error_status": 502}, 502, "json", "error"),
+        ({"error_rate": 0}, 200, "json", "tag1"),
+        ({"drop": "before", "drop_rate": 0}, 200, "json", "tag1"),
+        ({"ok_error": True, "code": "REQUIRES_USER"}, 200, "json", '"REQUIRES_USER"'),
+        ({"garbage": True, "redirect": "https://x/", "status": 502}, 502, "html", "<"),
+        ({"garbage": "json"}, 200, "json", "{"),
+        ({"redirect": "https://x/", "status": 502}, 302, "", ""),
+        ({"drip": 0.001}, 200, "json", "tag1"),
+        ({"match": "^POST", "status": 500}, 200, "json", "tag1"),
+        ({"where": "connect", "status": 500}, 200, "json", "tag1"),
+        ({"faults": [{"status": 500, "match": ADA}, {"status": 504}]}, 504, "json", "error"),
+    ],
+)
+def test_a_fault_answers_as_it_says(
+    api: Api, fault: dict[str, Any], status: int, kind: str, words: str
+) -> None:
+    api.fault(**fault)
+    answer = api.read()
+    assert answer.status_code == status
+    assert kind in answer.headers.get("Content-Type", "")
+    assert words in answer.text
+
+
+def test_a_failed_write_applies_nothing_and_a_fault_with_times_clears_itself(api: Api) -> None:
+    fault = {"status": 429, "retry_after": "http-date:+90", "times": 2}
+    api.fault(**fault)
     answer = api.write({"tags": ["vip"]}, EMPTY)
-    assert code(answer) == (503, "not_available")
-    assert answer.headers["Retry-After"] == "7"
-    api.fault()
+    assert answer.headers["Retry-After"] == "Mon, 21 Sep 2026 14:14:50 GMT"
+    shown = api.call("GET", "/sandbox/faults").json()["faults"]
+    assert shown == [{**fault, "times": 1}]
+    assert [api.read(EMPTY).status_code for _ in range(2)] == [429, 200]
     assert api.read(EMPTY).json()["tags"] == {}
+    assert api.call("GET", "/sandbox/faults").json()["faults"] == []
 
 
-def test_retry_after_may_be_a_date(api: Api) -> None:
-    api.fault(status=429, retry_after="http-date:+90")
-    assert api.read().headers["Retry-After"] == "Mon, 21 Sep 2026 14:14:50 GMT"
+def test_hang_answers_late_and_applies_no_write(api: Api) -> None:
+    api.fault(hang=0.2)
+    began = time.monotonic()
+    assert code(api.write({"tags": ["vip"]}, EMPTY)) == (500, "internal_server_error")
+    assert time.monotonic() - began >= 0.2
+    assert api.read(EMPTY).json()["tags"] == {}, "a read is only late"
 
 
-@pytest.mark.parametrize(("rate", "status"), [(0, 200), (1, 502)])
-def test_an_error_rate_is_the_share_of_calls_that_fail(api: Api, rate: int, status: int) -> None:
-    api.fault(error_rate=rate, error_status=502)
-    assert {api.read().status_code for _ in range(20)} == {status}
-
-
-def test_an_ok_error_is_a_200_whose_body_says_error(api: Api) -> None:
-    api.fault(ok_error=True, code="REQUIRES_REGISTERED_USER")
-    assert code(api.write({"tags": ["vip"]}, EMPTY)) == (200, "REQUIRES_REGISTERED_USER")
-    assert api.call("GET", "/sandbox/calls").json()["calls"][0]["applied"] is False
+@pytest.mark.parametrize(
+    ("fault", "named"),
+    [
+        ({"latency": 5}, "latency"),
+        ({"latency_ms": [1]}, "latency_ms"),
+        ({"error_rate": 1.5}, "error_rate"),
+        ({"status": "500"}, "status"),
+        ({"status": 429, "retry_after": "soon"}, "retry_after"),
+        ({"drop": "maybe"}, "drop"),
+        ({"redirect": "https://x/\r\nSet-Cookie: a"}, "redirect"),
+        ({"match": "("}, "match"),
+        ({"faults": [5]}, "faults[0]"),
+    ],
+)
+def test_a_fault_that_is_not_understood_is_refused_by_name(
+    api: Api, fault: Any, named: str
+) -> None:
+    api.fault(status=503)
+    answer = api.call("POST", "/sandbox/faults", json=fault)
+    assert code(answer) == (400, "argument_error")
+    assert named in answer.json()["errors"]["message"]
+    assert api.read().status_code == 503, "the present fault stays"
 
 
 @pytest.mark.parametrize(("drop", "tags"), [("before", {}), ("after", {"vip": 1}), ("reset", {})])
@@ -568,69 +476,6 @@ def test_a_dropped_call_gets_no_answer(api: Api, sandbox: Sandbox, drop: str, ta
     assert sandbox.tags(EMPTY) == tags
     (call,) = sandbox.calls()
     assert (call["status"], call["applied"]) == (None, bool(tags))
-
-
-def test_a_drop_is_an_orderly_close_but_a_reset_is_a_reset(
-    server: SandboxServer, sandbox: Sandbox
-) -> None:
-    def ask() -> bytes:
-        with socket.create_connection(("127.0.0.1", server.port), 5) as connection:
-            connection.sendall(f"GET {CORE}/users/x/tags HTTP/1.1\r\nHost: x\r\n\r\n".encode())
-            return connection.recv(1)
-
-    sandbox.set_faults({"drop": "before"})
-    assert ask() == b""
-    sandbox.set_faults({"drop": "reset"})
-    with pytest.raises(ConnectionResetError):
-        ask()
-
-
-@pytest.mark.parametrize(
-    ("fault", "status"),
-    [
-        ({"garbage": True, "redirect": "https://x/", "status": 502}, 502),
-        ({"redirect": "https://x/", "status": 502}, 302),
-        ({"status": 502, "ok_error": True}, 502),
-        ({"ok_error": True, "error_rate": 1}, 200),
-    ],
-)
-def test_of_outcomes_that_exclude_each_other_the_first_applies(
-    api: Api, fault: dict[str, Any], status: int
-) -> None:
-    api.fault(**fault)
-    assert api.read().status_code == status
-    api.fault(**fault, drop="before")
-    with pytest.raises(requests.ConnectionError):
-        api.read()
-
-
-def test_a_drop_rate_of_zero_drops_nothing(api: Api) -> None:
-    api.fault(drop="before", drop_rate=0)
-    assert api.read().status_code == 200
-
-
-def test_garbage_is_a_page_where_json_was_expected(api: Api) -> None:
-    api.fault(garbage=True)
-    answer = api.read()
-    assert (answer.status_code, answer.headers["Content-Type"][:9]) == (200, "text/html")
-    api.fault(garbage=True, status=502)
-    assert api.read().status_code == 502
-
-
-def test_garbage_may_be_json_that_breaks_off(api: Api) -> None:
-    api.fault(garbage="json")
-    answer = api.read()
-    assert (answer.status_code, answer.headers["Content-Type"]) == (200, "application/json")
-    with pytest.raises(requests.JSONDecodeError):
-        answer.json()
-
-
-def test_hang_answers_late_and_applies_no_write(api: Api) -> None:
-    api.fault(hang=0.2)
-    began = time.monotonic()
-    assert code(api.write({"tags": ["vip"]}, EMPTY)) == (500, "internal_server_error")
-    assert time.monotonic() - began >= 0.2
-    assert api.read(EMPTY).json()["tags"] == {}, "a read is only late"
 
 
 def test_hang_after_applies_the_write_and_holds_up_nobody_else(api: Api, sandbox: Sandbox) -> None:
@@ -656,205 +501,56 @@ def test_latency_delays_each_call_but_many_at_once(server: SandboxServer) -> Non
     assert time.monotonic() - began >= 0.2
 
 
-def test_drip_sends_the_body_byte_by_byte(api: Api) -> None:
-    api.fault(drip=0.005)
-    began = time.monotonic()
-    answer = api.read()
-    assert answer.json()["tags"] == {"tag1": 2, "tag2": 5, "tag3": 0}
-    assert time.monotonic() - began >= 0.005 * len(answer.content)
-
-
-def test_a_huge_answer_is_valid_json_of_that_size(api: Api) -> None:
-    api.fault(huge=2_000_000)
-    answer = api.read()
-    assert len(answer.content) == 2_000_000
-    assert answer.json()["tags"] == {"tag1": 2, "tag2": 5, "tag3": 0}
-
-
-def test_a_redirect_points_elsewhere(api: Api) -> None:
-    api.fault(redirect="https://elsewhere.example.com/login")
-    answer = api.read()
-    assert answer.status_code == 302
-    assert answer.headers["Location"] == "https://elsewhere.example.com/login"
-
-
-def test_a_fault_hits_only_the_calls_that_match(api: Api) -> None:
-    api.fault(status=500, match=f"^GET .*{ADA}")
-    assert api.read(ADA).status_code == 500
-    assert api.read(DEMO).status_code == 200
-    assert api.write({"tags": ["vip"]}, ADA).json()["status"] in ("ok", "error")
-
-
-@pytest.mark.parametrize(
-    ("where", "statuses"), [("core", (500, 200)), ("connect", (200, 500)), ("both", (500, 500))]
-)
-def test_a_fault_hits_only_the_side_it_is_for(
-    api: Api, where: str, statuses: tuple[int, int]
-) -> None:
-    api.fault(status=500, where=where)
-    assert (api.read().status_code, api.offers().status_code) == statuses
-
-
-def test_a_fault_with_times_clears_itself(api: Api) -> None:
-    api.fault(status=500, times=2)
-    assert [api.read().status_code for _ in range(4)] == [500, 500, 200, 200]
-    assert api.call("GET", "/sandbox/faults").json()["faults"] == []
-
-
-def test_of_several_faults_the_first_that_matches_wins(api: Api) -> None:
-    first, second = {"status": 429, "times": 1}, {"status": 503, "match": DEMO}
-    api.fault(faults=[first, second])
-    assert [api.read().status_code for _ in range(2)] == [429, 503]
-    assert api.read(ADA).status_code == 200
-
-
-def test_faults_are_shown_with_what_is_left_of_them_and_cleared(api: Api) -> None:
-    api.fault(status=500, times=3)
-    api.read()
-    shown = api.call("GET", "/sandbox/faults").json()
-    assert shown == {"status": "ok", "faults": [{"status": 500, "times": 2}]}
-    assert api.call("DELETE", "/sandbox/faults").json()["faults"] == []
-    assert api.read().status_code == 200
-
-
-def test_faults_never_hit_the_sandboxs_own_routes(api: Api) -> None:
-    api.fault(status=500)
-    assert api.call("GET", "/").status_code == 200
-    assert api.call("GET", "/sandbox/calls").status_code == 200
-
-
-@pytest.mark.parametrize(
-    ("fault", "named"),
-    [
-        ({"latency": 5}, "latency"),
-        ({"latency_ms": -1}, "latency_ms"),
-        ({"latency_ms": [1]}, "latency_ms"),
-        ({"error_rate": 1.5}, "error_rate"),
-        ({"error_rate": True}, "error_rate"),
-        ({"error_rate": 1, "error_status": 200}, "error_status"),
-        ({"status": "500"}, "status"),
-        ({"status": 10**400}, "status"),
-        ({"status": 500, "code": ""}, "code"),
-        ({"status": 429, "retry_after": "soon"}, "retry_after"),
-        ({"status": 429, "retry_after": -1}, "retry_after"),
-        ({"ok_error": 1}, "ok_error"),
-        ({"drop": "maybe"}, "drop"),
-        ({"garbage": "html"}, "garbage"),
-        ({"hang": "5"}, "hang"),
-        ({"huge": 1.5}, "huge"),
-        ({"redirect": "https://x/\r\nSet-Cookie: a"}, "redirect"),
-        ({"match": "("}, "match"),
-        ({"match": 5}, "match"),
-        ({"times": 0}, "times"),
-        ({"where": "elsewhere"}, "where"),
-        ({"faults": {}}, "faults"),
-        ({"faults": [5]}, "faults[0]"),
-        ({"faults": [], "status": 500}, "status"),
-    ],
-)
-def test_a_fault_that_is_not_understood_is_refused_by_name(
-    api: Api, fault: Any, named: str
-) -> None:
-    api.fault(status=503)
-    answer = api.call("POST", "/sandbox/faults", json=fault)
-    assert code(answer) == (400, "argument_error")
-    assert named in answer.json()["errors"]["message"]
-    assert "\n" not in answer.json()["errors"]["message"]
-    assert api.read().status_code == 503, "the present fault stays"
-
-
 # what it received
 
 
-def test_calls_are_listed_in_order_with_what_was_sent_and_answered(api: Api) -> None:
+def test_calls_are_listed_counted_and_filtered(api: Api, clock: Clock) -> None:
     path = f"{CORE}/external/users/{quote(ODD, safe='')}/tags"
     api.call("POST", path, json={"tags": ["vip"]}, auth=api.core)
-    api.call("POST", path, data="{oops", auth=api.core)
-    api.call("GET", "/nowhere")
-    listed = api.call("GET", "/sandbox/calls").json()
-    good, bad, lost = listed["calls"]
+    api.call("POST", path, data="{oops", auth=("sandbox-key", "a-private-secret"))
+    clock.now += 10
+    api.call("GET", f"{CORE}/users/{DEMO}")
+
+    def calls(**filters: Any) -> list[dict[str, Any]]:
+        answer = api.call("GET", "/sandbox/calls", params=filters)
+        assert "a-private-secret" not in answer.text
+        found: list[dict[str, Any]] = answer.json()["calls"]
+        return found
+
+    good, bad, last = calls()
     assert (good["method"], good["path"], good["at"]) == ("POST", path, NOW)
     assert (good["body"], good["status"], good["applied"]) == ({"tags": ["vip"]}, 200, True)
-    assert (bad["body"], bad["status"], bad["applied"]) == ("{oops", 400, False)
-    assert (lost["body"], lost["status"]) == (None, 404)
-    assert listed["count"] == 3
-
-
-def test_calls_tell_whether_the_credential_was_right_and_never_what_it_was(api: Api) -> None:
-    path = f"{CORE}/users/{DEMO}/tags"
-    api.call("GET", path)
-    api.call("GET", path, auth=("sandbox-key", "a-private-secret"))
-    api.read()
-    answer = api.call("GET", "/sandbox/calls")
-    given = [call["authorization"] for call in answer.json()["calls"]]
-    assert given == ["missing", "wrong", "ok"]
-    assert "a-private-secret" not in answer.text
-    assert "Basic" not in answer.text
-
-
-def test_calls_are_counted_by_kind(api: Api) -> None:
-    api.write({"tags": ["vip"]})
-    api.read()
-    api.read()
-    api.offers()
-    api.call("GET", f"{CORE}/users/{DEMO}", auth=api.core)
-    api.call("POST", f"{CORE}/batch/tags", json={}, auth=api.core)
+    assert (bad["body"], bad["status"], bad["applied"]) == ("{oops", 401, False)
+    assert [one["authorization"] for one in (good, bad, last)] == ["ok", "wrong", "missing"]
+    assert calls(method="get") == calls(match=f"GET .*{DEMO}") == calls(since=NOW + 10) == [last]
+    assert calls(limit=1) == [last]
+    assert code(api.call("GET", "/sandbox/calls?match=(")) == (400, "argument_error")
     counts = api.call("GET", "/sandbox/calls").json()["counts"]
-    assert counts == {
-        "tags_write": 1,
-        "tags_read": 2,
-        "profile": 1,
-        "offers": 1,
-        "batch": 1,
-        "trigger": 0,
-    }
-
-
-def test_calls_are_filtered_by_method_expression_and_time(api: Api, clock: Clock) -> None:
-    api.read(DEMO)
-    clock.now += 10
-    api.read(ADA)
-    api.write({"tags": ["vip"]}, EMPTY)
-
-    def count(**filters: Any) -> int:
-        listed: int = api.call("GET", "/sandbox/calls", params=filters).json()["count"]
-        return listed
-
-    assert count(method="get") == 2
-    assert count(match=f"POST .*{EMPTY}") == 1
-    assert count(since=NOW + 10) == 2
-    assert count(method="GET", since=NOW + 10) == 1
-
-
-def test_the_latest_calls_may_be_asked_for_alone(api: Api) -> None:
-    api.read(DEMO)
-    api.read(ADA)
-    listed = api.call("GET", "/sandbox/calls", params={"limit": 1}).json()
-    assert ADA in listed["calls"][0]["path"]
-    assert (len(listed["calls"]), listed["count"]) == (1, 2)
-
-
-@pytest.mark.parametrize("query", ["match=(", "since=today", "limit=few"])
-def test_a_bad_filter_is_refused(api: Api, query: str) -> None:
-    assert code(api.call("GET", f"/sandbox/calls?{query}")) == (400, "argument_error")
-
-
-def test_calls_can_be_cleared(api: Api) -> None:
-    api.read()
+    assert (counts["tags_write"], counts["profile"], counts["offers"]) == (2, 1, 0)
     api.call("DELETE", "/sandbox/calls")
-    listed = api.call("GET", "/sandbox/calls").json()
-    assert (listed["calls"], sum(listed["counts"].values())) == ([], 0)
+    assert calls() == []
 
 
 # customers
 
 
-def test_the_built_in_customers_are_listed(api: Api) -> None:
-    listed = api.call("GET", "/sandbox/customers").json()
-    sizes = {each["external_id"]: each["offers"] for each in listed["customers"]}
-    assert listed["count"] == len(sizes) == 6
-    assert (sizes["braze-demo"], sizes["loyal-1003"], sizes["loyal-1004"]) == (1, 0, 60)
-    assert ODD in sizes
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({}, "user_id"),
+        ({"user_id": "u", "external_id": "loyal-1001"}, ADA),
+        ({"user_id": "u", "name": "x"}, "name"),
+        ({"user_id": "u", "tags": {"a": 0}}, "tags.a"),
+        ({"user_id": "u", "offers": [{"use": "nothing"}]}, "nothing"),
+        ({"user_id": "u", "offers": [{"acquire_date_in_days": 1e11}]}, "acquire_date_in_days"),
+    ],
+)
+def test_a_customer_that_makes_no_sense_is_refused_by_name(
+    api: Api, given: Any, named: str
+) -> None:
+    answer = api.call("POST", "/sandbox/customers", json=given)
+    assert code(answer) == (400, "argument_error")
+    assert named in answer.json()["errors"]["message"]
 
 
 def test_a_customer_can_be_created_and_replaced_while_it_runs(api: Api) -> None:
@@ -867,6 +563,7 @@ def test_a_customer_can_be_created_and_replaced_while_it_runs(api: Api) -> None:
         "available_points": 70,
     }
     assert api.call("POST", "/sandbox/customers", json=given).status_code == 200
+    assert api.call("GET", "/sandbox/customers").json()["count"] == 7
     assert api.read("u-1").json()["tags"] == {"vip": 3, "promo": 0}
     wallet = api.wallet("u-1")
     assert [offer["title"] for offer in wallet["user_offers"]] == ["Mine", "An offer"]
@@ -876,12 +573,6 @@ def test_a_customer_can_be_created_and_replaced_while_it_runs(api: Api) -> None:
     assert api.read("u-1").json()["tags"] == {"plain": 1}
     answer = api.call("GET", f"{CORE}/external/users/e-1", auth=api.core)
     assert answer.status_code == 404, "the old external id is gone with the old customer"
-
-
-def test_a_customer_can_be_removed(api: Api) -> None:
-    assert api.call("DELETE", f"/sandbox/customers/{ADA}").status_code == 200
-    assert api.read(ADA).status_code == 404
-    assert code(api.call("DELETE", f"/sandbox/customers/{ADA}")) == (404, "user_not_found")
 
 
 def test_a_removed_customer_leaves_no_external_id_and_takes_none_of_another(
@@ -904,36 +595,6 @@ def test_a_removed_customer_leaves_no_external_id_and_takes_none_of_another(
     assert found() == set()
 
 
-@pytest.mark.parametrize(
-    ("given", "named"),
-    [
-        ({}, "user_id"),
-        ({"user_id": " "}, "user_id"),
-        ({"user_id": "u", "external_id": 5}, "external_id"),
-        ({"user_id": "u", "external_id": "loyal-1001"}, ADA),
-        ({"user_id": "u", "name": "x"}, "name"),
-        ({"user_id": "u", "total_points": "many"}, "total_points"),
-        ({"user_id": "u", "profile": []}, "profile"),
-        ({"user_id": "u", "tags": 5}, "tags"),
-        ({"user_id": "u", "tags": {"": 1}}, "tags"),
-        ({"user_id": "u", "tags": {"a": 0}}, "tags.a"),
-        ({"user_id": "u", "tags": {"a": {"ttl": -1}}}, "tags.a"),
-        ({"user_id": "u", "offers": {}}, "offers"),
-        ({"user_id": "u", "offers": [{"use": "nothing"}]}, "nothing"),
-        ({"user_id": "u", "offers": [{"copies": 0}]}, "copies"),
-        ({"user_id": "u", "offers": [{"translations": []}]}, "translations"),
-        ({"user_id": "u", "offers": [{"acquire_date_in_days": "1"}]}, "acquire_date_in_days"),
-        ({"user_id": "u", "offers": [{"acquire_date_in_days": 1e11}]}, "acquire_date_in_days"),
-    ],
-)
-def test_a_customer_that_makes_no_sense_is_refused_by_name(
-    api: Api, given: Any, named: str
-) -> None:
-    answer = api.call("POST", "/sandbox/customers", json=given)
-    assert code(answer) == (400, "argument_error")
-    assert named in answer.json()["errors"]["message"]
-
-
 def test_with_any_customer_unknown_identifiers_become_customers(http: requests.Session) -> None:
     with serve(Sandbox(any_customer=True), port=0) as server:
         api = Api(server.url, http)
@@ -950,35 +611,25 @@ def test_with_any_customer_unknown_identifiers_become_customers(http: requests.S
 
 
 @pytest.mark.parametrize(
-    ("seed", "named"),
+    ("text", "named"),
     [
-        ({"people": []}, "people"),
-        ({"customers": {}}, "customers"),
-        ({"customers": [{"user_id": "a"}, {}]}, "customers[1].user_id"),
-        ({"customers": [{"user_id": "a"}, {"user_id": "a"}]}, "user_id is there twice"),
-        ({"customers": [{"user_id": "a", "offers": [{"use": "b"}]}]}, "no offer 'b'"),
-        ({"offers": []}, "offers"),
-        ({"offer_groups": [{"name": "All"}]}, "offer_groups[0]"),
-        ({"any_customer": "yes"}, "any_customer"),
-        ({"new_customer": {"user_id": "a"}}, "new_customer"),
+        ("{", "seed.json"),
+        ("\xff", "seed.json"),
+        ('{"people": []}', "people"),
+        ('{"customers": [{"user_id": "a"}, {}]}', "customers[1].user_id"),
+        ('{"customers": [{"user_id": "a"}, {"user_id": "a"}]}', "user_id is there twice"),
+        ('{"customers": [{"user_id": "a", "offers": [{"use": "b"}]}]}', "no offer 'b'"),
     ],
 )
-def test_a_seed_that_makes_no_sense_is_refused_by_name(seed: Any, named: str) -> None:
-    with pytest.raises(SeedError) as refused:
-        Sandbox(seed=seed)
-    assert named in str(refused.value)
-    assert "\n" not in str(refused.value)
-
-
-@pytest.mark.parametrize("text", [None, "{", "[]", "\xff"])
-def test_a_seed_file_that_cannot_be_read_is_refused_by_its_path(
-    tmp_path: Path, text: str | None
+def test_a_seed_that_makes_no_sense_is_refused_by_name(
+    tmp_path: Path, text: str, named: str
 ) -> None:
     file = tmp_path / "seed.json"
-    if text is not None:
-        file.write_text(text, "latin-1")
-    with pytest.raises(SeedError, match=r"seed\.json"):
-        load_seed(file)
+    file.write_text(text, "latin-1")
+    with pytest.raises(SeedError) as refused:
+        Sandbox(seed=load_seed(file))
+    assert named in str(refused.value)
+    assert "\n" not in str(refused.value)
 
 
 def test_a_seed_file_of_ones_own_takes_the_place_of_the_built_in_one(
@@ -1007,30 +658,6 @@ def test_a_connection_is_kept_and_answers_come_without_delay(
     assert "Resetting dropped connection" not in caplog.text
 
 
-def test_a_kept_connection_survives_refusals_with_a_body_unread(server: SandboxServer) -> None:
-    body = b'{"tags":["vip"]}'
-    head = f"POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
-    with socket.create_connection(("127.0.0.1", server.port), 5) as connection:
-        connection.sendall((head + body) * 2)
-        answers = connection.makefile("rb")
-        statuses = []
-        for _ in range(2):
-            statuses.append(answers.readline())
-            length = 0
-            while line := answers.readline().strip():
-                name, _, value = line.partition(b":")
-                length = int(value) if name == b"Content-Length" else length
-            answers.read(length)
-        answers.close()
-    assert statuses == [b"HTTP/1.1 404 NOT FOUND\r\n"] * 2
-
-
-def test_a_chunked_body_is_understood(api: Api) -> None:
-    chunks = iter([b'{"tags":', b'["vip"]}'])
-    path = f"{CORE}/users/{EMPTY}/tags"
-    assert api.call("POST", path, data=chunks, auth=api.core).json()["tags"] == {"vip": 1}
-
-
 def test_a_stopped_server_refuses_connections_and_can_be_started_again(api: Api) -> None:
     with serve(Sandbox(), port=0) as server:
         url, port = server.url, server.port
@@ -1046,30 +673,6 @@ def test_a_stopped_server_refuses_connections_and_can_be_started_again(api: Api)
             server.start()
             assert (server.url, server.port) == (url, port)
             assert other.read(EMPTY).json()["tags"] == {"vip": 1}, "what it knows it keeps"
-
-
-def test_stopping_cuts_a_call_that_is_under_way(sandbox: Sandbox) -> None:
-    sandbox.set_faults({"hang": 30})
-    with serve(sandbox, port=0) as server, requests.Session() as http:
-        pool = ThreadPoolExecutor(1)
-        waiting = pool.submit(Api(server.url, http).read)
-        wait_until(lambda: bool(sandbox.calls()))
-        server.stop()
-        with pytest.raises(requests.ConnectionError):
-            waiting.result(timeout=5)
-        pool.shutdown()
-
-
-def wait_until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 5
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-def test_a_port_that_is_taken_is_an_error_of_the_operating_system(server: SandboxServer) -> None:
-    with pytest.raises(OSError, match="in use"):
-        serve(Sandbox(), port=server.port)
 
 
 def test_the_sandbox_needs_neither_flask_nor_the_rest_of_the_bridge() -> None:
@@ -1128,18 +731,9 @@ def trigger(api_url: str, body: Any, path: str = "campaigns", **headers: str) ->
     ("body", "says"),
     [
         ({"recipients": [PERSON]}, "Invalid Campaign ID"),
-        ({"campaign_id": "c"}, "recipients"),
         ({"campaign_id": "c", "recipients": [PERSON] * 51}, "50"),
         ({"campaign_id": "c", "recipients": [PERSON], "broadcast": True}, "broadcast"),
-        ({"campaign_id": "c", "recipients": [{**PERSON, "braze_id": "b"}]}, "identifier"),
         ({"campaign_id": "c", "recipients": [{"email": "a@b.c"}]}, "prioritization"),
-        (
-            {
-                "campaign_id": "c",
-                "recipients": [{**PERSON, "trigger_properties": {"x": "y" * 52_000}}],
-            },
-            "50 KB",
-        ),
     ],
     ids=str,
 )

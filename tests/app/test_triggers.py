@@ -136,6 +136,7 @@ def test_a_sender_may_wait_for_braze(make_app: MakeApp, sandbox: SandboxServer) 
     assert dispatched == [sent(sandbox)[0]["dispatch_id"]]
 
 
+@pytest.mark.both_databases
 def test_brazes_own_paths_work_with_host_and_key_changed(
     make_app: MakeApp, sandbox: SandboxServer
 ) -> None:
@@ -169,6 +170,7 @@ def test_without_settings_the_paths_answer_404_and_say_so(make_app: MakeApp) -> 
     assert "BRIDGE_TRIGGER_KEYS" in answer.get_json()["errors"]["message"]
 
 
+@pytest.mark.both_databases
 def test_a_refused_message_is_kept_with_its_reason(make_app: MakeApp) -> None:
     bridge = Bridge(make_app, deliver=False)
     answer = bridge.post({"braze_campaign_id": CAMPAIGN, "user_id": ALICE, "title": "{{offer}}"})
@@ -182,6 +184,7 @@ def test_a_refused_message_is_kept_with_its_reason(make_app: MakeApp) -> None:
     assert bridge.client.get(other, headers=bearer("admin")).get_json()["events"] == []
 
 
+@pytest.mark.both_databases
 def test_the_same_message_is_sent_once(make_app: MakeApp, sandbox: SandboxServer) -> None:
     bridge = Bridge(make_app)
     fields = {"braze_campaign_id": CAMPAIGN, "user_id": ALICE}
@@ -198,6 +201,7 @@ def test_the_same_message_is_sent_once(make_app: MakeApp, sandbox: SandboxServer
     assert len(sent(sandbox)) == 2
 
 
+@pytest.mark.both_databases
 def test_waiting_messages_go_fifty_to_a_call(make_app: MakeApp, sandbox: SandboxServer) -> None:
     quiet = Bridge(make_app, deliver=False)
     for number in range(500):
@@ -211,6 +215,7 @@ def test_waiting_messages_go_fifty_to_a_call(make_app: MakeApp, sandbox: Sandbox
     eventually(lambda: bridge.parts.messages.backlog().queued == 0)
 
 
+@pytest.mark.both_databases
 def test_one_customers_messages_keep_their_order_in_calls_of_their_own(
     make_app: MakeApp, sandbox: SandboxServer
 ) -> None:
@@ -259,6 +264,7 @@ def test_braze_renders_with_what_sessionm_has_just_changed(
     assert seen == [["A new one"]]
 
 
+@pytest.mark.both_databases
 def test_sessionm_may_say_that_a_customer_changed(
     make_app: MakeApp, sandbox: SandboxServer
 ) -> None:
@@ -282,7 +288,6 @@ def test_sessionm_may_say_that_a_customer_changed(
         assert refused.status_code == 422
 
 
-@pytest.mark.one_database
 @pytest.mark.parametrize(
     "fault",
     [{"status": 500}, {"status": 502}, {"status": 429}],
@@ -329,6 +334,7 @@ def test_a_429_that_names_no_reset_holds_up_all_messages(
     [{"status": 504}, {"drop": "after"}, {"garbage": True}, {"huge": 2_000_000}],
     ids=str,
 )
+@pytest.mark.both_databases
 def test_an_unknown_outcome_is_dropped_flagged_and_can_be_replayed(
     make_app: MakeApp, sandbox: SandboxServer, fault: dict[str, Any]
 ) -> None:
@@ -352,7 +358,6 @@ def test_an_unknown_outcome_is_sent_again_where_that_is_set(
     assert len(sent(sandbox)) == 2
 
 
-@pytest.mark.one_database
 @pytest.mark.parametrize("status", [401, 403, 404])
 def test_a_refused_key_pauses_this_direction_alone(
     make_app: MakeApp, sandbox: SandboxServer, status: int
@@ -448,6 +453,7 @@ def test_what_braze_warns_of_stands_at_the_recipients_event(
     ]
 
 
+@pytest.mark.both_databases
 def test_an_old_message_is_not_sent_any_more(make_app: MakeApp, sandbox: SandboxServer) -> None:
     event = Bridge(make_app, deliver=False).send()
     time.sleep(1.1)
@@ -456,6 +462,7 @@ def test_an_old_message_is_not_sent_any_more(make_app: MakeApp, sandbox: Sandbox
     assert triggers(sandbox) == []
 
 
+@pytest.mark.both_databases
 def test_a_loop_ends_after_five_messages(make_app: MakeApp, sandbox: SandboxServer) -> None:
     bridge = Bridge(make_app)
     events = [bridge.send(number=number) for number in range(6)]
@@ -466,6 +473,7 @@ def test_a_loop_ends_after_five_messages(make_app: MakeApp, sandbox: SandboxServ
     assert bridge.ends_as(bridge.send(braze_campaign_id="other"), State.DELIVERED)
 
 
+@pytest.mark.both_databases
 def test_an_external_id_is_translated_by_the_cached_profile(
     make_app: MakeApp, sandbox: SandboxServer
 ) -> None:
@@ -507,6 +515,7 @@ def test_the_users_external_id_is_found_where_braze_knows_that(
     assert sent(sandbox)[0]["recipient"]["external_user_id"] == "e-9"
 
 
+@pytest.mark.both_databases
 def test_a_broadcast_is_sent_once_an_hour_where_the_rules_allow_it(
     make_app: MakeApp, sandbox: SandboxServer, tmp_path: Path
 ) -> None:
@@ -523,6 +532,7 @@ def test_a_broadcast_is_sent_once_an_hour_where_the_rules_allow_it(
     assert bridge.post({**fields, "braze_campaign_id": "other"}).status_code == 422
 
 
+@pytest.mark.both_databases
 def test_erasing_one_recipient_leaves_the_others_theirs(
     make_app: MakeApp, sandbox: SandboxServer
 ) -> None:
@@ -540,6 +550,7 @@ def test_erasing_one_recipient_leaves_the_others_theirs(
     assert names == {"u-ann", "u-eve"}
 
 
+@pytest.mark.both_databases
 def test_an_erasure_keeps_the_messages_of_all_others(make_app: MakeApp, tmp_path: Path) -> None:
     rules = tmp_path / "rules.toml"
     rules.write_text(f'[campaigns."{CAMPAIGN}"]\nbroadcast = true\n')
@@ -583,6 +594,7 @@ def test_an_erasure_keeps_the_messages_of_all_others(make_app: MakeApp, tmp_path
     assert [one for one in after if '"user_id": "42"' in after[one]] == [kept[2]]
 
 
+@pytest.mark.both_databases
 def test_a_message_is_found_by_each_of_its_recipients(make_app: MakeApp) -> None:
     bridge = Bridge(make_app, deliver=False)
     recipients = [{"external_user_id": "u-1"}, {"email": "Anna@Acme.com"}]
@@ -606,6 +618,7 @@ def test_a_message_is_found_by_each_of_its_recipients(make_app: MakeApp) -> None
     assert stored_state(bridge.parts.store, event) is State.QUEUED
 
 
+@pytest.mark.both_databases
 def test_a_message_goes_with_the_last_of_its_recipients(make_app: MakeApp) -> None:
     bridge = Bridge(make_app, deliver=False)
     names = [f"u-{number}" for number in range(6)]
@@ -626,6 +639,7 @@ def test_a_message_goes_with_the_last_of_its_recipients(make_app: MakeApp) -> No
 
 
 @pytest.mark.parametrize("lookup", ["tags", "customer"])
+@pytest.mark.both_databases
 def test_all_external_ids_of_a_customer_outdate_each_other(
     make_app: MakeApp, sandbox: SandboxServer, lookup: str
 ) -> None:
@@ -660,6 +674,7 @@ def test_all_external_ids_of_a_customer_outdate_each_other(
             assert f"vip{number}" in names(**reader)
 
 
+@pytest.mark.both_databases
 def test_an_external_id_that_was_never_looked_up_outdates_the_wallet_of_its_user_id(
     make_app: MakeApp, sandbox: SandboxServer
 ) -> None:
@@ -687,7 +702,6 @@ def test_an_external_id_that_was_never_looked_up_outdates_the_wallet_of_its_user
     assert titles() == ["A newer one"]
 
 
-@pytest.mark.one_database
 @pytest.mark.parametrize(
     "fault", [{"hang": 20}, {"status": 403, "code": "access_denied"}, {"status": 500}], ids=str
 )
@@ -711,6 +725,7 @@ def test_a_profile_that_fails_holds_up_no_write_by_external_id(
     assert (found["status"], found["tags"]["visits"]) == ("ok", 8)
 
 
+@pytest.mark.both_databases
 def test_a_rejected_message_is_read_again_once_a_rule_allows_it(
     make_app: MakeApp, sandbox: SandboxServer, tmp_path: Path
 ) -> None:
@@ -859,6 +874,7 @@ def test_pages_know_the_direction(make_app: MakeApp, sandbox: SandboxServer) -> 
     assert sent(sandbox)[0]["dispatch_id"] in shown
 
 
+@pytest.mark.both_databases
 def test_braze_being_away_holds_up_nothing_else_and_loses_nothing(
     make_app: MakeApp, sandbox: SandboxServer
 ) -> None:

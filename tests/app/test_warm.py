@@ -54,6 +54,7 @@ def warm(sandbox: SandboxServer, tmp_path: Path, database: str) -> Warm:
     return Warm(sandbox, tmp_path, database)
 
 
+@pytest.mark.both_databases
 def test_what_was_warmed_is_a_hit_in_the_running_bridge(warm: Warm, make_app: MakeApp) -> None:
     warm.segment("c1", "c2", "c3")
     status, out, _ = warm.run("--tags")
@@ -140,6 +141,7 @@ def test_the_rate_of_the_settings_is_the_most(warm: Warm) -> None:
     assert "at 10 calls a second" in out
 
 
+@pytest.mark.both_databases
 def test_ended_by_ctrl_c_it_goes_on_where_it_was(warm: Warm) -> None:
     warm.segment(*(f"c{number}" for number in range(60)))
     process = warm.start("--tags", "--rps", "20")
@@ -166,7 +168,6 @@ def test_a_segment_that_takes_longer_than_lookups_stay_fresh_gets_a_warning(warm
     assert "BRIDGE_TAGS_MAX_AGE" in err
 
 
-@pytest.mark.one_database
 def test_a_sessionm_that_is_away_ends_it_with_one_line(warm: Warm) -> None:
     warm.segment(*(f"c{number}" for number in range(40)))
     warm.sandbox.sandbox.set_faults({"status": 503})

@@ -43,6 +43,7 @@ def locked(database: str) -> Iterator[None]:
     engine.dispose()
 
 
+@pytest.mark.both_databases
 def test_an_accepted_webhook_is_in_the_database_when_it_is_answered(
     client: FlaskClient, database: str
 ) -> None:
@@ -99,6 +100,7 @@ def test_all_ways_to_write_a_webhook_mean_the_same(
     assert answer.get_json()["warnings"] == []
 
 
+@pytest.mark.both_databases
 def test_the_same_dispatch_to_the_same_customer_is_a_duplicate(client: FlaskClient) -> None:
     first = post(client, {**GOOD, "dispatch_id": "d1"}).get_json()
     again = post(client, {**GOOD, "dispatch_id": "d1"})
@@ -116,6 +118,7 @@ def test_the_same_dispatch_to_the_same_customer_is_a_duplicate(client: FlaskClie
     ],
     ids=lambda other: next(iter(other)),
 )
+@pytest.mark.both_databases
 def test_a_dispatch_is_no_duplicate_when_something_else_differs(
     client: FlaskClient, other: dict[str, Any]
 ) -> None:
@@ -123,6 +126,7 @@ def test_a_dispatch_is_no_duplicate_when_something_else_differs(
     assert post(client, {**GOOD, "dispatch_id": "d1", **other}).status_code == 202
 
 
+@pytest.mark.both_databases
 def test_an_idempotency_key_wins_over_the_dispatch_id(client: FlaskClient) -> None:
     key = {"Idempotency-Key": "k1"}
     assert post(client, {**GOOD, "dispatch_id": "d1"}, headers=key).status_code == 202
@@ -164,6 +168,7 @@ def test_counters_without_a_dispatch_id_come_with_a_warning(client: FlaskClient)
         (b'{"user_id":"u1","x":"' + b"x" * 262_144 + b'"}', "application/json", 413, "256 KB"),
     ],
 )
+@pytest.mark.both_databases
 def test_what_cannot_be_an_event_is_refused_in_words_and_kept(
     client: FlaskClient, database: str, body: bytes, content_type: str, status: int, words: str
 ) -> None:
@@ -194,6 +199,7 @@ def test_the_rules_decide_what_is_written(make_app: MakeApp, tmp_path: Path) -> 
     assert "winter" in unlisted.get_json()["errors"]["message"]
 
 
+@pytest.mark.both_databases
 def test_a_full_queue_answers_503_and_keeps_nothing(make_app: MakeApp, database: str) -> None:
     client = make_app(BRIDGE_QUEUE_LIMIT="2").test_client()
     answers = [post(client, {**GOOD, "user_id": f"u{i}"}) for i in range(3)]
@@ -202,6 +208,7 @@ def test_a_full_queue_answers_503_and_keeps_nothing(make_app: MakeApp, database:
     assert len(rows(database, "SELECT 1 FROM events")) == 2
 
 
+@pytest.mark.both_databases
 def test_a_store_that_cannot_be_written_answers_503(app: Flask, database: str) -> None:
     client = app.test_client()
     assert post(client, GOOD).status_code == 202

@@ -90,7 +90,7 @@ class Traffic:
                 return
 
 
-@pytest.mark.parametrize("database", ["sqlite", "postgresql"], indirect=True)
+@pytest.mark.both_databases
 def test_kills_at_random_instants_lose_and_double_nothing(
     make_service: MakeService, sandbox: SandboxServer
 ) -> None:

@@ -4,15 +4,14 @@ import os
 import re
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import requests
 
-from tests.commands import run_bridge
-from tests.conftest import ALICE, eventually, free_port
+from tests.commands import Command, run_bridge
+from tests.conftest import ALICE, children_of, eventually, free_port
 
 # Seconds: on a busy machine the demo takes its time.
 PATIENCE = 120
@@ -24,11 +23,16 @@ class DemoProcess:
     def __init__(self, folder: Path, **environment: str) -> None:
         self.port = free_port()
         self._out, self._err = folder / "out", folder / "err"
-        with self._out.open("wb") as out, self._err.open("wb") as err:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "bridge", "demo", "--port", str(self.port)],
-                env={"PATH": "", "PYTHONUNBUFFERED": "1", **environment},
+        with (
+            Path(os.devnull).open("rb") as nothing,
+            self._out.open("wb") as out,
+            self._err.open("wb") as err,
+        ):
+            self.process = Command(
+                *("demo", "--port", str(self.port)),
+                env={"PATH": "", **environment},
                 cwd=folder,
+                stdin=nothing,
                 stdout=out,
                 stderr=err,
             )
@@ -46,8 +50,7 @@ class DemoProcess:
         return self._err.read_text()
 
     def children(self) -> list[int]:
-        pid = self.process.pid
-        return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        return children_of(self.process.pid)
 
     def end(self) -> int:
         self.process.send_signal(signal.SIGINT)

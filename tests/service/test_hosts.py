@@ -272,7 +272,7 @@ def test_a_rolling_restart_under_load_loses_nothing_and_a_pulled_cable_neither(
     sandbox.sandbox.set_faults({"latency_ms": [1, 30]})
     braze = Braze(url)
     with braze.at_work():
-        for host in (*hosts, *hosts):
+        for host in (*hosts, hosts[0]):
             time.sleep(1)
             assert host.stop() == 0
             host.start()

@@ -14,10 +14,10 @@ EVERYTHING = "the-key-to-everything"
 # The same cases in every run; a longer search is a matter of these two.
 SEED = "7"
 CASES = "12"
-MACHINES = [TAGS[name].name for name in ("webhooks", "content", "dropin")]
+MACHINES = "|".join(TAGS[name].name for name in ("webhooks", "content", "dropin"))
 RUNS = (
-    *(("--phases", "coverage,fuzzing", "--include-tag", tag) for tag in MACHINES),
-    ("--phases", "coverage,fuzzing", "--exclude-tag-regex", "|".join(MACHINES)),
+    ("--phases", "coverage,fuzzing", "--include-tag-regex", MACHINES),
+    ("--phases", "coverage,fuzzing", "--exclude-tag-regex", MACHINES),
     ("--phases", "stateful"),
 )
 

@@ -134,16 +134,17 @@ def test_probes_and_health_tell_how_it_is(service: Service) -> None:
 ASGI = ["-k", "uvicorn_worker.UvicornWorker", "app:asgi"]
 
 
-@pytest.mark.parametrize("preload", [[], ["--preload", "--workers", "2"]], ids=["", "preload"])
-@pytest.mark.parametrize("way", [["app:app"], ASGI], ids=["wsgi", "asgi"])
+@pytest.mark.parametrize(
+    "way", [["app:app", "--preload", "--workers", "2"], ASGI], ids=["wsgi, preload", "asgi"]
+)
 def test_gunicorn_serves_the_same_application(
-    sandbox: SandboxServer, tmp_path: Path, way: list[str], preload: list[str]
+    sandbox: SandboxServer, tmp_path: Path, way: list[str]
 ) -> None:
     root = Path(__file__).parents[2]
     port = free_port()
     command = [sys.executable, "-m", "gunicorn", "--chdir", str(root)]
     process = subprocess.Popen(
-        [*command, *way, *preload, "--bind", f"127.0.0.1:{port}", "--log-level", "warning"],
+        [*command, *way, "--bind", f"127.0.0.1:{port}", "--log-level", "warning"],
         env={**environment(sandbox.url, tmp_path), "PATH": ""},
         cwd=tmp_path,
     )
