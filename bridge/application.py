@@ -278,7 +278,7 @@ def build(
         store,
         rules,
         queue_limit=settings.bridge_queue_limit,
-        on_accepted=lambda customer: cache.own_writes_changed(customer.key),
+        on_accepted=cache.own_writes_changed,
         message_rules=MessageRules(settings.braze_external_id, rules.may_broadcast),
         on_stored=wake,
         count=telemetry.count,

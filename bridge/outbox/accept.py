@@ -14,7 +14,6 @@ from bridge.intake.message import (
     MessagePath,
     MessageRules,
     Remainder,
-    Send,
     customers_in_message,
     dedupe_of,
     read_message,
@@ -30,7 +29,7 @@ from bridge.intake.payload import (
     read_event,
     read_partial,
 )
-from bridge.intake.rules import Rules, TagWrite
+from bridge.intake.rules import Rules
 from bridge.outbox.commit import Committer, OnStored
 from bridge.outbox.events import Stored
 from bridge.outbox.model import Direction, NewEvent, State, new_event_id
@@ -92,20 +91,15 @@ class ReceivedRequest(NamedTuple):
 
 
 class Acceptance(NamedTuple):
-    """The result of accepting an event, for the answer.
+    """An accepted event; *earlier* is the id of the stored event that it duplicates, if any."""
 
-    Attributes:
-        id: of the event, or of the stored event that this one duplicates.
-        customer: ``None`` for a message to several recipients, or to one who is not in SessionM.
-    """
+    event: NewEvent
+    earlier: str | None
 
-    id: str
-    customer: Customer | None
-    writes: tuple[TagWrite, ...] = ()
-    sends: tuple[Send, ...] = ()
-    warnings: tuple[str, ...] = ()
-    test: bool = False
-    duplicate: bool = False
+    @property
+    def id(self) -> str:
+        """The id of the stored event."""
+        return self.earlier or self.event.id
 
 
 class Acceptor:
@@ -113,7 +107,7 @@ class Acceptor:
 
     Args:
         queue_limit: queued writes at which nothing more is accepted.
-        on_accepted: called with the customer of each accepted webhook.
+        on_accepted: called with the customer (a key) of each accepted webhook.
         on_stored: as for `Committer`.
         count: called with the name of a counter to increase: ``webhooks_accepted``,
             ``messages_rejected`` and so on.
@@ -127,7 +121,7 @@ class Acceptor:
         *,
         queue_limit: int,
         message_rules: MessageRules = MessageRules(),  # noqa: B008 - it is frozen
-        on_accepted: Callable[[Customer], None] = lambda _customer: None,
+        on_accepted: Callable[[str], None] = lambda _customer: None,
         on_stored: OnStored = lambda _directions: None,
         count: Callable[[str], None] = lambda _name: None,
         now: Callable[[], float] = clock.now,
@@ -178,15 +172,11 @@ class Acceptor:
         return clock.steady() - self._queued_at <= COUNT_CACHED_FOR and self._queued < self._limit
 
     def _receipt(self, new: NewEvent, earlier: str | None) -> Acceptance:
-        customer = Customer.of_sessionm(new.customer)
-        if earlier is not None:
-            self._log("duplicate", new, earlier)
-            warnings = warnings_of(new) if new.dedupe_for else ()
-            return Acceptance(earlier, customer, warnings=warnings, test=new.test, duplicate=True)
-        self._log("accepted", new, new.id)
-        if customer is not None and new.writes:
-            self._on_accepted(customer)
-        return Acceptance(new.id, customer, new.writes, new.sends, warnings_of(new), new.test)
+        acceptance = Acceptance(new, earlier)
+        self._log("duplicate" if earlier else "accepted", new, acceptance.id)
+        if not earlier and new.writes and new.customer:
+            self._on_accepted(new.customer)
+        return acceptance
 
     def read_again(self, stored: Stored) -> NewEvent:
         """Read a rejected event again, by the present rules and with the present time.

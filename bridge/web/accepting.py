@@ -88,7 +88,7 @@ def accept_request(path: IntakePath) -> Response:
         raise
     g.waited = wait > 0
     acceptance = parts.acceptor.accept(received)
-    if wait and not acceptance.duplicate and _is_delivered(parts, acceptance, wait):
+    if wait and not acceptance.earlier and _is_delivered(parts, acceptance, wait):
         body, status = path.delivered_answer(parts, acceptance)
     else:
         body, status = path.accepted(acceptance)

@@ -214,11 +214,7 @@ class Asgi:
             acceptance = await parts.acceptor.accept_async(received)
         except (FieldError, RefusedError):
             return None
-        if (
-            wait
-            and not acceptance.duplicate
-            and await self._deliveries.wait_for(acceptance.id, wait)
-        ):
+        if wait and not acceptance.earlier and await self._deliveries.wait_for(acceptance.id, wait):
             content, status = await self._in_thread(path.delivered_answer, parts, acceptance)
         else:
             content, status = path.accepted(acceptance)

@@ -68,7 +68,7 @@ def write_tags(api_key: str, kind: str, customer_id: str) -> Response:
     parts = parts_of(current_app)
     customer = Customer(_KINDS[kind], customer_id)
     acceptance = parts.acceptor.accept(received_request(customer))
-    tags = parts.lookups.last_tags(acceptance.customer or customer)
+    tags = parts.lookups.last_tags(Customer.of_sessionm(acceptance.event.customer) or customer)
     return jsonify(status="ok", tags=tags, id=acceptance.id)
 
 

@@ -3,9 +3,9 @@
 from flask import Blueprint, Response
 from pydantic_core import to_json
 
-from bridge.customer import DEMO_USER_ID
+from bridge.customer import DEMO_USER_ID, Customer, ids_of_key
 from bridge.intake.payload import FIELDS
-from bridge.outbox.accept import Acceptance
+from bridge.outbox.accept import Acceptance, warnings_of
 from bridge.parts import Parts
 from bridge.web.accepting import WAIT, IntakePath, accept_request
 from bridge.web.auth import scope
@@ -16,21 +16,23 @@ bp = Blueprint("webhooks", __name__)
 
 
 def _accepted(acceptance: Acceptance) -> tuple[bytes, int]:
-    if acceptance.duplicate:
+    event = acceptance.event
+    if acceptance.earlier:
         return to_json({"status": "duplicate", "id": acceptance.id}), 200
     accepted = {
         "status": "accepted",
         "id": acceptance.id,
-        "customer": acceptance.customer.ids if acceptance.customer else {},
-        "writes": [{"tags": write.tags, "ttl": write.ttl} for write in acceptance.writes],
-        "warnings": acceptance.warnings,
-        "test": acceptance.test,
+        "customer": ids_of_key(event.customer),
+        "writes": [{"tags": write.tags, "ttl": write.ttl} for write in event.writes],
+        "warnings": warnings_of(event),
+        "test": event.test,
     }
     return to_json(accepted), 202
 
 
 def _delivered(parts: Parts, acceptance: Acceptance) -> bytes:
-    tags = parts.lookups.last_tags(acceptance.customer) if acceptance.customer else {}
+    customer = Customer.of_sessionm(acceptance.event.customer)
+    tags = parts.lookups.last_tags(customer) if customer else {}
     return to_json({"status": "delivered", "id": acceptance.id, "tags": tags})
 
 
