@@ -14,7 +14,6 @@ from bridge.intake.payload import RefusedError
 from bridge.intake.printed import printed_list
 from bridge.outbox.accept import Acceptance, warnings_of
 from bridge.parts import Parts, parts_of
-from bridge.web.accepting import WAIT, IntakePath, accept_request, received_request
 from bridge.web.auth import BRAZE_OFF, scope
 from bridge.web.body import body_fields
 from bridge.web.errors import error
@@ -26,6 +25,7 @@ from bridge.web.shapes import (
     Ok,
     Triggered,
 )
+from bridge.web.webhooks import WAIT, IntakePath, accept_request, received_request
 
 bp = Blueprint("messages", __name__)
 

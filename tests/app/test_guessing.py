@@ -7,7 +7,7 @@ from werkzeug.test import EnvironBuilder
 
 from bridge.ops.throttle import LONGEST_DELAY
 from bridge.parts import parts_of
-from bridge.web.exchange import Exchange
+from bridge.web.threads import Exchange
 
 WRONG = {"Authorization": "Bearer wrong"}
 
