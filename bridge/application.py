@@ -239,14 +239,7 @@ def build(
     jobs = JobDriver(batches, backlog, sessionm, public_url, outdate=lookups.outdate_tags)
     delivery = Delivery(
         store,
-        TagDestination(
-            sessionm,
-            store,
-            settings.bridge_max_attempts,
-            begin_writes=lookups.begin_writes,
-            end_writes=lookups.end_writes,
-            identify=lookups.identify,
-        ),
+        TagDestination(sessionm, store, settings.bridge_max_attempts, lookups),
         Limits(
             rps=settings.bridge_sessionm_rps,
             concurrency=settings.bridge_delivery_concurrency,
