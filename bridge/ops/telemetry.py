@@ -34,30 +34,23 @@ from bridge.storage.expressions import insert
 
 log = logging.getLogger(__name__)
 
+LOOKUP_OUTCOMES = ("hit", "stale", "miss", "not_found", "unavailable")
+# `bridge.ops.metrics` says what they count.
 COUNTS = (
-    # Webhooks by outcome; failed: answered with 5xx.
     "webhooks_accepted",
     "webhooks_duplicate",
     "webhooks_rejected",
     "webhooks_failed",
-    # Messages of SessionM's for Braze by outcome.
     "messages_accepted",
     "messages_duplicate",
     "messages_rejected",
     "messages_failed",
-    # Lookups by outcome; late: answered after more than 2 s, when Braze no longer waits.
-    "lookups_hit",
-    "lookups_stale",
-    "lookups_miss",
-    "lookups_unavailable",
-    "lookups_not_found",
+    *(f"lookups_{outcome}" for outcome in LOOKUP_OUTCOMES),
     "lookups_late",
-    # Events by final state, and writes that SessionM confirmed.
     "delivered",
     "dead",
     "expired",
     "writes_sent",
-    # Messages by final state, and messages that Braze confirmed.
     "messages_delivered",
     "messages_dead",
     "messages_expired",
@@ -68,9 +61,7 @@ COUNTS = (
     "core_errors",
     "connect_calls",
     "connect_errors",
-    # Expiry dates and balances of SessionM's in an unknown format.
     "values_not_understood",
-    # Answers with a status of `BRAZE_COUNTS`, and all Connected Content calls.
     "braze_webhook_failures",
     "braze_content_failures",
     "braze_content_calls",
@@ -83,11 +74,11 @@ HISTOGRAMS = ("lookup", "webhook", "message", "core", "connect", "braze")
 # *connections* is the share of a process's maximum, 0 to 1.
 GAUGES = ("queued", "oldest_seconds", "dead_writes", "connections")
 
-# Braze counts answers with a status of BRAZE_COUNTS per host in a moving minute. Above BRAZE_LIMIT,
-# Braze stops calling the host for a minute; Connected Content stops only if BRAZE_CONTENT_SHARE
-# (0 to 1) of its calls has failed too (Braze documentation, "unhealthy host detection").
+# Braze counts answers with a status of BRAZE_COUNTS per host in a moving minute. Above
+# `planner.FAILURE_BUDGET`, Braze stops calling the host for a minute; Connected Content stops only
+# if BRAZE_CONTENT_SHARE (0 to 1) of its calls has failed too (Braze documentation, "unhealthy host
+# detection").
 BRAZE_COUNTS = frozenset({408, 429, 502, 503, 504, 529})
-BRAZE_LIMIT = 3000
 BRAZE_CONTENT_SHARE = 0.9
 _MOVING = ("braze_webhook_failures", "braze_content_failures", "braze_content_calls")
 
