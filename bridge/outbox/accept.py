@@ -111,7 +111,6 @@ class Acceptor:
         on_stored: as for `Committer`.
         count: called with the name of a counter to increase: ``webhooks_accepted``,
             ``messages_rejected`` and so on.
-        now: the clock for `NewEvent.received_at`, in seconds since the epoch.
     """
 
     def __init__(
@@ -124,7 +123,6 @@ class Acceptor:
         on_accepted: Callable[[str], None] = lambda _customer: None,
         on_stored: OnStored = lambda _directions: None,
         count: Callable[[str], None] = lambda _name: None,
-        now: Callable[[], float] = clock.now,
     ) -> None:
         self._store = store
         self._committer = Committer(store, on_stored)
@@ -133,7 +131,6 @@ class Acceptor:
         self._limit = queue_limit
         self._on_accepted = on_accepted
         self._count = count
-        self._now = now
         self._queued = 0
         # Time of the last count, by `clock.steady`.
         self._queued_at = -math.inf
@@ -145,7 +142,7 @@ class Acceptor:
             RefusedError: the body is no valid event; it is stored as rejected.
             StoreUnavailableError: it is not stored; the sender must retry.
         """
-        now = self._now()
+        now = clock.now()
         try:
             new = self._read(received, new_event_id(now), now)
         except RefusedError as refusal:
@@ -162,7 +159,7 @@ class Acceptor:
             RefusedError: the body is no valid event; nothing is stored.
             StoreUnavailableError: it is not stored; the sender must retry.
         """
-        now = self._now()
+        now = clock.now()
         new = self._read(received, new_event_id(now), now)
         self._queued += 1
         return self._receipt(new, await self._committer.store_async(new))
@@ -192,7 +189,7 @@ class Acceptor:
             path_customer=Customer.from_key(in_path) if in_path else None,
             message=MessagePath(stored.path) if stored.path else None,
         )
-        return self._read(received, stored.id, self._now())
+        return self._read(received, stored.id, clock.now())
 
     def customers_in(self, stored: Stored) -> tuple[Customer, ...] | None:
         """Return all SessionM customers of an event, also those that another identifier overrides.
@@ -249,7 +246,7 @@ class Acceptor:
         Raises:
             StoreUnavailableError: it is not stored.
         """
-        now = self._now()
+        now = clock.now()
         name = new_event_id(now)
         too_large = len(received.body) > MAX_BODY
         partial = received.read_partial()

@@ -207,11 +207,12 @@ class Delivery:
         self._thread = threading.Thread(target=self.run, name=self._heartbeat_fact, daemon=True)
         self._thread.start()
 
-    def stop(self, timeout: float = 25.0) -> None:
+    def stop(self) -> None:
         """Start no more calls, wait for calls in flight, and end the thread."""
         self.begin_shutdown()
         if self._thread is not None:
-            self._thread.join(timeout)
+            # A server that stops gives its workers 30 s.
+            self._thread.join(25.0)
 
     def begin_shutdown(self) -> None:
         """Start no more calls. For signal handlers: it takes no lock, and returns at once."""
