@@ -239,14 +239,7 @@ def build(
     jobs = JobDriver(batches, backlog, sessionm, public_url, outdate=lookups.outdate_tags)
     delivery = Delivery(
         store,
-        TagDestination(
-            sessionm,
-            store,
-            settings.bridge_max_attempts,
-            begin_writes=lookups.begin_writes,
-            end_writes=lookups.end_writes,
-            identify=lookups.identify,
-        ),
+        TagDestination(sessionm, store, settings.bridge_max_attempts, lookups),
         Limits(
             rps=settings.bridge_sessionm_rps,
             concurrency=settings.bridge_delivery_concurrency,
@@ -278,7 +271,7 @@ def build(
         store,
         rules,
         queue_limit=settings.bridge_queue_limit,
-        on_accepted=lambda customer: cache.own_writes_changed(customer.key),
+        on_accepted=cache.own_writes_changed,
         message_rules=MessageRules(settings.braze_external_id, rules.may_broadcast),
         on_stored=wake,
         count=telemetry.count,

@@ -4,8 +4,11 @@ Braze fills templates by text substitution. A value may therefore be blank, padd
 spaces, a number, the word ``null``, or Liquid that was not rendered.
 """
 
+import csv
+import io
 import math
 import re
+from collections.abc import Iterable, Sequence
 from datetime import UTC, date, datetime
 from typing import NoReturn
 
@@ -95,6 +98,13 @@ def shown(value: str, most: int | None = 60) -> str:
 def spreadsheet_cell(value: str) -> str:
     """Return *value* as a cell that no spreadsheet reads as a formula."""
     return f"'{value}" if value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+
+
+def csv_text(rows: Iterable[Sequence[object]], end: str = "\r\n") -> str:
+    """Return *rows* as lines of CSV; *end* is the end of each line."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator=end).writerows(rows)
+    return text.getvalue()
 
 
 def has_liquid(value: str) -> bool:
@@ -335,12 +345,12 @@ def span(seconds: float) -> str:
 
 
 _EPOCH = date(1970, 1, 1).toordinal()
-_MONTHS = (
-    *("january", "february", "march", "april", "may", "june", "july", "august", "september"),
-    *("october", "november", "december"),
+MONTHS = (
+    *("January", "February", "March", "April", "May", "June", "July"),
+    *("August", "September", "October", "November", "December"),
 )
 # Hours east of UTC, by the names of RFC 822, section 5.1.
-_ZONES = dict.fromkeys(("z", "ut", "utc", "gmt"), 0) | {
+ZONES = dict.fromkeys(("z", "ut", "utc", "gmt"), 0) | {
     name + kind: hours + (kind == "dt")
     for name, hours in (("e", -5), ("c", -6), ("m", -7), ("p", -8))
     for kind in ("st", "dt")
@@ -358,7 +368,7 @@ _INSTANT = re.compile(
       (?: : (?P<second>[0-9]{{2}} (?: [.,][0-9]+ )? ) )?
       (?: \s* (?P<half>[ap])\.?m\.? )?
     )?
-    \s* (?P<zone> {"|".join(_ZONES)} )?
+    \s* (?P<zone> {"|".join(ZONES)} )?
     \s* (?: (?P<sign>[+-]) (?P<zone_h>[0-9]{{2}}) :? (?P<zone_m>[0-9]{{2}})? (?:\s*utc)? )?
     (?: \s* (?: \( .{{1,60}} \) | \[ .{{1,60}} \] ) )?
     """,
@@ -440,7 +450,7 @@ def _from_parts(part: dict[str, str]) -> float | None:
     # 24:00:00 is the end of the day, and a leap second is the next minute's first.
     if minute > 59 or second >= 61 or hour * 3600 + minute * 60 + second > 86400:
         return None
-    offset = 3600 * _ZONES[part["zone"].lower()] if "zone" in part else 0
+    offset = 3600 * ZONES[part["zone"].lower()] if "zone" in part else 0
     if "sign" in part:
         own = 3600 * int(part["zone_h"]) + 60 * int(part.get("zone_m", 0))
         if own > 86400:
@@ -454,7 +464,7 @@ _DATE_PARTS = [(f"{form}y", f"{form}m", f"{form}d") for form in ("", "us_", "rfc
 
 def _month(name: str) -> int:
     """Return the number of a month by its English name or an abbreviation; 0 for no month."""
-    numbers = (n for n, month in enumerate(_MONTHS, 1) if month.startswith(name.lower()))
+    numbers = (n for n, month in enumerate(MONTHS, 1) if month.lower().startswith(name.lower()))
     return next(numbers, 0)
 
 

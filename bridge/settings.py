@@ -175,6 +175,8 @@ Seconds = Annotated[int, BeforeValidator(duration)]
 Number = Annotated[float, BeforeValidator(_number)]
 BaseUrl = Annotated[str, BeforeValidator(_base_url)]
 Keys = Annotated[tuple[Key, ...], BeforeValidator(_keys)]
+# Each scope has its own keys, in the setting ``bridge_{scope}_keys``.
+SCOPES = ("webhook", "content", "trigger", "viewer", "admin")
 
 
 # Proxies and authorities, by the variables that HTTP clients commonly read. A variable may be in

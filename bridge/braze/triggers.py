@@ -22,6 +22,7 @@ from bridge.intake.message import EVENT_PROPERTY, MOST_RECIPIENTS, Send
 from bridge.outbox.destination import (
     CALL_TIMEOUT,
     DeliveryCall,
+    Destination,
     End,
     Gate,
     Planned,
@@ -245,7 +246,7 @@ def judge_unresolved(
     )
 
 
-class TriggerDestination:
+class TriggerDestination(Destination):
     """Braze as a destination of the outbox.
 
     Args:
@@ -281,32 +282,28 @@ class TriggerDestination:
         self._outdate = outdate
         self._translate = translate
 
-    def begin(self, customers: Sequence[str], now: float) -> Sequence[Counter[str]]:
-        """As `Destination.begin`: the deliveries of each customer within `LOOP_SPAN`, by target."""
-        sent = self._store.sent_since(customers, now - LOOP_SPAN)
+    def begin(self, customers: Sequence[str]) -> Sequence[Counter[str]]:
+        """Return the deliveries of each customer within `LOOP_SPAN`, by target."""
+        sent = self._store.sent_since(customers, clock.now() - LOOP_SPAN)
         return [sent[customer] for customer in customers]
 
     def plan(self, planned: Mapping[str, Planned], now: float) -> TriggerCall | Wait | End:
-        """As `Destination.plan`."""
         return self._plan.next_step(planned, now)
 
-    def room(self, in_flight: int) -> int | None:
-        """As `Destination.room`: no call goes out while the hourly limit is used up."""
+    def calls_left(self) -> int | None:
         quota = self._braze.calls_left()
         if quota is not None:
-            return quota.left - in_flight
+            return quota.left
         # The first call shows the limit.
-        return 1 - in_flight if self._braze.has_quota else None
+        return 1 if self._braze.has_quota else None
 
     def forget_limit(self) -> None:
-        """As `Destination.forget_limit`."""
         self._braze.quota = None
 
     def end(self, ended: Sequence[tuple[DeliveryCall, Mapping[str, Any], Reply]]) -> None:
         """Do nothing: lookups were outdated before the call."""
 
     def report(self) -> Mapping[str, Any]:
-        """As `Destination.report`, with the hourly limit."""
         quota = self._braze.calls_left()
         known = quota and {
             "limit": quota.limit,
@@ -316,7 +313,6 @@ class TriggerDestination:
         return {"overdue": self._braze.overdue(), "quota": known}
 
     def send(self, call: TriggerCall, gate: Gate) -> Reply:
-        """As `Destination.send`."""
         started = clock.steady()
         limits = AttemptLimits(self._max_attempts, self._plan.resends, gate.outage, random.random)
 

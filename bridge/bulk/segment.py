@@ -18,6 +18,7 @@ from bridge.customer import CUSTOMER_KINDS, Customer, CustomerKind
 from bridge.fields import (
     MAX_TTL,
     FieldError,
+    csv_text,
     duration,
     identifier,
     is_no_value,
@@ -333,9 +334,7 @@ def sessionm_header(kinds: Sequence[CustomerKind]) -> str:
 
 def sessionm_rows(kinds: Sequence[CustomerKind], rows: Iterable[Row]) -> str:
     """Return *rows* as lines of SessionM's file."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerows(
+    cells = (
         [
             *(row.customer.id if kind == row.customer.kind else "" for kind in kinds),
             row.tag,
@@ -343,7 +342,7 @@ def sessionm_rows(kinds: Sequence[CustomerKind], rows: Iterable[Row]) -> str:
         ]
         for row in rows
     )
-    return text.getvalue()
+    return csv_text(cells, "\n")
 
 
 def customers_in(header: str, lines: str) -> Iterator[Customer]:
@@ -360,9 +359,7 @@ def without(customer: Customer, header: str, lines: str) -> tuple[str, int]:
     index = header.strip().split(",").index(customer.kind)
     rows = csv.reader(io.StringIO(lines, newline=""))
     kept = [cells for cells in rows if cells[index] != customer.id]
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(kept)
-    return text.getvalue(), len(kept)
+    return csv_text(kept, "\n"), len(kept)
 
 
 def lines_of(read: Callable[[int], bytes]) -> Iterator[str]:

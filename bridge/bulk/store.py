@@ -264,10 +264,10 @@ class BatchStore:
 
     # --- driving jobs ---
 
-    def due(self, limit: int = 20) -> list[Job]:
-        """Return jobs in flight that are due, the longest due first."""
+    def due(self) -> list[Job]:
+        """Return at most 20 jobs in flight that are due, the longest due first."""
         return self._chosen(
-            batch_jobs.c.state.in_(IN_FLIGHT), batch_jobs.c.next_at <= clock.now(), limit=limit
+            batch_jobs.c.state.in_(IN_FLIGHT), batch_jobs.c.next_at <= clock.now(), limit=20
         )
 
     def to_submit(self, *, of_backlog: bool, limit: int | None = None) -> list[Job]:

@@ -1,7 +1,5 @@
 """Uploads: turn a file of customers into the files of SessionM's jobs."""
 
-import csv
-import io
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,7 +21,7 @@ from bridge.bulk.segment import (
 )
 from bridge.bulk.store import BatchStore, DiscardedError
 from bridge.customer import CustomerKind
-from bridge.fields import counted
+from bridge.fields import counted, csv_text
 
 log = logging.getLogger(__name__)
 
@@ -314,7 +312,4 @@ class _RefusedList:
 
 def refused_lines(refused: Iterable[Refused]) -> str:
     """Return lines of the list of refused rows, without its header."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([one.line, one.reason] for one in refused)
-    return text.getvalue()
+    return csv_text(((one.line, one.reason) for one in refused), "\n")

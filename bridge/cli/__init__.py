@@ -22,13 +22,13 @@ from bridge.cli.queue import erase, queue
 from bridge.cli.render import render
 from bridge.cli.warm import warm
 from bridge.fields import counted
+from bridge.network.proxy import is_loopback
 from bridge.ops import logs
 from bridge.settings import Settings, unknown_names
 from bridge.storage.database import StoreUnavailableError, UnsuitableDatabaseError
 
 log = logging.getLogger(__name__)
 
-LOOPBACK = {"127.0.0.1", "localhost", "[::1]"}
 # Setting -> the use of its keys.
 KEY_VARIABLES = {
     "BRIDGE_WEBHOOK_KEYS": "Braze sends webhooks",
@@ -80,7 +80,7 @@ def serve(bind: str, workers: int, threads: int) -> None:
     """Run the service under gunicorn."""
     host, port = _read_bind(bind)
     settings = settings_from_environment()
-    if settings.bridge_insecure_no_auth and host not in LOOPBACK:
+    if settings.bridge_insecure_no_auth and not is_loopback(host.strip("[]")):
         raise click.ClickException(
             "BRIDGE_INSECURE_NO_AUTH=1 serves without keys, so it is only for 127.0.0.1: "
             f"set keys, or do not bind to {host}"

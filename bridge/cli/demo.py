@@ -17,14 +17,14 @@ from typing import Any
 import click
 import requests
 
+from bridge.customer import DEMO_USER_ID
 from bridge.fields import counted
 from bridge.liquid.render import render
 from bridge.liquid.snippets import PLACEHOLDER, TEMPLATES
 from bridge.sandbox import Credentials, Sandbox, serve
+from bridge.settings import SCOPES
 
 HOST = "127.0.0.1"
-CUSTOMER = "a3f1c2d4-0b5e-4c6f-8a71-92b3c4d5e601"
-SCOPES = ("webhook", "content", "trigger", "viewer", "admin")
 # The campaign of Braze that a campaign of SessionM names in its advanced settings.
 AWARD_CAMPAIGN = "0d2f6f5e-5a3b-4c1d-9e8f-7a6b5c4d3e2f"
 AWARD = "Free coffee this weekend"
@@ -120,17 +120,17 @@ class Demo:
         click.secho("\nTry it in another terminal:\n", bold=True)
         click.echo(
             f"  curl -H 'Authorization: Bearer {self._keys['content']}' \\\n"
-            f"    '{self._url}/connected-content/offers?user_id={CUSTOMER}&limit=1'\n\n"
+            f"    '{self._url}/connected-content/offers?user_id={DEMO_USER_ID}&limit=1'\n\n"
             f"  curl -H 'Authorization: Bearer {self._keys['webhook']}' "
             "-H 'Content-Type: application/json' \\\n"
-            f'    -d \'{{"braze_campaign_id":"spring-sale","user_id":"{CUSTOMER}"}}\' \\\n'
+            f'    -d \'{{"braze_campaign_id":"spring-sale","user_id":"{DEMO_USER_ID}"}}\' \\\n'
             f"    '{self._url}/webhooks/braze'\n\n"
             "  SessionM fails until you send {} in the same way:\n"
             f"  curl -d '{{\"status\":503}}' {sandbox_url}/sandbox/faults\n\n"
             "  What an operator sees; the settings are in this folder's .env:\n"
             f"  cd {folder} && {shlex.quote(str(bridge))} queue status\n\n"
             "  A message as Braze renders it, in the same folder:\n"
-            f"  {shlex.quote(str(bridge))} render --url {self._url} --user-id {CUSTOMER} \\\n"
+            f"  {shlex.quote(str(bridge))} render --url {self._url} --user-id {DEMO_USER_ID} \\\n"
             f"    {shlex.quote(str(TEMPLATES / 'liquid' / 'best_offer.liquid'))}"
         )
 
@@ -160,7 +160,7 @@ class Demo:
     def _show_award(self, sandbox_url: str, bridge: "_Bridge") -> None:
         click.secho("\nAnd the other way, SessionM to Braze:\n", bold=True)
         bridge.call(
-            "POST", f"{sandbox_url}/sandbox/customers/{CUSTOMER}/offers", json={"title": AWARD}
+            "POST", f"{sandbox_url}/sandbox/customers/{DEMO_USER_ID}/offers", json={"title": AWARD}
         )
         accepted = bridge.call(
             "POST",
@@ -168,7 +168,7 @@ class Demo:
             self._keys["trigger"],
             json={
                 "advanced_settings": f'{{"braze_campaign_id": "{AWARD_CAMPAIGN}",}}',
-                "user_id": CUSTOMER,
+                "user_id": DEMO_USER_ID,
                 "user_offer_id": "award-1",
                 "title": AWARD,
             },
@@ -213,7 +213,7 @@ class Demo:
             f"{self._url}/webhooks/braze",
             self._keys["webhook"],
             json={
-                "user_id": CUSTOMER,
+                "user_id": DEMO_USER_ID,
                 "braze_campaign_id": "summer-sale",
                 "dispatch_id": "send-1",
             },
@@ -227,7 +227,7 @@ class Demo:
                 "GET",
                 f"{self._url}/connected-content/{lookup}",
                 self._keys["content"],
-                params={"user_id": CUSTOMER},
+                params={"user_id": DEMO_USER_ID},
             ).json()
             if answer["status"] == "ok":
                 return answer

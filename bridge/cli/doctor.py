@@ -17,12 +17,12 @@ from bridge.fields import counted
 from bridge.intake.message import BrazeKind
 from bridge.intake.rules import RulesError, read_rules
 from bridge.network.authorities import authorities
-from bridge.network.proxy import Proxy
+from bridge.network.proxy import Proxy, is_loopback
 from bridge.ops.health import clocks_state, delivery_state
 from bridge.ops.incidents import clock_causes
 from bridge.sessionm.answers import Meaning, SessionMError
 from bridge.sessionm.client import SessionM
-from bridge.settings import Settings, SettingsError, load, unknown_names
+from bridge.settings import SCOPES, Settings, SettingsError, load, unknown_names
 from bridge.shared import open_shared
 from bridge.storage.database import (
     NewerSchemaError,
@@ -41,8 +41,6 @@ _BREAKERS = {"SessionM Core": "core", "SessionM Connect": "connect"}
 SHORT = 16
 # Seconds for which Braze waits for a lookup.
 BRAZE_WAITS = 2.0
-SCOPES = ("webhook", "content", "trigger", "viewer", "admin")
-LOCAL = ("http://127.0.0.1", "http://localhost", "http://[::1]")
 
 
 @dataclass(frozen=True)
@@ -96,8 +94,13 @@ def _settings(settings: Settings, environ: Mapping[str, str]) -> Iterator[Findin
     if settings.bridge_insecure_no_auth:
         yield Finding("authentication", True, "OFF", "set keys before anybody else can call")
     for url in (settings.sessionm_core_url, settings.sessionm_connect_url, settings.braze_rest_url):
-        if url and url.startswith("http://") and not url.startswith(LOCAL):
+        if url and _is_unencrypted(url):
             yield Finding("encryption", False, f"{url} is not encrypted", "use https://")
+
+
+def _is_unencrypted(url: str) -> bool:
+    parts = urlsplit(url)
+    return parts.scheme == "http" and not is_loopback(parts.hostname or "")
 
 
 def _unlikely_settings(settings: Settings) -> Iterator[Finding]:
@@ -116,7 +119,7 @@ def _unlikely_settings(settings: Settings) -> Iterator[Finding]:
     if settings.bridge_bulk_threshold and not public:
         result = "BRIDGE_BULK_THRESHOLD does nothing without BRIDGE_PUBLIC_URL"
         yield Finding("bulk", False, result, "set the URL at which SessionM reaches the bridge")
-    if public and public.startswith("http://") and not public.startswith(LOCAL):
+    if public and _is_unencrypted(public):
         result = f"BRIDGE_PUBLIC_URL: {public} is not encrypted"
         yield Finding("bulk", True, result, "it transfers customers' identifiers: use https://")
     if settings.bridge_retention < LEAST_RETENTION:

@@ -11,15 +11,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+from bridge.fields import MONTHS, ZONES
 from bridge.liquid.values import LARGEST_NUMBER, TooLargeError
 
 # Characters. Ruby's limit for text that it parses as a date.
 LONGEST_DATE = 128
 _DAY = 86_400
-_MONTHS = (
-    *("January", "February", "March", "April", "May", "June", "July"),
-    *("August", "September", "October", "November", "December"),
-)
 _DAYS = ("Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday")
 
 
@@ -207,9 +204,9 @@ _NUMBERS: dict[str, Callable[[Time], tuple[int, int, str]]] = {
 _TEXTS: dict[str, Callable[[Time], str]] = {
     "A": lambda t: _DAYS[_weekday(t)],
     "a": lambda t: _DAYS[_weekday(t)][:3],
-    "B": lambda t: _MONTHS[_date(t)[1] - 1],
-    "b": lambda t: _MONTHS[_date(t)[1] - 1][:3],
-    "h": lambda t: _MONTHS[_date(t)[1] - 1][:3],
+    "B": lambda t: MONTHS[_date(t)[1] - 1],
+    "b": lambda t: MONTHS[_date(t)[1] - 1][:3],
+    "h": lambda t: MONTHS[_date(t)[1] - 1][:3],
     "p": lambda t: "AM" if t.second_of_day < _DAY // 2 else "PM",
     "P": lambda t: "am" if t.second_of_day < _DAY // 2 else "pm",
     "Z": lambda t: t.zone,
@@ -347,7 +344,7 @@ def _month(text: str | None) -> str | None:
     """Return the number of a month given by the first letters of its name; else *text*."""
     if text is None or not text.isalpha():
         return text
-    return str([month[:3].lower() for month in _MONTHS].index(text.lower()) + 1)
+    return str([month[:3].lower() for month in MONTHS].index(text.lower()) + 1)
 
 
 def _date_reader(
@@ -478,9 +475,7 @@ def _read_fragment(found: _Found) -> None:
 
 
 _ZONES = {
-    **dict.fromkeys(("utc", "z", "ut", "gmt"), 0),
-    **{name + "st": hours for name, hours in (("e", -5), ("c", -6), ("m", -7), ("p", -8))},
-    **{name + "dt": hours for name, hours in (("e", -4), ("c", -5), ("m", -6), ("p", -7))},
+    **ZONES,
     **{letter: hours + 1 for hours, letter in enumerate("abcdefghiklm")},
     **{letter: -hours - 1 for hours, letter in enumerate("nopqrstuvwxy")},
 }

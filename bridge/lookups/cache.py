@@ -269,14 +269,6 @@ class Cache:
         self._core = ThreadPoolExecutor(FETCHERS, "fetcher-core")
         self._connect = ThreadPoolExecutor(FETCHERS, "fetcher-connect")
 
-    def get(self, key: CacheKey, fetch: Fetch, ages: Ages, until: float) -> Served:
-        """Call `begin` and `answer`.
-
-        Raises:
-            UnavailableError: as `answer`.
-        """
-        return self.answer(self.begin(key, fetch, ages), until)
-
     def begin(self, key: CacheKey, fetch: Fetch, ages: Ages) -> "PendingLookup":
         """Look *key* up, and start a fetch if one is needed.
 

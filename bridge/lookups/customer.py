@@ -225,7 +225,7 @@ class Lookups:
         """Return SessionM's own answer to a read of tags, cached.
 
         Raises:
-            UnavailableError: as `Cache.get`.
+            UnavailableError: as `Cache.answer`.
         """
         with self._in_time(arrived) as until:
             return self._cache.answer(self._begin_tags(customer), until)
@@ -389,15 +389,15 @@ class Lookups:
         """Return SessionM's own answer to *body* of get_user_offers, cached.
 
         Raises:
-            UnavailableError: as `Cache.get`.
+            UnavailableError: as `Cache.answer`.
         """
         # A hash: a body may be longer than a database allows for an indexed text.
         variant = blake2b(json.dumps(body, sort_keys=True).encode(), digest_size=16).hexdigest()
         customer = Customer("user_id", str(body["user_id"]))
         key = CacheKey("offers", customer.key, variant)
-        fetch = self._fetch_offers(body)
+        ages = self._ages(self._freshness.offers)
         with self._in_time(arrived) as until:
-            return self._cache.get(key, fetch, self._ages(self._freshness.offers), until)
+            return self._cache.answer(self._cache.begin(key, self._fetch_offers(body), ages), until)
 
     def _own(self, customer: Customer) -> tuple[OwnWrites, _StampCheck]:
         """Return the bridge's own writes, and their stamp.

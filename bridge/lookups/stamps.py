@@ -9,13 +9,13 @@ they change with every webhook.
 import fcntl
 import mmap
 import os
+import random
 import struct
 from collections.abc import Callable, Collection
 from hashlib import blake2b
 from pathlib import Path
 from typing import Protocol
 
-from bridge import ids
 from bridge.storage.private import open_file
 
 # The kind of the stamps that change whenever the bridge's own writes for a customer change.
@@ -108,8 +108,9 @@ class SharedStamps:
 
     def change(self, kind: str, customers: Collection[str]) -> dict[str, int]:
         for customer in customers:
-            # A random value, not a counter: two processes may change the word at the same time.
-            _WORD.pack_into(self._map, _at(kind, customer), ids.bits(64))
+            # A random value, not a counter: two processes may change the word at the same time. Not
+            # os.urandom: it releases the GIL, for each webhook.
+            _WORD.pack_into(self._map, _at(kind, customer), random.getrandbits(64))
         # Read after all changes: customers may share a word.
         return {customer: self.get(kind, customer) for customer in customers}
 

@@ -9,12 +9,13 @@ from typing import Any
 from bridge import __version__, clock
 from bridge.fields import iso
 from bridge.ops.incidents import Incident, as_json, causes, message_causes
-from bridge.ops.telemetry import BRAZE_CONTENT_SHARE, BRAZE_LIMIT, Period, Telemetry, together
+from bridge.ops.telemetry import BRAZE_CONTENT_SHARE, LOOKUP_OUTCOMES, Period, Telemetry, together
 from bridge.outbox.clocks import HEARTBEAT_FACTS, reported_clocks
 from bridge.outbox.delivery import PAUSE_FACT, is_alive
 from bridge.outbox.model import DeadGroup, Direction, Extent, QueueDepth
 from bridge.outbox.store import Store
 from bridge.parts import Parts
+from bridge.planner import FAILURE_BUDGET
 from bridge.storage.database import StoreUnavailableError
 
 DAY = 86400.0
@@ -349,11 +350,8 @@ def clocks_state(store: Store | None) -> dict[str, Any]:
     }
 
 
-_OUTCOMES = ("hit", "stale", "miss", "not_found", "unavailable")
-
-
 def _lookups(recent: Period) -> dict[str, Any]:
-    outcomes = {name: recent.count(f"lookups_{name}") for name in _OUTCOMES}
+    outcomes = {name: recent.count(f"lookups_{name}") for name in LOOKUP_OUTCOMES}
     lookups, late = sum(outcomes.values()), recent.count("lookups_late")
     served = outcomes["hit"] + outcomes["stale"]
     return {
@@ -395,6 +393,6 @@ def _braze_budget(telemetry: Telemetry) -> dict[str, Any]:
         "webhook_failures_last_minute": minute.count("braze_webhook_failures"),
         "content_failures_last_minute": minute.count("braze_content_failures"),
         "content_calls_last_minute": minute.count("braze_content_calls"),
-        "limit": BRAZE_LIMIT,
+        "limit": FAILURE_BUDGET,
         "content_share_limit": BRAZE_CONTENT_SHARE,
     }

@@ -21,7 +21,7 @@ from prometheus_client.registry import Collector
 
 from bridge.ops.health import report
 from bridge.ops.incidents import CODES
-from bridge.ops.telemetry import BOUNDS, Period
+from bridge.ops.telemetry import BOUNDS, LOOKUP_OUTCOMES, Period
 from bridge.parts import Parts
 from bridge.storage.database import StoreUnavailableError
 
@@ -40,7 +40,7 @@ _COUNTERS: dict[str, tuple[str, str, dict[str, str]]] = {
     "bridge_lookups": (
         "Lookups by outcome.",
         "outcome",
-        {o: f"lookups_{o}" for o in ("hit", "stale", "miss", "not_found", "unavailable")},
+        {o: f"lookups_{o}" for o in LOOKUP_OUTCOMES},
     ),
     "bridge_lookups_late": (
         "Lookups answered after more than Braze's 2 seconds.",

@@ -34,30 +34,23 @@ from bridge.storage.expressions import insert
 
 log = logging.getLogger(__name__)
 
+LOOKUP_OUTCOMES = ("hit", "stale", "miss", "not_found", "unavailable")
+# `bridge.ops.metrics` says what they count.
 COUNTS = (
-    # Webhooks by outcome; failed: answered with 5xx.
     "webhooks_accepted",
     "webhooks_duplicate",
     "webhooks_rejected",
     "webhooks_failed",
-    # Messages of SessionM's for Braze by outcome.
     "messages_accepted",
     "messages_duplicate",
     "messages_rejected",
     "messages_failed",
-    # Lookups by outcome; late: answered after more than 2 s, when Braze no longer waits.
-    "lookups_hit",
-    "lookups_stale",
-    "lookups_miss",
-    "lookups_unavailable",
-    "lookups_not_found",
+    *(f"lookups_{outcome}" for outcome in LOOKUP_OUTCOMES),
     "lookups_late",
-    # Events by final state, and writes that SessionM confirmed.
     "delivered",
     "dead",
     "expired",
     "writes_sent",
-    # Messages by final state, and messages that Braze confirmed.
     "messages_delivered",
     "messages_dead",
     "messages_expired",
@@ -68,9 +61,7 @@ COUNTS = (
     "core_errors",
     "connect_calls",
     "connect_errors",
-    # Expiry dates and balances of SessionM's in an unknown format.
     "values_not_understood",
-    # Answers with a status of `BRAZE_COUNTS`, and all Connected Content calls.
     "braze_webhook_failures",
     "braze_content_failures",
     "braze_content_calls",
@@ -83,11 +74,11 @@ HISTOGRAMS = ("lookup", "webhook", "message", "core", "connect", "braze")
 # *connections* is the share of a process's maximum, 0 to 1.
 GAUGES = ("queued", "oldest_seconds", "dead_writes", "connections")
 
-# Braze counts answers with a status of BRAZE_COUNTS per host in a moving minute. Above BRAZE_LIMIT,
-# Braze stops calling the host for a minute; Connected Content stops only if BRAZE_CONTENT_SHARE
-# (0 to 1) of its calls has failed too (Braze documentation, "unhealthy host detection").
+# Braze counts answers with a status of BRAZE_COUNTS per host in a moving minute. Above
+# `planner.FAILURE_BUDGET`, Braze stops calling the host for a minute; Connected Content stops only
+# if BRAZE_CONTENT_SHARE (0 to 1) of its calls has failed too (Braze documentation, "unhealthy host
+# detection").
 BRAZE_COUNTS = frozenset({408, 429, 502, 503, 504, 529})
-BRAZE_LIMIT = 3000
 BRAZE_CONTENT_SHARE = 0.9
 _MOVING = ("braze_webhook_failures", "braze_content_failures", "braze_content_calls")
 
@@ -221,19 +212,10 @@ class Telemetry:
 
     Args:
         database: the store of the figures, with connections of its own.
-        now: returns seconds since the epoch.
-        steady: returns monotonic seconds.
     """
 
-    def __init__(
-        self,
-        database: Database,
-        now: Callable[[], float] = clock.now,
-        steady: Callable[[], float] = clock.steady,
-    ) -> None:
+    def __init__(self, database: Database) -> None:
         self._database = database
-        self._now = now
-        self._steady = steady
         self._counting = threading.Lock()
         self._share: defaultdict[str, float] = defaultdict(float)
         self._errors: dict[str, LastError] = {}
@@ -247,7 +229,7 @@ class Telemetry:
         self._ending = threading.Event()
         self._warned = False
         self._logged_forms: set[str] = set()
-        # When the table could not be written or read, by *steady*.
+        # When the table could not be written or read, by `clock.steady`.
         self._write_failed_at = self._read_failed_at = -math.inf
         self._cleaned = 0
         self._past = {span: _Past(span, self._read_rows) for span in (_MINUTE, _QUARTER)}
@@ -304,7 +286,7 @@ class Telemetry:
     def keep_error(self, system: str, text: str) -> None:
         """Keep *text*, without any customer's name, as the last error of *system*."""
         with self._counting:
-            self._errors[system] = LastError(self._now(), text)
+            self._errors[system] = LastError(clock.now(), text)
 
     def count_unreadable(self, form: str) -> None:
         """Count a value of SessionM's in an unknown format; log each format once.
@@ -313,7 +295,7 @@ class Telemetry:
             form: the format of the value without its content.
         """
         with self._counting:
-            self._errors["offers"] = LastError(self._now(), form)
+            self._errors["offers"] = LastError(clock.now(), form)
             is_new = form not in self._logged_forms and len(self._logged_forms) < MOST_LOGGED_FORMS
             if is_new:
                 self._logged_forms.add(form)
@@ -328,7 +310,7 @@ class Telemetry:
             since: seconds since the epoch.
         """
         self._catch_up()
-        present = int(self._now() // 60)
+        present = int(clock.now() // 60)
         first = max(int(since // 60), present - _KEPT[_MINUTE])
         rows = self._past[_MINUTE].since(first, present)
         pending = Period(present * 60.0, self._pending())
@@ -341,7 +323,7 @@ class Telemetry:
         Args:
             since: seconds since the epoch.
         """
-        present = int(self._now() // QUARTER)
+        present = int(clock.now() // QUARTER)
         first = max(int(since // QUARTER), present - _KEPT[_QUARTER])
         rows = dict(self._past[_QUARTER].since(first, present))
         # The latest quarters are not rolled up yet.
@@ -355,7 +337,7 @@ class Telemetry:
     def moving_minute(self) -> Period:
         """Return the figures that Braze counts, for the last 60 seconds."""
         self._catch_up()
-        now = self._now()
+        now = clock.now()
         chosen = sa.select(figures.c.figures).where(
             # Without later rows, from before the clock was set back.
             figures.c.span == _SECOND,
@@ -436,7 +418,7 @@ class Telemetry:
         try:
             self._write(share, errors)
         except (StoreUnavailableError, NewerSchemaError) as error:
-            self._write_failed_at = self._steady()
+            self._write_failed_at = clock.steady()
             with self._counting:
                 self._share = defaultdict(float, _summed([share, self._share]))
                 self._errors = {**errors, **self._errors}
@@ -447,17 +429,17 @@ class Telemetry:
             self._warned = False
 
     def _is_away(self) -> bool:
-        return self._steady() - self._write_failed_at < AGAIN
+        return clock.steady() - self._write_failed_at < AGAIN
 
     @contextmanager
     def _reading(self) -> Iterator[sa.Connection]:
-        if self._steady() - self._read_failed_at < AGAIN:
+        if clock.steady() - self._read_failed_at < AGAIN:
             raise StoreUnavailableError("it was unavailable a moment ago")
         try:
             with self._database.read() as connection:
                 yield connection
         except StoreUnavailableError:
-            self._read_failed_at = self._steady()
+            self._read_failed_at = clock.steady()
             raise
 
     def close(self) -> None:
@@ -485,7 +467,7 @@ class Telemetry:
                 self.flush()
 
     def _write(self, share: Mapping[str, float], errors: Mapping[str, LastError]) -> None:
-        now = self._now()
+        now = clock.now()
         shares = {(_TOTAL, 0): share, (_MINUTE, int(now // 60)): share}
         if moving := {name: share[name] for name in _MOVING if name in share}:
             shares[_SECOND, int(now)] = moving

@@ -32,21 +32,15 @@ class Throttle:
     """The failures to authenticate in this process. Safe for use by many threads."""
 
     def __init__(self, timer: Callable[[], float] = time.monotonic) -> None:
-        self.count = 0
         self._lock = threading.Lock()
         self._tries: TTLCache[str, int] = TTLCache(ADDRESSES, MEMORY, timer)
         self._unlogged: TTLCache[str, int] = TTLCache(ADDRESSES, MEMORY, timer)
         self._logged: TTLCache[str, None] = TTLCache(MOST_LOGGED, LOG_EVERY, timer)
 
-    def __len__(self) -> int:
-        """Return the number of remembered addresses."""
-        return max(len(self._tries), len(self._unlogged))
-
     def failed(self, address: str) -> float:
         """Count a failure; return the seconds by which to delay its answer."""
         source = source_of(address)
         with self._lock:
-            self.count += 1
             tries = self._tries[source] = self._tries.get(source, 0) + 1
             unlogged = self._unlogged[source] = self._unlogged.get(source, 0) + 1
             logs = source not in self._logged and len(self._logged) < MOST_LOGGED

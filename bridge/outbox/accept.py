@@ -14,7 +14,6 @@ from bridge.intake.message import (
     MessagePath,
     MessageRules,
     Remainder,
-    Send,
     customers_in_message,
     dedupe_of,
     read_message,
@@ -30,7 +29,7 @@ from bridge.intake.payload import (
     read_event,
     read_partial,
 )
-from bridge.intake.rules import Rules, TagWrite
+from bridge.intake.rules import Rules
 from bridge.outbox.commit import Committer, OnStored
 from bridge.outbox.events import Stored
 from bridge.outbox.model import Direction, NewEvent, State, new_event_id
@@ -92,20 +91,15 @@ class ReceivedRequest(NamedTuple):
 
 
 class Acceptance(NamedTuple):
-    """The result of accepting an event, for the answer.
+    """An accepted event; *earlier* is the id of the stored event that it duplicates, if any."""
 
-    Attributes:
-        id: of the event, or of the stored event that this one duplicates.
-        customer: ``None`` for a message to several recipients, or to one who is not in SessionM.
-    """
+    event: NewEvent
+    earlier: str | None
 
-    id: str
-    customer: Customer | None
-    writes: tuple[TagWrite, ...] = ()
-    sends: tuple[Send, ...] = ()
-    warnings: tuple[str, ...] = ()
-    test: bool = False
-    duplicate: bool = False
+    @property
+    def id(self) -> str:
+        """The id of the stored event."""
+        return self.earlier or self.event.id
 
 
 class Acceptor:
@@ -113,11 +107,10 @@ class Acceptor:
 
     Args:
         queue_limit: queued writes at which nothing more is accepted.
-        on_accepted: called with the customer of each accepted webhook.
+        on_accepted: called with the customer (a key) of each accepted webhook.
         on_stored: as for `Committer`.
         count: called with the name of a counter to increase: ``webhooks_accepted``,
             ``messages_rejected`` and so on.
-        now: the clock for `NewEvent.received_at`, in seconds since the epoch.
     """
 
     def __init__(
@@ -127,10 +120,9 @@ class Acceptor:
         *,
         queue_limit: int,
         message_rules: MessageRules = MessageRules(),  # noqa: B008 - it is frozen
-        on_accepted: Callable[[Customer], None] = lambda _customer: None,
+        on_accepted: Callable[[str], None] = lambda _customer: None,
         on_stored: OnStored = lambda _directions: None,
         count: Callable[[str], None] = lambda _name: None,
-        now: Callable[[], float] = clock.now,
     ) -> None:
         self._store = store
         self._committer = Committer(store, on_stored)
@@ -139,7 +131,6 @@ class Acceptor:
         self._limit = queue_limit
         self._on_accepted = on_accepted
         self._count = count
-        self._now = now
         self._queued = 0
         # Time of the last count, by `clock.steady`.
         self._queued_at = -math.inf
@@ -151,7 +142,7 @@ class Acceptor:
             RefusedError: the body is no valid event; it is stored as rejected.
             StoreUnavailableError: it is not stored; the sender must retry.
         """
-        now = self._now()
+        now = clock.now()
         try:
             new = self._read(received, new_event_id(now), now)
         except RefusedError as refusal:
@@ -168,7 +159,7 @@ class Acceptor:
             RefusedError: the body is no valid event; nothing is stored.
             StoreUnavailableError: it is not stored; the sender must retry.
         """
-        now = self._now()
+        now = clock.now()
         new = self._read(received, new_event_id(now), now)
         self._queued += 1
         return self._receipt(new, await self._committer.store_async(new))
@@ -178,15 +169,11 @@ class Acceptor:
         return clock.steady() - self._queued_at <= COUNT_CACHED_FOR and self._queued < self._limit
 
     def _receipt(self, new: NewEvent, earlier: str | None) -> Acceptance:
-        customer = Customer.of_sessionm(new.customer)
-        if earlier is not None:
-            self._log("duplicate", new, earlier)
-            warnings = warnings_of(new) if new.dedupe_for else ()
-            return Acceptance(earlier, customer, warnings=warnings, test=new.test, duplicate=True)
-        self._log("accepted", new, new.id)
-        if customer is not None and new.writes:
-            self._on_accepted(customer)
-        return Acceptance(new.id, customer, new.writes, new.sends, warnings_of(new), new.test)
+        acceptance = Acceptance(new, earlier)
+        self._log("duplicate" if earlier else "accepted", new, acceptance.id)
+        if not earlier and new.writes and new.customer:
+            self._on_accepted(new.customer)
+        return acceptance
 
     def read_again(self, stored: Stored) -> NewEvent:
         """Read a rejected event again, by the present rules and with the present time.
@@ -202,7 +189,7 @@ class Acceptor:
             path_customer=Customer.from_key(in_path) if in_path else None,
             message=MessagePath(stored.path) if stored.path else None,
         )
-        return self._read(received, stored.id, self._now())
+        return self._read(received, stored.id, clock.now())
 
     def customers_in(self, stored: Stored) -> tuple[Customer, ...] | None:
         """Return all SessionM customers of an event, also those that another identifier overrides.
@@ -259,7 +246,7 @@ class Acceptor:
         Raises:
             StoreUnavailableError: it is not stored.
         """
-        now = self._now()
+        now = clock.now()
         name = new_event_id(now)
         too_large = len(received.body) > MAX_BODY
         partial = received.read_partial()

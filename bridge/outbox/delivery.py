@@ -207,11 +207,12 @@ class Delivery:
         self._thread = threading.Thread(target=self.run, name=self._heartbeat_fact, daemon=True)
         self._thread.start()
 
-    def stop(self, timeout: float = 25.0) -> None:
+    def stop(self) -> None:
         """Start no more calls, wait for calls in flight, and end the thread."""
         self.begin_shutdown()
         if self._thread is not None:
-            self._thread.join(timeout)
+            # A server that stops gives its workers 30 s.
+            self._thread.join(25.0)
 
     def begin_shutdown(self) -> None:
         """Start no more calls. For signal handlers: it takes no lock, and returns at once."""
@@ -349,7 +350,7 @@ class Delivery:
         customers = list(queues)[:most]
         if not customers:
             return
-        marks = self._destination.begin(customers, now)
+        marks = self._destination.begin(customers)
         self._planned = {
             customer: Planned(queues[customer], mark)
             for customer, mark in zip(customers, marks, strict=True)
@@ -372,9 +373,9 @@ class Delivery:
         is_closed = self._breaker.mode is Mode.CLOSED
         in_flight = len(running) if is_closed else len(self._in_flight)
         room = self._breaker.room(clock.steady(), concurrency, in_flight)
-        most = self._destination.room(in_flight)
-        if most is not None:
-            room = min(room, most)
+        calls_left = self._destination.calls_left()
+        if calls_left is not None:
+            room = min(room, calls_left - in_flight)
         # A long round, as with a database far away, may start the calls of several rounds.
         rounds = max(1, int((clock.steady() - self._room_at) / BATCH_WINDOW))
         self._room_at = clock.steady()

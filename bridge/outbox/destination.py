@@ -106,7 +106,7 @@ class Gate:
 
 
 class Destination(Protocol):
-    """A system that writes go to.
+    """A system that writes go to; the base class of each.
 
     Attributes:
         name: for logs and pages.
@@ -116,7 +116,7 @@ class Destination(Protocol):
     name: str
     width: int
 
-    def begin(self, customers: Sequence[str], now: float) -> Sequence[Any]:
+    def begin(self, customers: Sequence[str]) -> Sequence[Any]:
         """Return a mark for each of *customers* (keys): data for `plan` and `end`."""
 
     def plan(self, planned: Mapping[str, Planned], now: float) -> DeliveryCall | Wait | End:
@@ -141,11 +141,16 @@ class Destination(Protocol):
             ended: each call with its marks (by customer) and its outcome.
         """
 
-    def room(self, in_flight: int) -> int | None:
-        """Return how many more calls may start with *in_flight* calls; ``None``: no limit."""
+    def calls_left(self) -> int | None:
+        """Return how many calls the destination still accepts; ``None``: it sets no limit.
+
+        Calls in flight count among them.
+        """
+        return None
 
     def forget_limit(self) -> None:
-        """Let `room` allow one call, whose answer shows the limit again."""
+        """Let `calls_left` return 1: the answer to that call shows the limit again."""
+        return
 
     def report(self) -> Mapping[str, Any]:
         """Return fields of the heartbeat: ``overdue`` (calls after their deadline) and others."""

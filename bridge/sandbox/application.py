@@ -40,10 +40,8 @@ class Sandbox:
         *,
         seed: Mapping[str, Any] | None = None,
         clock: Callable[[], float] = clock.wall,
-        any_customer: bool = False,
-        credentials: Credentials | None = None,
     ) -> None:
-        self.credentials = credentials or Credentials()
+        self.credentials = Credentials()
         self._clock = clock
         self._log = CallLog()
         self.counts = self._log.counts
@@ -54,8 +52,7 @@ class Sandbox:
             given = check(Seed, dict(load_seed() if seed is None else seed))
             self._catalogue = Catalogue(given, clock())
             newcomer = self._catalogue.like(given.new_customer, "new")
-            anybody = any_customer or given.any_customer
-            self._customers = Customers(clock, newcomer if anybody else None)
+            self._customers = Customers(clock, newcomer if given.any_customer else None)
             for customer in given.customers:
                 self._customers.put(self._catalogue.customer(customer))
             if len(self._customers) < len(given.customers):

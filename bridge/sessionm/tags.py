@@ -9,9 +9,9 @@ import random
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from bridge import clock
 from bridge.calls import Meaning
@@ -19,6 +19,7 @@ from bridge.customer import Customer
 from bridge.outbox.destination import (
     CALL_TIMEOUT,
     DeliveryCall,
+    Destination,
     End,
     Gate,
     Planned,
@@ -44,11 +45,6 @@ COUNT_DELAY = 5.0
 # Seconds. If the end of an intent is further ahead, the clock was set back: do not wait for it.
 LONGEST_INTENT = 30.0
 
-
-# `BeginWrites` returns a mark for each customer. `EndWrites` gets these marks with SessionM's
-# answers.
-BeginWrites = Callable[[Sequence[Customer]], Sequence[Any]]
-EndWrites = Callable[[Sequence[tuple[Any, Mapping[str, Any]]]], None]
 
 _TTL_ENDED = "its TTL ended before the write could be sent"
 
@@ -137,18 +133,34 @@ def _call(chosen: Sequence[QueuedWrite], now: float) -> TagCall:
     return TagCall(tuple(chosen), tags, max(1, math.floor(newest.expires_at - now)))
 
 
-class TagDestination:
+class TagLookups(Protocol):
+    """The lookups of tags, which must return no older tags after a write."""
+
+    def begin_writes(self, customers: Sequence[Customer]) -> Sequence[Any]:
+        """Return a mark for each of *customers* before their writes."""
+
+    def identify(self, customers: Sequence[Customer]) -> None:
+        """Find the other identifiers of *customers*; this may take the time of a lookup."""
+
+    def end_writes(self, ended: Sequence[tuple[Any, Mapping[str, Any]]]) -> None:
+        """Make older tags outdated before the results are recorded.
+
+        Args:
+            ended: marks of `begin_writes` with SessionM's answers.
+
+        Raises:
+            StoreUnavailableError: other processes cannot be notified.
+        """
+
+
+class TagDestination(Destination):
     """SessionM's tags as a destination of the outbox.
 
     Args:
         sessionm: the client.
         store: the queue.
         max_attempts: attempts after which a write is dead.
-        begin_writes: called with the customers before their writes.
-        end_writes: called with SessionM's answers before the results are recorded, so that no
-            lookup returns older tags afterwards.
-        identify: called in the thread of a call whose outcome is known, to find the other
-            identifiers of its customer before *end_writes*.
+        lookups: lookups of the same tags.
     """
 
     name = "SessionM"
@@ -159,38 +171,23 @@ class TagDestination:
         sessionm: SessionM,
         store: Store,
         max_attempts: int,
-        begin_writes: BeginWrites = lambda customers: customers,
-        end_writes: EndWrites = lambda _ended: None,
-        identify: Callable[[Sequence[Customer]], None] = lambda _customers: None,
+        lookups: TagLookups,
     ) -> None:
         self._sessionm = sessionm
         self._store = store
         self._max_tries = max_attempts
-        self._begin_writes = begin_writes
-        self._end_writes = end_writes
-        self._identify = identify
+        self._lookups = lookups
 
-    def begin(self, customers: Sequence[str], now: float) -> Sequence[Any]:  # noqa: ARG002
-        """As `Destination.begin`."""
-        return self._begin_writes([Customer.from_key(customer) for customer in customers])
+    def begin(self, customers: Sequence[str]) -> Sequence[Any]:
+        return self._lookups.begin_writes([Customer.from_key(customer) for customer in customers])
 
     def plan(self, planned: Mapping[str, Planned], now: float) -> TagCall | Wait | End:
-        """As `Destination.plan`."""
         return next_step(next(iter(planned.values())).queue, now)
 
-    def room(self, in_flight: int) -> int | None:  # noqa: ARG002
-        """As `Destination.room`: SessionM has no limit of its own."""
-        return None
-
-    def forget_limit(self) -> None:
-        """As `Destination.forget_limit`."""
-
     def report(self) -> Mapping[str, Any]:
-        """As `Destination.report`."""
         return {"overdue": self._sessionm.overdue()}
 
     def send(self, call: TagCall, gate: Gate) -> Reply:
-        """As `Destination.send`."""
         started = clock.steady()
         seqs = [write.seq for write in call.writes]
         intent: Mapping[str, Any] | None = call.writes[0].intent
@@ -219,7 +216,7 @@ class TagDestination:
 
     def _answered(self, call: TagCall, result: CallResult, answer: Mapping[str, Any]) -> Reply:
         # Here, since `end` runs in the thread of the delivery loop and must not wait for SessionM.
-        self._identify([Customer.from_key(call.customer)])
+        self._lookups.identify([Customer.from_key(call.customer)])
         return Reply((result,), called=True, answer=answer)
 
     def _counts(self, call: TagCall) -> tuple[Mapping[str, Any], dict[str, int]]:
@@ -279,7 +276,7 @@ class TagDestination:
         )
 
     def end(self, ended: Sequence[tuple[DeliveryCall, Mapping[str, Any], Reply]]) -> None:
-        """As `Destination.end`: no lookup returns tags older than these answers from now on."""
+        """From now on, no lookup returns tags that are older than these answers."""
         answered = [
             (call, marks[call.customers[0]], reply.answer)
             for call, marks, reply in ended
@@ -295,7 +292,7 @@ class TagDestination:
             if any(write.seq in existing for write in call.writes)
         ]
         if current:
-            self._end_writes(current)
+            self._lookups.end_writes(current)
 
 
 def _intent(counts: Mapping[str, int]) -> dict[str, Any]:

@@ -30,9 +30,9 @@ from bridge.storage.database import (
     UnsuitableDatabaseError,
     time_left,
 )
-from bridge.storage.pipeline import RawStatement, defer, discard_deferred, has_deferred, send
 from bridge.storage.server import DatabaseServer, NoTimeLeftError, TimedConnection, no_answer
 from bridge.storage.session import LEASE, LOCKS, SERVER_TIME, Session
+from bridge.storage.statements import RawStatement, defer, discard_deferred, has_deferred, send
 
 # Connections of a pool. A process has two pools and one session.
 POOL_SIZE = 5

@@ -1,25 +1,65 @@
 """Statements that are executed often: compiled once, and passed to the driver directly.
 
 On SQLite, SQLAlchemy's own work for a statement takes longer than SQLite's, and another thread may
-take the GIL meanwhile. On PostgreSQL the round trip counts, see `bridge.storage.pipeline`. All
-other statements go through SQLAlchemy.
+take the GIL meanwhile. All other statements go through SQLAlchemy.
+
+On PostgreSQL the round trips count: a statement without a result to read is deferred, and sent with
+the next one that has a result, or with the commit (psycopg's pipeline mode).
 """
 
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
 from bridge.storage.expressions import ListOf
-from bridge.storage.pipeline import RawStatement, defer, send
 
 Values = Mapping[str, Any]
 
 # Rows of one insert. SQLite allows 32,766 values in a statement, and caches one statement per
 # number of rows.
 _MOST_ROWS = 64
+# Key of `Connection.info` for the deferred statements.
+_DEFERRED = "bridge.deferred"
+
+
+class RawStatement(NamedTuple):
+    """A statement for the driver: SQL text and named values."""
+
+    sql: str
+    values: Mapping[str, Any] = {}
+
+
+def defer(connection: sa.Connection, *statements: RawStatement) -> None:
+    """Defer *statements* until the next `send`, at the latest the commit."""
+    connection.info.setdefault(_DEFERRED, []).extend(statements)
+
+
+def send(connection: sa.Connection, *statements: RawStatement) -> list[Any]:
+    """Execute the deferred statements and then *statements*, in one round trip.
+
+    Returns:
+        The driver's cursors of *statements*.
+    """
+    deferred = connection.info.pop(_DEFERRED, [])
+    driver: Any = connection.connection.driver_connection
+    if not deferred and len(statements) == 1:
+        return [driver.execute(*statements[0])]
+    with driver.pipeline():
+        cursors = [driver.execute(*one) for one in (*deferred, *statements)]
+    return cursors[len(deferred) :]
+
+
+def has_deferred(connection: sa.Connection) -> bool:
+    """Return whether *connection* has deferred statements."""
+    return _DEFERRED in connection.info
+
+
+def discard_deferred(connection: sa.Connection) -> None:
+    """Discard the deferred statements of a transaction that is rolled back."""
+    connection.info.pop(_DEFERRED, None)
 
 
 class Prepared:

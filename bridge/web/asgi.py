@@ -6,7 +6,7 @@ requests in a thread.
 
 import asyncio
 import time
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -19,22 +19,12 @@ from bridge.intake.payload import MAX_BODY, RefusedError
 from bridge.outbox.accept import ReceivedRequest
 from bridge.parts import parts_of, start
 from bridge.storage.database import StoreUnavailableError
-from bridge.web.accepting import Deliveries, IntakePath, read_wait
 from bridge.web.auth import Caller, Keyring, request_id
 from bridge.web.counting import AnsweredRequest, count
-from bridge.web.exchange import Exchange
 from bridge.web.messages import MESSAGE
 from bridge.web.ready import Headers, ReadyAnswers
-from bridge.web.threads import (
-    FlaskCall,
-    LongBody,
-    Receive,
-    Send,
-    environment,
-    read_ahead,
-    read_headers,
-)
-from bridge.web.webhooks import WEBHOOK
+from bridge.web.threads import Exchange, FlaskCall, LongBody, Receive, Send, environment
+from bridge.web.webhooks import WEBHOOK, Deliveries, IntakePath, read_wait
 
 T = TypeVar("T")
 Scope = MutableMapping[str, Any]
@@ -124,7 +114,7 @@ class Asgi:
             await send({"type": "websocket.close"})
 
     def _request(self, scope: Scope) -> Request:
-        headers = read_headers(scope["headers"])
+        headers = _read_headers(scope["headers"])
         peer = (scope.get("client") or ("",))[0]
         address = self._keyring.address_of(peer, headers.get("x-forwarded-for", ""))
         return Request(scope, headers, address, time.monotonic())
@@ -133,7 +123,7 @@ class Asgi:
         if request.scope["method"] == "GET" and (answer := self._from_memory(request)):
             await answer.send(send)
             return
-        read = await read_ahead(request.headers, receive)
+        read = await _read_ahead(request.headers, receive)
         if read is None:
             # The client has disconnected.
             return
@@ -214,11 +204,7 @@ class Asgi:
             acceptance = await parts.acceptor.accept_async(received)
         except (FieldError, RefusedError):
             return None
-        if (
-            wait
-            and not acceptance.duplicate
-            and await self._deliveries.wait_for(acceptance.id, wait)
-        ):
+        if wait and not acceptance.earlier and await self._deliveries.wait_for(acceptance.id, wait):
             content, status = await self._in_thread(path.delivered_answer, parts, acceptance)
         else:
             content, status = path.accepted(acceptance)
@@ -279,3 +265,34 @@ class Asgi:
 
 def _content(body: bytes) -> Headers:
     return [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+
+
+def _read_headers(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    """Return the values of headers by name; commas join the values of a repeated header.
+
+    A name with an underscore is left out: in WSGI it equals the name with a hyphen.
+    """
+    headers: dict[str, str] = {}
+    for name, value in raw:
+        if b"_" in name:
+            continue
+        key, text = name.decode("latin-1"), value.decode("latin-1")
+        headers[key] = f"{headers[key]},{text}" if key in headers else text
+    return headers
+
+
+async def _read_ahead(headers: Mapping[str, str], receive: Receive) -> tuple[bytes, bool] | None:
+    """Read the body until more than `MAX_BODY` bytes are there, or its end.
+
+    Returns:
+        The bytes and whether more of the body follows; ``None`` if the client disconnected.
+    """
+    read = bytearray()
+    has_more = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
+    while has_more and len(read) <= MAX_BODY:
+        message = await receive()
+        if message["type"] != "http.request":
+            return None
+        read += message.get("body", b"")
+        has_more = message.get("more_body", False)
+    return bytes(read), has_more

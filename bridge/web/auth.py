@@ -5,6 +5,7 @@ import binascii
 import hmac
 import ipaddress
 import logging
+import random
 import re
 from collections.abc import Callable, Mapping
 from functools import lru_cache
@@ -12,11 +13,10 @@ from typing import Literal, NamedTuple, TypeVar
 
 from flask import Flask, Response, current_app, g, request
 
-from bridge import ids
 from bridge.parts import parts_of
 from bridge.settings import Key, Network, Settings
 from bridge.web.errors import error
-from bridge.web.exchange import exchange_of
+from bridge.web.threads import exchange_of
 
 log = logging.getLogger(__name__)
 
@@ -233,7 +233,8 @@ def _credential(authorization: str) -> tuple[bytes, str | None]:
 
 def request_id(given: str) -> str:
     """Return the *given* request id if it is valid, otherwise a new one."""
-    return given if _REQUEST_ID.fullmatch(given) else ids.digits(32)
+    # Not os.urandom, which releases the GIL. Such an id is no secret.
+    return given if _REQUEST_ID.fullmatch(given) else f"{random.getrandbits(128):032x}"
 
 
 def install(app: Flask, keyring: Keyring) -> None:

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 import requests
 
 from bridge.customer import CUSTOMER_KINDS, Customer, CustomerKind
-from bridge.network.proxy import LOOPBACK_DIRECT
+from bridge.network.proxy import is_loopback
 from bridge.outbox.model import Direction, State
 from bridge.outbox.search import Filter
 from bridge.parts import Parts
@@ -21,7 +21,6 @@ MOST = 6
 LOOKED_AT = 60
 # Seconds; the sandbox runs on this machine.
 PATIENCE = 1.0
-_LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 
 
 @dataclass(frozen=True)
@@ -69,11 +68,11 @@ def _of_events(parts: Parts) -> Iterator[Customer]:
 def _of_sandbox(parts: Parts) -> Iterator[Candidate]:
     """The sandbox's customers; none if SessionM is not the sandbox of this machine."""
     core = parts.settings.sessionm_core_url
-    if urlsplit(core).hostname not in _LOOPBACK:
+    if not is_loopback(urlsplit(core).hostname or ""):
         return
     try:
         url = f"{core}/sandbox/customers"
-        answer = requests.get(url, timeout=PATIENCE, proxies=LOOPBACK_DIRECT)
+        answer = requests.get(url, timeout=PATIENCE, proxies={"http": "", "https": ""})
         listed = answer.json()["customers"] if answer.ok else []
     except (requests.RequestException, ValueError, LookupError) as error:
         log.info("no sandbox: %s", type(error).__name__, extra={"action": "no_sandbox"})

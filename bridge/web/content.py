@@ -10,8 +10,8 @@ from bridge.parts import parts_of
 from bridge.web.auth import scope
 from bridge.web.body import all_fields
 from bridge.web.counting import allow_reuse
-from bridge.web.exchange import exchange_of
 from bridge.web.operation import BODY_ERRORS, Example, Operation
+from bridge.web.threads import exchange_of
 
 bp = Blueprint("content", __name__, url_prefix="/connected-content")
 

@@ -12,8 +12,8 @@ from bridge.lookups.customer import Validity
 from bridge.ops.telemetry import BRAZE_COUNTS, Telemetry
 from bridge.parts import Parts, parts_of
 from bridge.web.auth import scope_of
-from bridge.web.exchange import exchange_of
 from bridge.web.ready import ReadyAnswer
+from bridge.web.threads import exchange_of
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from bridge.fields import number
 from bridge.ops.health import RECENT_MINUTES, look
 from bridge.ops.incidents import LATE_SHARE, LEAST_LOOKUPS, Cause, Incident, are_credentials
 from bridge.ops.probe import PAGE_PATIENCE, LastKnown
-from bridge.ops.telemetry import Period, together
+from bridge.ops.telemetry import LOOKUP_OUTCOMES, Period, together
 from bridge.parts import Parts, parts_of
 from bridge.storage.database import in_time
 from bridge.web.auth import scope
@@ -277,10 +277,9 @@ def _of(number: int, whole: int, word: str) -> str:
 
 def _sparks(hour: list[Period]) -> dict[str, str]:
     """Return small plots of the last hour for the tiles."""
-    lookups = ("hit", "stale", "miss", "not_found", "unavailable")
 
     def share_in_time(minute: Period) -> float | None:
-        number = sum(minute.count(f"lookups_{name}") for name in lookups)
+        number = sum(minute.count(f"lookups_{name}") for name in LOOKUP_OUTCOMES)
         missed = minute.count("lookups_late") + minute.count("lookups_unavailable")
         return max(0.0, 1 - missed / number) if number else None
 

@@ -16,15 +16,15 @@ from bridge.lookups.query import read_culture, read_customer
 from bridge.parts import parts_of
 from bridge.sessionm.answers import Meaning, SessionMError
 from bridge.storage.database import StoreUnavailableError
-from bridge.web.accepting import received_request
 from bridge.web.auth import scope
 from bridge.web.body import body_fields, lookup_fields, read_body
 from bridge.web.content import cache_status
 from bridge.web.counting import allow_reuse
 from bridge.web.errors import error
-from bridge.web.exchange import exchange_of
 from bridge.web.operation import BODY_ERRORS, Example, Operation
 from bridge.web.shapes import JobUncertain, SessionMJob, SessionMOffers, SessionMTags, TagsAccepted
+from bridge.web.threads import exchange_of
+from bridge.web.webhooks import received_request
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ def write_tags(api_key: str, kind: str, customer_id: str) -> Response:
     parts = parts_of(current_app)
     customer = Customer(_KINDS[kind], customer_id)
     acceptance = parts.acceptor.accept(received_request(customer))
-    tags = parts.lookups.last_tags(acceptance.customer or customer)
+    tags = parts.lookups.last_tags(Customer.of_sessionm(acceptance.event.customer) or customer)
     return jsonify(status="ok", tags=tags, id=acceptance.id)
 
 

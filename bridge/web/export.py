@@ -1,14 +1,12 @@
 """Events as CSV, for spreadsheets."""
 
-import csv
-import io
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from flask import Blueprint, Response, current_app
 
 from bridge import clock
-from bridge.fields import spreadsheet_cell
+from bridge.fields import csv_text, spreadsheet_cell
 from bridge.outbox.events import MOST_A_PAGE
 from bridge.outbox.search import FILTERS, Filter, read_filter
 from bridge.parts import Parts, parts_of
@@ -76,12 +74,6 @@ def _row(event: Mapping[str, Any], names: Mapping[str, str]) -> list[str]:
 
 
 def _lines(first: list[list[str]], pages: Iterator[list[list[str]]]) -> Iterator[str]:
-    yield _csv([list(COLUMNS), *first])
+    yield csv_text([list(COLUMNS), *first])
     for page in pages:
-        yield _csv(page)
-
-
-def _csv(rows: list[list[str]]) -> str:
-    text = io.StringIO()
-    csv.writer(text).writerows(rows)
-    return text.getvalue()
+        yield csv_text(page)

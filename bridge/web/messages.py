@@ -12,9 +12,8 @@ from bridge.fields import TEXT_SCHEMA, FieldError
 from bridge.intake.message import FIELDS, TRIGGER_FIELDS, MessagePath, refusal_of
 from bridge.intake.payload import RefusedError
 from bridge.intake.printed import printed_list
-from bridge.outbox.accept import Acceptance
+from bridge.outbox.accept import Acceptance, warnings_of
 from bridge.parts import Parts, parts_of
-from bridge.web.accepting import WAIT, IntakePath, accept_request, received_request
 from bridge.web.auth import BRAZE_OFF, scope
 from bridge.web.body import body_fields
 from bridge.web.errors import error
@@ -26,6 +25,7 @@ from bridge.web.shapes import (
     Ok,
     Triggered,
 )
+from bridge.web.webhooks import WAIT, IntakePath, accept_request, received_request
 
 bp = Blueprint("messages", __name__)
 
@@ -49,14 +49,14 @@ def _requires_braze(view: View) -> View:
 
 
 def _accepted(acceptance: Acceptance) -> tuple[bytes, int]:
-    if acceptance.duplicate:
-        duplicate = {"status": "duplicate", "id": acceptance.id, "warnings": acceptance.warnings}
-        return to_json(duplicate), 200
+    event, warnings = acceptance.event, warnings_of(acceptance.event)
+    if acceptance.earlier:
+        return to_json({"status": "duplicate", "id": acceptance.id, "warnings": warnings}), 200
     accepted = {
         "status": "accepted",
         "id": acceptance.id,
-        "sends": [{f"{send.kind}_id": send.braze_id} for send in acceptance.sends],
-        "warnings": acceptance.warnings,
+        "sends": [{f"{send.kind}_id": send.braze_id} for send in event.sends],
+        "warnings": warnings,
     }
     return to_json(accepted), 202
 

@@ -8,7 +8,7 @@ from bridge import clock
 from bridge.calls import Meaning
 from bridge.fields import instant
 from bridge.intake.payload import UNSENT, RefusedError
-from bridge.ops.telemetry import LastError, Period, together
+from bridge.ops.telemetry import LOOKUP_OUTCOMES, LastError, Period, together
 from bridge.outbox.accept import warnings_of
 from bridge.outbox.model import Direction, State
 from bridge.outbox.search import Filter
@@ -25,8 +25,6 @@ MOST_REJECTED = 5
 RECENT = 15 * 60
 # Name of the stored fact that says what had come before the setup began.
 _BEGUN = "setup_begun"
-# Lookups that were answered for a content key.
-_LOOKUPS = ("hit", "stale", "miss", "unavailable", "not_found")
 
 
 @dataclass(frozen=True)
@@ -200,7 +198,7 @@ def _rejected(parts: Parts, kind: str, number: int) -> RejectedCalls:
 
 
 def _lookups(minute: Period) -> int:
-    return sum(minute.count(f"lookups_{outcome}") for outcome in _LOOKUPS)
+    return sum(minute.count(f"lookups_{outcome}") for outcome in LOOKUP_OUTCOMES)
 
 
 def _newest(parts: Parts, direction: Direction, limit: int, after: str) -> list[dict[str, Any]]:

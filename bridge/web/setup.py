@@ -19,6 +19,7 @@ from bridge.fields import FieldError, identifier, text
 from bridge.intake.payload import RefusedError
 from bridge.liquid.inputs import InputError, read_attributes, read_object
 from bridge.liquid.snippets import PLACEHOLDER, Snippet, snippets
+from bridge.network.proxy import is_loopback
 from bridge.parts import parts_of
 from bridge.settings import Key
 from bridge.web.auth import scope
@@ -305,7 +306,7 @@ def _doubts(base: str) -> list[str]:
     """What keeps Braze from calling *base*."""
     parts = urlsplit(base)
     host = parts.hostname or ""
-    if host in _OWN_MACHINE:
+    if is_loopback(host):
         return [f"{host} is this machine alone: good for a trial, but Braze cannot reach it."]
     doubts = {
         "It is not https: keys and customers' data would travel in the clear.": (
@@ -315,9 +316,6 @@ def _doubts(base: str) -> list[str]:
         f"{host} is a name within this network: Braze cannot reach it.": "." not in host,
     }
     return [doubt for doubt, holds in doubts.items() if holds]
-
-
-_OWN_MACHINE = {"127.0.0.1", "::1", "localhost"}
 
 
 def _name(keys: tuple[Key, ...]) -> str:

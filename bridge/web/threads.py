@@ -7,21 +7,53 @@ the part of a body in memory.
 import asyncio
 import io
 import sys
+import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
 from flask import Flask
 
-from bridge.intake.payload import MAX_BODY
+from bridge.storage.database import StoreUnavailableError
+from bridge.web.ready import ReadyAnswer
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
+_EXCHANGE = "bridge.exchange"
 # Seconds in which a client must send a part of a long body, or receive a part of an answer.
 CLIENT_TIMEOUT = 60.0
+
+
+@dataclass(slots=True)
+class Exchange:
+    """Data about one request that the event loop and Flask share, in its WSGI environment.
+
+    Attributes:
+        arrived: when the request arrived, by `time.monotonic`.
+        failure: the reason why the event loop could not store the webhook; the view raises it.
+        delay: seconds by which the event loop delays the answer.
+        ready: the answer, if the event loop may send it again.
+    """
+
+    arrived: float = field(default_factory=time.monotonic)
+    failure: StoreUnavailableError | None = None
+    delay: float = 0.0
+    ready: ReadyAnswer | None = None
+
+    def enter(self, environ: MutableMapping[str, Any]) -> None:
+        """Put this into the WSGI environment of its request."""
+        environ[_EXCHANGE] = self
+
+
+def exchange_of(environ: MutableMapping[str, Any]) -> Exchange:
+    """Return the exchange of a request. Under plain WSGI, the first call creates it."""
+    found: Exchange = environ.get(_EXCHANGE) or Exchange()
+    found.enter(environ)
+    return found
 
 
 class FlaskCall:
@@ -142,37 +174,6 @@ class LongBody(io.RawIOBase):
         buffer[:size] = self._read[:size]
         self._read = self._read[size:]
         return size
-
-
-def read_headers(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
-    """Return the values of headers by name; commas join the values of a repeated header.
-
-    A name with an underscore is left out: in WSGI it equals the name with a hyphen.
-    """
-    headers: dict[str, str] = {}
-    for name, value in raw:
-        if b"_" in name:
-            continue
-        key, text = name.decode("latin-1"), value.decode("latin-1")
-        headers[key] = f"{headers[key]},{text}" if key in headers else text
-    return headers
-
-
-async def read_ahead(headers: Mapping[str, str], receive: Receive) -> tuple[bytes, bool] | None:
-    """Read the body until more than `MAX_BODY` bytes are there, or its end.
-
-    Returns:
-        The bytes and whether more of the body follows; ``None`` if the client disconnected.
-    """
-    read = bytearray()
-    has_more = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
-    while has_more and len(read) <= MAX_BODY:
-        message = await receive()
-        if message["type"] != "http.request":
-            return None
-        read += message.get("body", b"")
-        has_more = message.get("more_body", False)
-    return bytes(read), has_more
 
 
 def environment(

@@ -5,12 +5,14 @@ import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
 from bridge import clock
+from bridge.outbox import accept
 from bridge.outbox.accept import Acceptor, ReceivedRequest
 from bridge.outbox.clocks import ClockKeeper
 from bridge.outbox.delivery import DEAD_AFTER
@@ -299,7 +301,7 @@ def test_after_a_step_back_of_the_databases_clock_no_write_waits_for_the_old_tim
 
 
 def test_an_event_that_comes_while_the_clock_jumps_waits_for_no_other_time(
-    make_app: MakeApp, sandbox: SandboxServer
+    make_app: MakeApp, sandbox: SandboxServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its time is from before the jump, and it is stored after it."""
     bridge = Bridge(make_app)
@@ -307,7 +309,9 @@ def test_an_event_that_comes_while_the_clock_jumps_waits_for_no_other_time(
     for number, seconds in enumerate(ahead):
         at = clock.now() + seconds
         parts = bridge.parts
-        acceptor = Acceptor(parts.store, parts.rules, queue_limit=10, now=partial(float, at))
+        times = SimpleNamespace(now=partial(float, at), steady=clock.steady)
+        monkeypatch.setattr(accept, "clock", times)
+        acceptor = Acceptor(parts.store, parts.rules, queue_limit=10)
         body = json.dumps({"user_id": ALICE, "tags": [f"t{number}"], "ttl": 120}).encode()
         receipt = acceptor.accept(ReceivedRequest(body, "application/json"))
         assert bridge.ends_as(receipt.id, State.DELIVERED)

@@ -596,7 +596,7 @@ def test_a_removed_customer_leaves_no_external_id_and_takes_none_of_another(
 
 
 def test_with_any_customer_unknown_identifiers_become_customers(http: requests.Session) -> None:
-    with serve(Sandbox(any_customer=True), port=0) as server:
+    with serve(Sandbox(seed={**load_seed(), "any_customer": True}), port=0) as server:
         api = Api(server.url, http)
         assert api.write({"tags": ["vip"]}, "new-1").json()["tags"] == {"vip": 1}
         assert api.wallet("new-2")["total_records"] == 2

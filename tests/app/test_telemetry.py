@@ -4,6 +4,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -36,11 +37,12 @@ def make(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Itera
     """Makes telemetries that share a file, as processes do."""
     # A busy machine may take longer to store figures than a reader waits for them.
     monkeypatch.setattr(telemetry_module, "CATCH_UP", 60.0)
+    monkeypatch.setattr(telemetry_module, "clock", SimpleNamespace(now=clock, steady=clock))
     made: list[tuple[Telemetry, Database]] = []
 
     def one() -> Telemetry:
         database = SQLite(f"sqlite:///{tmp_path}/figures.db", (create,), durable=False)
-        telemetry = Telemetry(database, clock, clock)
+        telemetry = Telemetry(database)
         made.append((telemetry, database))
         return telemetry
 

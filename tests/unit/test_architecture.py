@@ -171,10 +171,7 @@ def test_sql_stands_in_the_stores_alone() -> None:
         *("lookups/cache.py", "lookups/fleet.py"),
         *(
             f"storage/{name}.py"
-            for name in (
-                *("database", "expressions", "pipeline"),
-                *("postgres", "sqlite", "statements"),
-            )
+            for name in ("database", "expressions", "postgres", "sqlite", "statements")
         ),
         *(f"ops/{name}.py" for name in ("telemetry", "chronicle", "watch", "move")),
     }
