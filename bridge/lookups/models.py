@@ -42,6 +42,13 @@ _OFFERS_EXAMPLE: dict[str, Any] = {
     "first": _OFFER_EXAMPLE,
     "next_to_expire": _OFFER_EXAMPLE,
 }
+CUSTOMER_EXAMPLE: dict[str, Any] = {
+    **_HEAD,
+    **_TAGS_EXAMPLE,
+    **_OFFERS_EXAMPLE,
+    "tags_count": 3,
+    "parts": {"tags": "ok", "offers": "ok"},
+}
 
 
 class LookupShape(BaseModel):
@@ -51,15 +58,15 @@ class LookupShape(BaseModel):
 class BrazeIds(LookupShape):
     """Braze IDs read back out of default tags."""
 
-    campaigns: list[str]
-    canvases: list[str]
+    campaigns: list[str] = Field(description="Campaigns whose default tag the customer has.")
+    canvases: list[str] = Field(description="Canvases whose default tag the customer has.")
 
 
 class PartStates(LookupShape):
     """Which side of a customer lookup worked."""
 
-    tags: Status
-    offers: Status
+    tags: Status = Field(description="The status of the tags.")
+    offers: Status = Field(description="The status of the offers.")
 
 
 class Offer(BaseModel):
@@ -67,36 +74,38 @@ class Offer(BaseModel):
 
     model_config = ConfigDict(extra="allow", strict=True)
 
-    offer_id: str
-    title: str
-    group: str
-    category: str
+    offer_id: str = Field(description="SessionM's ID of the offer.")
+    title: str = Field(description="The title in the culture of the request.")
+    group: str = Field(description="The name of the offer's group.")
+    category: str = Field(description="The name of the offer's category.")
     expires_at: str = Field(
-        description="2026-12-01T00:00:00Z; blank if it does not expire, or is not understood"
+        description="Such as `2026-12-01T00:00:00Z`; blank without an expiry that can be read."
     )
-    days_left: int = Field(
-        description="whole days; 9999 if it does not expire, or is not understood"
-    )
+    days_left: int = Field(description="Whole days; 9999 without an expiry that can be read.")
 
 
 class LookupHead(LookupShape):
-    status: Status
-    reason: str = Field(description="a short sentence if status is not ok; else blank")
-    user_id: str
-    external_id: str
-    stale: bool
-    age: int = Field(description="seconds since SessionM's answer")
-    as_of: str = Field(description="time of SessionM's answer; blank without one")
-    truncated: bool = Field(description="offers or tags were left out: 1,000,000 bytes at most")
-    count: int
+    status: Status = Field(
+        description="`not_found`: SessionM does not know the customer. `unavailable`: SessionM "
+        "failed, and no usable answer is cached."
+    )
+    reason: str = Field(description="A short sentence if `status` is not `ok`; else blank.")
+    user_id: str = Field(description="The customer's ID in SessionM; blank if it is not known.")
+    external_id: str = Field(description="The `external_id` of the request, or blank.")
+    stale: bool = Field(description="Whether the answer is older than it should be.")
+    age: int = Field(description="Seconds since SessionM's answer.")
+    as_of: str = Field(description="The time of SessionM's answer; blank without one.")
+    truncated: bool = Field(
+        description="Whether offers or tags were left out: an answer has 1,000,000 bytes at most."
+    )
 
 
 class _Tags(LookupShape):
-    tags: dict[str, int] = Field(description="tag -> count; 0 for expiring tags")
-    names: list[str]
-    braze: BrazeIds
-    pending: list[str] = Field(description="tags accepted by the bridge, not yet in SessionM")
-    expires: dict[str, str] = Field(description="tag -> when it ends, if the bridge wrote it")
+    tags: dict[str, int] = Field(description="Tag to count; 0 for expiring tags.")
+    names: list[str] = Field(description="The names of the tags.")
+    braze: BrazeIds = Field(description="Campaigns and Canvases, by their default tags.")
+    pending: list[str] = Field(description="Tags that the bridge accepted, not yet in SessionM.")
+    expires: dict[str, str] = Field(description="Tag to its end, for tags that the bridge wrote.")
 
 
 # With `fields`, an offer holds those fields only, and a customer without offers has none.
@@ -104,49 +113,41 @@ SomeOffer = Offer | dict[str, object]
 
 
 class _Offers(LookupShape):
-    available_points: int | float
-    total_points: int | float
-    total: int = Field(description="offers that matched, before limit")
-    offers: list[SomeOffer]
-    first: SomeOffer
-    next_to_expire: SomeOffer
+    available_points: int | float = Field(description="Points that the customer can spend.")
+    total_points: int | float = Field(description="All points that the customer has earned.")
+    count: int = Field(description="The number of offers in the answer.")
+    total: int = Field(description="The number of offers that matched, before `limit`.")
+    offers: list[SomeOffer] = Field(description="The offers, expired ones left out.")
+    first: SomeOffer = Field(description="The first offer, or `{}`.")
+    next_to_expire: SomeOffer = Field(description="The offer that ends first, or `{}`.")
 
 
 class TagsAnswer(LookupHead, _Tags):
-    """Answer of ``/connected-content/tags``; *count* is the number of tags."""
+    """Answer of ``/connected-content/tags``."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{**_HEAD, **_TAGS_EXAMPLE, "count": 3}]}
     )
 
+    count: int = Field(description="The number of tags.")
+
 
 class OffersAnswer(LookupHead, _Offers):
-    """Answer of ``/connected-content/offers``; *count* is the number of offers shown."""
+    """Answer of ``/connected-content/offers``."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{**_HEAD, **_OFFERS_EXAMPLE}]})
 
 
 class CustomerAnswer(LookupHead, _Tags, _Offers):
-    """Answer of ``/connected-content/customer``; *count* is the number of offers shown."""
+    """Answer of ``/connected-content/customer``."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    **_HEAD,
-                    **_TAGS_EXAMPLE,
-                    **_OFFERS_EXAMPLE,
-                    "tags_count": 3,
-                    "parts": {"tags": "ok", "offers": "ok"},
-                }
-            ]
-        }
-    )
+    model_config = ConfigDict(json_schema_extra={"examples": [CUSTOMER_EXAMPLE]})
 
-    parts: PartStates
-    tags_count: int
+    parts: PartStates = Field(description="Which of the two lookups worked.")
+    tags_count: int = Field(description="The number of tags.")
     profile: dict[str, Any] = Field(
-        default={}, description="the fields of BRIDGE_PROFILE_FIELDS; absent without that setting"
+        default={},
+        description="The fields of `BRIDGE_PROFILE_FIELDS`; absent without that setting.",
     )
 
 

@@ -200,8 +200,9 @@ def discard(batch_id: str) -> Response:
 @bp.get("/batches/files/<token>.csv")
 @scope("open")
 @Operation(
-    {200: (), 206: ()},
+    {200: (), 206: (), 304: ()},
     (404, 416, 503),
+    headers=("Range", "If-None-Match"),
     mimetype=CSV,
     example=Example(
         {"token": _EXAMPLE_TOKEN},

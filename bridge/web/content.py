@@ -26,6 +26,7 @@ def _lookup(name: str, **more: str) -> Operation:
         BODY_ERRORS,
         query=parameters,
         body=parameters,
+        headers=("If-None-Match",),
         body_needed=False,
         takes_form=True,
         example=Example(query={"user_id": DEMO_USER_ID, **more}),

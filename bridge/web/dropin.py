@@ -54,6 +54,7 @@ _CUSTOMER = {
     {200: (TagsAccepted,)},
     (*BODY_ERRORS, 404, 422, 503),
     body=TAG_FIELDS,
+    headers=("Idempotency-Key",),
     required=("tags",),
     takes_form=True,
     example=Example(_CUSTOMER, json={"tags": ["summer_guest"], "ttl": 2592000}),

@@ -83,6 +83,7 @@ MESSAGE = IntakePath(
     (*BODY_ERRORS, 404, 422, 503),
     query={"wait": WAIT},
     body=FIELDS,
+    headers=("Idempotency-Key", "Prefer"),
     takes_form=True,
     example=Example(
         json={
@@ -118,6 +119,7 @@ def _brazes_own(field: str, description: str) -> Operation:
         {201: (Triggered,)},
         (*BODY_ERRORS, 404, 422, 503),
         body={field: {**TEXT_SCHEMA, "description": description}, **TRIGGER_FIELDS},
+        headers=("Idempotency-Key",),
         takes_form=True,
         example=Example(
             json={field: _EXAMPLE_ID, "recipients": [{"external_user_id": DEMO_USER_ID}]},

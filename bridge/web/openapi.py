@@ -110,7 +110,24 @@ _KINDS = dict.fromkeys(("users", "user_id"), "by user ID") | dict.fromkeys(
 _DONE = {206: "The requested range.", 304: "Not modified."}
 
 
-_MARKS = {"`": "code", r"\*\*": "strong", r"\*": "em"}
+_MARKS = {"`{1,2}": "code", r"\*\*": "strong", r"\*": "em"}
+# Request headers that a view may read.
+_HEADERS: dict[str, Schema] = {
+    "Idempotency-Key": {
+        "maxLength": MAX_TEXT,
+        "description": "Makes a repeat a duplicate, in place of the body's own ID.",
+        "example": "send-1-a3f1c2d4",
+    },
+    "Prefer": {
+        "description": "`wait=10`: answer when the event is delivered, in 10 seconds at most.",
+        "example": "wait=10",
+    },
+    "If-None-Match": {
+        "description": "The `ETag` of an earlier answer: 304 if nothing has changed.",
+        "example": 'W/"5d41402abc4b2a76"',
+    },
+    "Range": {"description": "`bytes=0-999`: only this part.", "example": "bytes=0-999"},
+}
 
 
 @bp.get("/openapi.json")
@@ -225,24 +242,24 @@ def _described(
 ) -> Schema:
     """Return one operation of the document."""
     rule, method, operation = route
-    required = scope_of(rule.endpoint)
+    key_scope = scope_of(rule.endpoint)
     blueprint, _, name = rule.endpoint.partition(".")
     kind = "_".join(str(value) for value in (rule.defaults or {}).values())
     summary, _, more = (inspect.getdoc(app.view_functions[rule.endpoint]) or name).partition("\n")
     key = (
         "No key is needed."
-        if required == "open"
-        else f"Needs a key of the scope {_keys_for(required)}."
+        if key_scope == "open"
+        else f"Needs a key of the scope {_keys_for(key_scope)}."
     )
-    parameters = [*_in_path(route), *_in_query(route)]
+    parameters = [*_in_path(route), *_in_query(route), *_in_header(route)]
     refused = {*operation.errors, 400}
-    if required != "open":
+    if key_scope != "open":
         refused |= {401, 403}
     if parameters:
         # From gunicorn or uvicorn, before the application gets the request.
         refused.add(414)
     tag = TAGS.get(blueprint, TAGS["dashboard"])
-    curl = _curl(route, required, base)
+    curl = _curl(route, key_scope, base)
     described: Schema = {
         "operationId": re.sub(r"\W", "_", f"{name}_{kind}_{method.lower()}".replace("__", "_")),
         "summary": summary.rstrip(".") + _variant(route),
@@ -251,13 +268,13 @@ def _described(
         "parameters": parameters,
         "responses": {
             str(status): _response(
-                status, operation, references, required, is_refusal=status in refused
+                status, operation, references, key_scope, is_refusal=status in refused
             )
             for status in sorted({*operation.answers, *refused})
         },
         "x-codeSamples": [{"lang": "Shell", "label": "curl", "source": curl}],
     }
-    if required != "open":
+    if key_scope != "open":
         described["security"] = [{"bearer": []}, {"basic": []}]
     if content := _request_content(operation, method):
         needed = operation.body_needed or operation.takes_file
@@ -273,8 +290,8 @@ def _variant(route: DescribedRoute) -> str:
     return "".join(f", {word}" for word in words if word)
 
 
-def _keys_for(required: str) -> str:
-    return "`viewer` or `admin`" if required == "viewer" else f"`{required}`"
+def _keys_for(key_scope: str) -> str:
+    return "`viewer` or `admin`" if key_scope == "viewer" else f"`{key_scope}`"
 
 
 def _in_path(route: DescribedRoute) -> list[Schema]:
@@ -293,6 +310,16 @@ def _in_query(route: DescribedRoute) -> list[Schema]:
     return [_parameter(name, "query", schema, given) for name, schema in operation.query.items()]
 
 
+def _in_header(route: DescribedRoute) -> list[Schema]:
+    # Only a GET is answered 304.
+    names = [
+        one for one in route.operation.headers if one != "If-None-Match" or route.method == "GET"
+    ]
+    shown = {name: _HEADERS[name]["example"] for name in names}
+    found = [{"type": "string", **_HEADERS[name]} for name in names]
+    return [_parameter(name, "header", one, shown) for name, one in zip(names, found, strict=True)]
+
+
 def _parameter(
     name: str, where: str, schema: Mapping[str, Any], given: Mapping[str, Any]
 ) -> Schema:
@@ -300,6 +327,7 @@ def _parameter(
     bare = dict(schema)
     if description := bare.pop("description", ""):
         found["description"] = description
+    bare.pop("example", None)
     if name in given:
         found["example"] = given[name]
     return {**found, "schema": bare}
@@ -331,7 +359,7 @@ def _response(
     status: int,
     operation: Operation,
     references: Mapping[type[BaseModel], Schema],
-    required: str,
+    key_scope: str,
     *,
     is_refusal: bool,
 ) -> Schema:
@@ -339,13 +367,13 @@ def _response(
     sentences = [_sentence(model) if status != 503 else _when_503(model) for model in models]
     if is_refusal and models != [shapes.Error]:
         models.append(shapes.Error)
-        sentences.append(_REFUSALS.get(status) or _UNAVAILABLE.get(required, _NO_DATABASE))
+        sentences.append(_REFUSALS.get(status) or _UNAVAILABLE.get(key_scope, _NO_DATABASE))
     schemas = [references[model] for model in models]
     response: Schema = {
         "description": " Or: ".join(sentences) or _DONE.get(status, "The document."),
         "headers": {
-            name: {"schema": {"type": "string"}, "required": required}
-            for name, required in _headers(status, models).items()
+            name: {"schema": {"type": "string"}, "required": is_always_there}
+            for name, is_always_there in _headers(status, models).items()
         },
     }
     if shapes.Accepted in models:
@@ -379,7 +407,7 @@ def _headers(status: int, models: list[type[BaseModel]]) -> dict[str, bool]:
     return headers
 
 
-def _curl(route: DescribedRoute, required: str, base: str) -> str:
+def _curl(route: DescribedRoute, key_scope: str, base: str) -> str:
     """Return the operation's example as a command."""
     rule, method, operation = route
     path = path_of(rule).format_map(path_example(operation, rule))
@@ -387,8 +415,8 @@ def _curl(route: DescribedRoute, required: str, base: str) -> str:
     lines = [f"curl '{base}{quote(path)}{'?' if query else ''}{query}'"]
     if method == "DELETE":
         lines.append("-X DELETE")
-    if required != "open":
-        lines.append(f'-H "Authorization: Bearer ${required.upper()}_SECRET"')
+    if key_scope != "open":
+        lines.append(f'-H "Authorization: Bearer ${key_scope.upper()}_SECRET"')
     if method == "POST":
         lines += _curl_body(operation, operation.body_example(method))
     return " \\\n  ".join(lines)

@@ -53,6 +53,7 @@ class Operation:
         query: query parameter -> JSON schema.
         body: field of the body -> JSON schema. If *body* is *query*, a POST has the fields in its
             body.
+        headers: names of the request headers that the view reads.
         body_needed: whether the body is required.
         required: the required fields of the body.
         mimetype: the type of an answer without a model.
@@ -65,6 +66,7 @@ class Operation:
     errors: tuple[int, ...] = ()
     query: Fields = field(default_factory=dict)
     body: Fields | None = None
+    headers: tuple[str, ...] = ()
     body_needed: bool = True
     required: tuple[str, ...] = ()
     mimetype: str = "application/json"

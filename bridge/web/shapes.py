@@ -8,7 +8,9 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, Field
 
 from bridge.bulk.model import BatchState, JobState, Source
-from bridge.customer import DEMO_USER_ID
+from bridge.customer import DEMO_USER_ID, CustomerKind
+from bridge.lookups.models import CUSTOMER_EXAMPLE, CustomerAnswer
+from bridge.ops.incidents import CODES
 from bridge.outbox.model import Direction, State
 
 _EVENT_ID = "019f3b1c2a4d0c6e8f9a1b2c3d4e5f60"
@@ -16,9 +18,14 @@ _BATCH_ID = "019f3b1c2a4d0c6e8f9a1b2c3d4e5f61"
 _TAGS: dict[str, Any] = {"vip": 1, "app_user": 14, "summer_promo": 0}
 
 
-def _example(value: Any) -> Any:
-    """Return a required field with *value* as its example."""
-    return Field(examples=[value])
+def _is(meaning: str, *example: Any) -> Any:
+    """Return a required field with its meaning, and an example if one is given."""
+    return Field(description=meaning, examples=[*example] or None)
+
+
+def _may_be(meaning: str, default: Any = None, *example: Any) -> Any:
+    """Return a field that may be absent."""
+    return Field(default, description=meaning, examples=[*example] or None)
 
 
 def example_of(model: type[BaseModel]) -> dict[str, Any]:
@@ -43,13 +50,14 @@ def _value_of(annotation: Any) -> Any:
         return [example_of(item)] if issubclass(item, BaseModel) else []
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return example_of(annotation)
-    return annotation()
+    return None if type(None) in get_args(annotation) else annotation()
 
 
 def _show_example(schema: dict[str, Any], model: type[BaseModel]) -> None:
-    """Replace the examples of the fields by one of the whole model."""
+    """Replace the examples of the fields by one of the whole model, and drop their defaults."""
     for described in schema.get("properties", {}).values():
         described.pop("examples", None)
+        described.pop("default", None)
     schema["examples"] = [example_of(model)]
 
 
@@ -57,117 +65,176 @@ class ApiShape(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra=_show_example)
 
 
+ErrorCode = Literal[
+    "address_not_allowed",
+    "bad_request",
+    "braze_off",
+    "cross_site",
+    "discarded",
+    "incomplete_body",
+    "internal_error",
+    "invalid_api_key",
+    "invalid_encoding",
+    "invalid_field",
+    "invalid_file",
+    "invalid_form",
+    "invalid_json",
+    "invalid_parameter",
+    "invalid_path",
+    "method_not_allowed",
+    "mixed_tag",
+    "no_customer",
+    "no_file",
+    "no_public_url",
+    "no_such_batch",
+    "no_such_event",
+    "no_such_file",
+    "not_an_object",
+    "not_discarded",
+    "not_found",
+    "not_replayed",
+    "nothing_failed",
+    "nothing_to_send",
+    "nothing_to_tag",
+    "offers_off",
+    "queue_full",
+    "requested_range_not_satisfiable",
+    "same_rows",
+    "sessionm_unavailable",
+    "store_unavailable",
+    "too_large",
+    "too_many_requests",
+    "unauthorized",
+    "unknown_id",
+    "unknown_token",
+    "unsupported_encoding",
+    "unsupported_media_type",
+    "unsupported_type",
+    "user_not_found",
+    "wrong_scope",
+]
+
+
 class ErrorDetail(ApiShape):
     """What is wrong: a code for programs, a sentence for people."""
 
-    code: str = _example("no_customer")
-    message: str = _example("user_id is missing or blank: name a customer.")
+    code: ErrorCode | str = _is(
+        "The kind of error. Another text is SessionM's own code, for a job that it refuses.",
+        "no_customer",
+    )
+    message: str = _is(
+        "A sentence that says what is wrong and what to do.",
+        "user_id is missing or blank: name a customer.",
+    )
 
 
 class Error(ApiShape):
     """Every error of every endpoint, in SessionM's own shape."""
 
-    status: Literal["error"]
-    errors: ErrorDetail
+    status: Literal["error"] = _is("Always `error`.")
+    errors: ErrorDetail = _is("What is wrong.")
 
 
 class Ok(ApiShape):
     """Done."""
 
-    status: Literal["ok"]
+    status: Literal["ok"] = _is("Always `ok`.")
 
 
 class CustomerIds(ApiShape):
     """A customer by one of the two identifiers; neither if an event names no customer."""
 
-    user_id: str = Field("", examples=[DEMO_USER_ID])
-    external_id: str = ""
+    user_id: str = _may_be("The customer's ID in SessionM.", "", DEMO_USER_ID)
+    external_id: str = _may_be("The customer's ID in the retailer's system.", "")
 
 
 class EventCustomer(CustomerIds):
     """The customer of an event, by an identifier of SessionM's or of Braze's."""
 
-    braze_id: str = ""
-    user_alias: str = ""
-    email: str = ""
+    braze_id: str = _may_be("The customer's ID in Braze.", "")
+    user_alias: str = _may_be("The customer's alias in Braze.", "")
+    email: str = _may_be("The customer's e-mail address.", "")
 
 
 class WriteShape(ApiShape):
     """Tags that go to SessionM in one call; without *ttl* (seconds) they are counters."""
 
-    tags: list[str] = _example(["braze_campaign_summer-sale"])
-    ttl: int | None = _example(2592000)
+    tags: list[str] = _is("The tags; none for a message.", ["braze_campaign_summer-sale"])
+    ttl: int | None = _is("Seconds until the tags expire; `null` for counters.", 2592000)
 
 
 class Accepted(ApiShape):
     """The webhook is on disk."""
 
-    status: Literal["accepted"]
-    id: str = _example(_EVENT_ID)
-    customer: CustomerIds
-    writes: list[WriteShape]
-    warnings: list[str]
-    test: bool
+    status: Literal["accepted"] = _is("Always `accepted`.")
+    id: str = _is("The event's ID.", _EVENT_ID)
+    customer: CustomerIds = _is("The customer that gets the tags.")
+    writes: list[WriteShape] = _is("What will be written to SessionM.")
+    warnings: list[str] = _is("Sentences about possible mistakes.")
+    test: bool = _is("Whether it is a test send of Braze.")
 
 
 class MessageAccepted(ApiShape):
     """A message that is stored and will be sent."""
 
-    status: Literal["accepted"]
-    id: str = _example(_EVENT_ID)
-    sends: list[dict[Literal["campaign_id", "canvas_id"], str]] = _example(
-        [{"campaign_id": "summer-sale"}]
+    status: Literal["accepted"] = _is("Always `accepted`.")
+    id: str = _is("The event's ID.", _EVENT_ID)
+    sends: list[dict[Literal["campaign_id", "canvas_id"], str]] = _is(
+        "The campaign or Canvas of each send.", [{"campaign_id": "summer-sale"}]
     )
-    warnings: list[str]
+    warnings: list[str] = _is("Sentences about possible mistakes.")
 
 
 class MessageDelivered(ApiShape):
     """A message that Braze accepted while the sender waited."""
 
-    status: Literal["delivered"]
-    id: str = _example(_EVENT_ID)
-    dispatch_ids: list[str] = _example(["5f2e9c6b8a7d4f10"])
+    status: Literal["delivered"] = _is("Always `delivered`.")
+    id: str = _is("The event's ID.", _EVENT_ID)
+    dispatch_ids: list[str] = _is("Braze's IDs of the sends.", ["5f2e9c6b8a7d4f10"])
 
 
 class Triggered(ApiShape):
     """The answer of Braze's own trigger endpoints."""
 
-    dispatch_id: str = _example(_EVENT_ID)
-    message: Literal["success"]
+    dispatch_id: str = _is("The event's ID.", _EVENT_ID)
+    message: Literal["success"] = _is("Always `success`, as Braze answers.")
 
 
 class Duplicate(ApiShape):
     """The same event was accepted before."""
 
-    status: Literal["duplicate"]
-    id: str = _example(_EVENT_ID)
+    status: Literal["duplicate"] = _is("Always `duplicate`.")
+    id: str = _is("The ID of the earlier event.", _EVENT_ID)
 
 
 class MessageDuplicate(Duplicate):
     """A message that was accepted before, under *id*."""
 
-    warnings: list[str]
+    warnings: list[str] = _is("Sentences about possible mistakes.")
 
 
 class Delivered(ApiShape):
     """SessionM confirmed the tags while the caller waited."""
 
-    status: Literal["delivered"]
-    id: str = _example(_EVENT_ID)
-    tags: dict[str, int] = _example({**_TAGS, "braze_campaign_summer-sale": 0})
+    status: Literal["delivered"] = _is("Always `delivered`.")
+    id: str = _is("The event's ID.", _EVENT_ID)
+    tags: dict[str, int] = _is(
+        "All tags of the customer: tag to count, 0 for an expiring tag.",
+        {**_TAGS, "braze_campaign_summer-sale": 0},
+    )
 
 
 class TagsAccepted(Ok):
     """The last known answer of SessionM to a tag write, and the event's id."""
 
-    id: str = _example(_EVENT_ID)
-    tags: dict[str, int] = _example(_TAGS)
+    id: str = _is("The event's ID.", _EVENT_ID)
+    tags: dict[str, int] = _is("The customer's tags as last known: tag to count.", _TAGS)
 
 
 class _SessionMAnswer(BaseModel):
     model_config = ConfigDict(extra="allow")
 
-    status: str
+    status: str = Field(description="`ok`.")
 
 
 def _unchanged(example: dict[str, Any]) -> ConfigDict:
@@ -224,46 +291,54 @@ class SessionMJob(_SessionMAnswer):
 class JobUncertain(ApiShape):
     """A batch job whose submission SessionM did not confirm; *id* is the batch that follows it."""
 
-    status: Literal["uncertain"]
-    message: str = _example("SessionM may have accepted the job: no answer within 30 s.")
-    id: str = _example(_BATCH_ID)
-    tags: dict[str, Any] = _example({"request_id": "summer-2026", "status": "unknown"})
+    status: Literal["uncertain"] = _is("Always `uncertain`.")
+    message: str = _is(
+        "Why it is uncertain.", "SessionM may have accepted the job: no answer within 30 s."
+    )
+    id: str = _is("The batch that follows the job.", _BATCH_ID)
+    tags: dict[str, Any] = _is(
+        "The job in SessionM's form.", {"request_id": "summer-2026", "status": "unknown"}
+    )
 
 
 class EventAction(ApiShape):
     """What a person did with an event: *by* is the name of the key."""
 
-    at: str = _example("2026-12-01T08:05:00Z")
-    action: str = _example("replayed")
-    by: str = _example("ops")
+    at: str = _is("When.", "2026-12-01T08:05:00Z")
+    action: Literal["replayed", "discarded"] = _is("What was done.")
+    by: str = _is("The name of the key.", "ops")
 
 
 class EventSummary(ApiShape):
     """One stored event; times are like ``2026-12-01T00:00:00Z``, or blank."""
 
-    id: str = _example(_EVENT_ID)
-    direction: Direction = _example("to_sessionm")
-    state: State = _example("delivered")
-    received_at: str = _example("2026-12-01T08:00:00Z")
-    done_at: str = _example("2026-12-01T08:00:01Z")
-    customer: EventCustomer
-    campaign_id: str = _example("summer-sale")
-    canvas_id: str
-    test: bool
-    reason: str
-    key: str = _example("braze-webhooks")
-    request_id: str = _example("575528ae31f249416ebde679c748ba18")
-    history: list[EventAction]
+    id: str = _is("The event's ID.", _EVENT_ID)
+    direction: Direction = _is("Tags go to SessionM, messages to Braze.", "to_sessionm")
+    state: State = _is("What became of it.", "delivered")
+    received_at: str = _is("When the bridge got it.", "2026-12-01T08:00:00Z")
+    done_at: str = _is(
+        "When it was delivered, given up, or refused; blank before.", "2026-12-01T08:00:01Z"
+    )
+    customer: EventCustomer = _is("The customer, by the identifier that the event has.")
+    campaign_id: str = _is("Braze's ID of the campaign, or blank.", "summer-sale")
+    canvas_id: str = _is("Braze's ID of the Canvas, or blank.")
+    test: bool = _is("Whether it is a test send of Braze.")
+    reason: str = _is("Why it is dead, rejected or expired; else blank.")
+    key: str = _is("The name of the sender's key.", "braze-webhooks")
+    request_id: str = _is(
+        "The `X-Request-Id` of the request, as in the log.", "575528ae31f249416ebde679c748ba18"
+    )
+    history: list[EventAction] = _is("What people did with it, the latest last.")
 
 
 class WriteAttempt(ApiShape):
     """One call to SessionM or Braze."""
 
-    at: str = _example("2026-12-01T08:00:01Z")
-    status: int = _example(200)
-    milliseconds: int = _example(84)
-    outcome: str = _example("delivered")
-    error: str
+    at: str = _is("When the call began.", "2026-12-01T08:00:01Z")
+    status: int = _is("The HTTP status of the answer; 0 without one.", 200)
+    milliseconds: int = _is("How long the call took.", 84)
+    outcome: str = _is("`delivered`, `read_back`, or the kind of failure.", "delivered")
+    error: str = _is("Why it failed; blank if it did not.")
 
 
 class WriteDetails(WriteShape):
@@ -272,96 +347,101 @@ class WriteDetails(WriteShape):
     *target*, *recipient*, *properties* and *dispatch_id* are those of a message to Braze.
     """
 
-    target: str
-    recipient: dict[str, Any]
-    properties: dict[str, Any]
-    dispatch_id: str
-    state: State = _example("delivered")
-    attempts: int = _example(1)
-    next_at: str
-    done_at: str = _example("2026-12-01T08:00:01Z")
-    reason: str
-    uncertain: bool
-    tries: list[WriteAttempt]
+    target: str = _is("The campaign or Canvas of a message; blank for tags.")
+    recipient: dict[str, Any] = _is("The recipient of a message, as Braze gets it.")
+    properties: dict[str, Any] = _is("The properties of a message, as Braze gets them.")
+    dispatch_id: str = _is("Braze's ID of the send; blank before.")
+    state: State = _is("What became of the write.", "delivered")
+    attempts: int = _is("The number of calls that count towards `BRIDGE_MAX_ATTEMPTS`.", 1)
+    next_at: str = _is("When the next call is due, if it is queued; else blank.")
+    done_at: str = _is("When it ended; blank before.", "2026-12-01T08:00:01Z")
+    reason: str = _is("Why it is dead or expired, or why the last call failed.")
+    uncertain: bool = _is("Whether nobody knows if the other side carried it out.")
+    tries: list[WriteAttempt] = _is("Every call, the oldest first.")
 
 
 class EventDetails(EventSummary):
     """One event with its body, its writes and every call for them."""
 
-    body: str = _example('{"braze_campaign_id": "summer-sale", "user_id": "a3f1c2d4"}')
-    content_type: str = _example("application/json")
-    writes: list[WriteDetails]
+    body: str = _is(
+        "The request's body as it came.", '{"braze_campaign_id": "summer-sale", "user_id": "a3f1"}'
+    )
+    content_type: str = _is("The request's Content-Type.", "application/json")
+    writes: list[WriteDetails] = _is("Its writes; a rejected event has none.")
 
 
 class EventList(Ok):
-    """Events, newest first; *next* is the ``before`` of the next page, blank at the end."""
+    """Events, newest first."""
 
-    events: list[EventSummary]
-    next: str
+    events: list[EventSummary] = _is("At most `limit` events, perhaps none.")
+    next: str = _is("The `before` of the next page; blank at the end.")
 
 
 class OneEvent(Ok):
     """One event in full."""
 
-    event: EventDetails
+    event: EventDetails = _is("The event.")
 
 
 class Replayed(Ok):
     """The number of events that matched, and of those that are sent again."""
 
-    matched: int = _example(1)
-    replayed: int = _example(1)
+    matched: int = _is("The number of events that matched.", 1)
+    replayed: int = _is("The number of those that are sent again.", 1)
 
 
 class AllReplayed(Replayed):
-    """The same for a filter; *refused* holds up to ten reasons why an event is not sent again."""
+    """The same for a filter."""
 
-    dry_run: bool
-    refused: list[str]
+    dry_run: bool = _is("Whether they were only counted.")
+    refused: list[str] = _is("Up to ten reasons why an event is not sent again.")
 
 
 class Discarded(Ok):
     """The number of events that matched, and of those that were discarded."""
 
-    matched: int = _example(1)
-    discarded: int = _example(1)
+    matched: int = _is("The number of events that matched.", 1)
+    discarded: int = _is("The number of those that were discarded.", 1)
 
 
 class DeliveryState(Ok):
-    """Whether delivery runs; *pausing*: the deliverer has not stopped yet and may still send."""
+    """Whether delivery runs."""
 
-    state: Literal["running", "paused", "pausing"]
+    state: Literal["running", "paused", "pausing"] = _is(
+        "`pausing`: the deliverer has not stopped yet, and may still send."
+    )
 
 
 class PendingWrite(WriteShape):
     """A write that waits for SessionM."""
 
-    accepted_at: str
-    attempts: int
-    event_id: str
+    accepted_at: str = _is("When its event was accepted.")
+    attempts: int = _is("The number of failed calls so far.")
+    event_id: str = _is("The event that it belongs to.")
 
 
 class OneCustomer(Ok):
-    """What the bridge knows about one customer; *lookup* is the answer for Connected Content."""
+    """What the bridge knows about one customer."""
 
-    customer: CustomerIds
-    findings: list[str] = _example(
-        ["Nothing is wrong: the events were delivered, and lookups are answered."]
+    customer: CustomerIds = _is("The customer, as in the request.")
+    findings: list[str] = _is(
+        "Sentences on why a message may lack something.",
+        ["Nothing is wrong: the events were delivered, and lookups are answered."],
     )
-    lookup: dict[str, Any] = _example({"status": "ok", "tags": {"vip": 1}, "offers": []})
-    pending: list[PendingWrite] = _example([])
-    events: list[EventSummary]
+    lookup: CustomerAnswer = _is("The answer of `/connected-content/customer`.", CUSTOMER_EXAMPLE)
+    pending: list[PendingWrite] = _is("Writes that wait for SessionM.", [])
+    events: list[EventSummary] = _is("The last 20 events, newest first.")
 
 
 class CustomerErased(Ok):
-    """The number of erased events, and the kinds of identifiers that they had.
+    """What was erased of a customer."""
 
-    *shared* are further identifiers, which are not erased since other customers may have them too.
-    """
-
-    events: int = _example(3)
-    identifiers: list[str] = _example(["user_id"])
-    shared: list[CustomerIds] = _example([{"external_id": "guest"}])
+    events: int = _is("The number of erased events.", 3)
+    identifiers: list[CustomerKind] = _is("The kinds of identifiers that were erased.", ["user_id"])
+    shared: list[CustomerIds] = _is(
+        "Further identifiers, not erased since other customers may have them too.",
+        [{"external_id": "guest"}],
+    )
 
 
 class IncidentShape(ApiShape):
@@ -370,150 +450,302 @@ class IncidentShape(ApiShape):
     *writes*, *customers* and *campaigns* are those affected now, or at most for a closed one.
     """
 
-    code: str = _example("delivery_paused")
-    since: str = _example("2026-12-01T08:00:00Z")
-    until: str = ""
-    reason: str = _example("Delivery is paused by hand (ops).")
-    do: str = _example("Resume it when the work is done.")
-    writes: int = _example(53)
-    customers: int = _example(5)
-    campaigns: list[str] = _example(["summer-sale"])
+    code: str = Field(
+        description="The kind of incident.",
+        examples=["delivery_paused"],
+        json_schema_extra={"enum": [*CODES]},
+    )
+    since: str = _is("When it began.", "2026-12-01T08:00:00Z")
+    until: str = _may_be("When it ended; absent while it is open.")
+    reason: str = _is("What is wrong, in a sentence.", "Delivery is paused by hand (ops).")
+    do: str = _is("What to do.", "Resume it when the work is done.")
+    writes: int = _is("The number of writes that it concerns.", 53)
+    customers: int = _is("The number of their customers.", 5)
+    campaigns: list[str] = _is("IDs of campaigns and Canvases that it concerns.", ["summer-sale"])
 
 
-_CHECKS: dict[str, dict[str, Any]] = {
-    "store": {"state": "ok"},
-    "delivery": {
-        "state": "paused",
-        "reason": "paused by hand",
-        "queued": 53,
-        "oldest_seconds": 41,
-        "dead": 0,
-    },
-    "sessionm_core": {"state": "up", "p50_ms": 84.0, "p99_ms": 210.0, "last_error": ""},
-    "sessionm_connect": {"state": "up", "p50_ms": 92.0, "p99_ms": 230.0, "last_error": ""},
-    "cache": {"hit_ratio": 0.97},
-    "braze_budget": {
-        "webhook_failures_last_minute": 0,
-        "content_failures_last_minute": 0,
-        "limit": 3000,
-    },
-}
+class StoreCheck(ApiShape):
+    """The database."""
+
+    state: Literal["ok", "down"] = _is("`down`: events cannot be stored.")
+    error: str = _may_be("Why; absent if it is `ok`.")
+    as_of: str = _may_be("The time of the queue's figures, if the database cannot be read.")
+    events: dict[str, int] = _may_be("State to the number of stored events.")
+
+
+class FailedBatch(ApiShape):
+    """A batch most of whose rows failed."""
+
+    id: str = _is("The batch.", _BATCH_ID)
+    rows: int = _is("The number of its rows.")
+    failed_rows: int = _is("The number of those that failed.")
+
+
+class BatchesCheck(ApiShape):
+    """Batch jobs."""
+
+    running: int = _is("The number of batches that wait for SessionM.")
+    flagged: int = _is("The number of batches that need a person.")
+    mostly_failed: list[FailedBatch] = _is(
+        "Batches of the last hour most of whose rows failed.", []
+    )
+
+
+class DeliveryCheck(ApiShape):
+    """The queue of one direction, and the process that delivers it."""
+
+    state: Literal["running", "paused", "stopped"] = _is(
+        "`stopped`: no process delivers. While the other side is down, it is `running` and probes."
+    )
+    held_by: Literal["", "hand", "refused", "down", "limit"] = _is(
+        "Why no write goes out: a person, refused credentials, the other side is down, or it asked "
+        "for a wait."
+    )
+    reason: str = _is("The same in words; blank if nothing holds it.")
+    by: str = _may_be("The name of the key that paused it.")
+    paused_at: float | None = _may_be("When it was paused by hand, in seconds since the epoch.")
+    beat_at: float | None = _may_be("The deliverer's last sign of life, likewise.")
+    heartbeat_seconds: float = _is("Seconds since the last sign of life; -1 without one.")
+    host: str = _is("The machine that delivers.")
+    pid: int = _is("The process that delivers.")
+    queued: int = _is("The number of queued writes.")
+    oldest_seconds: int = _is(
+        "The age of the oldest write, without those that wait for their customer."
+    )
+    waits_for_customers: bool = _is(
+        "Whether all queued writes wait for their customer to be created."
+    )
+    unknown_customer_writes: int = _is("The number of writes that wait for their customer.")
+    unknown_customer_seconds: int = _is("The age of the oldest of these.")
+    dead: int = _is("The number of dead writes.")
+    overdue: int = _is("The number of calls past their deadline.")
+    idle_since: str = _may_be(
+        "When the last call ended, if none follows before there is new work; else blank."
+    )
+    refuses_writes: bool = _may_be("Whether several writes in a row were refused.")
+    limit: int = _may_be("`BRIDGE_QUEUE_LIMIT`.")
+    rate_per_second: float = _may_be("The writes a second of the last minutes.")
+    most_per_second: float = _may_be("The limit of that rate.")
+    done_in_seconds: int = _may_be("The forecast until the queue is empty; -1: nothing goes out.")
+    takes_seconds: int = _may_be("How long the queue takes at the limit.")
+    batches: BatchesCheck = _may_be("Batch jobs; only to SessionM.")
+    expires_in_seconds: int = _may_be("Seconds until the oldest message expires; only to Braze.")
+
+
+class SystemCheck(ApiShape):
+    """SessionM Core, SessionM Connect or Braze; numbers are of the last five minutes."""
+
+    state: Literal["up", "refusing", "limiting", "failing", "down", "unknown"] = _is(
+        "`limiting` asks for a wait; `failing`: the last call failed; `down`: five in a row; "
+        "`unknown`: no call for five minutes."
+    )
+    last_call_failed: bool = _is("Whether the last call got no usable answer.")
+    p50_ms: float = _is("The median time of a call, in milliseconds.", 84.0)
+    p99_ms: float = _is("The time that 99 % of the calls are within.", 210.0)
+    calls: int = _is("The number of calls.")
+    errors: int = _is("The number of failed calls.")
+    error: str = _is("The failure that explains the state, or blank.")
+    last_error: str = _is("The last failure, which may be older.")
+    last_error_at: str = _is("When that was.")
+    idle_since: str = _is(
+        "When the last call ended, if none follows before there is new work; else blank."
+    )
+    limit: int | None = _may_be("Braze's hourly limit; `null` while unknown.")
+    calls_left: int | None = _may_be("What is left of that limit.")
+    resets_at: str = _may_be("When the limit is reset.")
+
+
+class LookupsCheck(ApiShape):
+    """Lookups of the last five minutes."""
+
+    hit_ratio: float = _is("The share that was answered from the cache.", 0.97)
+    lookups: int = _is("All lookups.")
+    hit: int = _is("Answered from the cache.")
+    stale: int = _is("Answered by a stale answer.")
+    miss: int = _is("Fetched from SessionM.")
+    not_found: int = _is("Of customers that SessionM does not know.")
+    unavailable: int = _is("Without a usable answer.")
+    late: int = _is("Not answered, or answered empty, within the deadline.")
+    in_time_ratio: float = _is("The share in time.", 1.0)
+    p50_ms: float = _is("The median time of an answer, in milliseconds.")
+    p99_ms: float = _is("The time that 99 % of the answers are within.")
+
+
+class OffersCheck(ApiShape):
+    """Dates and numbers of wallets that cannot be read."""
+
+    not_understood_last_day: int = _is("The number of such values in a day.")
+    last_form: str = _is("The form of the last one, with 9 for digits and a for letters.")
+
+
+class WebhooksCheck(ApiShape):
+    """Webhooks of the last five minutes."""
+
+    accepted: int = _is("Stored.")
+    duplicate: int = _is("Stored before.")
+    rejected: int = _is("Rejected with a reason.")
+    failed: int = _is("Not stored: Braze retries.")
+    rejected_last_day: int = _is("Rejected in the last day.")
+    p50_ms: float = _is("The median time of an answer, in milliseconds.")
+    p99_ms: float = _is("The time that 99 % of the answers are within.")
+
+
+class BudgetCheck(ApiShape):
+    """Failures that Braze counts, in its moving minute."""
+
+    webhook_failures_last_minute: int = _is("Webhooks that Braze counts as failed.")
+    content_failures_last_minute: int = _is("Connected Content calls that it counts as failed.")
+    content_calls_last_minute: int = _is("All Connected Content calls.")
+    limit: int = _is("Failures from which Braze holds the host to be unhealthy.", 3000)
+    content_share_limit: float = _is("The share of calls from which it does.", 0.9)
+
+
+class FilesCheck(ApiShape):
+    """Open files and connections, of the worker that answered."""
+
+    limit: int = _is("The most open files.")
+    open: int = _is("The open files; -1 if the system does not say.")
+    connections: int = _is("The connections of clients.")
+    most_connections: int = _is("The most connections.")
+    most_connections_used: float = _is(
+        "The largest share of its connections that any worker used in two minutes."
+    )
+
+
+class ClocksCheck(ApiShape):
+    """The clocks of this machine and of a fleet's others."""
+
+    state: Literal["ok", "differ"] = _is("`differ`: by over 2 s.")
+    difference_seconds: float = _is("How far this machine's clock is ahead.")
+    bridges: dict[str, float] = _is("Machine to the seconds by which its clock is ahead.", {})
+
+
+class Checks(ApiShape):
+    """The figures behind the status, for all workers and over restarts."""
+
+    store: StoreCheck = _is("Whether events can be stored.")
+    delivery: DeliveryCheck = _is("Tags to SessionM.")
+    sessionm_core: SystemCheck = _is("SessionM Core.")
+    sessionm_connect: SystemCheck = _is("SessionM Connect.")
+    cache: LookupsCheck = _is("Lookups by outcome.")
+    offers: OffersCheck = _is("Values of wallets that cannot be read.")
+    webhooks: WebhooksCheck = _is("Webhooks by outcome.")
+    braze_budget: BudgetCheck = _is("Failures that Braze counts.")
+    files: FilesCheck = _is("Open files and connections.")
+    clocks: ClocksCheck = _is("The clocks.")
+    delivery_to_braze: DeliveryCheck = _may_be("Messages to Braze, if they are on.")
+    braze: SystemCheck = _may_be("Braze, if messages are on.")
 
 
 class Health(ApiShape):
-    """The health; each incident has a cause, a start, the numbers it affects, and a remedy.
+    """The health; each incident has a cause, a start, the numbers it affects, and a remedy."""
 
-    Open ones come first, then those closed in the last 30 days. *reasons* are the sentences
-    of the open ones.
-    """
-
-    status: Literal["ok", "degraded", "down"] = _example("degraded")
-    reasons: list[str] = _example(["Delivery is paused by hand (ops)."])
-    incidents: list[IncidentShape]
-    version: str = _example("0.1.0")
-    checks: dict[str, dict[str, Any]] = _example(_CHECKS)
+    status: Literal["ok", "degraded", "down"] = _is(
+        "`degraded`: something is late or needs an operator; `down`: events cannot be stored.",
+        "degraded",
+    )
+    reasons: list[str] = _is(
+        "The sentences of the open incidents.", ["Delivery is paused by hand (ops)."]
+    )
+    incidents: list[IncidentShape] = _is("Open ones first, then those of the last 30 days.")
+    version: str = _is("The bridge's version.", "0.1.0")
+    checks: Checks = _is("The figures behind the status.")
 
 
 class RefusedLine(ApiShape):
     """A line of a file that is left out."""
 
-    line: int
-    reason: str
+    line: int = _is("The number of the line.")
+    reason: str = _is("Why it is left out.")
 
 
 class FirstRow(ApiShape):
-    """A row for SessionM, with one of the two identifiers; without *expires* it is a counter."""
+    """A row for SessionM, with one of the two identifiers."""
 
-    user_id: str = Field("", examples=[DEMO_USER_ID])
-    external_id: str = ""
-    tag: str = _example("summer_guest")
-    expires: str = _example("30 days")
+    user_id: str = _may_be("The customer's ID in SessionM.", "", DEMO_USER_ID)
+    external_id: str = _may_be("The customer's ID in the retailer's system.", "")
+    tag: str = _is("The tag.", "summer_guest")
+    expires: str = _is("When it expires; blank for a counter.", "30 days")
 
 
 class FileAccepted(ApiShape):
-    """The result for the rows of a file; *counted* is a dry run, which stores nothing.
+    """The result for the rows of a file."""
 
-    SessionM gets *rows* of them; *refused* and *repeated* are left out. *warnings* are sentences
-    about possible mistakes.
-    """
-
-    status: Literal["accepted", "counted"]
-    id: str = _example(_BATCH_ID)
-    rows: int = _example(1)
-    refused: int
-    repeated: int
-    jobs: int = _example(1)
-    warnings: list[str]
-    first_rows: list[FirstRow]
-    first_refused: list[RefusedLine] = _example([])
+    status: Literal["accepted", "counted"] = _is("`counted` is a dry run, which stores nothing.")
+    id: str = _is("The batch; blank for a dry run.", _BATCH_ID)
+    rows: int = _is("The number of rows that SessionM gets.", 1)
+    refused: int = _is("The number of lines that are left out.")
+    repeated: int = _is("The number of rows that repeat another one.")
+    jobs: int = _is("The number of SessionM's jobs.", 1)
+    warnings: list[str] = _is("Sentences about possible mistakes.")
+    first_rows: list[FirstRow] = _is("The first rows, as SessionM gets them.")
+    first_refused: list[RefusedLine] = _is("The first lines that are left out.", [])
 
 
 class Batch(ApiShape):
-    """A file, or a part of the backlog, that SessionM's batch jobs carry out.
+    """A file, or a part of the backlog, that SessionM's batch jobs carry out."""
 
-    *completed_rows* counts the rows of completed jobs: *done_rows* succeeded and *failed_rows*
-    failed. *refused* and *repeated* rows are not sent to SessionM.
-    """
-
-    id: str = _example(_BATCH_ID)
-    source: Source = _example("file")
-    state: BatchState = _example("running")
-    name: str = _example("summer.csv")
-    key: str = _example("ops")
-    rows: int = _example(120000)
-    completed_rows: int = _example(100000)
-    done_rows: int = _example(99998)
-    failed_rows: int = _example(2)
-    refused: int = _example(3)
-    repeated: int
-    job_count: int = _example(2)
-    created_at: str = _example("2026-12-01T08:00:00Z")
-    done_at: str
-    reason: str
+    id: str = _is("The batch.", _BATCH_ID)
+    source: Source = _is(
+        "A file, a part of the backlog, or a client's own job by SessionM's path.", "file"
+    )
+    state: BatchState = _is("What became of it.", "running")
+    name: str = _is("Its name in lists.", "summer.csv")
+    key: str = _is("The name of the key that submitted it.", "ops")
+    rows: int = _is("The number of rows that SessionM gets.", 120000)
+    completed_rows: int = _is("The rows of completed jobs.", 100000)
+    done_rows: int = _is("Those of them that succeeded.", 99998)
+    failed_rows: int = _is("Those of them that failed.", 2)
+    refused: int = _is("The number of lines that were left out.", 3)
+    repeated: int = _is("The number of rows that repeated another one.")
+    job_count: int = _is("The number of its jobs.", 2)
+    created_at: str = _is("When it was submitted.", "2026-12-01T08:00:00Z")
+    done_at: str = _is("When it ended; blank before.")
+    reason: str = _is("Why it needs a person; else blank.")
 
 
 class BatchJob(ApiShape):
     """One of SessionM's jobs."""
 
-    id: int = _example(12)
-    state: JobState = _example("submitted")
-    rows: int = _example(20000)
-    failed_rows: int
-    request_id: str = _example("bridge-12")
-    sessionm_id: str = _example("7")
-    attempts: int = _example(1)
-    submitted_at: str = _example("2026-12-01T08:00:02Z")
-    fetched_at: str = _example("2026-12-01T08:00:03Z")
-    done_at: str
-    reason: str
+    id: int = _is("The bridge's number of the job.", 12)
+    state: JobState = _is("What became of it.", "submitted")
+    rows: int = _is("The number of its rows.", 20000)
+    failed_rows: int = _is("The rows that SessionM could not process.")
+    request_id: str = _is("The bridge's ID of the job at SessionM.", "bridge-12")
+    sessionm_id: str = _is("SessionM's ID of the job; blank before.", "7")
+    attempts: int = _is("The number of submissions.", 1)
+    submitted_at: str = _is("When it was last submitted; blank before.", "2026-12-01T08:00:02Z")
+    fetched_at: str = _is("When SessionM had fetched the file; blank before.")
+    done_at: str = _is("When it ended; blank before.")
+    reason: str = _is("Why it failed, or what it waits for; else blank.")
 
 
 class BatchWithJobs(Batch):
     """A batch and its jobs."""
 
-    jobs: list[BatchJob]
+    jobs: list[BatchJob] = _is("Its jobs.")
 
 
 class BatchList(Ok):
-    """A page of batches, newest first; *next* is blank on the last."""
+    """A page of batches, newest first."""
 
-    batches: list[Batch]
-    next: str
+    batches: list[Batch] = _is("At most `limit` batches.")
+    next: str = _is("The `before` of the next page; blank on the last.")
 
 
 class OneBatch(Ok):
     """One batch."""
 
-    batch: BatchWithJobs
+    batch: BatchWithJobs = _is("The batch.")
 
 
 class Resubmitted(Ok):
     """The number of jobs that will be submitted again."""
 
-    resubmitted: int = _example(1)
+    resubmitted: int = _is("The number of jobs.", 1)
 
 
 class JobsDiscarded(Ok):
     """The number of discarded jobs."""
 
-    discarded: int = _example(2)
+    discarded: int = _is("The number of jobs.", 2)

@@ -107,6 +107,7 @@ WEBHOOK = IntakePath("/webhooks/braze", "webhook", "webhooks", None, _accepted, 
     (*BODY_ERRORS, 422, 503),
     query={"wait": WAIT},
     body=FIELDS,
+    headers=("Idempotency-Key", "Prefer"),
     takes_form=True,
     example=Example(
         json={

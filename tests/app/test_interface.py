@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from urllib.parse import parse_qs, urlsplit
 
 import jsonschema_rs
@@ -19,6 +19,7 @@ from bridge.lookups.query import LOOKUPS
 from bridge.sandbox import SandboxServer
 from bridge.web.openapi import DescribedRoute, describe, operations, path_of
 from bridge.web.operation import operation_of, path_example
+from bridge.web.shapes import ErrorCode
 from tests.app.test_batches import orders
 from tests.conftest import ALICE, KEYS, MakeApp, eventually
 
@@ -85,6 +86,27 @@ def test_every_answer_of_a_model_is_shown_by_a_right_example(document: Document)
         )
         for example in schema.get("examples", []):
             validator.validate(example)
+
+
+def test_every_field_of_an_answer_says_what_it_means(document: Document) -> None:
+    schemas = document["components"]["schemas"]
+    fields = [
+        (name, field, schema)
+        for name, one in schemas.items()
+        for field, schema in one.get("properties", {}).items()
+    ]
+    assert len(fields) > 200
+    assert [(name, field) for name, field, schema in fields if not schema.get("description")] == []
+
+
+def test_every_code_of_an_error_is_listed() -> None:
+    """`not_…` of an event is put together, and HTTP's own names are werkzeug's."""
+    source = "".join(path.read_text() for path in Path("bridge").glob("[!s]*/*.py"))
+    given = re.findall(r'(?:RefusedError|Refusal|\berror)\(\s*[\w.]+,\s*"([a-z_]+)"', source)
+    assert {*given, "too_many_requests"} - {*get_args(ErrorCode)} == set()
+    others = {"not_replayed", "bad_request", "not_found", "method_not_allowed"}
+    others |= {"requested_range_not_satisfiable"}
+    assert {*get_args(ErrorCode)} - {*given} == others
 
 
 def test_the_document_says_where_the_bridge_is_and_who_may_use_it(make_app: MakeApp) -> None:
