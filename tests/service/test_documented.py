@@ -39,7 +39,7 @@ NOT_RUN = {
     "mypy": "as above",
     "bench/setup": "installs databases and load generators",
     "python -m bench": "takes an hour; tests/service/test_bench.py runs its parts",
-    "mkdir -m 700 secrets": "writes secrets; its `bridge keys new` are run",
+    "mkdir -m 700 deploy/secrets": "writes secrets; its `bridge keys new` are run",
     "printf": "as above",
     "install -": "needs root and systemd; tests/service/test_deploy.py reads the same files",
     "systemd-sysusers": "as above",

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from bridge.fields import duration
 from bridge.ops.incidents import CODES
-from bridge.settings import Settings
+from bridge.settings import Settings, SettingsError, load
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
@@ -23,6 +24,40 @@ def test_the_page_of_settings_names_every_setting_and_no_other() -> None:
     named = set(re.findall(r"`([A-Z]+_[A-Z_]+)`", text))
     assert settings - named == set()
     assert named - settings - {f"{name}_FILE" for name in settings} == set()
+
+
+def test_the_ranges_of_settings_are_those_that_are_read(tmp_path: Path) -> None:
+    def is_read(name: str, value: float) -> bool:
+        shown = f"{value:g}" if value < 1e5 else f"{value:.0f}"
+        needed = {f"SESSIONM_CORE_{one}": "https://a" for one in ("URL", "KEY", "SECRET")}
+        try:
+            load({**needed, "BRIDGE_INSECURE_NO_AUTH": "1", name: shown}, tmp_path / "none")
+        except SettingsError:
+            return False
+        return True
+
+    def number(limit: str) -> float:
+        return duration(limit) if limit[-1] in "sd" else float(limit)
+
+    ranges = {
+        name: cells[2].replace(",", "")
+        for row in re.findall(r"^\| `.*$", (ROOT / "docs/settings.md").read_text(), re.MULTILINE)
+        for cells in [[cell.strip() for cell in row.strip("|").split("|")]]
+        for name in re.findall(r"`(\w+)`", cells[0])
+    }
+    numeric = {
+        name.upper()
+        for name, one in Settings.model_fields.items()
+        if one.annotation in {int, float}
+    }
+    assert {name for name, limits in ranges.items() if limits} == numeric
+    for name in numeric:
+        is_open, low, high = re.findall(r"(over )?([^ ]+)(?: to ([^ ]+))?$", ranges[name])[0]
+        assert is_read(name, number(low)) == (not is_open), name
+        assert not is_read(name, number(low) - (0.01 if "." in low else 1)), name
+        if high:
+            assert is_read(name, number(high)), name
+            assert not is_read(name, number(high) + 1), name
 
 
 def test_the_table_of_incidents_has_every_code_and_no_other() -> None:
