@@ -16,7 +16,7 @@ from bridge.ops.health import delivers, look
 from bridge.ops.incidents import Incident, as_json
 from bridge.ops.operator import Done
 from bridge.ops.outlook import outlook
-from bridge.outbox.events import PAGE
+from bridge.outbox.events import PAGE, SHOWN_TEXTS
 from bridge.outbox.model import Direction, State
 from bridge.outbox.search import Filter, read_filter
 from bridge.parts import Parts
@@ -342,8 +342,7 @@ def _print_event(story: Row, names: Mapping[str, str]) -> None:
         ("Campaign", f"{story['campaign_id']}  {names.get(story['campaign_id'], '')}".strip()),
         ("Canvas", f"{story['canvas_id']}  {names.get(story['canvas_id'], '')}".strip()),
         ("Test send", "yes" if story["test"] else ""),
-        ("Key", story["key"]),
-        ("Request", story["request_id"]),
+        *((label, story[name]) for name, (_, label) in SHOWN_TEXTS.items()),
     ):
         if value:
             click.echo(f"{name:10}{value}")

@@ -16,7 +16,7 @@ from bridge.intake.payload import RefusedError
 from bridge.outbox.accept import Acceptor
 from bridge.outbox.clocks import HEARTBEAT_FACTS
 from bridge.outbox.delivery import HEARTBEAT, PAUSE_FACT, is_alive
-from bridge.outbox.events import DISCARDABLE, REPLAYABLE, Events, Stored
+from bridge.outbox.events import DISCARDABLE, REPLAYABLE, Events, StoredEvent
 from bridge.outbox.model import Direction, State
 from bridge.outbox.search import Filter
 from bridge.outbox.store import DELIVERER_FACT, Store
@@ -185,7 +185,7 @@ class Operator:
         log.warning("customer erased", extra=extra)
         return erased + cut
 
-    def _events_of(self, customer: Customer) -> Iterator[tuple[Stored, tuple[Customer, ...]]]:
+    def _events_of(self, customer: Customer) -> Iterator[tuple[StoredEvent, tuple[Customer, ...]]]:
         """Yield the events of *customer*, each with all customers that it names."""
         for event in self._events.mentioning(customer):
             named = self._acceptor.customers_in(event)
@@ -196,12 +196,12 @@ class Operator:
             ):
                 yield event, named or ()
 
-    def _report_changed(self, changed: list[Stored]) -> None:
+    def _report_changed(self, changed: list[StoredEvent]) -> None:
         for event in changed:
             if event.customer:
                 self._changed(event.customer)
 
-    def _replay(self, batch: list[Stored], by: str, *, dry_run: bool = False) -> Done:
+    def _replay(self, batch: list[StoredEvent], by: str, *, dry_run: bool = False) -> Done:
         rejected = [event for event in batch if event.state is State.REJECTED]
         others = [event.id for event in batch if event.state is not State.REJECTED]
         replayed: list[str] = []

@@ -31,7 +31,7 @@ from bridge.intake.payload import (
 )
 from bridge.intake.rules import Rules
 from bridge.outbox.commit import Committer, OnStored
-from bridge.outbox.events import Stored
+from bridge.outbox.events import StoredEvent
 from bridge.outbox.model import Direction, NewEvent, State, new_event_id
 from bridge.outbox.store import Store
 from bridge.storage.database import StoreUnavailableError, in_time
@@ -175,7 +175,7 @@ class Acceptor:
             self._on_accepted(new.customer)
         return acceptance
 
-    def read_again(self, stored: Stored) -> NewEvent:
+    def read_again(self, stored: StoredEvent) -> NewEvent:
         """Read a rejected event again, by the present rules and with the present time.
 
         Raises:
@@ -191,7 +191,7 @@ class Acceptor:
         )
         return self._read(received, stored.id, clock.now())
 
-    def customers_in(self, stored: Stored) -> tuple[Customer, ...] | None:
+    def customers_in(self, stored: StoredEvent) -> tuple[Customer, ...] | None:
         """Return all SessionM customers of an event, also those that another identifier overrides.
 
         ``None``: the body cannot be read, or names nobody.
@@ -204,16 +204,16 @@ class Acceptor:
             return customers_in_message(stored.body, stored.content_type, path, kind)
         return customers_in_event(stored.body, stored.content_type) or None
 
-    def without(self, customer: Customer, stored: Stored) -> Remainder:
+    def without(self, customer: Customer, stored: StoredEvent) -> Remainder:
         """Return a shared message without *customer*, which is one of `customers_in`."""
         path, rules = MessagePath(stored.path), self._message_rules
         return without_customer(stored.body, stored.content_type, path, customer, rules)
 
-    def _read(self, received: ReceivedRequest, name: str, now: float) -> NewEvent:
+    def _read(self, received: ReceivedRequest, event_id: str, now: float) -> NewEvent:
         if received.message is not None:
-            return self._read_message(received, received.message, name, now)
+            return self._read_message(received, received.message, event_id, now)
         event = read_event(received.body, received.content_type, received.path_customer)
-        return received.event(name, now)._replace(
+        return received.event(event_id, now)._replace(
             customer=event.customer.key,
             campaign_id=event.campaign_id,
             canvas_id=event.canvas_id,
@@ -226,12 +226,12 @@ class Acceptor:
         )
 
     def _read_message(
-        self, received: ReceivedRequest, path: MessagePath, name: str, now: float
+        self, received: ReceivedRequest, path: MessagePath, event_id: str, now: float
     ) -> NewEvent:
         message = read_message(received.body, received.content_type, path, self._message_rules)
         key = _idempotency_key(received)
         dedupe, by_body = dedupe_of(message, key, received.body)
-        return received.event(name, now)._replace(
+        return received.event(event_id, now)._replace(
             customer=message.customer,
             campaign_id=message.campaign_id,
             canvas_id=message.canvas_id,
@@ -247,10 +247,10 @@ class Acceptor:
             StoreUnavailableError: it is not stored.
         """
         now = clock.now()
-        name = new_event_id(now)
+        event_id = new_event_id(now)
         too_large = len(received.body) > MAX_BODY
         partial = received.read_partial()
-        rejected = received.event(name, now)._replace(
+        rejected = received.event(event_id, now)._replace(
             body=received.body[:STORED_OF_TOO_LARGE] if too_large else received.body,
             customer=partial.customer.key if partial.customer else None,
             campaign_id=partial.campaign_id,
@@ -261,7 +261,7 @@ class Acceptor:
             idempotency_key=_storable(received.idempotency_key),
         )
         self._committer.store(rejected)
-        self._log("rejected", rejected, name, reason=refusal.code)
+        self._log("rejected", rejected, event_id, reason=refusal.code)
 
     def recount(self) -> None:
         """Read the number of queued writes, unless the last one is still cached.

@@ -15,15 +15,15 @@ from bridge.intake.message import Remainder
 from bridge.outbox.model import Direction, NewEvent, State, id_prefix
 from bridge.outbox.schema import attempts, events, expiries, tallies, writes
 from bridge.outbox.search import Filter, Search
-from bridge.outbox.store import add_writes, event_row, forget_old_bodies, update_events
+from bridge.outbox.store import add_writes, clear_old_dedupe_keys, event_row, update_events
 from bridge.outbox.tallies import (
     CAMPAIGNS,
     CampaignFigures,
     CountChanges,
     counted_write,
+    events_by_state,
     figures_of,
     lock_events,
-    stored,
 )
 from bridge.storage.database import Database
 from bridge.storage.expressions import contains
@@ -56,6 +56,9 @@ CAMPAIGN_ORDERS: dict[str, tuple[sa.ColumnElement[Any], ...]] = {
 }
 # Retention deletes only these: a queued or dead event is never deleted by age.
 _FORGETTABLE = (State.DELIVERED, State.REJECTED, State.DISCARDED, State.EXPIRED)
+# Texts of an event that JSON, CSV, pages and commands show as they are: name -> column
+# and label.
+SHOWN_TEXTS = {"key": ("key_name", "Key"), "request_id": ("request_id", "Request")}
 DISCARDABLE = (State.QUEUED, State.DEAD, State.REJECTED)
 REPLAYABLE = (State.DEAD, State.REJECTED, State.DISCARDED)
 
@@ -76,7 +79,7 @@ class Page:
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredEvent:
     """The columns of an event that are needed to read it again.
 
     Attributes:
@@ -135,7 +138,7 @@ class Events:
     def counts(self) -> dict[State, int]:
         """Return the number of stored events in each state."""
         with self._database.read() as connection:
-            return stored(connection)
+            return events_by_state(connection)
 
     def campaigns(
         self, limit: int = PAGE, text: str = "", order: str = ""
@@ -191,24 +194,24 @@ class Events:
                 ],
             }
 
-    def matching(self, wanted: Filter) -> Iterator[list[Stored]]:
+    def matching(self, wanted: Filter) -> Iterator[list[StoredEvent]]:
         """Yield the events to change that *wanted* matches, oldest first, in batches."""
         after = ""
         while True:
             with self._database.read() as connection:
                 ids = Search(connection, wanted).oldest(after, BATCH)
-                chosen = _STORED.where(events.c.id.in_(ids)).order_by(events.c.id)
-                found = [_stored(row) for row in connection.execute(chosen).mappings()]
+                chosen = _EVENTS.where(events.c.id.in_(ids)).order_by(events.c.id)
+                found = [_stored_event(row) for row in connection.execute(chosen).mappings()]
             if not found:
                 return
             yield found
             after = found[-1].id
 
-    def one(self, event_id: str) -> Stored | None:
+    def one(self, event_id: str) -> StoredEvent | None:
         """Return an event; ``None`` if there is no such event."""
         with self._database.read() as connection:
-            row = _one(connection, _STORED.where(events.c.id == event_id))
-        return _stored(row) if row else None
+            row = _one(connection, _EVENTS.where(events.c.id == event_id))
+        return _stored_event(row) if row else None
 
     def requeue(self, event_ids: list[str], now: float, by: str = "") -> set[str]:
         """Queue the dead and discarded writes of these events again.
@@ -262,7 +265,7 @@ class Events:
         )
         reason = ""
         with counted_write(self._database) as (connection, tally):
-            forget_old_bodies(connection, [accepted])
+            clear_old_dedupe_keys(connection, [accepted])
             earlier = connection.execute(same).scalar()
             if earlier:
                 reason = f"the same event was accepted before as {earlier}"
@@ -310,13 +313,13 @@ class Events:
             _note(connection, discarded, "discarded", by, now)
         return discarded
 
-    def mentioning(self, customer: Customer) -> Iterator[Stored]:
+    def mentioning(self, customer: Customer) -> Iterator[StoredEvent]:
         """Yield the events of *customer*, and those whose body contains the id in any encoding."""
         mentioned = [contains(events.c.body, form) for form in _encodings(customer.id)]
-        chosen = _STORED.where(sa.or_(events.c.customer == customer.key, *mentioned))
+        chosen = _EVENTS.where(sa.or_(events.c.customer == customer.key, *mentioned))
         with self._database.read(timeout=SEARCH_TIMEOUT) as connection:
             for row in connection.execution_options(yield_per=BATCH).execute(chosen).mappings():
-                yield _stored(row)
+                yield _stored_event(row)
 
     def erase(self, customer: Customer, event_ids: Sequence[str] = ()) -> int:
         """Delete everything about *customer*, and the events *event_ids*.
@@ -336,7 +339,7 @@ class Events:
         self._database.scrub()
         return deleted
 
-    def cut(self, event_id: str, without: Callable[[Stored], Remainder]) -> int:
+    def cut(self, event_id: str, without: Callable[[StoredEvent], Remainder]) -> int:
         """Remove a customer from a shared event; delete the event if nobody else gets it.
 
         Args:
@@ -348,9 +351,9 @@ class Events:
         """
         with counted_write(self._database) as (connection, tally):
             is_it = events.c.id == event_id
-            if (row := _one(connection, _STORED.where(is_it))) is None:
+            if (row := _one(connection, _EVENTS.where(is_it))) is None:
                 return 0
-            left = without(_stored(row))
+            left = without(_stored_event(row))
             present = _writes_in(connection, [event_id], tuple(State))
             removed = [write for write in present if write.customer in left.removed]
             if len(removed) == len(present) and not left.has_recipients:
@@ -452,7 +455,7 @@ def _writes_in(
     ]
 
 
-_STORED = sa.select(*(events.c[name] for name in Stored.__dataclass_fields__))
+_EVENTS = sa.select(*(events.c[name] for name in StoredEvent.__dataclass_fields__))
 # Columns of the request itself: they stay when a rejected event is read again and accepted.
 _REQUEST_COLUMNS = {
     *("id", "received_at", "key_name", "request_id", "idempotency_key"),
@@ -469,8 +472,8 @@ def _encodings(customer_id: str) -> set[bytes]:
     return {form.encode() for form in forms | lower}
 
 
-def _stored(row: sa.RowMapping) -> Stored:
-    return Stored(**{**row, "state": State(row["state"])})
+def _stored_event(row: sa.RowMapping) -> StoredEvent:
+    return StoredEvent(**{**row, "state": State(row["state"])})
 
 
 def _one(connection: sa.Connection, chosen: sa.Select[Any]) -> sa.RowMapping | None:
@@ -499,8 +502,7 @@ def _as_json(row: sa.RowMapping) -> dict[str, Any]:
         "canvas_id": row["canvas_id"] or "",
         "test": row["test"],
         "reason": row["reason"],
-        "key": row["key_name"],
-        "request_id": row["request_id"],
+        **{name: row[column] or "" for name, (column, _) in SHOWN_TEXTS.items()},
         "history": [{**one, "at": iso(one["at"])} for one in row["history"] or ()],
     }
 

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from bridge.fields import TEXT_SCHEMA, FieldError, duration, instant, text
 from bridge.outbox.model import Direction, State, id_prefix
 from bridge.outbox.schema import HAS_REASON, SENT, events, tallies, writes
-from bridge.outbox.tallies import CAMPAIGNS, stored
+from bridge.outbox.tallies import CAMPAIGNS, events_by_state
 
 # Events that are read at most for one page.
 MOST_READ = 5_000
@@ -187,7 +187,7 @@ def _leads(
     connection: sa.Connection, criteria: Filter
 ) -> dict[str, tuple[float, list[sa.ColumnElement[bool]]]]:
     """Return possible leading conditions: name -> estimate of its events, index ranges."""
-    known = stored(connection)
+    known = events_by_state(connection)
     leads: dict[str, tuple[float, list[sa.ColumnElement[bool]]]] = {"": (math.inf, [sa.true()])}
     if criteria.text:
         leads["text"] = sum(known.values()) - known[State.DELIVERED], [HAS_REASON]

@@ -363,7 +363,7 @@ _UNKNOWN = {direction: _queued(sa.func.count(), direction, unknown=True) for dir
 
 
 def _add(connection: sa.Connection, new: Sequence[NewEvent]) -> dict[str, str]:
-    forget_old_bodies(connection, new)
+    clear_old_dedupe_keys(connection, new)
     # All processes insert in the same order: otherwise equal events could deadlock.
     rows = [event_row(event) for event in sorted(new, key=lambda event: event.dedupe or "")]
     added = _ADD_EVENT.insert(connection, rows)
@@ -378,7 +378,7 @@ def _add(connection: sa.Connection, new: Sequence[NewEvent]) -> dict[str, str]:
     return duplicates
 
 
-def forget_old_bodies(connection: sa.Connection, new: Sequence[NewEvent]) -> None:
+def clear_old_dedupe_keys(connection: sa.Connection, new: Sequence[NewEvent]) -> None:
     """Clear dedupe keys that are older than their `NewEvent.dedupe_for`."""
     limited = [
         (event.dedupe, event.received_at - event.dedupe_for) for event in new if event.dedupe_for

@@ -210,7 +210,7 @@ _ADD = Prepared(
 )
 
 
-def stored(connection: sa.Connection) -> dict[State, int]:
+def events_by_state(connection: sa.Connection) -> dict[State, int]:
     """Return the number of stored events in each state."""
     chosen = tallies.select().where(tallies.c.kind == STORED, tallies.c.id == "")
     row = connection.execute(chosen).mappings().first()

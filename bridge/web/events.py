@@ -10,7 +10,7 @@ from werkzeug.exceptions import NotFound
 from bridge import clock
 from bridge.fields import FieldError, iso
 from bridge.ops.operator import Done
-from bridge.outbox.events import DISCARDABLE, REPLAYABLE, Page
+from bridge.outbox.events import DISCARDABLE, REPLAYABLE, SHOWN_TEXTS, Page
 from bridge.outbox.model import State
 from bridge.outbox.search import Filter, read_filter
 from bridge.parts import parts_of
@@ -101,6 +101,7 @@ def show(event_id: str) -> Response:
     return page(
         "event.html",
         event=event,
+        texts=SHOWN_TEXTS,
         rules=parts.rules,
         can_replay=event["state"] in REPLAYABLE,
         can_discard=event["state"] in DISCARDABLE,

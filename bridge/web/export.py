@@ -7,7 +7,7 @@ from flask import Blueprint, Response, current_app
 
 from bridge import clock
 from bridge.fields import csv_text, spreadsheet_cell
-from bridge.outbox.events import MOST_A_PAGE
+from bridge.outbox.events import MOST_A_PAGE, SHOWN_TEXTS
 from bridge.outbox.search import FILTERS, Filter, read_filter
 from bridge.parts import Parts, parts_of
 from bridge.web.auth import scope
@@ -19,7 +19,7 @@ bp = Blueprint("export", __name__)
 COLUMNS = (
     *("id", "received_at", "direction", "state", "done_at", "user_id", "external_id"),
     *("campaign_id", "campaign_name", "canvas_id", "canvas_name"),
-    *("test", "reason", "key", "request_id"),
+    *("test", "reason", *SHOWN_TEXTS),
 )
 
 

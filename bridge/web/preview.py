@@ -20,7 +20,7 @@ from bridge.liquid.render import LiquidError, render
 from bridge.liquid.snippets import BASIC_PLACEHOLDER
 from bridge.lookups.models import LookupHead
 from bridge.outbox.accept import warnings_of
-from bridge.outbox.events import Stored
+from bridge.outbox.events import StoredEvent
 from bridge.outbox.model import State
 from bridge.parts import parts_of
 from bridge.web.auth import Keyring, scope_of
@@ -344,7 +344,7 @@ _FIELD_NAMES = re.compile(r"""[{,"“”]\s*(\w+)["“”]?\s*:""")
 
 
 def _as_webhook(body: str) -> tuple[str, tuple[PreviewWrite, ...], tuple[str, ...]]:
-    arrived = Stored("", State.REJECTED, body.encode(), "application/json", None)
+    arrived = StoredEvent("", State.REJECTED, body.encode(), "application/json", None)
     try:
         read = parts_of(current_app).acceptor.read_again(arrived)
     except RefusedError as refusal:
