@@ -30,8 +30,8 @@ log = logging.getLogger(__name__)
 SYSTEMS = ("core", "connect", "braze")
 # Table of the schema version of the cache, where it is in the same database as the outbox.
 VERSIONS_BESIDE = "cache_schema_version"
-# Migrations of the outbox. Their numbers are stored: only append here. A new database runs all of
-# them, so a later one must allow for tables that were created as they are now: see `add_column`.
+# Migrations of the outbox. Their numbers are stored: only append here. The first one creates the
+# tables as they are now, and a new database runs the others too: `add_column` does nothing there.
 MIGRATIONS = (outbox_schema.create, bulk_schema.create)
 # Seconds. A lookup may wait this long for another process that stores a fetched answer.
 CACHE_BUSY_TIMEOUT = 0.3

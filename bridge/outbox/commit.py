@@ -167,7 +167,7 @@ class Committer:
         The others are claimed when the transaction has begun: until then, their senders can give
         up, for example while another program holds a lock.
         """
-        # Senders whose deadline has passed have given up, and must not shorten the others' time.
+        # A deadline that has passed does not count: its sender no longer waits.
         ends, now = [one.until for one in (*batch, *waiting)], time.monotonic()
         until = min((end for end in ends if end > now), default=max(ends))
         try:

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 from bridge.intake.message import Send
 from bridge.intake.rules import TagWrite
 
-# `next_at` of writes that a batch job delivers, and of later writes of the same customers: they
-# wait for the end of the job.
+# The `next_at` of a write that waits for the end of a batch job. The job delivers this write, or an
+# earlier one of the same customer.
 AFTER_BATCH = 1e12
 
 

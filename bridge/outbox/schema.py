@@ -155,7 +155,7 @@ def create(connection: sa.Connection) -> None:
 def has_direction(direction: sa.ColumnElement[str]) -> sa.ColumnElement[bool]:
     """Return the condition on the direction of writes that are found by their customers.
 
-    No index is used for it. Nearly all writes have one direction, and a database that prefers an
-    index of directions to that of customers reads all queued writes.
+    The condition is written so that no index on directions fits it. Nearly all writes have one
+    direction: by such an index, the database would read all queued writes.
     """
     return writes.c.direction.concat(sa.literal_column("''")) == direction
