@@ -12,6 +12,8 @@ from pathlib import Path
 from playwright.sync_api import Page, sync_playwright
 
 FOLDER = Path(__file__).parents[1] / "docs"
+# Pixels: the button below the editor.
+MARGIN = 64
 
 
 def main(url: str, key: str) -> None:
@@ -26,18 +28,24 @@ def main(url: str, key: str) -> None:
         )
         page.goto(f"{url}/dashboard")
         page.screenshot(path=FOLDER / "dashboard.png")
-        page.goto(f"{url}/setup")
-        _render(page)
+        page.goto(f"{url}/setup#message")
+        _fit_message(page)
         page.screenshot(path=FOLDER / "setup.png")
         browser.close()
 
 
-def _render(page: Page) -> None:
-    """Wait for the message beside the editor, and bring both into view."""
+def _fit_message(page: Page) -> None:
+    """Show the step Message from its heading to the button below the editor."""
     frame = page.locator("iframe").first
     frame.wait_for()
     frame.content_frame.locator("body *").first.wait_for()
-    frame.scroll_into_view_if_needed()
+    top = page.locator("#message").bounding_box()
+    editor = page.locator("#source").bounding_box()
+    assert top
+    assert editor
+    height = round(editor["y"] + editor["height"] - top["y"]) + MARGIN
+    page.set_viewport_size({"width": 1280, "height": height})
+    page.locator("#message").evaluate("heading => heading.scrollIntoView()")
     # The frame has a process of its own, which paints a moment later.
     page.wait_for_timeout(1000)
 
