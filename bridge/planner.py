@@ -190,7 +190,6 @@ class Plan:
 
 
 def plan(send: PlannedSend, pace: SendPace) -> Plan:
-    """Calculate the plan for *send*."""
     bounds = tuple(sorted(_bounds(send, pace), key=lambda bound: bound.speed))
     advised = _outcome(send, pace, _round_down(bounds[0].speed))
     wished = _outcome(send, pace, send.speed) if send.speed else None

@@ -540,7 +540,6 @@ def _identifier(user: Mapping[str, Any], name: str) -> str | None:
 
 
 def tags_key(customer: Customer) -> CacheKey:
-    """Return the cache key of a customer's tags."""
     return CacheKey("tags", customer.key)
 
 

@@ -410,7 +410,6 @@ class Delivery:
             return Reply()
 
     def _take_token(self) -> bool:
-        """As `Gate.take_token`."""
         until = clock.steady() + CALL_TIMEOUT
         while not self.is_stopping and clock.steady() < until:
             held = self._breaker.is_held(clock.steady())

@@ -17,7 +17,7 @@ from bridge.storage.database import StoreUnavailableError
 log = logging.getLogger(__name__)
 
 MOST = 6
-# Events that are looked at: several may be of one customer.
+# Newest events that are read: several may be of one customer.
 LOOKED_AT = 60
 # Seconds; the sandbox runs on this machine.
 PATIENCE = 1.0

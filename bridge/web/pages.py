@@ -81,7 +81,6 @@ def install(app: Flask) -> None:
 
 
 def page(template: str, status: int = 200, **context: Any) -> Response:
-    """The page *template*, with *context* for it."""
     return Response(render_template(template, **context), status, mimetype=HTML)
 
 

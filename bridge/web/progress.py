@@ -17,7 +17,7 @@ from bridge.storage.database import StoreUnavailableError
 
 log = logging.getLogger(__name__)
 
-# Events among which a test send is looked for: on a busy bridge others come in between.
+# Newest events that are searched for a test send: on a busy bridge others come in between.
 LOOKED_AT = 50
 # Rejected sends whose bodies are read for that.
 MOST_REJECTED = 5
