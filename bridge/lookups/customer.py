@@ -154,8 +154,8 @@ class Lookups:
         braze_id: BrazeId,
         *,
         offers_on: bool,
-        profile_fields: Sequence[str] = (),
-        report: Callable[[str], None] = lambda _form: None,
+        profile_fields: Sequence[str],
+        report: Callable[[str], None],
     ) -> None:
         self._sessionm = sessionm
         self._cache = cache
@@ -220,7 +220,7 @@ class Lookups:
             report=self._report,
         )
 
-    def raw_tags(self, customer: Customer, arrived: float | None = None) -> Served:
+    def raw_tags(self, customer: Customer, arrived: float) -> Served:
         """Return SessionM's own answer to a read of tags, cached.
 
         Raises:
@@ -384,7 +384,7 @@ class Lookups:
         tags = json.loads(entry.body).get("tags") if entry else None
         return tags if isinstance(tags, dict) else {}
 
-    def raw_offers(self, body: Mapping[str, Any], arrived: float | None = None) -> Served:
+    def raw_offers(self, body: Mapping[str, Any], arrived: float) -> Served:
         """Return SessionM's own answer to *body* of get_user_offers, cached.
 
         Raises:

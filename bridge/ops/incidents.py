@@ -454,7 +454,7 @@ _BRAZE_DO = {
 
 
 def message_causes(
-    checks: Mapping[str, Any], queue: Extent = NOTHING, dead: Sequence[DeadGroup] = ()
+    checks: Mapping[str, Any], queue: Extent, dead: Sequence[DeadGroup]
 ) -> Iterator[Cause]:
     """Yield the present causes for messages to Braze; none if they are switched off.
 
