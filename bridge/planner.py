@@ -18,7 +18,7 @@ FAILURE_BUDGET = 3000
 TRIGGERS_AN_HOUR = 250_000
 # Seconds for a lookup that is answered from the cache.
 CACHED = 0.002
-# Seconds that the last write may wait before health is degraded.
+# Seconds that the oldest write may wait before health is degraded.
 LATE = 300.0
 # Share of the capacity to plan with, since Braze does not send evenly.
 HEADROOM = 0.8
