@@ -177,7 +177,6 @@ class Parts:
 
 
 def parts_of(app: Flask) -> Parts:
-    """Return the parts of *app*."""
     parts: Parts = app.extensions["bridge"]
     return parts
 

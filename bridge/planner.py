@@ -18,7 +18,7 @@ FAILURE_BUDGET = 3000
 TRIGGERS_AN_HOUR = 250_000
 # Seconds for a lookup that is answered from the cache.
 CACHED = 0.002
-# Seconds that the last write may wait before health is degraded.
+# Seconds that the oldest write may wait before health is degraded.
 LATE = 300.0
 # Share of the capacity to plan with, since Braze does not send evenly.
 HEADROOM = 0.8
@@ -190,7 +190,6 @@ class Plan:
 
 
 def plan(send: PlannedSend, pace: SendPace) -> Plan:
-    """Calculate the plan for *send*."""
     bounds = tuple(sorted(_bounds(send, pace), key=lambda bound: bound.speed))
     advised = _outcome(send, pace, _round_down(bounds[0].speed))
     wished = _outcome(send, pace, send.speed) if send.speed else None

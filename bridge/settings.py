@@ -175,6 +175,8 @@ Seconds = Annotated[int, BeforeValidator(duration)]
 Number = Annotated[float, BeforeValidator(_number)]
 BaseUrl = Annotated[str, BeforeValidator(_base_url)]
 Keys = Annotated[tuple[Key, ...], BeforeValidator(_keys)]
+# Seconds for which Braze waits for a lookup.
+BRAZE_WAITS = 2.0
 # Each scope has its own keys, in the setting ``bridge_{scope}_keys``.
 SCOPES = ("webhook", "content", "trigger", "viewer", "admin")
 

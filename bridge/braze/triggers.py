@@ -436,7 +436,6 @@ def _outdated_customers(call: TriggerCall) -> list[Customer]:
 
 
 def _identifier_of(recipient: Mapping[str, Any]) -> str:
-    """Return the identifier of a recipient as one text."""
     for field in ("external_user_id", "braze_id", "email"):
         if field in recipient:
             return str(recipient[field])

@@ -74,31 +74,26 @@ class JobDriver:
         self._ending = threading.Event()
         self._thread: threading.Thread | None = None
 
-    # --- called by the delivery loop, in its thread ---
+    # --- `BulkSender`, called by the delivery loop in its thread ---
 
     def begin(self, record: Record) -> None:
-        """As `BulkSender.begin`."""
         self.backlog.recover()
         self._ending.clear()
         self._thread = threading.Thread(target=self._run, args=[record], name="jobs", daemon=True)
         self._thread.start()
 
     def step(self, busy: Collection[str], *, may_gather: bool, may_send: bool) -> None:
-        """As `BulkSender.step`, for a long backlog."""
         self._may_send = may_send
         if may_gather:
             self.backlog.gather(busy, self.timings.quiet)
 
     def is_waiting(self) -> bool:
-        """As `BulkSender.is_waiting`."""
         return bool(self._store.running())
 
     def takes(self, due: Sequence[QueuedWrite]) -> bool:
-        """As `BulkSender.takes`."""
         return self.backlog.takes(due)
 
     def end(self, *, wait: bool = True) -> None:
-        """As `BulkSender.end`."""
         self._ending.set()
         if wait and self._thread is not None:
             self._thread.join()

@@ -15,8 +15,6 @@ MOST_ROWS_OF_JOB = 1_000_000
 
 
 class JobState(StrEnum):
-    """The state of one of SessionM's jobs."""
-
     OPEN = "open"  # its file is being written
     QUEUED = "queued"
     SUBMITTING = "submitting"  # sent to SessionM, which may or may not have the job

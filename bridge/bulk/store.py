@@ -505,7 +505,6 @@ _JOBS = sa.select(batch_jobs, batches.c.source, batches.c.header).join(batches)
 
 
 def token_hash(token: str) -> str:
-    """Return the hash of a token, as stored."""
     return hashlib.sha256(token.encode(errors="replace")).hexdigest()
 
 

@@ -205,9 +205,9 @@ class Uploads:
         segment: Segment,
         *,
         name: str,
-        key_name: str = "",
-        rows_of_job: int = ROWS_OF_JOB,
-        again: bool = False,
+        key_name: str,
+        rows_of_job: int,
+        again: bool,
         on_refused: OnRefused = lambda _refused: None,
     ) -> Upload:
         """Store the rows of *segment*, and queue them as jobs.

@@ -424,7 +424,7 @@ def _show_rows(segment: Segment, upload: Upload) -> None:
     click.echo(sessionm_rows(segment.kinds, upload.file.first_rows), nl=False)
 
 
-def _wait_for(parts: Parts, batch_id: str, *, quiet: bool = False) -> None:
+def _wait_for(parts: Parts, batch_id: str, *, quiet: bool) -> None:
     """Show the progress until the batch ends; unless *quiet*, raise if a part failed."""
     found = _read(parts, batch_id)
     with click.progressbar(length=found["rows"], label="SessionM", width=30, hidden=quiet) as bar:

@@ -22,7 +22,7 @@ from bridge.ops.health import clocks_state, delivery_state
 from bridge.ops.incidents import clock_causes
 from bridge.sessionm.answers import Meaning, SessionMError
 from bridge.sessionm.client import SessionM
-from bridge.settings import SCOPES, Settings, SettingsError, load, unknown_names
+from bridge.settings import BRAZE_WAITS, SCOPES, Settings, SettingsError, load, unknown_names
 from bridge.shared import open_shared
 from bridge.storage.database import (
     NewerSchemaError,
@@ -39,8 +39,6 @@ TIMEOUT = 7.0
 _BREAKERS = {"SessionM Core": "core", "SessionM Connect": "connect"}
 # Characters: shorter secrets are reported.
 SHORT = 16
-# Seconds for which Braze waits for a lookup.
-BRAZE_WAITS = 2.0
 
 
 @dataclass(frozen=True)

@@ -154,7 +154,6 @@ class Rules:
 
     @cached_property
     def known_counters(self) -> frozenset[str]:
-        """The counters of all rules."""
         return frozenset(tag for rule in self._all() for tag in rule.counters)
 
     @cached_property

@@ -125,7 +125,7 @@ def _padded_number(value: int, flags: str, width: int, fill: str) -> str:
     return (minus + digits).rjust(width if fill else 0)
 
 
-def _padded_text(text: str, flags: str, width: int, *, swaps: bool = False) -> str:
+def _padded_text(text: str, flags: str, width: int, *, swaps: bool) -> str:
     if "#" in flags:
         text = text.lower() if swaps else text.upper()
     if "^" in flags:

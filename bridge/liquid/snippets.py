@@ -67,7 +67,6 @@ class Snippet:
 
 @cache
 def snippets() -> dict[str, Snippet]:
-    """Return all snippets by name."""
     return {
         path.stem: _read(path.stem, path.read_text(encoding="utf-8"))
         for path in sorted((TEMPLATES / "liquid").glob("*.liquid"))

@@ -176,12 +176,17 @@ class Served:
     Attributes:
         how: ``hit``, ``stale``, ``miss`` (fetched for this lookup) or ``collapsed`` (fetched for
             another lookup, for which this one waited).
-        fresh_for: seconds for which the answer is fresh after it was fetched.
+        ages: limits of its age.
     """
 
     entry: CacheEntry
     how: str
-    fresh_for: float
+    ages: Ages
+
+    @property
+    def fresh_until(self) -> float:
+        """When the answer becomes stale, in seconds since the epoch."""
+        return self.entry.fetched_at + self.ages.fresh_for(self.entry)
 
 
 class UnavailableError(Exception):
@@ -224,7 +229,7 @@ class PendingLookup:
         """
         if self.entry and self.use in {Use.FRESH, Use.WHILE_REFRESHING}:
             how = "hit" if self.use is Use.FRESH else "stale"
-            return Served(self.entry, how, self.ages.fresh_for(self.entry))
+            return Served(self.entry, how, self.ages)
         if self.answered is None:
             raise SessionMError(Meaning.UNREACHABLE, "it has not answered for a while")
         served = self.answered.result(max(0.0, until - time.monotonic()))
@@ -540,7 +545,7 @@ class Cache:
                 if entry.stamp == self.stamp(key):
                     cached = entry
                     self._remember(key, cached)
-            served = Served(entry, how, ages.fresh_for(entry))
+            served = Served(entry, how, ages)
         except BaseException as error:  # noqa: BLE001 - it goes to the lookups that wait
             finish = partial(answered.set_exception, error)
         else:
@@ -630,7 +635,7 @@ class Cache:
         key, ages = pending.key, pending.ages
         entry = self._known(key, ages) or self._unconfirmed(key, pending.entry)
         if entry and ages.use(entry, clock.now()) is not Use.NOTHING:
-            return Served(entry, "stale", ages.fresh_for(entry))
+            return Served(entry, "stale", ages)
         raise UnavailableError(reason) from error
 
 

@@ -122,10 +122,9 @@ _StampCheck = tuple[Callable[[], int], int]
 
 
 @dataclass(frozen=True)
-class _FetchedPart:
-    part: Part
-    how: str
-    fresh: float
+class _FetchedPart(Part):
+    how: str = ""
+    fresh_until: float = 0.0
     checks: tuple[_StampCheck, ...] = ()
 
 
@@ -155,8 +154,8 @@ class Lookups:
         braze_id: BrazeId,
         *,
         offers_on: bool,
-        profile_fields: Sequence[str] = (),
-        report: Callable[[str], None] = lambda _form: None,
+        profile_fields: Sequence[str],
+        report: Callable[[str], None],
     ) -> None:
         self._sessionm = sessionm
         self._cache = cache
@@ -174,15 +173,15 @@ class Lookups:
             own, own_check = self._own(query.customer)
             got = self._fetched(pending, until)
         now = clock.now()
-        answer = tags_answer(query.customer, got.part, own, self._braze_id, now)
+        answer = tags_answer(query.customer, got, own, self._braze_id, now)
         return _answer(answer, [got], min(own.expires.values(), default=math.inf), own_check)
 
     def offers(self, query: Query, arrived: float | None = None) -> LookupAnswer:
         with self._in_time(arrived) as until:
             got, user_id = self._offers(query, until)
         now = clock.now()
-        answer = offers_answer(query, user_id, got.part, now)
-        return _answer(answer, [got], offers_change_at(got.part, now))
+        answer = offers_answer(query, user_id, got, now)
+        return _answer(answer, [got], offers_change_at(got, now))
 
     def customer(self, query: Query, arrived: float | None = None) -> LookupAnswer:
         with self._in_time(arrived) as until:
@@ -201,11 +200,11 @@ class Lookups:
             got = [tags, *([offers] if self._offers_on else [])]
             got += [self._fetched(profile, until)] if profile else []
         now = clock.now()
-        answer = customer_answer(query, user_id, tags.part, offers.part, own, self._braze_id, now)
+        answer = customer_answer(query, user_id, tags, offers, own, self._braze_id, now)
         if profile:
-            shown = got[-1].part.document.get("profile") or {}
+            shown = got[-1].document.get("profile") or {}
             answer["profile"] = {name: shown.get(name, "") for name in self._profile_fields}
-        changes_at = min([offers_change_at(offers.part, now), *own.expires.values()])
+        changes_at = min([offers_change_at(offers, now), *own.expires.values()])
         return _answer(answer, got, changes_at, own_check)
 
     def without_stale(self, deadline: float) -> "Lookups":
@@ -221,7 +220,7 @@ class Lookups:
             report=self._report,
         )
 
-    def raw_tags(self, customer: Customer, arrived: float | None = None) -> Served:
+    def raw_tags(self, customer: Customer, arrived: float) -> Served:
         """Return SessionM's own answer to a read of tags, cached.
 
         Raises:
@@ -370,7 +369,7 @@ class Lookups:
             SessionMError: SessionM does not know the identifier, or is unreachable.
         """
         with self._in_time(time.monotonic() + seconds - self._freshness.deadline) as until:
-            part = self._profile(customer, until).part
+            part = self._profile(customer, until)
         if part.status == "unavailable":
             raise SessionMError(Meaning.UNREACHABLE, part.reason)
         found = str(part.document.get("other") or "")
@@ -385,7 +384,7 @@ class Lookups:
         tags = json.loads(entry.body).get("tags") if entry else None
         return tags if isinstance(tags, dict) else {}
 
-    def raw_offers(self, body: Mapping[str, Any], arrived: float | None = None) -> Served:
+    def raw_offers(self, body: Mapping[str, Any], arrived: float) -> Served:
         """Return SessionM's own answer to *body* of get_user_offers, cached.
 
         Raises:
@@ -449,12 +448,12 @@ class Lookups:
     def _offers(self, query: Query, until: float) -> tuple[_FetchedPart, str]:
         """Return the wallet, and the customer's user id, which the Offers API requires."""
         if not self._offers_on:
-            return _FetchedPart(Part("unavailable", reason=_NO_OFFERS, is_off=True), "", 0), ""
+            return _FetchedPart("unavailable", reason=_NO_OFFERS, is_off=True), ""
         user_id = query.customer.id
         checks: tuple[_StampCheck, ...] = ()
         if query.customer.kind == "external_id":
             profile = self._profile(query.customer, until)
-            user_id = str(profile.part.document.get("other") or "")
+            user_id = str(profile.document.get("other") or "")
             if not user_id:
                 return profile, ""
             checks = profile.checks
@@ -502,24 +501,20 @@ class Lookups:
         try:
             served = self._cache.answer(pending, until)
         except UnavailableError as error:
-            return _FetchedPart(
-                Part("unavailable", reason=f"SessionM is unavailable: {error}"), "", 0
-            )
+            return _FetchedPart("unavailable", reason=f"SessionM is unavailable: {error}")
         return self._part(pending.key, served)
 
     def _part(self, key: CacheKey, served: Served) -> _FetchedPart:
         entry = served.entry
         return _FetchedPart(
-            Part(
-                status="ok" if entry.found else "not_found",
-                document=json.loads(entry.body),
-                fetched_at=entry.fetched_at,
-                stale=served.how == "stale",
-                reason="" if entry.found else _NO_CUSTOMER,
-            ),
-            served.how,
-            served.fresh_for,
-            ((self._cache.stamp_reader(key), entry.stamp),),
+            status="ok" if entry.found else "not_found",
+            document=json.loads(entry.body),
+            fetched_at=entry.fetched_at,
+            stale=served.how == "stale",
+            reason="" if entry.found else _NO_CUSTOMER,
+            how=served.how,
+            fresh_until=served.fresh_until,
+            checks=((self._cache.stamp_reader(key), entry.stamp),),
         )
 
 
@@ -545,7 +540,6 @@ def _identifier(user: Mapping[str, Any], name: str) -> str | None:
 
 
 def tags_key(customer: Customer) -> CacheKey:
-    """Return the cache key of a customer's tags."""
     return CacheKey("tags", customer.key)
 
 
@@ -561,12 +555,13 @@ def _answer(
 ) -> LookupAnswer:
     """Return the finished answer; at *changes_at* (epoch seconds), time alone changes it."""
     parts = {name: value for name, value in document.items() if name not in _VOLATILE}
+    fresh_until = _fresh_until(got)
     return LookupAnswer(
         body=encode(document),
         status=document["status"],
         how=min((one.how for one in got), key=_HOW.index),
         age=document["age"],
-        ttl=math.floor(_fresh_until(got) - clock.now()) if _fresh_until(got) else 0,
+        ttl=math.floor(fresh_until - clock.now()) if fresh_until else 0,
         version=blake2b(encode(parts), digest_size=12).hexdigest(),
         validity=_validity(got, changes_at, *checks),
     )
@@ -574,8 +569,7 @@ def _answer(
 
 def _fresh_until(got: list[_FetchedPart]) -> float:
     """Return when the first part becomes stale; 0 if SessionM answered nothing."""
-    ends = [one.part.fetched_at + one.fresh for one in got if one.part.fetched_at]
-    return min(ends, default=0.0)
+    return min((one.fresh_until for one in got if one.fetched_at), default=0.0)
 
 
 def _validity(got: list[_FetchedPart], changes_at: float, *more: _StampCheck) -> Validity | None:
@@ -584,7 +578,7 @@ def _validity(got: list[_FetchedPart], changes_at: float, *more: _StampCheck) ->
     checks = [*more, *(pair for one in got for pair in one.checks)]
     fresh_until = _fresh_until(got)
     return Validity(
-        fetched_at=min(one.part.fetched_at for one in got),
+        fetched_at=min(one.fetched_at for one in got),
         fresh_until=fresh_until,
         until=min(fresh_until, changes_at),
         unchanged=lambda: all(read() == stamp for read, stamp in checks),

@@ -1,18 +1,17 @@
 """Stamps of lookups for a fleet, in PostgreSQL.
 
-Stamps are a table of 65,536 words, of which each process holds a copy. A change writes the table
-and notifies the other processes in one transaction. A process reads the table whenever its session
-begins. The value of a word is the time of its last change, in microseconds by the server's clock,
-and only grows. So a late or repeated notification does no harm, and no value is used twice, even
-after a failover to a standby that missed the last changes. The row of a cached lookup holds the
-stamp of its fetch, and is written after the stamp: a crash of the server that loses a stamp's last
-changes loses such rows as well.
+A table has 65,536 words, of which each process holds a copy. A change writes the table and notifies
+the other processes in one transaction; a process reads the table when its session begins. A word is
+the time of its last change, in microseconds by the server's clock, and only grows: a late or
+repeated notification does no harm, and no value is used twice, even after a failover to a standby
+that missed changes. A cached lookup is written after the stamp that its row holds: a crash of the
+server that loses the stamp loses the row too.
 
-One more word, the generation, is added to every stamp. Changing this one row changes all stamps.
+The generation, one more word, is added to every stamp: changing this one row changes all stamps.
 
-The words of the kind `OWN` are not in the table, since they change with every webhook: each process
-counts for itself, and sends its changes to the others in batches. A process that may have missed a
-notification changes all of these stamps, by a generation of its own.
+The words of the kind `OWN` are not in the table, since they change with every webhook. Each process
+counts for itself, and sends its changes in batches. A process that may have missed a notification
+changes all of these stamps, by a generation of its own.
 """
 
 import itertools

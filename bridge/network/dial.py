@@ -93,7 +93,7 @@ class Dialer:
         origin: Origin,
         proxy: Proxy | None,
         trusted: Authorities | None,
-        resolve: Resolve = resolve_name,
+        resolve: Resolve,
     ) -> None:
         self._origin = origin
         self._proxy = proxy

@@ -145,5 +145,4 @@ class Receiver:
         return worked
 
     def close(self) -> None:
-        """Close its connection."""
         self._http.close()

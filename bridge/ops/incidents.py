@@ -12,9 +12,8 @@ from typing import Any
 
 from bridge.fields import counted, instant, iso, percent, span
 from bridge.outbox.model import DeadGroup, Extent
+from bridge.planner import LATE
 
-# Seconds: the age of the oldest queued write from which delivery is late.
-LATE = 300.0
 # Lookups in five minutes: with fewer, late ones are ignored. Then the share (0 to 1) of them that
 # may be late or unavailable without an incident.
 LEAST_LOOKUPS = 100
@@ -454,7 +453,7 @@ _BRAZE_DO = {
 
 
 def message_causes(
-    checks: Mapping[str, Any], queue: Extent = NOTHING, dead: Sequence[DeadGroup] = ()
+    checks: Mapping[str, Any], queue: Extent, dead: Sequence[DeadGroup]
 ) -> Iterator[Cause]:
     """Yield the present causes for messages to Braze; none if they are switched off.
 

@@ -68,7 +68,7 @@ class Operator:
         self._changed = changed
         self._breakers = tuple(breakers)
 
-    def replay(self, chosen: Filter, *, by: str = "", dry_run: bool = False) -> Done:
+    def replay(self, chosen: Filter, *, by: str, dry_run: bool) -> Done:
         """Send every event again that *chosen* matches, by default the dead ones.
 
         A rejected event is read again with the present rules, and accepted if it is valid now.
@@ -91,7 +91,7 @@ class Operator:
             refused.extend(done.refused)
         return Done(matched, changed, tuple(refused))
 
-    def replay_one(self, event_id: str, by: str = "") -> Done | None:
+    def replay_one(self, event_id: str, by: str) -> Done | None:
         """Send one event again; ``None`` if no event has the id."""
         event = self._events.one(event_id)
         if event is None:

@@ -1,13 +1,10 @@
 """Counters, histograms and gauges of all processes.
 
 Each process counts in a dictionary, which takes about a microsecond. Once a second it adds its
-figures, in one transaction, to three kinds of rows: for the present minute, for the present second
-(only what Braze counts in its moving minute), and the totals since the table was created. Readers
-therefore see the figures of all processes, also of ended ones, and totals never decrease. A killed
-process loses the figures of its last second; a process that ends writes them first.
-
-While the store is unavailable, figures stay in the process and are added later. The log has one
-warning about it.
+figures, in one transaction, to three kinds of rows: the present minute, the present second (only
+what Braze counts in its moving minute), and the totals. So readers see the figures of all
+processes, also of ended ones, and totals never decrease. A killed process loses its last second.
+While the store is unavailable, figures stay in the process and are added later.
 
 Once a minute, the minutes of each past quarter of an hour are summed in one row, which is kept for
 a month.

@@ -48,14 +48,13 @@ def create(connection: sa.Connection) -> None:
 class WatchLease:
     """The lease of the watcher, which holds the pending alert too."""
 
-    def __init__(self, database: Database, steady: Callable[[], float] = clock.steady) -> None:
+    def __init__(self, database: Database) -> None:
         self._database = database
-        self._steady = steady
         self._me = uuid.uuid4().hex
         self._is_held = False
         # The last holder and number that were read, and when they changed.
         self._last: tuple[str, int] = ("", -1)
-        self._changed_at = steady()
+        self._changed_at = clock.steady()
         self.pending = Pending()
 
     def acquire(self) -> bool:
@@ -87,8 +86,8 @@ class WatchLease:
         if row.holder == self._me:
             return self._change(self._me, None, self._me)
         if (row.holder, row.round) != self._last:
-            self._last, self._changed_at = (row.holder, row.round), self._steady()
-        if row.holder and self._steady() - self._changed_at < LEASE:
+            self._last, self._changed_at = (row.holder, row.round), clock.steady()
+        if row.holder and clock.steady() - self._changed_at < LEASE:
             return False
         if row.alert:
             self.pending = Pending(**row.alert)
@@ -153,7 +152,6 @@ class Watch:
         self._changing = threading.Lock()
 
     def start(self) -> None:
-        """Start the thread."""
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
         self._thread.start()
 

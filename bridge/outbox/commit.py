@@ -66,7 +66,7 @@ class Committer:
         on_stored: called after each transaction with the directions of its events.
     """
 
-    def __init__(self, store: Store, on_stored: OnStored = lambda _directions: None) -> None:
+    def __init__(self, store: Store, on_stored: OnStored) -> None:
         self._store = store
         self._on_stored = on_stored
         self._start_lock = threading.Lock()

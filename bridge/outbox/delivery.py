@@ -157,13 +157,14 @@ class Delivery:
         store: Store,
         destination: Destination,
         limits: Limits,
+        *,
+        count: Callable[[str, int], None],
+        accepted: Wakeup,
+        intervals: Intervals,
         on_recorded: Callable[[str], None] = lambda _customer: None,
         clean: Callable[[], None] = lambda: None,
-        count: Callable[[str, int], None] = lambda _name, _number: None,
         on_beat: Callable[[], None] = lambda: None,
         bulk: BulkSender | None = None,
-        accepted: Wakeup | None = None,
-        intervals: Intervals = Intervals(),
     ) -> None:
         self._intervals = intervals
         self._store = store
@@ -195,7 +196,7 @@ class Delivery:
         self._acquired_at = 0.0
         self.is_stopping = False
         self._stop = Wakeup()
-        self._accepted = accepted or Wakeup()
+        self._accepted = accepted
         self._wake = Wakeup()
         # Whether a newly accepted event could start a call now.
         self._wakes_on_accept = False
@@ -410,7 +411,6 @@ class Delivery:
             return Reply()
 
     def _take_token(self) -> bool:
-        """As `Gate.take_token`."""
         until = clock.steady() + CALL_TIMEOUT
         while not self.is_stopping and clock.steady() < until:
             held = self._breaker.is_held(clock.steady())

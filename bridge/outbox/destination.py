@@ -53,7 +53,6 @@ class End:
     uncertain: bool = False
 
     def result(self, now: float) -> CallResult:
-        """Return the result to record."""
         return CallResult(
             self.writes,
             self.state,

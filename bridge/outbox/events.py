@@ -156,7 +156,7 @@ class Events:
         with self._database.read() as connection:
             return [figures_of(row) for row in connection.execute(chosen).mappings()]
 
-    def count_campaigns(self, text: str = "") -> int:
+    def count_campaigns(self, text: str) -> int:
         """Count the campaigns and Canvases whose name or ID contains *text*, ignoring case."""
         counted = sa.select(sa.func.count()).select_from(tallies).where(*_campaigns_with(text))
         with self._database.read() as connection:

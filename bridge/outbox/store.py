@@ -436,7 +436,6 @@ _STILL_THERE = Prepared(sa.select(writes.c.seq).where(among(writes.c.seq, "seqs"
 
 
 def queued_write(row: Sequence[Any]) -> QueuedWrite:
-    """Convert a row of `QUEUED_WRITES`."""
     seq, event_id, customer, tags, ttl, accepted_at, next_at, tries, intent, target, content = row
     return QueuedWrite(
         seq,
@@ -483,7 +482,6 @@ _EVENT_FIELDS = [name for name in NewEvent._fields if name in events.c]
 
 
 def event_row(event: NewEvent) -> dict[str, Any]:
-    """Return the columns of *event*."""
     return {
         **{name: getattr(event, name) for name in _EVENT_FIELDS},
         "state": event.state.value,
@@ -601,7 +599,6 @@ class _EventStates:
         self.writes = {seq: _WriteState(*rest) for seq, *rest in found_writes}
 
     def set_state(self, seq: int, result: CallResult, tally: CountChanges) -> None:
-        """Set the state of the write *seq* to that of *result*."""
         before = self.writes[seq]
         done_at = None if result.state is State.QUEUED else result.at
         self.writes[seq] = _WriteState(before.event_id, result.state.value, result.error, done_at)

@@ -85,7 +85,6 @@ TALLIED_EVENTS = sa.select(*(events.c[name] for name in TalliedEvent._fields))
 
 
 def tallied_events(rows: Iterable[Sequence[Any]]) -> list[TalliedEvent]:
-    """Convert rows of `TALLIED_EVENTS`."""
     return [TalliedEvent(*row)._replace(state=State(row[_STATE])) for row in rows]
 
 

@@ -97,7 +97,7 @@ class SandboxServer:
     is in use.
     """
 
-    def __init__(self, sandbox: Sandbox, host: str = "127.0.0.1", port: int = 9090) -> None:
+    def __init__(self, sandbox: Sandbox, host: str, port: int) -> None:
         self.sandbox = sandbox
         self.host = host
         self.port = port

@@ -51,7 +51,7 @@ class SessionM:
         connect_url: str | None = None,
         connect_auth: str = "",
         retailer_id: str = "",
-        variables: Mapping[str, str] | None = None,
+        variables: Mapping[str, str],
         observe: Observe = lambda _call: None,
     ) -> None:
         def endpoint(name: str, url: str, basic: str) -> _Endpoint:
@@ -63,7 +63,7 @@ class SessionM:
                     "Accept": "application/json",
                     "Content-Type": "application/json",
                 },
-                variables=variables or {},
+                variables=variables,
             )
             return _Endpoint(name, http, observe)
 

@@ -1,30 +1,25 @@
 """A process's session with a fleet's database: notifications and locks.
 
-Beside its pools, each process keeps one connection for two things that PostgreSQL ties to a
-connection: notifications and advisory locks. A thread pings the server on this connection every
-`PING_INTERVAL` seconds, and at once if a lock is to be acquired or released: one statement does so
-for all threads that wait. The notifications received are complete as long as the last answered
-ping was sent less than `FRESH_FOR` seconds ago.
+Beside its pools, each process keeps one connection for the two things that PostgreSQL ties to a
+connection: notifications and advisory locks. A thread pings the server on it every `PING_INTERVAL`
+seconds, and at once if locks are to be acquired or released: one statement does so for all threads
+that wait. The notifications received are complete if the last answered ping was sent less than
+`FRESH_FOR` seconds ago.
 
-The server frees the session's locks when the session ends. That happens at once if the holder is
-killed, an administrator ends the session, or the database restarts. It happens after `LEASE`
-seconds without a ping if the holder is frozen or cut off (``idle_session_timeout``; unlike
-keepalives, it works through proxies).
+The server frees the locks when the session ends: at once if the holder is killed, an administrator
+ends the session, or the database restarts; `LEASE` seconds after the last ping if the holder is
+frozen or cut off (``idle_session_timeout``, which works through proxies, unlike keepalives).
 
 **At most one deliverer sends in a direction.** The holder counts its lock as lost `LEASE` -
-`MARGIN` seconds after it *sent* its last answered ping, by a clock that includes suspension. The
-server received that ping later, so a frozen or cut-off holder stops before the server frees the
-lock. But if the session ends while a cut-off holder is alive, the lock is free before the holder
-stops. So after a holder that did not sign off, the next one waits `LEASE` seconds
-(`Session.grace`): the last answered ping of the old holder is older than the session's end, so the
-old holder has stopped by then.
+`MARGIN` seconds after it *sent* its last answered ping, by a clock that includes suspension. So a
+frozen or cut-off holder stops before the server frees the lock. If the session ends while a cut-off
+holder is alive, the lock is free earlier: the next holder first waits `LEASE` seconds
+(`Session.grace`), unless the last one has signed off.
 
-A call counts as sent with its first byte. The lock is checked right before that byte
-(`bridge.network.timed`), so a process that was frozen in the middle of a call sends nothing
-afterwards. A call that was sent may still be processed by SessionM when the next deliverer starts,
-as after SIGKILL; `bridge.outbox.delivery` handles both cases alike. An old holder cannot record the
-results of its last calls: each transaction of the loop checks the name of the present holder in the
-database.
+A call counts as sent with its first byte, and the lock is checked right before it
+(`bridge.network.timed`). SessionM may still be processing such a call when the next deliverer
+starts, as after SIGKILL: `bridge.outbox.delivery` handles both alike. An old holder cannot record
+results: each transaction of the loop checks the present holder's name in the database.
 
 PgBouncer works in session mode only; the session detects other modes.
 """

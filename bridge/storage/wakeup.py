@@ -28,7 +28,6 @@ class Wakeup:
             os.write(self._writer, b"\0")
 
     def clear(self) -> None:
-        """Clear the flag."""
         with contextlib.suppress(BlockingIOError):
             os.read(self._reader, 1 << 16)
 

@@ -73,8 +73,6 @@ class Request:
 
 @dataclass(slots=True)
 class EdgeAnswer:
-    """A complete answer."""
-
     status: int
     headers: Headers
     body: bytes

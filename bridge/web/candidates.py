@@ -17,7 +17,7 @@ from bridge.storage.database import StoreUnavailableError
 log = logging.getLogger(__name__)
 
 MOST = 6
-# Events that are looked at: several may be of one customer.
+# Newest events that are read: several may be of one customer.
 LOOKED_AT = 60
 # Seconds; the sandbox runs on this machine.
 PATIENCE = 1.0
@@ -52,7 +52,7 @@ def candidates(parts: Parts, kind: CustomerKind) -> list[Candidate]:
 
 
 def _of_events(parts: Parts) -> Iterator[Customer]:
-    """The customers that SessionM has taken tags for: others may be mistyped."""
+    """Yield the customers whose tags SessionM has accepted: others may be mistyped."""
     delivered = Filter(state=State.DELIVERED, direction=Direction.TO_SESSIONM)
     try:
         page = parts.events.find(delivered, LOOKED_AT)
@@ -66,7 +66,7 @@ def _of_events(parts: Parts) -> Iterator[Customer]:
 
 
 def _of_sandbox(parts: Parts) -> Iterator[Candidate]:
-    """The sandbox's customers; none if SessionM is not the sandbox of this machine."""
+    """Yield the sandbox's customers; none if SessionM is not the sandbox of this machine."""
     core = parts.settings.sessionm_core_url
     if not is_loopback(urlsplit(core).hostname or ""):
         return

@@ -11,14 +11,13 @@ from flask import Flask, Response, current_app, g, request
 from bridge.lookups.customer import Validity
 from bridge.ops.telemetry import BRAZE_COUNTS, Telemetry
 from bridge.parts import Parts, parts_of
+from bridge.settings import BRAZE_WAITS
 from bridge.web.auth import scope_of
 from bridge.web.ready import ReadyAnswer
 from bridge.web.threads import exchange_of
 
 log = logging.getLogger(__name__)
 
-# Seconds for which Braze waits for a lookup.
-IN_TIME = 2.0
 _UNAUTHORISED = {401, 403}
 
 
@@ -144,7 +143,7 @@ def _count_lookup(telemetry: Telemetry, answered: AnsweredRequest) -> None:
         if answered.problem:
             telemetry.keep_error("content", answered.problem)
         telemetry.count(*counted)
-    elif answered.seconds > IN_TIME:
+    elif answered.seconds > BRAZE_WAITS:
         telemetry.observe("lookup", answered.seconds, *counted, "lookups_late")
     else:
         telemetry.observe("lookup", answered.seconds, *counted)

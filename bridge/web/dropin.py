@@ -237,7 +237,7 @@ def _unchanged(served: Served) -> Response:
         response = Response(entry.body, mimetype="application/json")
     else:
         response = error(404, "user_not_found", "SessionM does not know this customer.")
-    ttl = math.floor(entry.fetched_at + served.fresh_for - clock.now())
+    ttl = math.floor(served.fresh_until - clock.now())
     status = "ok" if entry.found else "not_found"
     response.headers["Cache-Status"] = cache_status(served.how, ttl, status)
     return response

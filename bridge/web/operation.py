@@ -91,7 +91,6 @@ class Operation:
         return self.example.json
 
     def query_example(self, method: str) -> Mapping[str, Any]:
-        """Return the example's query for *method*."""
         return {} if method == "POST" and self.body is self.query else self.example.query
 
 

@@ -81,7 +81,6 @@ def install(app: Flask) -> None:
 
 
 def page(template: str, status: int = 200, **context: Any) -> Response:
-    """The page *template*, with *context* for it."""
     return Response(render_template(template, **context), status, mimetype=HTML)
 
 
@@ -99,7 +98,7 @@ def guard(blueprint: Blueprint) -> None:
 
 
 def base_url() -> str:
-    """Where callers reach this bridge: as it is set, else as this request did."""
+    """Return the URL of this bridge: the configured one, or else that of this request."""
     return parts_of(current_app).settings.bridge_public_url or request.host_url.rstrip("/")
 
 
@@ -124,7 +123,7 @@ def _asset(name: str) -> tuple[bytes, str]:
 
 
 def asset(name: str) -> str:
-    """The address of an asset, another for every content."""
+    """Return the URL of an asset, which changes with its content."""
     return f"/assets/{name}?v={_asset(name)[1]}"
 
 
@@ -132,9 +131,12 @@ def asset(name: str) -> str:
 
 
 def time(at: float | str, *, dated: bool = False, minute: bool = False) -> Markup:
-    """A moment, seconds since the epoch or ISO, which the browser shows in the user's zone.
+    """Return a time as HTML, which the browser shows in the user's zone.
 
-    *dated*: with its date, also if it is today. *minute*: without seconds.
+    Args:
+        at: seconds since the epoch, or ISO 8601.
+        dated: whether the date is shown today too.
+        minute: whether seconds are left out.
     """
     if at in {"", None}:
         return Markup("&ndash;")
@@ -152,7 +154,7 @@ def moment(at: float) -> str:
 
 
 def code(text: str) -> Markup:
-    """*text* with what stands between backticks as code, and times as `time` writes them."""
+    """Return *text* as HTML: backticks mark code, and times are as `time` writes them."""
     marked = _CODE.sub(r"<code>\1</code>", str(escape(text)))
     return Markup(STAMP.sub(_as_time, marked))  # noqa: S704 - it is escaped
 
@@ -165,17 +167,17 @@ _CODE = re.compile("`([^`]*)`")
 
 
 def breakable(url: str) -> Markup:
-    """*url* with places after its slashes at which a browser may break the line."""
+    """Return *url* as HTML in which a browser may break the line after each slash."""
     return Markup("/<wbr>").join(url.split("/"))
 
 
 def ago(at: float) -> str:
-    """How long ago a moment was, as `span` writes it."""
+    """Return the time since *at* as `span` writes it."""
     return span(max(1.0, clock.now() - at))
 
 
 def brief(milliseconds: float) -> str:
-    """A short time: ``3.4 ms``, ``2.5 s``."""
+    """Return a short time as text: ``3.4 ms``, ``2.5 s``."""
     if milliseconds >= 1000:
         return f"{milliseconds / 1000:.3g} s"
     return f"{milliseconds:.0f} ms" if milliseconds >= 10 else f"{milliseconds:.2g} ms"
@@ -191,7 +193,7 @@ def name_campaigns(events: Iterable[Mapping[str, Any]]) -> None:
 
 
 def known_as(event: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """``(campaign or canvas, ID, name)`` of an event's JSON; rules.toml names before Braze."""
+    """Return kind, ID and name of an event's campaign and Canvas: rules.toml's names first."""
     names: Mapping[str, str] = g.get("campaign_names", {})
     rules = parts_of(current_app).rules
     return [

@@ -103,14 +103,14 @@ class Scale:
     low: float = 0.0
 
     def y(self, value: float) -> float:
-        """The place of *value*, 0 at the top."""
+        """Return the place of *value*; 0 is the top."""
         if not self.low:
             return round(HEIGHT - value / self.top * HEIGHT, 1)
         share = math.log(max(value, self.low) / self.low) / math.log(self.top / self.low)
         return round(HEIGHT - share * HEIGHT, 1)
 
     def ticks(self) -> tuple[float, ...]:
-        """The values that are written at the scale, from the top."""
+        """Return the labelled values of the scale, from the top."""
         if not self.low:
             return (self.top, self.top / 2, 0.0)
         decades = round(math.log10(self.top / self.low))
@@ -169,7 +169,7 @@ def draw(
 
 
 def sparkline(values: Values) -> str:
-    """A path for a small picture of *values* in a box of `WIDTH` by `HEIGHT`; "" for one value."""
+    """Return the path of *values* in a box of `WIDTH` by `HEIGHT`; "" for one value."""
     if sum(value is not None for value in values) < 2:
         return ""
     top = max([1.0, *(value for value in values if value is not None)])
@@ -178,7 +178,7 @@ def sparkline(values: Values) -> str:
 
 
 def round_top(values: Sequence[float]) -> float:
-    """The end of a scale that holds *values*: a round number, ten at least."""
+    """Return the end of a scale for *values*: a round number, at least ten."""
     highest = max([10.0, *values])
     power = 10 ** math.floor(math.log10(highest))
     return next(
@@ -187,7 +187,7 @@ def round_top(values: Sequence[float]) -> float:
 
 
 def _said(series: Sequence[Series], place: int, written: Written) -> str:
-    """What each series says at one moment, one line each: look, name and value."""
+    """Return look, name and value of each series at one moment."""
     return "\n".join(
         f"{one.look}\t{one.name}\t{'–' if (value := one.values[place]) is None else written(value)}"
         for one in series

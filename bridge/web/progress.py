@@ -17,7 +17,7 @@ from bridge.storage.database import StoreUnavailableError
 
 log = logging.getLogger(__name__)
 
-# Events among which a test send is looked for: on a busy bridge others come in between.
+# Newest events that are searched for a test send: on a busy bridge others come in between.
 LOOKED_AT = 50
 # Rejected sends whose bodies are read for that.
 MOST_REJECTED = 5
@@ -175,7 +175,7 @@ def progress(parts: Parts, *, address: bool) -> SetupProgress:
 
 
 def since(minutes: list[Period], at: float | None) -> list[Period]:
-    """Those of *minutes* that end after *at*: what went wrong before a success is corrected."""
+    """Return those of *minutes* that end after *at*: what failed before a success is corrected."""
     return [one for one in minutes if at is None or one.at + 60 > at]
 
 
@@ -208,7 +208,7 @@ def _newest(parts: Parts, direction: Direction, limit: int, after: str) -> list[
 
 
 def _last_send(parts: Parts, newest: list[dict[str, Any]]) -> ArrivedSend | None:
-    """The first test send of *newest*; without one, the first send."""
+    """Return the first test send of *newest*, or else the first send."""
     rejected = [one["id"] for one in newest if one["state"] == State.REJECTED][:MOST_REJECTED]
     tests = (one for one in newest if one["test"] or _is_rejected_test(parts, one["id"], rejected))
     chosen = next(tests, newest[0] if newest else None)
@@ -217,7 +217,7 @@ def _last_send(parts: Parts, newest: list[dict[str, Any]]) -> ArrivedSend | None
 
 
 def _is_rejected_test(parts: Parts, event_id: str, rejected: list[str]) -> bool:
-    """Whether a rejected send is a test send: only its body says so."""
+    """Return whether a rejected send is a test send: only its body says so."""
     stored = parts.events.one(event_id) if event_id in rejected else None
     return stored is not None and UNSENT.encode() in stored.body
 

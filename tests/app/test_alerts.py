@@ -96,7 +96,7 @@ def figures(tmp_path: Path) -> Iterator[Database]:
 def test_a_change_that_stays_is_posted_once_with_the_open_incidents(
     figures: Database, inbox: Inbox, times: Times
 ) -> None:
-    lease = WatchLease(figures, times)
+    lease = WatchLease(figures)
     status = ["ok"]
     watch = watch_of(lease, inbox, status)
     rounds(watch, lease, times, 30)
@@ -120,7 +120,7 @@ def test_of_several_processes_one_posts_and_another_takes_over_what_it_knows(
     figures: Database, inbox: Inbox, times: Times
 ) -> None:
     status = ["degraded"]
-    first, second = WatchLease(figures, times), WatchLease(figures, times)
+    first, second = WatchLease(figures), WatchLease(figures)
     one, two = watch_of(first, inbox, status), watch_of(second, inbox, status)
     for _ in range(40):
         rounds(one, first, times, 1)
@@ -143,8 +143,8 @@ def test_of_several_processes_one_posts_and_another_takes_over_what_it_knows(
     two.stop()
 
 
-def test_a_process_that_ends_hands_over_at_once(figures: Database, times: Times) -> None:
-    first, second = WatchLease(figures, times), WatchLease(figures, times)
+def test_a_process_that_ends_hands_over_at_once(figures: Database) -> None:
+    first, second = WatchLease(figures), WatchLease(figures)
     assert first.acquire()
     assert not second.acquire()
     first.release()
@@ -154,7 +154,7 @@ def test_a_process_that_ends_hands_over_at_once(figures: Database, times: Times)
 def test_a_receiver_that_fails_is_tried_again(
     figures: Database, inbox: Inbox, times: Times
 ) -> None:
-    lease = WatchLease(figures, times)
+    lease = WatchLease(figures)
     watch = watch_of(lease, inbox, ["degraded"])
     inbox.status = 500
     rounds(watch, lease, times, 25)
@@ -177,7 +177,7 @@ def test_a_receiver_that_fails_is_tried_again(
 def test_a_receiver_that_hangs_holds_up_nothing(
     figures: Database, inbox: Inbox, times: Times
 ) -> None:
-    lease = WatchLease(figures, times)
+    lease = WatchLease(figures)
     watch = watch_of(lease, inbox, ["down"])
     inbox.go.clear()
     rounds(watch, lease, times, 60)
