@@ -151,15 +151,6 @@ def test_sessionm_must_prove_who_it_is(tmp_path: Path) -> None:
         assert trusting.read_tags(alice, 5)["tags"] == {"vip": 1}
 
 
-def test_a_certificate_for_another_name_is_none(tmp_path: Path) -> None:
-    context, bundle = tls(name="elsewhere.example", folder=tmp_path)
-    with peer(fine, context) as made:
-        client = sessionm(f"https://127.0.0.1:{made.port}", ssl_cert_file=str(bundle))
-        with pytest.raises(SessionMError, match="is for other names: elsewhere"):
-            client.read_tags(Customer("user_id", "alice"), 5)
-    assert made.asked == []
-
-
 def test_a_proxy_that_passes_requests_on_is_asked_for_the_whole_url() -> None:
     with peer(fine) as proxy:
         way = {"http_proxy": f"http://127.0.0.1:{proxy.port}"}
