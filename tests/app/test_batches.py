@@ -135,7 +135,8 @@ def test_a_file_becomes_tags_in_sessionm(bridge: Bridge, sandbox: SandboxServer)
     assert sandbox.sandbox.tags(ALICE)["gold"] == 0
     assert sandbox.sandbox.tags(ALICE)["seen"] == 1
     assert sandbox.sandbox.tags(BOB)["gold"] == 0
-    assert len(orders(sandbox)) == 1
+    [order] = orders(sandbox)
+    assert fetch(order["url"]).status_code == 404
 
 
 @pytest.mark.both_databases
@@ -155,13 +156,6 @@ def test_the_file_stands_at_an_unguessable_url_with_its_md5(
     assert fetch(order["url"].replace(".csv", "x.csv")).status_code == 404
 
 
-def test_the_url_ends_with_its_job(bridge: Bridge, sandbox: SandboxServer) -> None:
-    batch = bridge.start().submit(FILE)
-    bridge.ends(batch, "completed")
-    [order] = orders(sandbox)
-    assert fetch(order["url"]).status_code == 404
-
-
 @pytest.mark.both_databases
 def test_a_file_is_split_into_jobs_of_the_wanted_size(
     bridge: Bridge, sandbox: SandboxServer
@@ -174,14 +168,7 @@ def test_a_file_is_split_into_jobs_of_the_wanted_size(
     assert len(sandbox.sandbox.tags(ALICE)) >= 10
 
 
-def test_a_job_that_is_never_notified_is_asked_after(
-    bridge: Bridge, sandbox: SandboxServer
-) -> None:
-    sandbox.sandbox.set_batches({"notifications": 0})
-    bridge.ends(bridge.start().submit(FILE), "completed")
-
-
-@pytest.mark.parametrize("status", [401, 403, 404, 500])
+@pytest.mark.parametrize("status", [401, 404])
 def test_a_notification_counts_where_sessionm_cannot_be_asked(
     bridge: Bridge, sandbox: SandboxServer, status: int
 ) -> None:
@@ -189,22 +176,10 @@ def test_a_notification_counts_where_sessionm_cannot_be_asked(
     bridge.ends(bridge.start().submit(FILE), "completed")
 
 
-def test_sessionm_is_asked_again_before_a_notification_counts(
+def test_a_job_that_sessionm_never_reports_is_flagged_and_still_followed(
     bridge: Bridge, sandbox: SandboxServer
 ) -> None:
-    sandbox.sandbox.set_faults({"match": "GET .*/batch/", "status": 503, "times": 2})
-    sandbox.sandbox.set_batches({"delay": 0.3})
-    batch = bridge.wait(outage=60).start().submit(FILE)
-    [order] = eventually(lambda: orders(sandbox))
-    notify(order, "failed")
-    bridge.ends(batch, "completed")
-
-
-@pytest.mark.parametrize("status", [401, 404, 503])
-def test_a_job_that_sessionm_never_reports_is_flagged_and_still_followed(
-    bridge: Bridge, sandbox: SandboxServer, status: int
-) -> None:
-    sandbox.sandbox.set_faults({"match": "GET .*/batch/", "status": status})
+    sandbox.sandbox.set_faults({"match": "GET .*/batch/", "status": 503})
     sandbox.sandbox.set_batches({"notifications": 0})
     batch = bridge.wait(report=0.5).start().submit(FILE)
     answer = bridge.ends(batch, "failed")
@@ -268,11 +243,10 @@ def test_a_notification_may_be_a_post(bridge: Bridge, sandbox: SandboxServer) ->
 EXPIRING = f"user_id,tag,expires\n{ALICE},gold,30 days\n{BOB},gold,1 day\n"
 
 
-@pytest.mark.parametrize("wrong", [{"fail": "it broke"}, {"corrupt": True}], ids=str)
 def test_a_job_that_failed_once_is_submitted_again_under_another_name(
-    bridge: Bridge, sandbox: SandboxServer, wrong: dict[str, Any]
+    bridge: Bridge, sandbox: SandboxServer
 ) -> None:
-    sandbox.sandbox.set_batches({**wrong, "times": 1})
+    sandbox.sandbox.set_batches({"corrupt": True, "times": 1})
     bridge.ends(bridge.start().submit(EXPIRING), "completed")
     first, second = orders(sandbox)
     assert first["request_id"] != second["request_id"]
@@ -375,7 +349,7 @@ def test_a_submission_that_never_arrived_is_made_again(
 
 @pytest.mark.parametrize(
     "fault",
-    [{"status": 429, "retry_after": 1}, {"status": 503}, {"status": 401}, {"garbage": True}],
+    [{"status": 429, "retry_after": 1}, {"status": 401}, {"garbage": True}],
     ids=str,
 )
 def test_a_sessionm_that_cannot_now_gets_the_job_later(
@@ -563,11 +537,7 @@ def test_a_dry_run_stores_nothing(bridge: Bridge) -> None:
     ("file", "options", "status", "code"),
     [
         ("user_id,email\nu1,x\n", {}, 422, "invalid_file"),
-        ("Braze ID,email\nu1,x\n", {"tag": "t"}, 422, "invalid_file"),
         ("user_id,email\n,x\n", {"tag": "t"}, 422, "nothing_to_tag"),
-        ("user_id\nu1\n", {"tag": "t", "ttl": "90m"}, 422, "invalid_file"),
-        ("user_id\nu1\n", {"tag": "braze_campaign_x"}, 422, "invalid_file"),
-        ('user_id\nu1\n"u2\nu3\n', {"tag": "t"}, 422, "invalid_file"),
         ("user_id\nu1\n", {"tag": "t", "split": "0"}, 400, "invalid_parameter"),
         ("user_id\nu1\n", {"tag": "t", "split": "000000001" + "0" * 14}, 400, "invalid_parameter"),
         ("user_id\nu1\n", {"tag": "t", "colour": "red"}, 400, "invalid_parameter"),

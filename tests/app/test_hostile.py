@@ -379,9 +379,7 @@ def test_a_forgotten_customer_is_forgotten_and_still_known_under_both_identifier
         assert names(client, **whose) == {"new", "later"}
 
 
-@pytest.mark.parametrize(
-    "user", [None, [], {}, {"id": {"x": 1}}, {"id": True}, {"id": " "}], ids=str
-)
+@pytest.mark.parametrize("user", [None, {"id": " "}], ids=str)
 def test_a_profile_without_an_id_is_a_failure_and_not_remembered(
     make_app: MakeApp, user: Any
 ) -> None:
@@ -392,6 +390,19 @@ def test_a_profile_without_an_id_is_a_failure_and_not_remembered(
         broken = client.get(path, headers=bearer("content")).get_json()
         assert broken["status"] == "unavailable"
         assert client.get(path, headers=bearer("content")).get_json()["count"] == 4
+
+
+def test_tags_nested_beyond_reason_are_no_answer(make_app: MakeApp) -> None:
+    deep: Any = []
+    for _ in range(500):
+        deep = [deep]
+    with scripted([{"status": "ok", "tags": {"n": deep}}]) as server:
+        client = make_app(SESSIONM_CORE_URL=url_of(server)).test_client()
+        for _ in range(2):
+            answer = client.get(
+                f"/connected-content/tags?user_id={ALICE}", headers=bearer("content")
+            )
+            assert (answer.status_code, answer.get_json()["status"]) == (200, "unavailable")
 
 
 def test_a_blip_is_over_soon_after_it_is_over(
@@ -406,16 +417,3 @@ def test_a_blip_is_over_soon_after_it_is_over(
     began = time.monotonic()
     eventually(lambda: service.lookup("tags", user_id=ALICE).json()["status"] == "ok")
     assert time.monotonic() - began < 4
-
-
-def test_tags_nested_beyond_reason_are_no_answer(make_app: MakeApp) -> None:
-    deep: Any = []
-    for _ in range(500):
-        deep = [deep]
-    with scripted([{"status": "ok", "tags": {"n": deep}}]) as server:
-        client = make_app(SESSIONM_CORE_URL=url_of(server)).test_client()
-        for _ in range(2):
-            answer = client.get(
-                f"/connected-content/tags?user_id={ALICE}", headers=bearer("content")
-            )
-            assert (answer.status_code, answer.get_json()["status"]) == (200, "unavailable")

@@ -504,11 +504,6 @@ REFUSALS: dict[str, tuple[Behave, str, str]] = {
         "cannot reach core.test (502)",
         "NO_PROXY",
     ),
-    "403": (
-        lambda visitor: visitor.say(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n"),
-        "refuses to connect to core.test (403 Forbidden)",
-        "NO_PROXY",
-    ),
     "drips": (
         lambda visitor: visitor.drip(b"HTTP/1.1 200 OK\r\nX: " + b"x" * 9999),
         "has not answered",

@@ -324,13 +324,6 @@ def test_forgetting_a_lookup_asks_sessionm_again(
     assert client.delete("/api/cache", headers=ADMIN).status_code == 400
 
 
-def test_the_admin_api_needs_an_admin_key(client: FlaskClient) -> None:
-    refused = client.get("/api/events")
-    assert refused.status_code == 401
-    assert "a viewer or admin key's secret" in refused.get_json()["errors"]["message"]
-    assert client.get("/api/events", headers=bearer("webhook")).status_code == 403
-
-
 class Shell:
     """`bridge …` on the store of this test."""
 
@@ -425,21 +418,6 @@ def test_the_shell_shows_since_when_a_write_waits(
     assert max(delivery["done_in_seconds"], delivery["takes_seconds"]) == 1
 
 
-def test_the_shell_says_when_the_backlog_is_delivered(
-    make_app: MakeApp, sandbox: SandboxServer, tmp_path: Path, database: str
-) -> None:
-    slow = {"BRIDGE_SESSIONM_RPS": "1"}
-    client = make_app(deliver=True, **slow).test_client()
-    sandbox.sandbox.set_faults({"hang": 60, "match": "POST"})
-    for campaign in ("spring", "summer", "winter"):
-        send(client, braze_campaign_id=campaign)
-    shell = Shell(sandbox, tmp_path, database, **slow)
-    forecast = "Backlog   3 writes; done in about 3 s at 1 a second\n"
-    eventually(lambda: forecast in shell("queue", "status"))
-    found = json.loads(shell("queue", "status", "--json"))
-    assert (found["done_in_seconds"], found["rate_per_second"]) == (3, 1.0)
-
-
 def test_the_shell_says_what_to_do_next(
     make_app: MakeApp, sandbox: SandboxServer, shell: Shell
 ) -> None:
@@ -495,22 +473,6 @@ def health_of(client: FlaskClient) -> dict[str, Any]:
     return found
 
 
-def test_the_shell_shows_messages_to_braze_that_are_dead(
-    make_app: MakeApp, sandbox: SandboxServer, shell: Shell
-) -> None:
-    client = make_app(deliver=True).test_client()
-    sandbox.sandbox.set_faults({"status": 400, "match": "trigger/send"})
-    message = {"braze_campaign_id": "award", "user_id": ALICE, "user_offer_id": "1"}
-    answer = client.post("/webhooks/sessionm/message", json=message, headers=bearer("trigger"))
-    event = answer.get_json()["id"]
-    eventually(lambda: state_of(client, event) == "dead")
-    body = shell("queue", "status")
-    assert "1 message to Braze is dead" in body
-    assert "Dead      0 writes, 1 message\n" in body
-    assert "bridge queue list --state dead --direction to_braze" in body
-    assert "Braze" in shell("queue", "list", "--state", "dead")
-
-
 def test_the_shell_offers_no_replay_of_what_braze_may_have_sent_before_a_look_there(
     make_app: MakeApp, sandbox: SandboxServer, shell: Shell
 ) -> None:
@@ -528,17 +490,6 @@ def test_the_shell_offers_no_replay_of_what_braze_may_have_sent_before_a_look_th
     assert event in shell(*shlex.split(listed[1]))
     assert "--text 'or a device on the way" in body
     assert "-> Look in Braze first" in shell("queue", "show", event, stderr=True)
-
-
-def test_the_shell_shows_why_delivery_is_paused(
-    make_app: MakeApp, sandbox: SandboxServer, shell: Shell
-) -> None:
-    client = make_app(deliver=True).test_client()
-    sandbox.sandbox.set_faults({"status": 401, "code": "invalid_api_key"})
-    send(client, braze_campaign_id="summer")
-    reason = "Delivery is paused: SessionM refuses our credentials"
-    eventually(lambda: reason in shell("queue", "status"))
-    assert json.loads(shell("queue", "status", "--json"))["state"] == "paused"
 
 
 def test_delivery_is_paused_and_resumed_from_the_shell(make_app: MakeApp, shell: Shell) -> None:

@@ -12,7 +12,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -189,25 +188,6 @@ def test_a_write_that_means_nothing_is_refused(api: Api, body: str, status: int)
 def test_a_tag_of_the_other_kind_is_refused_and_nothing_is_applied(api: Api, body: Any) -> None:
     assert code(api.write(body)) == (200, "validation")
     assert api.read().json()["tags"] == {"tag1": 2, "tag2": 5, "tag3": 0}
-
-
-def test_an_identifier_with_a_slash_is_one_segment_when_it_is_encoded(api: Api) -> None:
-    path = f"{CORE}/external/users/{quote(ODD, safe='')}/tags"
-    answer = api.call("POST", path, json={"tags": ["vip"]}, auth=api.core)
-    assert answer.json()["tags"] == {"newsletter": 1, "vip": 1}
-    unencoded = f"{CORE}/external/users/loyal/42/tags"
-    assert code(api.call("GET", unencoded, auth=api.core)) == (404, "not_found")
-
-
-def test_counters_lose_nothing_when_many_write_at_once(server: SandboxServer) -> None:
-    def write(_: int) -> None:
-        with requests.Session() as http:
-            for _ in range(20):
-                Api(server.url, http).write({"tags": ["race"]}, EMPTY).raise_for_status()
-
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(write, range(8)))
-    assert server.sandbox.tags(EMPTY) == {"race": 160}
 
 
 # profiles
@@ -488,19 +468,6 @@ def test_hang_after_applies_the_write_and_holds_up_nobody_else(api: Api, sandbox
     assert (first["applied"], first["status"]) == (True, None), "it is under way still"
 
 
-def test_latency_delays_each_call_but_many_at_once(server: SandboxServer) -> None:
-    server.sandbox.set_faults({"latency_ms": [200, 210]})
-
-    def read(_: int) -> int:
-        with requests.Session() as http:
-            return Api(server.url, http).read().status_code
-
-    began = time.monotonic()
-    with at_most(1.6), ThreadPoolExecutor(16) as pool:
-        assert set(pool.map(read, range(16))) == {200}
-    assert time.monotonic() - began >= 0.2
-
-
 # what it received
 
 
@@ -683,8 +650,7 @@ def test_the_sandbox_needs_neither_flask_nor_the_rest_of_the_bridge() -> None:
     assert of_the_bridge == {"sandbox", "clock"}
 
 
-@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT])
-def test_the_command_says_how_to_use_it_and_ends_cleanly(ending: signal.Signals) -> None:
+def test_the_command_says_how_to_use_it_and_ends_cleanly() -> None:
     script = "from bridge.sandbox.server import run; run('127.0.0.1', 0, None)"
     with subprocess.Popen(
         [sys.executable, "-W", "error", "-c", script],
@@ -704,7 +670,7 @@ def test_the_command_says_how_to_use_it_and_ends_cleanly(ending: signal.Signals)
             settings = dict(line.split(" ", 1)[1].split("=", 1) for line in exports(said))
             url = settings["SESSIONM_CORE_URL"]
             assert requests.get(url, timeout=30).headers["Server"] == "sessionm-sandbox"
-            process.send_signal(ending)
+            process.send_signal(signal.SIGINT)
             assert process.wait(30) == 0
             assert process.stderr.read() == ""
         finally:

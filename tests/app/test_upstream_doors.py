@@ -136,30 +136,6 @@ def tls(*, name: str, folder: Path) -> tuple[ssl.SSLContext, Path]:
     return context, bundle
 
 
-def test_sessionm_must_prove_who_it_is(tmp_path: Path) -> None:
-    context, bundle = tls(name="127.0.0.1", folder=tmp_path)
-    alice = Customer("user_id", "alice")
-    with peer(fine, context) as made:
-        with pytest.raises(SessionMError, match="no connection: the certificate") as refused:
-            sessionm(f"https://127.0.0.1:{made.port}").read_tags(alice, 5)
-        assert "signed by an authority that is not in " in refused.value.brief
-        assert "SSL_CERT_FILE" in refused.value.brief
-        # Not a byte of the request, and so not the credentials, went out.
-        assert refused.value.meaning is Meaning.UNREACHABLE
-        assert made.asked == []
-        trusting = sessionm(f"https://127.0.0.1:{made.port}", ssl_cert_file=str(bundle))
-        assert trusting.read_tags(alice, 5)["tags"] == {"vip": 1}
-
-
-def test_a_certificate_for_another_name_is_none(tmp_path: Path) -> None:
-    context, bundle = tls(name="elsewhere.example", folder=tmp_path)
-    with peer(fine, context) as made:
-        client = sessionm(f"https://127.0.0.1:{made.port}", ssl_cert_file=str(bundle))
-        with pytest.raises(SessionMError, match="is for other names: elsewhere"):
-            client.read_tags(Customer("user_id", "alice"), 5)
-    assert made.asked == []
-
-
 def test_a_proxy_that_passes_requests_on_is_asked_for_the_whole_url() -> None:
     with peer(fine) as proxy:
         way = {"http_proxy": f"http://127.0.0.1:{proxy.port}"}

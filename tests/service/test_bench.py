@@ -1,18 +1,14 @@
 """The parts of the benchmarks. Measured figures are not judged here."""
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from bench import peers, report, services, wrk
+from bench import report, services, wrk
 from bench.__main__ import PAGE, heading
 from bench.fill import TAGS, add_events, add_lookups, mark_delivered, opened
 from bench.machine import describe
-from bench.processes import Process, StartError, free_port
-from bench.rounds import Plan, Run, Service, compare, measure
 from bench.suite import BENCHES
 from bench.suite.lookups import PATH, check
 from bridge.outbox.search import Filter
@@ -56,25 +52,6 @@ def test_output_of_wrk_without_a_report_is_an_error() -> None:
         wrk.read("unable to connect to 127.0.0.1\n")
 
 
-def test_the_command_has_help_and_refuses_an_unknown_bench() -> None:
-    help_ = subprocess.run(
-        [sys.executable, "-m", "bench", "--help"], capture_output=True, text=True, check=True
-    )
-    assert "--quick" in help_.stdout
-    wrong = subprocess.run([sys.executable, "-m", "bench", "--only", "nonsense"], check=False)
-    assert wrong.returncode == 2
-
-
-def test_an_error_contains_the_log_of_a_service_that_does_not_start(tmp_path: Path) -> None:
-    broken = Process(
-        [sys.executable, "-c", "raise SystemExit('no such thing')"],
-        port=free_port(),
-        folder=tmp_path,
-    )
-    with pytest.raises(StartError, match="no such thing"), broken:
-        pass
-
-
 def test_the_machine_is_described(tmp_path: Path) -> None:
     described = describe(tmp_path)
     assert "Machine: " in described
@@ -114,22 +91,3 @@ def test_every_request_of_wrk_is_accepted_and_every_webhook_is_an_event(tmp_path
     with opened(tmp_path / "bridge", NOWHERE) as parts:
         # Webhooks in flight when wrk ended are stored too.
         assert parts.events.count(Filter()) >= sent.requests
-
-
-@needs_wrk
-def test_services_are_compared_and_missing_ones_are_named(tmp_path: Path) -> None:
-    def run(_service: Service, process: Process) -> Run:
-        return measure(process, lambda: wrk.lookups(process.url, "key", 1, pace=100))
-
-    compared = [
-        Service("bridge", peers.hello(b"{}")),
-        Service("peer", peers.hello(b"{}"), goal=0),
-        Service("absent", peers.hello(b"{}"), peers.lacks("py:no-such-thing")),
-    ]
-    plan = Plan(rounds=1, seconds=1, warm_requests=0, quick=True, folder=tmp_path)
-    table, *remarks = compare(plan, compared, run)
-    assert isinstance(table, report.Table)
-    assert [row[0] for row in table.rows] == ["bridge", "peer"]
-    assert "goal 0: met" in table.rows[1][3]
-    assert all(float(row[5]) > 0 for row in table.rows)
-    assert remarks == ["Not measured: absent (no-such-thing not installed: run bench/setup)."]

@@ -69,9 +69,6 @@ REQUESTS = {
     "idempotency key again": webhook(GOOD, "Idempotency-Key: k1"),
     "ignored fields": webhook({**GOOD, "colour": "red", "größe": 1}),
     "form": webhook(f"user_id={ALICE}&braze_campaign_id=c%202", FORM),
-    "trailing comma": webhook(f'{{"user_id":"{ALICE}","tags":["a",],"ttl":60,}}'),
-    "byte order mark": webhook(b"\xef\xbb\xbf" + json.dumps(GOOD).encode()),
-    "numbers": webhook('{"user_id": 12345678901234567890, "tags": ["a"], "ttl": "60"}'),
     "text/plain": webhook(GOOD, "Content-Type: text/plain"),
     "charset": webhook(GOOD, "Content-Type: application/json; charset=utf-8"),
     "capital header names": webhook(GOOD, "X-REQUEST-ID: capital"),
@@ -108,22 +105,7 @@ REQUESTS = {
     "expect": webhook(GOOD, "Expect: 100-continue"),
     # Webhooks: what is refused.
     "empty": webhook(b""),
-    "no json": webhook("nonsense"),
     "half json": webhook('{"user_id": "a'),
-    "a list": webhook("[]"),
-    "deep": webhook("[" * 5000),
-    "deep object": webhook('{"a":' * 200 + "1" + "}" * 200),
-    "nan": webhook('{"user_id": NaN}'),
-    "huge number": webhook('{"user_id":"a","tags":["x"],"ttl":' + "9" * 5000 + "}"),
-    "twice": webhook('{"user_id":"a","user_id":"b","tags":["x"]}'),
-    "liquid": webhook({"user_id": "{{${user_id}}}", "tags": ["x"]}),
-    "bare liquid": webhook('{"user_id": {{${user_id}}}, "tags": ["x"]}'),
-    "no customer": webhook({"tags": ["x"]}),
-    "nothing to tag": webhook({"user_id": ALICE}),
-    "bad ttl": webhook({**GOOD, "ttl": -1}),
-    "bad tags": webhook({**GOOD, "tags": {"a": 1}}),
-    "control character": webhook({**GOOD, "tags": ["a\x00b"]}),
-    "surrogate": webhook('{"user_id":"\\ud800","tags":["x"]}'),
     "no utf-8": webhook(b'{"user_id":"\xff"}'),
     "xml": webhook("<a/>", "Content-Type: application/xml"),
     "no type": request("POST", "/webhooks/braze", body=b"<a/>", key=WEBHOOK),
@@ -142,24 +124,19 @@ REQUESTS = {
     "not too large": webhook(json.dumps(GOOD).encode().ljust(256 * 1024)),
     "bad wait": webhook(GOOD, query="?wait=soon"),
     "bad wait after a bad body": webhook("nonsense", query="?wait=soon"),
-    "form bomb": webhook("&".join(f"a{n}=1" for n in range(2000)), FORM),
     # Who may not.
     "webhook without key": webhook(GOOD, key=""),
     "webhook with a wrong key": webhook(GOOD, key="Bearer nothing"),
     "webhook with another scope": webhook(GOOD, key=CONTENT),
-    "webhook with an admin key": webhook(GOOD, key=ADMIN),
     "webhook with junk": webhook(GOOD, key="Basic !!!"),
-    "webhook with name and secret": webhook(GOOD, key=f"Bearer test:{KEYS['webhook']}"),
     "webhook with latin-1": webhook(GOOD, key="Bearer caf\xe9"),
     "two keys": webhook(GOOD, f"Authorization: {WEBHOOK}", key=WEBHOOK),
-    "large without key": webhook(BIG, key=""),
     "malformed without key": webhook("nonsense", key=""),
     "lookup without key": lookup(f"?user_id={ALICE}", key=""),
     "lookup with a webhook key": lookup(f"?user_id={ALICE}", key=WEBHOOK),
     "admin without key": request("GET", "/health"),
     # Names of requests.
     "named": webhook(GOOD, "X-Request-Id: the-name.1"),
-    "badly named": webhook(GOOD, "X-Request-Id: no name"),
     "named twice": webhook(GOOD, "X-Request-Id: a", "X-Request-Id: b"),
     # Methods and paths.
     "get a webhook": request("GET", "/webhooks/braze", key=WEBHOOK),
@@ -199,20 +176,15 @@ REQUESTS = {
         key=CONTENT,
     ),
     "offers": lookup(f"?user_id={ALICE}", what="offers"),
-    "offers again": lookup(f"?user_id={ALICE}", what="offers"),
     "tags by external id": lookup("?external_id=loyal-1001"),
     "customer": lookup("?external_id=loyal-1001", what="customer"),
-    "customer again": lookup("?external_id=loyal-1001", what="customer"),
     "unknown customer": lookup("?user_id=nobody"),
-    "unknown customer again": lookup("?user_id=nobody"),
     "plus and percent": lookup("?user_id=a+b%20c%2B"),
     "query in latin-1": lookup("?user_id=%e9"),
     "no customer asked": lookup(""),
     "unknown parameter": lookup("?user_id=a&b=c"),
-    "parameter twice": lookup("?user_id=a&user_id=b"),
     "unrendered": lookup("?user_id={{${user_id}}}".replace("{", "%7B").replace("}", "%7D")),
     "sessionm's tags": request("GET", f"{APP}/users/{ALICE}/tags", key=CONTENT),
-    "sessionm's tags again": request("GET", f"{APP}/users/{ALICE}/tags", key=CONTENT),
     "sessionm's write": request(
         "POST",
         f"{APP}/users/{ALICE}/tags",
@@ -303,19 +275,14 @@ def answer(port: int, request: bytes) -> tuple[int, dict[str, str], str]:
     return int(status.split()[1]), headers, found
 
 
-@pytest.mark.parametrize("name", REQUESTS)
-def test_both_ways_answer_alike(ports: dict[str, int], name: str) -> None:
-    loop, wsgi = (answer(ports[way], REQUESTS[name]) for way in ("loop", "wsgi"))
-    assert loop == wsgi
-    assert loop[1]["x-request-id"]
-
-
-def test_both_ways_keep_the_same_events(ports: dict[str, int]) -> None:
-    """What was accepted and what was rejected of all of the above, with bodies and reasons."""
+def test_both_ways_answer_alike_and_keep_the_same_events(ports: dict[str, int]) -> None:
+    """Also what was accepted and what was rejected, with bodies and reasons."""
+    for name, each in REQUESTS.items():
+        loop, wsgi = (answer(port, each) for port in ports.values())
+        assert loop == wsgi, name
+        assert loop[1]["x-request-id"]
     kept = []
     for port in ports.values():
-        for each in REQUESTS.values():
-            answer(port, each)
         listed = answer(port, request("GET", "/api/events?limit=500", key=ADMIN))[2]
         events = json.loads(listed)["events"]
         for event in events:

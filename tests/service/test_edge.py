@@ -293,26 +293,6 @@ def test_a_known_connection_still_needs_the_key(make_service: MakeService) -> No
                 assert sender.send(good, **given)[0] == status
 
 
-def test_what_is_refused_is_kept_and_reported(make_service: MakeService) -> None:
-    service = make_service("--workers", "1")
-    good = {"user_id": ALICE, "tags": ["a"], "ttl": 60}
-    with Sender(service) as sender:
-        for number in range(3):
-            assert sender.send({**good, "dispatch_id": f"d{number}"})[0] == 202
-            assert sender.send({**good, "dispatch_id": f"d{number}"})[1]["status"] == "duplicate"
-            assert sender.send(b"nonsense")[0] == 400
-            assert sender.send({"tags": ["a"]})[0] == 422
-            assert sender.send(b" " * 300_000)[0] == 413
-            assert sender.send({**good, "tags": [f"k{number}"]}, Idempotency_Key="k")[0] == 202
-            assert sender.send({**good, "tags": [f"k{number}"]}, Idempotency_Key="k")[0] == 200
-        status, answer = sender.send({**good, "ttl": 61}, Prefer="wait=20")
-        assert (status, answer["status"]) == (200, "delivered")
-    listed = requests.get(
-        f"{service.url}/api/events?state=rejected", headers=bearer("admin"), timeout=10
-    ).json()["events"]
-    assert len(listed) == 9
-
-
 def test_what_many_send_at_once_is_stored_once_each(make_service: MakeService) -> None:
     service = make_service("--workers", "2")
     taken: list[str] = []

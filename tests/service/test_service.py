@@ -24,30 +24,6 @@ from tests.conftest import (
 BOB = "b4e2d3c5-1c6f-4d70-9b82-a3c4d5e6f702"
 
 
-def test_a_webhook_is_a_tag_within_two_seconds_and_in_the_lookup_at_once(
-    service: Service, sandbox: SandboxServer
-) -> None:
-    service.lookup("tags", user_id=ALICE)
-    answer = service.webhook(user_id=ALICE, braze_campaign_id="summer")
-    assert answer.status_code == 202
-    looked = service.lookup("tags", user_id=ALICE).json()
-    assert "braze_campaign_summer" in [*looked["names"], *looked["pending"]]
-    eventually(lambda: "braze_campaign_summer" in sandbox.sandbox.tags(ALICE))
-    eventually(
-        lambda: "braze_campaign_summer" in service.lookup("tags", user_id=ALICE).json()["names"]
-    )
-
-
-def test_what_one_worker_fetched_is_a_hit_in_all(
-    make_service: MakeService, sandbox: SandboxServer
-) -> None:
-    service = make_service("--workers", "4")
-    with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(lambda _: service.lookup("offers", user_id=ALICE), range(40)))
-    assert {answer.status_code for answer in answers} == {200}
-    assert sandbox.sandbox.counts()["offers"] == 1
-
-
 def test_with_sessionm_away_webhooks_are_taken_and_lookups_answered(
     make_service: MakeService, sandbox: SandboxServer
 ) -> None:
@@ -67,26 +43,6 @@ def test_with_sessionm_away_webhooks_are_taken_and_lookups_answered(
         lambda: {f"braze_campaign_c{i}" for i in range(10)} <= set(sandbox.sandbox.tags(ALICE)), 45
     )
     eventually(lambda: service.health()["checks"]["delivery"]["queued"] == 0)
-
-
-def test_what_was_accepted_before_a_kill_is_delivered_after_it(
-    service: Service, sandbox: SandboxServer
-) -> None:
-    sandbox.sandbox.set_faults({"status": 503})
-    for i in range(20):
-        assert service.webhook(user_id=ALICE, braze_campaign_id=f"c{i}").status_code == 202
-    service.kill()
-    sandbox.sandbox.set_faults({})
-    service.start()
-    eventually(
-        lambda: {f"braze_campaign_c{i}" for i in range(20)} <= set(sandbox.sandbox.tags(ALICE)), 30
-    )
-
-
-def test_sigterm_ends_all_of_it_cleanly(service: Service) -> None:
-    service.webhook(user_id=ALICE, braze_campaign_id="summer")
-    assert service.stop() == 0
-    assert "Traceback" not in service.log.read_text()
 
 
 def test_what_is_fetched_while_it_ends_is_kept(
