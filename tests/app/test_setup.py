@@ -208,7 +208,7 @@ def test_what_braze_knows_is_refused_by_name_if_it_is_no_json(client: FlaskClien
         ("custom_attribute", "{points: 5}", "Custom attributes is not JSON: line 1, column 2"),
         ("context", '{"a": 1,\n "b": [2, ]}', "line 2, column 9: delete the comma before ]"),
         ("context", "[1]", "Context is not a JSON object"),
-        ("event_properties", "{“a”: 1}", "curly quotes, pasted from a word processor?"),
+        ("event_properties", "{“a”: 1}", "these are curly quotes: type straight ones."),
         ("stand_ins", '{"catalogs": 5}', 'Test values needs an object for "catalogs"'),
         ("api_trigger_properties", "{" + " " * 100_000, "is longer than 100,000 characters"),
     ):
