@@ -85,16 +85,22 @@ def read_attributes(text: str) -> dict[str, Any]:
     for name in OBJECTS:
         if not isinstance(found.get(name, {}), dict):
             raise InputError(f'needs an object for "{name}"')
-    check_catalogs(found.get("catalogs", {}))
+    _check_catalogs(found.get("catalogs", {}))
     return found
 
 
-def check_catalogs(catalogs: Mapping[str, Any]) -> None:
-    """Check test items: ``{"games": {"1": {"title": "Go"}}}``.
+def read_catalogs(text: str) -> dict[str, Any]:
+    """Read test items of catalogs: ``{"games": {"1": {"title": "Go"}}}``.
 
     Raises:
-        InputError: a catalog is not an object of objects.
+        InputError: the text is not a JSON object, or a catalog in it is not an object of objects.
     """
+    found = read_object(text)
+    _check_catalogs(found)
+    return found
+
+
+def _check_catalogs(catalogs: Mapping[str, Any]) -> None:
     for name, items in catalogs.items():
         if not isinstance(items, dict) or not all(isinstance(one, dict) for one in items.values()):
             raise InputError(

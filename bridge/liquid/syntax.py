@@ -183,9 +183,11 @@ def mistyped(markup: str) -> str:
     rest = markup[found.end() :].strip() if found else ""
     if not rest:
         return ""
-    before = re.split(r"[\s:,|=]", markup[: found.end()])[-1] if found else ""
-    place = f"before `{before}{rest}`" if len(rest) == 1 and before else f"behind `{rest}`"
-    return f"a quote is missing {place}; a text with an apostrophe stands in double quotes"
+    if len(rest) > 1:
+        return f"`{rest}` has no closing quote; write `{rest}{rest[0]}`"
+    return (
+        f"a quote is missing before this `{rest}`; put a text with an apostrophe in double quotes"
+    )
 
 
 _CHAR = rf"{REFERENCE}|(?!{REFERENCE})[^\s,|'\"]|{_QUOTED}"

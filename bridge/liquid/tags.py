@@ -198,13 +198,13 @@ class _PlainText(Node):
     def __init__(self, tag: TagSource) -> None:
         super().__init__(tag.token)
         self.blank = not self.token.value.strip()
-        self.left = _LEFT.search(self.token.value)
+        self.left = [*_LEFT.finditer(self.token.value)]
 
     def render_to_output(self, context: RenderContext, buffer: TextIO) -> int:
-        if self.left:
-            start = self.token.start_index + self.left.start()
-            token = Token(self.token.kind, self.left[0], start, self.token.source)
-            words = f"`{self.left[0]}` is not Liquid, so customers would read it"
+        for left in self.left:
+            start = self.token.start_index + left.start()
+            token = Token(self.token.kind, left[0], start, self.token.source)
+            words = f"`{left[0]}` is not Liquid, so customers would read it"
             run_of(context).warn(f"{words}; a field stands in `{{{{${{…}}}}}}`", token)
         return buffer.write(self.token.value)
 
@@ -706,6 +706,8 @@ class _Abort(BrazeNode):
 
 
 class _Marker(BrazeNode):
+    advice = ""
+
     def __init__(self, tag: TagSource) -> None:
         super().__init__(tag)
         given = " ".join(tag.markup.split())
@@ -714,7 +716,7 @@ class _Marker(BrazeNode):
 
     def act(self, context: RenderContext, buffer: TextIO) -> None:
         words = f"Braze has the tag `{self.token.value}`; the preview cannot fill it"
-        run_of(context).warn(f"{words} and shows a marker", self.token)
+        run_of(context).warn(f"{words} and shows a marker{self.advice}", self.token)
         buffer.write(f"[{self.words}]")
 
 
@@ -723,6 +725,8 @@ _GIVEN = re.compile(rf"{OUTPUT.pattern}|{FRAGMENT}", re.DOTALL)
 
 class _Catalog(_Marker):
     """Sets ``items`` from the test items of the catalog."""
+
+    advice = "; give the catalog's items as test values"
 
     def __init__(self, tag: TagSource) -> None:
         super().__init__(tag)
