@@ -109,7 +109,8 @@ def render(
         raise click.ClickException(f"{template}: {error}".replace("`", "")) from None
     except UnicodeDecodeError as error:
         raise click.ClickException(f"{template}: {error}") from None
-    _report(rendered.calls, rendered.warnings, url)
+    warnings = (*rendered.warnings, *rendered.blanks, *rendered.hints)
+    _report(rendered.calls, warnings, url)
     if rendered.aborted is not None:
         click.echo(f"The message is aborted: {rendered.aborted or '(no reason given)'}", err=True)
     click.echo(rendered.text)

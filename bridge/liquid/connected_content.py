@@ -22,7 +22,14 @@ from liquid.exceptions import LiquidSyntaxError
 from requests.structures import CaseInsensitiveDict
 
 from bridge.liquid.run import run_of
-from bridge.liquid.syntax import OUTPUT, REFERENCE, Expression, parse_expression, parse_output
+from bridge.liquid.syntax import (
+    INVISIBLE,
+    OUTPUT,
+    REFERENCE,
+    Expression,
+    parse_expression,
+    parse_output,
+)
 from bridge.liquid.tags import Aborted, BrazeNode, TagSource
 from bridge.liquid.values import from_json, printed
 from bridge.network.proxy import LOOPBACK_DIRECT
@@ -226,6 +233,11 @@ def _read_options(text: str) -> Iterator[tuple[str, Any]]:
 
 def _unexpected(text: str, after: str) -> str:
     word = _MARK.sub("{{…}}", text.split(maxsplit=1)[0])
+    if hidden := INVISIBLE.search(word):
+        name = f"an invisible character, U+{ord(hidden[0]):04X}, which is often pasted"
+        return f"`{INVISIBLE.sub('', word)}` has {name}: delete it and the character next to it"
+    if spaced := re.match(r":\s+(\w+)", text):
+        return f"unexpected `: {spaced[1]}`: write `:{spaced[1]}` without the space"
     # Braze documentation, "Providing JSON body": written inline, a body has no spaces.
     hint = "; a :body with spaces goes into a capture first" if after == "body" else ""
     return f"unexpected {word!r}{hint}"

@@ -97,6 +97,24 @@ _COMPOSED = {
 }
 
 
+def unknown_directives(form: str) -> list[str]:
+    """Return the directives of *form* that Ruby prints unchanged."""
+    known = {*_NUMBERS, *_FRACTIONS, *_COMPOSED, *_TEXTS, "z"}
+    found = _DIRECTIVE.finditer(form)
+    return [one[0] for one in found if one[4] not in known or (one[3] and one[4] != "z")]
+
+
+# What spreadsheets write for the parts of a date.
+_SPREADSHEET = {"yyyy": "%Y", "yy": "%y", "mmmm": "%B", "mmm": "%b", "mm": "%m", "dd": "%d"}
+_SPREADSHEET_PART = re.compile("|".join(_SPREADSHEET), re.IGNORECASE)
+
+
+def strftime_form(form: str) -> str:
+    """Return the format that a spreadsheet's *form* stands for, or else an example."""
+    meant = _SPREADSHEET_PART.sub(lambda found: _SPREADSHEET[found[0].lower()], form)
+    return meant if not re.search("[A-Za-z]", re.sub("%.", "", meant)) else "%d/%m/%Y"
+
+
 def _directive(time: Time, found: re.Match[str]) -> str:
     flags, width, colons, letter = found[1], int(found[2][:9] or 0), found[3], found[4]
     if width > LARGEST_NUMBER:

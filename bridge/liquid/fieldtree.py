@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from bridge.liquid.tags import NO_END_DAYS
+
 # Limits of a tree on a page: levels, fields of an object, items of a list, characters of a value.
 DEEPEST = 6
 MOST_FIELDS = 60
@@ -25,12 +27,14 @@ class AnswerField:
         name: the last part of its path; ``[0]`` for an item of a list.
         value: the customer's value, cut to one line; "" for an object with fields.
         insert: the Liquid that inserts it, or ""; ``…`` is the gap for the author's own text.
+        path: what stands for it within a tag.
         fields: the fields of an object, or the items of a list.
     """
 
     name: str
     value: str
     insert: str
+    path: str
     fields: tuple["AnswerField", ...] = ()
 
 
@@ -42,11 +46,12 @@ def field_tree(name: str, value: Any) -> AnswerField:
 def _field(name: str, path: str, value: Any, levels: int) -> AnswerField:
     if isinstance(value, dict):
         inner = tuple(_of_object(path, value, levels - 1)) if levels else ()
-        return AnswerField(name, "" if value else "empty", "", inner)
+        return AnswerField(name, "" if value else "empty", "", path, inner)
     if isinstance(value, list):
         inner = tuple(_of_list(path, value, levels - 1)) if levels else ()
-        return AnswerField(name, _size(value), _of_all(name, path, value), inner)
-    return AnswerField(name, _shown(value), _single(name, path, value))
+        return AnswerField(name, _size(value), _of_all(name, path, value), path, inner)
+    shown = f"{value}, does not expire" if _is_endless(name, value) else _shown(value)
+    return AnswerField(name, shown, _single(name, path, value), path)
 
 
 def _of_object(path: str, value: Mapping[str, Any], levels: int) -> Iterator[AnswerField]:
@@ -75,9 +80,15 @@ def _quoted(name: str) -> str:
     return f"[{quote}{name}{quote}]" if quote and "\n" not in name else ""
 
 
+def _is_endless(name: str, value: Any) -> bool:
+    return name == "days_left" and value == NO_END_DAYS
+
+
 def _single(name: str, path: str, value: Any) -> str:
     if isinstance(value, bool):
         return f"{{% if {path} %}}…{{% endif %}}"
+    if name == "days_left":
+        return f"{{% if {path} < {NO_END_DAYS} %}}{{{{ {path} }}}}…{{% endif %}}"
     if isinstance(value, int | float):
         return f"{{{{ {path} | default: 0 }}}}"
     if _DATE.fullmatch(str(value)) or (not value and _NAME_OF_DATE.fullmatch(name)):

@@ -266,7 +266,18 @@ def date(value: Any, form: Any, *, run: Run) -> Any:
     if not text_of(form):
         return value
     time = dates.read_date(value, run.now)
-    return limited_text(time.strftime(text_of(form))) if time else value
+    if time is None:
+        if isinstance(value, str) and value.strip():
+            run.warn(f"Braze reads no date in `{value[:40]}` and prints it unchanged")
+        return value
+    if "%" not in text_of(form):
+        run.warn(
+            f"`{text_of(form)[:40]}` has no directive such as %d, so every date is printed as it; "
+            f"write `date: '{dates.strftime_form(text_of(form))}'`"
+        )
+    for directive in dates.unknown_directives(text_of(form)):
+        run.warn(f"a date has no `{directive}` in Braze, which prints it unchanged")
+    return limited_text(time.strftime(text_of(form)))
 
 
 def time_zone(value: Any, zone: Any, *, run: Run) -> Any:
@@ -444,6 +455,16 @@ def _bounds(function: Callable[..., Any]) -> tuple[int, int]:
 _BOUNDS = {name: _bounds(function) for name, function in _ALL.items()}
 
 
+class ArgumentsFault(LiquidFault):
+    """The filter *name* has another number of values after its colon than it *takes*."""
+
+    def __init__(self, words: str, name: str, given: int, takes: tuple[int, int]) -> None:
+        super().__init__(words)
+        self.name = name
+        self.given = given
+        self.takes = takes
+
+
 def invoke(context: RenderContext, name: str, value: Any, *given: Any) -> Any:
     """Apply the filter *name*.
 
@@ -454,7 +475,8 @@ def invoke(context: RenderContext, name: str, value: Any, *given: Any) -> Any:
     number = 1 + len(given)
     if not least <= number <= most:
         expected = f"{least}" if least == most else f"{least}..{most}"
-        raise LiquidFault(f"wrong number of arguments (given {number}, expected {expected})")
+        words = f"wrong number of arguments (given {number}, expected {expected})"
+        raise ArgumentsFault(words, name, len(given), (least - 1, most - 1))
     if value is None and name in _KEEP_NIL:
         return None
     options = {"run": run_of(context)} if name in _USE_RUN else {}

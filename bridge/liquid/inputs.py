@@ -2,8 +2,10 @@
 
 import json
 import re
+from collections.abc import Mapping
 from typing import Any
 
+from bridge.fields import CURLY_QUOTES
 from bridge.liquid.values import from_json
 
 # Keys of objects that a file may hold beside the profile's own fields.
@@ -52,8 +54,25 @@ def _fault(text: str, error: json.JSONDecodeError) -> str:
         return f"line {line}, column {column}: delete the comma before {found[1]}"
     if error.pos == 0:
         return 'it must look like {"tier": "gold"}'
-    hint = "; curly quotes, pasted from a word processor?" if set("“”„’") & set(text) else ""
-    return f"line {error.lineno}, column {error.colno}: {error.msg}{hint}"
+    curly = error.pos < len(text) and text[error.pos] in CURLY_QUOTES
+    words = _CURLY if curly else _FAULTS.get(error.msg.partition(" at")[0], error.msg)
+    return f"line {error.lineno}, column {error.colno}: {words}"
+
+
+_CURLY = "these are curly quotes: type straight ones"
+# Python's messages -> ours.
+_FAULTS = {
+    "Extra data": "delete what stands behind the last }",
+    "Expecting property name enclosed in double quotes": (
+        'a name in double quotes is missing, such as "points"'
+    ),
+    "Expecting value": "a value is missing; a text stands in double quotes",
+    "Expecting ',' delimiter": 'a comma is missing; within a text, write \\" for a double quote',
+    "Expecting ':' delimiter": "a colon is missing behind the name",
+    "Unterminated string starting": "the text has no closing quote",
+    "Invalid control character": "a text goes over several lines: write \\n for the end of a line",
+    "Invalid \\escape": "within a text, write \\\\ for \\",
+}
 
 
 def read_attributes(text: str) -> dict[str, Any]:
@@ -66,7 +85,28 @@ def read_attributes(text: str) -> dict[str, Any]:
     for name in OBJECTS:
         if not isinstance(found.get(name, {}), dict):
             raise InputError(f'needs an object for "{name}"')
+    _check_catalogs(found.get("catalogs", {}))
     return found
+
+
+def read_catalogs(text: str) -> dict[str, Any]:
+    """Read test items of catalogs: ``{"games": {"1": {"title": "Go"}}}``.
+
+    Raises:
+        InputError: the text is not a JSON object, or a catalog in it is not an object of objects.
+    """
+    found = read_object(text)
+    _check_catalogs(found)
+    return found
+
+
+def _check_catalogs(catalogs: Mapping[str, Any]) -> None:
+    for name, items in catalogs.items():
+        if not isinstance(items, dict) or not all(isinstance(one, dict) for one in items.values()):
+            raise InputError(
+                f'needs an object of items for the catalog "{name}", such as '
+                '{"games": {"1": {"title": "Go"}}}'
+            )
 
 
 def read_value(text: str) -> Any:

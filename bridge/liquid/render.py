@@ -27,14 +27,24 @@ from bridge.liquid.connected_content import (
     Send,
     over_http,
 )
+from bridge.liquid.filters import ArgumentsFault
 from bridge.liquid.run import DEEPEST, Run, begin, did_you_mean, run_of
-from bridge.liquid.syntax import NO_END, collect_notes, position, tokens, without_html_comments
+from bridge.liquid.syntax import (
+    NO_END,
+    PROFILE,
+    collect_notes,
+    position,
+    tokens,
+    without_html_comments,
+)
 from bridge.liquid.tags import TAGS, Aborted, BrazeTag
 from bridge.liquid.values import LiquidFault, TooLargeError, weight
 
 log = logging.getLogger(__name__)
 
 LARGEST_TEMPLATE = 100_000
+# Braze makes these addresses for each recipient.
+_URLS = {name: f"https://braze.example/{name}" for name in PROFILE if name.endswith("_url")}
 # python-liquid's messages about limits -> messages for the author.
 _LIMITS = {
     "loop iteration limit reached": "the loops take over 100,000 rounds",
@@ -67,12 +77,16 @@ class Rendered:
         calls: all Connected Content calls in order, including retries.
         warnings: markup that Braze ignores silently, missing values, and content that the preview
             cannot fill.
+        blanks: outputs that printed nothing and that no warning explains.
+        hints: fields of the customer that are printed without a default.
     """
 
     text: str
     aborted: str | None
     calls: tuple[ConnectedContentCall, ...]
     warnings: tuple[str, ...] = ()
+    blanks: tuple[str, ...] = ()
+    hints: tuple[str, ...] = ()
 
 
 class BrazeContext(RenderContext):
@@ -166,12 +180,13 @@ def render(
             send or over_http(http, timeout), credentials or {}, auth_tokens or {}, pause, rewrite
         )
         run = Run(
-            attributes=attributes,
+            attributes={**_URLS, **attributes},
             calls=calls,
             blocks=_mapping(attributes, "content_blocks"),
             catalogs=_mapping(attributes, "catalogs"),
             now=lambda: int(now()),
             nested=_nested,
+            position=position,
             counters=known,
         )
         try:
@@ -181,7 +196,12 @@ def render(
         except LiquidError as error:
             error.calls, error.warnings = tuple(calls.made), tuple(run.warnings.values())
             raise
-    return Rendered(text, aborted, tuple(calls.made), tuple(run.warnings.values()))
+    warnings = tuple(run.warnings.values())
+    if aborted is not None:
+        return Rendered(text, aborted, tuple(calls.made), warnings)
+    return Rendered(
+        text, None, tuple(calls.made), warnings, run.unexplained_blanks, run.untested_hints
+    )
 
 
 def _mapping(attributes: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -232,7 +252,7 @@ def _parse(source: str, run: Run) -> BoundTemplate:
                 raise error.__cause__ from None
             raise
     for token, words in notes:
-        run.warn(f"{run.within}{position(token)}: {words}")
+        run.warn(words, token)
     return template
 
 
@@ -273,7 +293,7 @@ _COMPARISON = re.compile("comparison of (.+) with (.+) failed")
 _OPERATOR = re.compile("Unknown operator (.+)")
 # What other languages write -> Liquid's.
 _OPERATORS = {"=": "==", "===": "==", "is": "==", "=>": ">=", "=<": "<="}
-_ARGUMENTS = re.compile("wrong number of arguments .*")
+_NUMBERS = ("no value", "1 value", "2 values")
 _WORDS = {"String": "a text", "Integer": "a number", "Float": "a number", "Array": "a list"}
 
 
@@ -289,13 +309,13 @@ def _liquid_error(error: Exception) -> LiquidError:
     words = " ".join(str(error.message).split())
     words = _LIMITS.get(words, words)
     if isinstance(error.__cause__, LiquidFault) and not isinstance(error.__cause__, _NestedFault):
-        words = _in_plain_words(words)
+        words = _in_plain_words(words, error.__cause__)
     if not error.token or error.token.start_index < 0:
         return LiquidError(words)
     return LiquidError(f"{position(error.token)}: {words}")
 
 
-def _in_plain_words(words: str) -> str:
+def _in_plain_words(words: str, fault: LiquidFault) -> str:
     """Explain Ruby's message, which Braze shows, in a marketer's words."""
     if found := _COMPARISON.fullmatch(words):
         sides = [_WORDS.get(one, f"the number {one}") for one in found.groups()]
@@ -306,8 +326,10 @@ def _in_plain_words(words: str) -> str:
         operator = _OPERATORS.get(found[1])
         hint = f"; write `{operator}`" if operator else did_you_mean(found[1], ["contains"])
         meant = f"Braze has no operator `{found[1]}`{hint}"
-    elif _ARGUMENTS.fullmatch(words):
-        meant = "a filter has too few or too many values after its colon"
+    elif isinstance(fault, ArgumentsFault):
+        least, most = (_NUMBERS[number] for number in fault.takes)
+        takes = most if least == most else f"{least} or {most}"
+        meant = f"the filter `{fault.name}` takes {takes} after its colon, and has {fault.given}"
     else:
         return f"Liquid error: {words}"
     return f"{meant} (Liquid error: {words})"

@@ -6,13 +6,15 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
-from liquid import RenderContext
+from liquid import RenderContext, Token
 from liquid.exceptions import ResourceLimitError
 
 # CPU seconds of the rendering thread, without waiting, and without calls over HTTP.
 RENDER_SECONDS = 0.5
 # Levels of content blocks within content blocks, and of rerendered answers.
 DEEPEST = 5
+# Blank outputs that are listed.
+MOST_BLANKS = 50
 
 
 @dataclass
@@ -26,6 +28,7 @@ class Run:
         catalogs: test items for catalogs: ``{catalog: {item ID: {field: value}}}``.
         now: returns seconds since 1970.
         nested: renders an included text.
+        position: returns the line and column of a token.
         warnings: messages for the template's author; a repeat of a key is dropped.
         within: the beginning of positions within an included text: its name.
         loops: the loops around the present node, outermost first.
@@ -33,6 +36,11 @@ class Run:
         cycles: the position of each ``cycle``.
         offsets: the position at which ``offset: continue`` continues, by loop.
         depth: the present level of included texts.
+        token: the output or condition that is being evaluated.
+        has_default: whether a filter replaces a missing value of that output.
+        blanks: outputs that printed nothing: their place, and a sentence.
+        hints: fields of the customer that are printed without a default: the field, and a sentence.
+        tested: fields that a condition has tested.
     """
 
     attributes: Mapping[str, Any]
@@ -41,6 +49,7 @@ class Run:
     catalogs: Mapping[str, Mapping[str, Any]]
     now: Callable[[], int]
     nested: Callable[[str, str, RenderContext], str]
+    position: Callable[[Token], str]
     counters: dict[str, Any]
     warnings: dict[str, str] = field(default_factory=dict)
     within: str = ""
@@ -48,10 +57,44 @@ class Run:
     cycles: dict[Any, int] = field(default_factory=dict)
     offsets: dict[str, int] = field(default_factory=dict)
     depth: int = 0
+    token: Token | None = None
+    has_default: bool = False
+    blanks: dict[str, str] = field(default_factory=dict)
+    hints: dict[str, str] = field(default_factory=dict)
+    tested: set[str] = field(default_factory=set)
     _started: float = field(default_factory=time.thread_time)
 
-    def warn(self, words: str) -> None:
-        self.warnings[words] = words
+    def place(self, token: Token) -> str:
+        return f"{self.within}{self.position(token)}"
+
+    def warn(self, words: str, token: Token | None = None) -> None:
+        """Warn once for each place: *token*, or what is being evaluated."""
+        token = token or self.token
+        located = f"{self.place(token)}: {words}" if token else words
+        self.warnings[located] = located
+
+    def warn_blank(self, token: Token, markup: str) -> None:
+        """Record that the output *markup* printed nothing."""
+        if len(self.blanks) < MOST_BLANKS:
+            self.blanks[self.place(token)] = f"`{markup}` prints nothing"
+
+    def warn_without_default(self, token: Token, path: str) -> None:
+        """Record that the field *path* is printed without a default."""
+        words = f"`{path}` has no default: customers without a value get a gap"
+        self.hints.setdefault(path, f"{self.place(token)}: {words}; write `| default: '…'`")
+
+    @property
+    def unexplained_blanks(self) -> tuple[str, ...]:
+        """The blank outputs that no warning explains."""
+        warned = {words.partition(": ")[0] for words in self.warnings.values()}
+        return tuple(
+            f"{place}: {words}" for place, words in self.blanks.items() if place not in warned
+        )
+
+    @property
+    def untested_hints(self) -> tuple[str, ...]:
+        """The hints about fields that no condition has tested."""
+        return tuple(words for path, words in self.hints.items() if path not in self.tested)
 
     def check_time(self) -> None:
         """Check the CPU time of the render.
@@ -66,13 +109,16 @@ class Run:
                 f"the template takes more than {RENDER_SECONDS:g} s to render{where}", token=None
             )
 
-    def warn_missing(self, place: str, path: str, hint: str, *, is_data: bool = False) -> None:
-        """Warn once about a missing field, with the first *place* that uses it.
+    def warn_missing(self, token: Token, path: str, hint: str, *, is_data: bool = False) -> None:
+        """Warn once about a missing field, with the place that uses it first.
 
-        *is_data*: the field belongs to the customer or the event, so it may get a test value.
+        *is_data*: the field belongs to the customer or the event, so it may get a test value. A
+        default is then what the author wants to see.
         """
+        if is_data and self.has_default and not hint:
+            return
         words = f"`{path}` {'has no test value' if is_data else 'does not exist'}{hint}"
-        self.warnings.setdefault(words, f"{self.within}{place}: {words}")
+        self.warnings.setdefault(words, f"{self.place(token)}: {words}")
 
 
 def did_you_mean(name: str, known: Iterable[object]) -> str:

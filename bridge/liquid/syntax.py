@@ -6,6 +6,7 @@ Braze adds references, ``${first_name}``, and outputs within a tag or another ou
 ``{% if {{a}} == 1 %}`` (Braze documentation, "Exceptions for double brackets").
 """
 
+import html
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -163,6 +164,32 @@ def note_ignored(token: Token, rest: str, instead: str = "") -> None:
 # --- Expressions --------------------------------------------------------------------------------
 
 _QUOTED = r"\"[^\"]*\"|'[^']*'"
+_WHOLE = re.compile(rf"(?:{_QUOTED}|{REFERENCE}|[^'\"])*+")
+_ENTITY = re.compile(r"&(?:#[0-9]{1,6}|#[xX][0-9a-fA-F]{1,5}|[a-z]{2,6});")
+INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]")
+
+
+def mistyped(markup: str) -> str:
+    """Return what is mistyped in *markup*, so that Braze reads it otherwise than meant, or ""."""
+    bare = re.sub(rf"{_QUOTED}|{REFERENCE}", "", markup)
+    if entity := _ENTITY.search(bare):
+        meant = html.unescape(entity[0])
+        return f"`{entity[0]}` is the HTML code of a character: type `{meant}` in its place"
+    if hidden := INVISIBLE.search(bare):
+        return f"there is an invisible character, U+{ord(hidden[0]):04X}: type this part again"
+    if opened := re.search(r"\$\{\s*([\w.-]*)", bare):
+        return f"`{opened[0]}` has no closing brace; write `{{{{${{{opened[1]}}}}}}}`"
+    found = _WHOLE.match(markup)
+    rest = markup[found.end() :].strip() if found else ""
+    if not rest:
+        return ""
+    if len(rest) > 1:
+        return f"`{rest}` has no closing quote; write `{rest}{rest[0]}`"
+    return (
+        f"a quote is missing before this `{rest}`; put a text with an apostrophe in double quotes"
+    )
+
+
 _CHAR = rf"{REFERENCE}|(?!{REFERENCE})[^\s,|'\"]|{_QUOTED}"
 FRAGMENT = rf"(?:{_QUOTED}|(?:{_CHAR})++)"
 # A pattern that may match less, so that the following pattern matches.
@@ -201,6 +228,19 @@ PROFILE = frozenset(
         *("set_user_to_unsubscribed_url", "time_zone", "user_id"),
     }
 )
+
+
+# Fields that every customer has.
+_ALWAYS_THERE = frozenset({"braze_id", "random_bucket_number", "user_id"})
+# Of spaces whose fields have text values, and no JSON of their own on a page.
+_TEXT_SPACES = "content_blocks|most_recently_used_device|sms|subscribed_state|targeted_device"
+_USED = re.compile(rf"(?:\b({_TEXT_SPACES})\.|(?<![\w.]))\$\{{\s*([\w .-]+?)\s*\}}")
+
+
+def fields_used(source: str) -> dict[tuple[str, str], None]:
+    """Return space and name of fields that markup of *source* uses, in order; "": the profile."""
+    markup = (found[0] for found in _MARKUP.finditer(without_html_comments(source)))
+    return {(one[1] or "", one[2]): None for part in markup for one in _USED.finditer(part)}
 
 
 def without_braces(markup: str) -> str:
@@ -328,11 +368,27 @@ class Variable(Expression):
     # Whether a note says what is wrong with its markup.
     is_noted: bool = field(default=False, repr=False, compare=False)
 
+    @property
+    def path(self) -> str:
+        """The source text of the variable and its steps."""
+        return self._path(len(self.steps))
+
+    @property
+    def may_be_blank(self) -> bool:
+        """Whether it is a field of the customer that some customers do not have."""
+        if self.root:
+            return self.root.text == "custom_attribute"
+        name = str(self.steps[0].key)
+        return name in PROFILE - _ALWAYS_THERE and not name.endswith("_url")
+
     def evaluate(self, context: RenderContext) -> Any:
         run = run_of(context)
         name = self.root.value(context) if self.root else ""
         if name == "content_blocks" and self.steps:
             return self._content_block(context)
+        if name == "preference_center" and self.steps:
+            # Braze makes the address of the recipient's page.
+            return f"https://braze.example/preference_center/{self.steps[0].value(context)}"
         value = _look_up(name, context) if self.root else run.attributes
         if value is _ABSENT:
             self._warn_missing_root(name, context)
@@ -347,7 +403,7 @@ class Variable(Expression):
                 if isinstance(value, dict) and (value or is_data) and not step.is_command:
                     known = [*value, *(PROFILE if value is run.attributes else ())]
                     run.warn_missing(
-                        position(self.token),
+                        self.token,
                         self._path(index + 1),
                         did_you_mean(values.text_of(key), known),
                         is_data=is_data,
@@ -364,13 +420,13 @@ class Variable(Expression):
         return "".join((texts[0], *(text if text[0] == "[" else f".{text}" for text in texts[1:])))
 
     def _warn_missing_root(self, name: Any, context: RenderContext) -> None:
-        run, place = run_of(context), position(self.token)
+        run, token = run_of(context), self.token
         if self.is_noted or not isinstance(name, str):
             return
         if name in _NAMESPACES:
-            run.warn_missing(place, self._path(len(self.steps)), "", is_data=True)
+            run.warn_missing(token, self.path, "", is_data=True)
         elif name in PROFILE:
-            run.warn_missing(place, name, f"; write `{{{{${{{name}}}}}}}`")
+            run.warn_missing(token, name, f"; write `{{{{${{{name}}}}}}}`")
         elif name:
             known = [*context.locals, *context.globals]
             hint = did_you_mean(name, known)
@@ -378,7 +434,7 @@ class Variable(Expression):
                 hint = f"; put it in quotes: `'{name}'`"
             elif not hint and any(not call.saved_as for call in run.calls.made):
                 hint = f"; a connected_content tag keeps its answer with `:save {name}`"
-            run.warn_missing(place, name, hint)
+            run.warn_missing(token, name, hint)
 
     def _content_block(self, context: RenderContext) -> str:
         run = run_of(context)
@@ -387,7 +443,8 @@ class Variable(Expression):
             return run.nested(str(run.blocks[name]), f"content block {name}", context)
         run.warn(
             f"Braze has content blocks; the preview cannot fill `{name}`: "
-            "give its text as a test value"
+            "give its text as a test value",
+            self.token,
         )
         return f"[content block: {name}]"
 
@@ -511,14 +568,23 @@ class Filtered(Expression):
 
     value: Expression
     filters: tuple[AppliedFilter, ...]
+    token: Token | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def has_default(self) -> bool:
+        return any(one.name == "default" for one in self.filters)
 
     def evaluate(self, context: RenderContext) -> Any:
+        run = run_of(context)
+        outer, run.has_default = run.has_default, self.has_default
         value = self.value.evaluate(context)
+        run.has_default = outer
         for one in self.filters:
             arguments = [argument.evaluate(context) for argument in one.arguments]
             if one.options:
                 arguments.append({name: given.evaluate(context) for name, given in one.options})
-            run_of(context).check_time()
+            run.check_time()
+            run.token = self.token
             value = filters.invoke(context, one.name, value, *arguments)
         return value
 
@@ -533,7 +599,14 @@ def parse_output(markup: str, token: Token) -> Filtered:
         raise LiquidSyntaxError(
             "a filter cannot stand within [ ]: assign its value to a variable first", token=token
         )
-    markup = without_braces(markup)
+    if fault := mistyped(markup):
+        note(token, fault)
+    # One note is enough.
+    with collect_notes() if fault else nullcontext():
+        return _parse_output(without_braces(markup), token)
+
+
+def _parse_output(markup: str, token: Token) -> Filtered:
     found = _VALUE.search(markup)
     if not found:
         note_ignored(token, markup)
@@ -541,16 +614,18 @@ def parse_output(markup: str, token: Token) -> Filtered:
     value = parse_expression(found[1], token)
     chain = _FILTERS.search(found[2])
     note_ignored(token, found[2][: chain.start()] if chain else found[2])
+    # Braze's editor inserts `{{content_blocks.${name} | id: 'cb1'}}`.
+    is_block = isinstance(value, Variable) and value.path.startswith("content_blocks.")
     chosen = []
     for one in _parse_filters(chain[1] if chain else "", token):
         if filters.known(one.name):
             chosen.append(one)
-        else:
+        elif not (one.name == "id" and is_block):
             meant = did_you_mean(one.name, filters.FILTERS)
             note(token, f"Braze has no filter `{one.name}` and ignores it{meant}")
         if one.name in filters.UNDOCUMENTED:
             note(token, f"Braze's engine has the filter `{one.name}`, its documentation does not")
-    return Filtered(value, tuple(chosen))
+    return Filtered(value, tuple(chosen), token)
 
 
 def _parse_filters(markup: str, token: Token) -> list[AppliedFilter]:
@@ -620,6 +695,7 @@ class Condition(Expression):
     right: Expression
     relation: str = ""
     child: "Condition | None" = None
+    token: Token | None = field(default=None, repr=False, compare=False)
 
     def evaluate(self, context: RenderContext) -> bool:
         condition: Condition | None = self
@@ -633,10 +709,41 @@ class Condition(Expression):
 
     def holds(self, context: RenderContext) -> bool:
         """Return whether the comparison itself is true, without the condition to its right."""
+        run = run_of(context)
+        run.tested |= {one.path for one in (self.left, self.right) if isinstance(one, Variable)}
         left = self.left.evaluate(context)
         if self.operator is None:
             return values.is_true(left)
-        return compare(left, self.operator, self.right.evaluate(context))
+        right = self.right.evaluate(context)
+        if doubt := doubt_of(left, self.operator, right):
+            run.warn(doubt, self.token)
+        return compare(left, self.operator, right)
+
+
+_DAY = re.compile(r"\d{4}-\d\d-\d\d")
+
+
+def doubt_of(left: Any, operator: str, right: Any) -> str:
+    """Return why a comparison is hardly meant, or ""."""
+    if operator in {"==", "!=", "<>"}:
+        for value, text in ((left, right), (right, left)):
+            is_doubtful = isinstance(value, bool) or (
+                values.is_number(value) and isinstance(text, str) and _NUMERIC.fullmatch(text)
+            )
+            if is_doubtful and isinstance(text, str) and text.strip():
+                shown = values.inspect(value)
+                return f"the text `'{text}'` never equals `{shown}`; write `{shown}` without quotes"
+    elif operator != "contains" and isinstance(left, str) and isinstance(right, str):
+        if bool(_DAY.match(left)) is bool(_DAY.match(right)):
+            return ""
+        return (
+            f"`'{left}'` and `'{right}'` are compared letter by letter, not as dates; "
+            "first assign both with `| date: '%s' | plus: 0`"
+        )
+    return ""
+
+
+_NUMERIC = re.compile(r"\s*-?[0-9]+(?:\.[0-9]+)?\s*")
 
 
 def compare(left: Any, operator: str, right: Any) -> bool:
@@ -691,7 +798,13 @@ def parse_condition(markup: str, token: Token) -> Condition:
     Raises:
         LiquidSyntaxError: the condition is missing, or has parentheses.
     """
-    markup = without_braces(markup)
+    if fault := mistyped(markup):
+        note(token, fault)
+    with collect_notes() if fault else nullcontext():
+        return _parse_condition(without_braces(markup), token)
+
+
+def _parse_condition(markup: str, token: Token) -> Condition:
     if any(found[1] for found in _PARENTHESES.finditer(markup)):
         raise LiquidSyntaxError("a condition cannot have parentheses in Braze", token=token)
     parts = [found[0] for found in _CONDITION_PARTS.finditer(markup)]
@@ -713,7 +826,7 @@ def _comparison(markup: str, token: Token) -> Condition:
     rest = markup[end:].strip()
     note_ignored(token, rest, _JOINTS.get(rest.partition(" ")[0].lower(), ""))
     left, right = (parse_operand(side or "", token) for side in (found[1], found[2] and found[3]))
-    return Condition(left, found[2], right)
+    return Condition(left, found[2], right, token=token)
 
 
 def parse_operand(markup: str, token: Token) -> Expression:

@@ -34,7 +34,9 @@ from bridge.liquid.syntax import (
     OUTPUT,
     Expression,
     Literal,
+    Variable,
     compare,
+    doubt_of,
     line_of,
     note_ignored,
     parse_condition,
@@ -182,13 +184,28 @@ def _remove_blank_text(blocks: Iterable[BlockNode]) -> bool:
 
 # --- Text and outputs -----------------------------------------------------------------------------
 
+# The bridge's `days_left` of an offer that does not expire.
+NO_END_DAYS = 9999
+
+
+# A field's name as it stands in other places: without its braces, or in another sender's form.
+_LEFT = re.compile(
+    r"\{?\$\{\s*[^\W\d][^{}\n]{0,60}\}+|\[\[\s*[\w.]{1,60}\s*\]\]|%%\w{1,60}%%|\*\|\w{1,60}\|\*"
+)
+
 
 class _PlainText(Node):
     def __init__(self, tag: TagSource) -> None:
         super().__init__(tag.token)
         self.blank = not self.token.value.strip()
+        self.left = [*_LEFT.finditer(self.token.value)]
 
-    def render_to_output(self, context: RenderContext, buffer: TextIO) -> int:  # noqa: ARG002
+    def render_to_output(self, context: RenderContext, buffer: TextIO) -> int:
+        for left in self.left:
+            start = self.token.start_index + left.start()
+            token = Token(self.token.kind, left[0], start, self.token.source)
+            words = f"`{left[0]}` is not Liquid, so customers would read it"
+            run_of(context).warn(f"{words}; a field stands in `{{{{${{…}}}}}}`", token)
         return buffer.write(self.token.value)
 
 
@@ -199,9 +216,25 @@ class _Output(BrazeNode):
             # Braze documentation, "Liquid FAQ".
             raise LiquidSyntaxError("an output has three braces instead of two", token=self.token)
         self.value = parse_output(tag.markup, self.token)
+        self.markup = f"{{{{{' '.join(tag.markup.split())[:60]}}}}}"
 
     def act(self, context: RenderContext, buffer: TextIO) -> None:
-        buffer.write(printed(self.value.evaluate(context)))
+        value = self.value.evaluate(context)
+        shown = printed(value)
+        buffer.write(shown)
+        run, variable = run_of(context), self.value.value
+        if not isinstance(variable, Variable):
+            return
+        if not shown.strip():
+            run.warn_blank(self.token, self.markup)
+        elif variable.may_be_blank and not self.value.has_default:
+            run.warn_without_default(self.token, variable.path)
+        if value == NO_END_DAYS and variable.path.endswith(".days_left"):
+            run.warn(
+                f"`{variable.path}` is {NO_END_DAYS}: the offer does not expire; print it within "
+                f"`{{% if {variable.path} < {NO_END_DAYS} %}}…{{% endif %}}`",
+                self.token,
+            )
 
 
 # --- Variables ------------------------------------------------------------------------------------
@@ -321,7 +354,11 @@ class _Case(BrazeNode):
             if value is None:
                 if not matched:
                     body.render(context, buffer)
-            elif compare(self.subject.evaluate(context), "==", value.evaluate(context)):
+                continue
+            subject, against = self.subject.evaluate(context), value.evaluate(context)
+            if doubt := doubt_of(subject, "==", against):
+                run_of(context).warn(doubt, self.token)
+            if compare(subject, "==", against):
                 matched = True
                 body.render(context, buffer)
 
@@ -669,6 +706,8 @@ class _Abort(BrazeNode):
 
 
 class _Marker(BrazeNode):
+    advice = ""
+
     def __init__(self, tag: TagSource) -> None:
         super().__init__(tag)
         given = " ".join(tag.markup.split())
@@ -676,9 +715,8 @@ class _Marker(BrazeNode):
         self.words = f"{self.token.value}{space}{given}"
 
     def act(self, context: RenderContext, buffer: TextIO) -> None:
-        run_of(context).warn(
-            f"Braze has the tag `{self.token.value}`; the preview cannot fill it and shows a marker"
-        )
+        words = f"Braze has the tag `{self.token.value}`; the preview cannot fill it"
+        run_of(context).warn(f"{words} and shows a marker{self.advice}", self.token)
         buffer.write(f"[{self.words}]")
 
 
@@ -687,6 +725,8 @@ _GIVEN = re.compile(rf"{OUTPUT.pattern}|{FRAGMENT}", re.DOTALL)
 
 class _Catalog(_Marker):
     """Sets ``items`` from the test items of the catalog."""
+
+    advice = "; give the catalog's items as test values"
 
     def __init__(self, tag: TagSource) -> None:
         super().__init__(tag)
@@ -708,6 +748,10 @@ class _Catalog(_Marker):
             chosen = list(catalog)  # only Braze knows the items of a selection
         else:
             chosen = [text_of(one.evaluate(context)) for one in self.items]
+        for one in chosen:
+            if one not in catalog:
+                words = f"the test values of the catalog `{self.catalog}` have no item `{one}`"
+                run_of(context).warn(words, self.token)
         context.assign("items", [catalog[one] for one in chosen if one in catalog])
 
 

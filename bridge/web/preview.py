@@ -8,7 +8,7 @@ from threading import BoundedSemaphore
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
-from flask import current_app, request
+from flask import Response, current_app, request
 from werkzeug.exceptions import HTTPException
 
 from bridge.customer import Customer
@@ -52,6 +52,7 @@ class Preview:
         problem: why there is neither, "" if there is.
         calls: the calls of the template in the order made.
         warnings: what Braze ignores silently, what has no value, what the preview cannot fill.
+        blanks, hints: as in `bridge.liquid.render.Rendered`.
     """
 
     text: str = ""
@@ -59,6 +60,13 @@ class Preview:
     problem: str = ""
     calls: tuple[ConnectedContentCall, ...] = ()
     warnings: tuple[str, ...] = ()
+    blanks: tuple[str, ...] = ()
+    hints: tuple[str, ...] = ()
+
+    @property
+    def is_sent(self) -> bool:
+        """Whether a customer would get it."""
+        return not self.problem and self.aborted is None
 
     @property
     def counts(self) -> dict[str, int]:
@@ -101,6 +109,8 @@ class Trial:
         message: rendered, or aborted, or why not.
         customer: as SessionM knows it.
         status: SessionM's of that customer: ``ok``, ``not_found`` or ``unavailable``.
+        state: of `STATES`, in which the customer is shown; "" for the real one.
+        age: seconds since SessionM's answer, if an answer of a call is stale; 0 if none is.
         swapped: whether the template asks by the other kind of identifier than SessionM knows.
         fields: one tree for each variable that holds an answer.
         refusal: why the text would be rejected as a webhook's body; "" if it would not, or is none.
@@ -111,6 +121,8 @@ class Trial:
     message: Preview
     customer: Customer
     status: str
+    state: str
+    age: int
     swapped: bool
     fields: tuple[AnswerField, ...]
     refusal: str
@@ -132,26 +144,39 @@ class Trial:
         words = [f"{counted(number, 'call')} {outcome}" for outcome, number in ended]
         if warnings:
             words.append(counted(warnings, "warning"))
+        if self.message.blanks:
+            words.append(counted(len(self.message.blanks), "blank output"))
         return ": ".join([became, ", ".join(words)] if words else [became]) + "."
 
 
-def try_out(source: str, customer: Customer, attributes: Mapping[str, Any], base_url: str) -> Trial:
+def try_out(
+    source: str,
+    customer: Customer,
+    attributes: Mapping[str, Any],
+    base_url: str,
+    state: str = "",
+) -> Trial:
     """Render *source*, whose lookups ask the bridge at *base_url*, for *customer*.
 
     If SessionM knows the identifier as one of the other kind, the calls ask by that.
 
-    *attributes* are Braze's side, as `bridge.liquid.render` takes them.
+    *attributes* are Braze's side, as `bridge.liquid.render` takes them. *state* is one of `STATES`,
+    in which the lookups find the customer.
     """
-    inside = _Inside(base_url, customer)
+    inside = _Inside(base_url, customer, state)
     message = _preview(source, {**attributes, "user_id": customer.id}, inside, base_url)
     is_webhook = message.source.startswith("{") and any(
         similar_field(name) for name in _FIELD_NAMES.findall(source)[:50]
     )
     refusal, writes, warnings = _as_webhook(message.text) if is_webhook else ("", (), ())
+    answers = [_object(call.answer) for call in message.calls]
+    statuses = [inside.status, *(str(answer.get("status", "")) for answer in answers)]
     return Trial(
         message,
         inside.customer,
-        inside.status,
+        "unavailable" if "unavailable" in statuses else inside.status,
+        state,
+        max((int(answer["age"]) for answer in answers if answer.get("stale") is True), default=0),
         inside.swapped,
         _trees(inside, message.calls),
         refusal,
@@ -182,7 +207,14 @@ def _preview(
         return Preview(problem=problem, calls=error.calls, warnings=error.warnings)
     finally:
         _places.release()
-    return Preview(done.text, done.aborted, calls=done.calls, warnings=done.warnings)
+    return Preview(
+        done.text,
+        done.aborted,
+        calls=done.calls,
+        warnings=done.warnings,
+        blanks=done.blanks,
+        hints=done.hints,
+    )
 
 
 class _Inside:
@@ -197,7 +229,8 @@ class _Inside:
         swapped: whether a call asked by the other kind, and was made by this one.
     """
 
-    def __init__(self, base_url: str, customer: Customer) -> None:
+    def __init__(self, base_url: str, customer: Customer, state: str) -> None:
+        self._state = state
         self._base_url = base_url
         self._hosts = {urlsplit(base_url).netloc, request.host}
         self._keyring = Keyring(parts_of(current_app).settings)
@@ -270,7 +303,9 @@ class _Inside:
                 "unauthorized",
                 f"The tag sends no content key of the bridge: add :basic_auth {CREDENTIAL}.",
             )
-        return current_app.dispatch_request()
+        answered = current_app.make_response(current_app.dispatch_request())
+        is_lookup = request.blueprint == "content" and answered.status_code in {200, 503}
+        return _in_state(answered, self._state) if self._state and is_lookup else answered
 
     def _opens(self, given: str) -> bool:
         stored = request.authorization
@@ -278,6 +313,38 @@ class _Inside:
         return bool(
             by_name or BASIC_PLACEHOLDER in given or self._keyring.accepts("content", given)
         )
+
+
+# States in which a message can be shown, besides the customer's own -> the reason in a lookup.
+STATES = {
+    "no_offers": "",
+    "not_found": "SessionM does not know this customer.",
+    "unavailable": "SessionM is unavailable.",
+}
+# Objects of a lookup whose keys are always there.
+_NESTED = {"braze", "parts", "profile"}
+_OFFER_FIELDS = ("count", "total", "offers", "first", "next_to_expire")
+
+
+def _in_state(answered: Response, state: str) -> Response:
+    """The answer of a lookup as it is if the customer is in *state*."""
+    answer = json.loads(answered.get_data())
+    if state == "no_offers":
+        emptied = _OFFER_FIELDS if "offers" in answer else ()
+        answer |= {name: type(answer[name])() for name in emptied}
+        return Response(json.dumps(answer), mimetype="application/json")
+    for name in answer.keys() - {"user_id", "external_id"}:
+        empty = (
+            {inner: type(value)() for inner, value in answer[name].items()}
+            if name in _NESTED
+            else type(answer[name])()
+        )
+        answer[name] = empty
+    answer |= {"status": state, "reason": STATES[state]}
+    if "parts" in answer:
+        answer["parts"] = dict.fromkeys(answer["parts"], state)
+    is_retried = state == "unavailable" and request.values.get("on_error") == "retry"
+    return Response(json.dumps(answer), 503 if is_retried else 200, mimetype="application/json")
 
 
 def _object(answer: ContentAnswer) -> dict[str, Any]:

@@ -6,6 +6,7 @@ The page changes nothing; only POST /setup/progress, which `bridge demo` sends, 
 import re
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from json import dumps
 from math import ceil
 from typing import Any
@@ -17,8 +18,9 @@ from bridge.bulk.model import ROWS_OF_JOB
 from bridge.customer import Customer, CustomerKind
 from bridge.fields import FieldError, identifier, text
 from bridge.intake.payload import RefusedError
-from bridge.liquid.inputs import InputError, read_attributes, read_object
+from bridge.liquid.inputs import InputError, read_catalogs, read_object, read_value
 from bridge.liquid.snippets import PLACEHOLDER, Snippet, snippets
+from bridge.liquid.syntax import fields_used
 from bridge.network.proxy import is_loopback
 from bridge.parts import parts_of
 from bridge.settings import Key
@@ -32,6 +34,7 @@ from bridge.web.preview import (
     CAMPAIGN,
     CREDENTIAL,
     STAND_IN,
+    STATES,
     Trial,
     cache_words,
     located,
@@ -58,7 +61,12 @@ OBJECTS = {
     "event_properties": "Event properties",
     "context": "Context",
     "api_trigger_properties": "API trigger properties",
+    "catalogs": "Test items of catalogs",
 }
+# Fields of the profile that are no text.
+_TYPED = {"most_recent_location", "random_bucket_number"}
+# Fields that a message uses and that get an input.
+MOST_INPUTS = 40
 # What the page has in them at first.
 EXAMPLES = {"first_name": "Alex", "language": "en", "time_zone": "America/New_York"}
 _FIRST_SNIPPET = "best_offer"
@@ -114,14 +122,14 @@ def preview() -> Response:
         return _page(request.form)
     if "message_body" in request.form:
         return _message_page(request.form["message_body"])
-    trial, problem = None, ""
+    trial, problem, asked = None, "", _asked(request.form.get("source", ""), request.form)
     try:
         trial = _trial(request.form)
     except FieldError as bad:
         problem = f"{bad}."
     status = 400 if problem else 200
     if request.form.get("part") == "outcome":
-        return _fragment("setup_outcome.html", status, trial=trial, problem=problem)
+        return _fragment("setup_outcome.html", status, trial=trial, problem=problem, asked=asked)
     return _page(request.form, status, trial=trial, problem=problem, tried=True)
 
 
@@ -176,7 +184,14 @@ def _trial(given: Mapping[str, str]) -> Trial | None:
     if customer_id is None:
         return None
     source = given.get("source", "").replace("\r\n", "\n").replace(PLACEHOLDER, base_url())
-    return try_out(source, Customer(kind, customer_id), _attributes(given), base_url())
+    state = given.get("state", "")
+    return try_out(
+        source,
+        Customer(kind, customer_id),
+        _attributes(given),
+        base_url(),
+        state if state in STATES else "",
+    )
 
 
 def _chosen(given: Mapping[str, str]) -> tuple[CustomerKind, str | None]:
@@ -190,11 +205,59 @@ def _chosen(given: Mapping[str, str]) -> tuple[CustomerKind, str | None]:
 def _attributes(given: Mapping[str, str]) -> dict[str, Any]:
     """Braze's side of the preview; a field that is left blank has no value."""
     profile = {name: text(given.get(name), label) for name, label in PROFILE.items()}
-    return {
+    found: dict[str, Any] = {
         **{name: value for name, value in profile.items() if value is not None},
         **{name: _object(given, name, label) for name, label in OBJECTS.items()},
-        **_object(given, "stand_ins", "Test values"),
     }
+    for one in _asked(given.get("source", ""), given):
+        value = one.given if one.is_long else text(one.given, one.label)
+        if value:
+            space = found.setdefault(one.space, {}) if one.space else found
+            space[one.name] = read_value(value) if one.name in _TYPED else value
+    return found
+
+
+@dataclass(frozen=True)
+class AskedField:
+    """A field that a message uses, with the input for its test value.
+
+    Attributes:
+        space: such as ``content_blocks``; "" for the profile.
+        name: the field's name in Braze.
+        given: what was typed.
+    """
+
+    space: str
+    name: str
+    given: str
+
+    @property
+    def input(self) -> str:
+        return f"field:{self.space}:{self.name}"
+
+    @property
+    def label(self) -> str:
+        return f"{self.space}{'.' if self.space else ''}${{{self.name}}}"
+
+    @property
+    def is_long(self) -> bool:
+        return self.space == "content_blocks"
+
+
+def _asked(source: str, given: Mapping[str, str]) -> list[AskedField]:
+    """The fields of *source*, and of its content blocks, for which the page has no other input."""
+    found: dict[tuple[str, str], AskedField] = {}
+    texts = [source]
+    while texts:
+        for space, name in fields_used(texts.pop()):
+            is_asked = bool(space) or not (
+                name in PROFILE or name.endswith("_url") or name in {"user_id", "braze_id"}
+            )
+            if is_asked and (space, name) not in found and len(found) < MOST_INPUTS:
+                typed = given.get(f"field:{space}:{name}", "")[:LARGEST_INPUT]
+                found[space, name] = AskedField(space, name, typed.replace("\r\n", "\n"))
+                texts += [typed] if space == "content_blocks" else []
+    return [*found.values()]
 
 
 def _object(given: Mapping[str, str], name: str, label: str) -> dict[str, Any]:
@@ -202,7 +265,7 @@ def _object(given: Mapping[str, str], name: str, label: str) -> dict[str, Any]:
     if len(typed) > LARGEST_INPUT:
         raise FieldError(label, f"is longer than {LARGEST_INPUT:,} characters")
     try:
-        return read_attributes(typed) if name == "stand_ins" else read_object(typed)
+        return read_catalogs(typed) if name == "catalogs" else read_object(typed)
     except InputError as bad:
         raise FieldError(label, str(bad)) from None
 
@@ -231,6 +294,7 @@ def _page(given: Mapping[str, str], status: int = 200, **more: Any) -> Response:
         pictures=pictures(),
         chosen=snippets()[chosen],
         source=source,
+        asked=_asked(source, given),
         aside=aside,
         customer=_chosen(given)[1] if given.get("pick") else typed,
         people=people,

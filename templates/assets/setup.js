@@ -171,6 +171,7 @@ async function render() {
     document.getElementById("summary").textContent =
       `Not rendered: ${error.name === "TypeError" ? "the bridge cannot be reached" : error.message}. Your text is kept in this tab.`;
     delete document.getElementById("result").dataset.rendered;
+    delete document.getElementById("result").dataset.aborted;
     markRendered();
   } finally {
     if (asked === mine) outcome.removeAttribute("aria-busy");
@@ -194,6 +195,7 @@ function show(page) {
   // While a tag is being written, or if a call fails, the customer's last fields stay.
   const keepsLast = fields.querySelector(".tree") && fresh.dataset.customer === fields.dataset.customer;
   if (fresh.querySelector(".tree") || !keepsLast) morph(fields, fresh);
+  if (page.getElementById("asked")) ask(page.getElementById("asked"));
   document.getElementById("no-customer").hidden = Boolean(trial.elements.customer.value.trim());
   offer(outcome);
   frameMessage();
@@ -201,6 +203,38 @@ function show(page) {
   markCustomer();
   markRendered();
 }
+
+// --- Inputs for what the message uses ----------------------------------------------------------
+
+const askedFor = document.getElementById("asked");
+
+// Inputs appear and go with the message; what was typed into one comes back with it.
+function ask(fresh) {
+  const list = askedFor.querySelector(".inputs");
+  const present = new Map([...list.children].map((label) => [label.dataset.input, label]));
+  const wanted = [...fresh.querySelectorAll("[data-input]")];
+  let isRestored = false;
+  for (const label of wanted) {
+    const name = label.dataset.input;
+    if (present.has(name)) continue;
+    const added = document.importNode(label, true);
+    const typed = kept.get(name);
+    if (typed) {
+      added.querySelector("input, textarea").value = typed;
+      isRestored = true;
+    }
+    list.append(added);
+  }
+  const names = new Set(wanted.map((label) => label.dataset.input));
+  for (const [name, label] of present) if (!names.has(name)) label.remove();
+  askedFor.hidden = !wanted.length;
+  if (isRestored) schedule();
+}
+
+askedFor.addEventListener("input", (event) => {
+  kept.set(event.target.name, event.target.value);
+  schedule();
+});
 
 // --- The message in its frame ----------------------------------------------------------------------
 
@@ -251,18 +285,43 @@ editor.addEventListener("focus", () => {
   touched = true;
 });
 
-// The end of the tag or output around a place in the text; the place itself outside of them.
-function endOfTag(at) {
+// The outermost tag or output around a place in the text, if there is one.
+function markupAt(at) {
   const open = [];
-  let end = at;
+  let around = null;
   for (const { 0: mark, index } of editor.value.matchAll(/\$\{[^}]*\}|\{\{|\}\}|\{%|%\}/g)) {
-    if (mark === "{{" || mark === "{%") open.push({ mark, index });
+    if (mark === "{{" || mark === "{%") open.push({ mark, start: index });
     const from = open.findLastIndex((one) => one.mark === { "}}": "{{", "%}": "{%" }[mark]);
     if (from < 0) continue;
-    if (open[from].index < at && at < index + 2) end = index + 2;
+    if (open[from].start < at && at < index + 2) around = { start: open[from].start, end: index + 2 };
     open.length = from;
   }
-  return end;
+  const last = open.findLast((one) => one.start < at);
+  // A tag that is still being written has no end.
+  const isWritten = last && !/[{}%]{2}/.test(editor.value.slice(last.start + 2, at));
+  return around || (isWritten ? { start: last.start, end: at } : null);
+}
+
+// Whether a field's bare path is what belongs at a place in markup: in a tag behind its name, or in
+// an empty output. The address and the options of a call take none.
+function takesPath(markup, at) {
+  const before = editor.value.slice(markup.start, at);
+  const after = editor.value.slice(at, markup.end);
+  return /^\{%-?\s*(?!connected_content)\w+\s/.test(before) || (/^\{\{-?\s*$/.test(before) && /^\s*-?\}\}$/.test(after));
+}
+
+// A field of a list's item by the variable of the loop around the place: `offer.title`.
+function inLoop(text, at) {
+  const loops = [];
+  for (const found of editor.value.slice(0, at).matchAll(/\{%-?\s*(?:for\s+([\w-]+)\s+in\s+[{\s]*([\w.[\]'"]+)[^%]*|(endfor)\s*-?)%\}/g)) {
+    if (found[3]) loops.pop();
+    else loops.push({ item: found[1], list: found[2] });
+  }
+  return loops.reduce((changed, { item, list }) => {
+    const single = list.endsWith(".offers") ? [`${list.slice(0, -6)}first`, `${list.slice(0, -6)}next_to_expire`] : [];
+    const prefixes = [`${list}[0]`, `${list}[1]`, `${list}[2]`, ...single];
+    return prefixes.reduce((one, prefix) => one.replaceAll(`${prefix}.`, `${item}.`), changed);
+  }, text);
 }
 
 // A push message shows HTML codes as they are, and JSON has escapes of its own.
@@ -272,13 +331,14 @@ function escapeOfMessage() {
   return view.querySelector(":checked").value === "push" ? "" : " | escape";
 }
 
-function insert(text) {
+function insert(text, path) {
   const { selectionStart, selectionEnd, value } = editor;
-  const ends = [endOfTag(selectionStart), endOfTag(selectionEnd)];
+  const around = markupAt(selectionEnd) || markupAt(selectionStart);
+  const isPath = touched && around && takesPath(around, selectionStart) && takesPath(around, selectionEnd);
   if (!touched) editor.setSelectionRange(value.length, value.length);
-  else if (ends[0] !== selectionStart || ends[1] !== selectionEnd) editor.setSelectionRange(Math.max(...ends), Math.max(...ends));
+  else if (around && !isPath) editor.setSelectionRange(around.end, around.end);
   const start = editor.selectionStart;
-  const fitting = text.replace(" | escape", escapeOfMessage());
+  const fitting = inLoop(isPath ? path : text.replace(" | escape", escapeOfMessage()), start);
   const gap = fitting.indexOf("…");
   // Nothing is left there that a customer could get: the cursor stands where the author writes.
   type(fitting.replaceAll("…", ""));
@@ -310,7 +370,7 @@ document.addEventListener("click", (event) => {
   const on = (selector) => event.target.closest(selector);
   const found = on("[data-insert], [data-insert-first], [data-line], [data-snippet]");
   if (!found) return;
-  if (found.dataset.insert) insert(found.dataset.insert);
+  if (found.dataset.insert) insert(found.dataset.insert, found.dataset.path);
   else if (found.dataset.insertFirst) insertFirst(found.dataset.insertFirst);
   else if (found.dataset.line) goTo(Number(found.dataset.line), Number(found.dataset.column));
   else {
@@ -335,7 +395,7 @@ trial.addEventListener("submit", (event) => {
 });
 editor.addEventListener("input", schedule);
 for (const field of trial.elements) {
-  if (field === editor || !field.matches("input:not([type=hidden]), textarea")) continue;
+  if (field === editor || askedFor.contains(field) || !field.matches("input:not([type=hidden]), select, textarea")) continue;
   // A half-typed ID would ask SessionM for a customer that does not exist.
   field.addEventListener(field.name === "customer" ? "change" : "input", schedule);
 }
@@ -354,10 +414,12 @@ let watch = 0;
 // The preview that the page makes by itself is not yet a person's work.
 function markRendered() {
   const step = document.querySelector('#steps a[href="#message"]');
-  const done = kept.get("worked") && document.querySelector("#result[data-rendered]");
+  const became = document.getElementById("result").dataset;
+  const done = kept.get("worked") && "rendered" in became;
   step.parentElement.className = done ? "done" : "open";
   step.querySelector(".badge").textContent = done ? "✓" : "4";
-  const words = done ? "rendered" : kept.get("worked") ? "not rendered" : "not tried yet";
+  const failed = "aborted" in became ? "aborted: nothing would be sent" : "not rendered";
+  const words = done ? "rendered" : kept.get("worked") ? failed : "not tried yet";
   step.querySelector(".what .dim").textContent = words;
 }
 

@@ -16,7 +16,7 @@ from bridge.ops.telemetry import Period
 from bridge.sandbox import SandboxServer
 from bridge.web.progress import since
 from tests.app.test_pages import ADMIN, get, post, words
-from tests.conftest import ALICE, KEYS, MakeApp, bearer, eventually, send
+from tests.conftest import ALICE, KEYS, LetPass, MakeApp, bearer, eventually, send
 from tests.conftest import post as send_webhook
 
 UNSENT = "dispatch_id_for_unsent_campaign"
@@ -179,26 +179,31 @@ TYPED = {
     "event_properties": '{"items": [{"sku": "A1"}]}',
     "context": '{"n": 2.5}',
     "api_trigger_properties": '{"code": "00501"}',
-    "stand_ins": '{"content_blocks": {"hi": "Hello {{${first_name}}}"}}',
+    "field:content_blocks:hi": 'Hello <a href="x">{{${first_name}}}</a>',
+    "field::city": "Ulm",
+    "field:subscribed_state:email_global": "opted_in",
 }
 
 
 def test_a_preview_has_what_braze_knows_with_types(render: Callable[..., str]) -> None:
     answer = render(
         "{% if custom_attribute.${points} >= 500 %}gold{% else %}silver{% endif %}"
-        "{% if custom_attribute.${vip} == true %} vip{% endif %} ${language}={{${language}}}"
+        "{% if custom_attribute.${vip} == true %} vip{% endif %} language={{${language}}}"
         " {{ 1628067600 | time_zone: ${time_zone} | date: '%H' }}"
         " {{event_properties.${items}[0].sku}} {{context.${n} | round}}"
-        " {{api_trigger_properties.${code}}} {{content_blocks.${hi}}}!",
+        " {{api_trigger_properties.${code}}} {{content_blocks.${hi}}}"
+        " {{${city}}} {{subscribed_state.${email_global}}}!",
         first_name="Ann",
         **TYPED,
     )
-    assert "gold vip ${language}=fr 18 A1 3 00501 Hello Ann!" in answer
+    assert '18 A1 3 00501 Hello <a href="x">Ann</a> Ulm opted_in!' in answer
+    assert "gold vip language=fr" in answer
     assert "Worth a look" not in answer
 
 
 def test_what_braze_knows_stays_on_the_page(client: FlaskClient) -> None:
-    answer = post(client, "/setup", source="x", customer=ALICE, **TYPED)
+    source = "{{${city}}}{{content_blocks.${hi}}}{{subscribed_state.${email_global}}}"
+    answer = post(client, "/setup", source=source, customer=ALICE, **TYPED)
     for value in TYPED.values():
         assert value in unescape(answer.text)
 
@@ -208,8 +213,8 @@ def test_what_braze_knows_is_refused_by_name_if_it_is_no_json(client: FlaskClien
         ("custom_attribute", "{points: 5}", "Custom attributes is not JSON: line 1, column 2"),
         ("context", '{"a": 1,\n "b": [2, ]}', "line 2, column 9: delete the comma before ]"),
         ("context", "[1]", "Context is not a JSON object"),
-        ("event_properties", "{“a”: 1}", "curly quotes, pasted from a word processor?"),
-        ("stand_ins", '{"catalogs": 5}', 'Test values needs an object for "catalogs"'),
+        ("event_properties", "{“a”: 1}", "these are curly quotes: type straight ones."),
+        ("catalogs", '{"x": 5}', 'needs an object of items for the catalog "x"'),
         ("api_trigger_properties", "{" + " " * 100_000, "is longer than 100,000 characters"),
     ):
         answer = post(client, "/setup", source="my own words", customer=ALICE, **{field: value})
@@ -419,7 +424,8 @@ def test_an_id_of_the_right_kind_is_not_commented_on(render: Callable[..., str])
 
 def test_an_unknown_customer_is_no_fault_of_the_message(render: Callable[..., str]) -> None:
     answer = render(OFFERS + "{{wallet.first.title}}{{wallet.frist}}", customer="nobody")
-    assert "wallet.first.title" not in answer
+    assert "{{wallet.first.title}} prints nothing" in answer
+    assert "wallet.first.title does not exist" not in answer
     assert "wallet.frist does not exist" in answer
     answer = render(OFFERS + "{% endif %}", customer="nobody")
     assert "SessionM does not know this customer" not in answer
@@ -667,3 +673,57 @@ def test_a_connected_content_call_marks_the_credential(client: FlaskClient) -> N
     # A success is not contradicted in red.
     assert "notice bad" not in client.get("/setup?part=progress", headers=ADMIN).text
     assert re.search(r"the last one at \d{4}-\d\d-\d\d \d\d:\d\d UTC", seen)
+
+
+# --- Holes, faults and states ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("source", "expected", "unexpected"),
+    [
+        (OFFERS + "Offer: {{wallet.first.none}}.", "1 call answered, 1 warning.", "Blank for"),
+        (
+            "{{ '' | append: '' }}{{${first_name}}}",
+            "Rendered. Blank for other customers:",
+            "Blank for this",
+        ),
+        ("{% abort_message('no') %}{{${first_name}}}", "Nothing would be sent.", "Blank for"),
+        (OFFERS + "{% endif %}", "cannot be rendered", "Connected Content calls none"),
+        (
+            "{{ 'a' | date: '%d', 'x' }}",
+            "the filter date takes 1 value after its colon, and has 2",
+            "none",
+        ),
+    ],
+)
+def test_holes_and_faults_are_no_success(
+    render: Callable[..., str], source: str, expected: str, unexpected: str
+) -> None:
+    answer = render(source, first_name="Ann")
+    assert expected in answer
+    assert unexpected not in answer
+
+
+def test_a_message_is_shown_for_the_states_of_a_customer(render: Callable[..., str]) -> None:
+    source = OFFERS + (
+        "{% if wallet.status == 'ok' %}{{wallet.count}} offers{{wallet.first.title}}, "
+        "{{wallet.available_points}} points{% else %}{{wallet.status}}: "
+        "{{wallet.reason}}{% endif %}!"
+    )
+    assert "0 offers, 1240 points!" in render(source, state="no_offers")
+    assert "Shown as if this customer had no offers" in render(source, state="no_offers")
+    assert "not_found: SessionM does not know this customer.!" in render(source, state="not_found")
+    assert "unavailable: SessionM is unavailable.!" in render(source, state="unavailable")
+    retried = render(source.replace("&limit=1", "&on_error=retry"), state="unavailable")
+    assert "failed" in retried
+    assert "1 offersFree barista coffee, 1240 points!" in render(source, state="other")
+
+
+def test_a_stale_answer_and_one_that_is_missing_are_said(
+    render: Callable[..., str], sandbox: SandboxServer, let_pass: LetPass
+) -> None:
+    assert "old." not in render(OFFERS)
+    let_pass(2000)
+    sandbox.sandbox.set_faults({"status": 500})
+    assert "The data is 33 min 20 s old." in render(OFFERS)
+    assert "SessionM does not answer at the moment" in render(OFFERS, customer="cold")

@@ -22,6 +22,8 @@ def every(tree: AnswerField) -> list[AnswerField]:
         ({"a": True}, "{% if w.a %}…{% endif %}", "…"),
         ({"a": "2026-12-01T00:00:00Z"}, "{{ w.a | date: '%d %B %Y' }}", "01 December 2026"),
         ({"a": "2026-12-01 08:30:00 UTC"}, "{{ w.a | date: '%d %B %Y' }}", "01 December 2026"),
+        ({"days_left": 3}, "{% if w.days_left < 9999 %}{{ w.days_left }}…{% endif %}", "3…"),
+        ({"days_left": 9999}, "{% if w.days_left < 9999 %}{{ w.days_left }}…{% endif %}", ""),
         ({"expires_at": ""}, "{{ w.expires_at | date: '%d %B %Y' }}", ""),
         ({"a": "Pie & <b>"}, "{{ w.a | default: '…' | escape }}", "Pie &amp; &lt;b&gt;"),
         ({"a b": "Pie"}, "{{ w['a b'] | default: '…' | escape }}", "Pie"),

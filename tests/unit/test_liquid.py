@@ -327,7 +327,11 @@ def test_comments_may_hold_comments() -> None:
         ("{% case %}{% endcase %}", "1, column 1", "case takes a value"),
         ("{{{x}}}", "1, column 1", "three braces"),
         ("{{ l[x | minus: 1] }}", "1, column 1", "a filter cannot stand within [ ]"),
-        ("{{ 'a' | append }}", "1, column 1", "too few or too many values after its colon"),
+        (
+            "{{ 'a' | append }}",
+            "1, column 1",
+            "the filter `append` takes 1 value after its colon, and has 0",
+        ),
         ("{{ 'a' | upcase: 1 }}", "1, column 1", "(given 2, expected 1)"),
         ("{{${a}}}\n{{ '9' | slice: 'x' }}", "2, column 1", "Liquid error: invalid integer"),
         ("{{ 1 | divided_by: 0 }}", "1, column 1", "nothing can be divided by 0"),
@@ -858,8 +862,8 @@ def test_a_value_without_quotes_is_named_once(source: str, warning: str) -> None
 
 
 def test_an_unknown_time_zone_is_named() -> None:
-    warning = "the time zone `Mars` is not known; write it like America/New_York"
-    assert rendered("{{ 1 | time_zone: 'Mars' }}" * 2).warnings == (warning,)
+    warning = "line 1, column 1: the time zone `Mars` is not known; write it like America/New_York"
+    assert rendered("{{ 1 | time_zone: 'Mars' }}").warnings == (warning,)
 
 
 @pytest.mark.parametrize(
@@ -926,11 +930,11 @@ def test_stand_ins_take_the_place_of_content_blocks_and_catalogs() -> None:
     games = {"1": {"title": "Go"}, "2": {"title": "Chess"}}
     stand_ins = {"content_blocks": {"hi": "Hi {{${first_name}}}"}, "catalogs": {"games": games}}
     source = (
-        "{{content_blocks.${hi}}}: {% catalog_items games {{id}} 9 %}{{items[0].title}}"
+        "{{content_blocks.${hi}}}: {% catalog_items games {{id}} %}{{items[0].title}}"
         "{% catalog_selection_items games top %}{% for one in items %} {{one.title}}{% endfor %}"
     )
     result = rendered(source, attributes={**ADA, **stand_ins}, variables={"id": 2})
-    assert result == Rendered("Hi Ada: Chess Go Chess", None, ())
+    assert (result.text, result.warnings) == ("Hi Ada: Chess Go Chess", ())
 
 
 def test_an_error_in_a_content_block_names_the_block() -> None:
@@ -973,11 +977,22 @@ def test_a_value_of_the_command_line_has_the_type_it_looks_like(given: str, valu
     ("given", "words"),
     [
         ("{", "is not JSON: line 1, column 2"),
+        ('{"a": 1} x', "line 1, column 10: delete what stands behind the last }"),
+        ("{'a': 1}", 'line 1, column 2: a name in double quotes is missing, such as "points"'),
+        ('{"a": gold}', "line 1, column 7: a value is missing; a text stands in double quotes"),
+        (
+            '{"a": "<a href="y">"}',
+            'line 1, column 17: a comma is missing; within a text, write \\"',
+        ),
+        ('{"a" 1}', "line 1, column 6: a colon is missing behind the name"),
+        ('{"a": "x', "line 1, column 7: the text has no closing quote"),
+        ('{"a": "x\ny"}', "a text goes over several lines: write \\n for the end of a line"),
         ("[1]", "is not a JSON object"),
-        ("{“a”: 1}", "curly quotes, pasted from a word processor?"),
+        ("{“a”: 1}", "line 1, column 2: these are curly quotes: type straight ones"),
         ("[" * 100_000, "is nested too deep"),
         ('{"context": 5}', 'needs an object for "context"'),
         ('{"points": NaN}', "is not JSON: it has NaN, Infinity"),
+        ('{"catalogs": {"x": "hello"}}', 'needs an object of items for the catalog "x"'),
     ],
 )
 def test_attributes_that_are_no_json_object_are_refused_in_words(given: str, words: str) -> None:
@@ -1266,3 +1281,104 @@ def test_retry_until_available_drops_the_message_otherwise(
     snippet: Snippet, answer: object, status: int, reason: str
 ) -> None:
     assert snippet("retry_until_available", answer, status).aborted == reason
+
+
+# --- What an author cannot see in the message -----------------------------------------------------
+
+WALLET = {
+    "wallet": {
+        "first": {"title": "Pie", "expires_at": "2026-12-01T00:00:00Z", "days_left": 9999},
+        "offers": [],
+        "none": {},
+    }
+}
+
+
+@pytest.mark.parametrize(
+    ("source", "message", "warning"),
+    [
+        (
+            "Hi {${first_name}}}",
+            "Hi {${first_name}}}",
+            "column 4: `{${first_name}}}` is not Liquid",
+        ),
+        ("Hi [[first_name]]", "Hi [[first_name]]", "`[[first_name]]` is not Liquid"),
+        ("{{ 'now' | date: 'dd/mm/yyyy' }}", "dd/mm/yyyy", "write `date: '%d/%m/%Y'`"),
+        ("{{ 'now' | date: 'long' }}", "long", "write `date: '%d/%m/%Y'`"),
+        ("{{ 'tomorrow' | date: '%d' }}", "tomorrow", "reads no date in `tomorrow`"),
+        ("{{ 0 | date: '%d %K' }}", "01 %K", "a date has no `%K` in Braze"),
+        (
+            "{% if custom_attribute.${vip} == 'true' %}vip{% endif %}",
+            "",
+            "the text `'true'` never equals `true`; write `true` without quotes",
+        ),
+        ("{% if custom_attribute.${points} != '5' %}x{% endif %}", "x", "write `5` without quotes"),
+        ("{% case custom_attribute.${vip} %}{% when 'true' %}x{% endcase %}", "", "never equals"),
+        (
+            "{% if wallet.first.expires_at < 'now' %}x{% endif %}",
+            "x",
+            "are compared letter by letter, not as dates",
+        ),
+        ("{% catalog_items games 1 9 %}", "", "column 1: the test values of the catalog `games`"),
+        ("{{wallet.first.days_left}}", "9999", "the offer does not expire; print it within `{% if"),
+        # Mistyped markup.
+        (
+            "{{${first_name}}, ",
+            ", ",
+            "`${first_name` has no closing brace; write `{{${first_name}}}`",
+        ),
+        ("{{${nick} | default: 'friend }}", "", "`'friend` has no closing quote; write `'friend'`"),
+        ("{% if ${first_name} == 'a %}x{% endif %}", "", "`'a` has no closing quote; write `'a'`"),
+        ("{{${nick} | default: &#39;a&#39; }}", "", "`&#39;` is the HTML code of a character"),
+        ("{{ \u200bfirst }}", "", "an invisible character, U+200B"),
+    ],
+)
+def test_what_is_hardly_meant_is_named_once(source: str, message: str, warning: str) -> None:
+    attributes = {**ADA, "catalogs": {"games": {"1": {"title": "Go"}}}}
+    result = rendered(source, variables=WALLET, attributes=attributes)
+    assert result.text == message
+    assert len(result.warnings) == 1, result.warnings
+    assert result.warnings[0].startswith("line 1, column ")
+    assert warning in result.warnings[0]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{content_blocks.${Header_v2} | id: 'cb1'}}",
+        "{{${last_name} | default: 'X'}}{{event_properties.${x} | default: 'y'}}",
+        "<a href='{{${set_user_to_unsubscribed_url}}}'>{{preference_center.${ours}}}</a>",
+        "{% if custom_attribute.${vip} != '' and wallet.none == '' %}x{% endif %}",
+        "{{ 'it' | append: \"'s\" }}{{ 'a' | append: '&#39;' }}",
+        "Only ${{custom_attribute.${points}}} and 5% off {{ 0 | date: '%-d.%m. %:z %%' }}",
+    ],
+)
+def test_nothing_is_said_of_what_is_right(source: str) -> None:
+    blocks = {"content_blocks": {"Header_v2": "Hello"}}
+    assert rendered(source, variables=WALLET, attributes={**ADA, **blocks}).warnings == ()
+
+
+def test_blank_outputs_and_fields_without_a_default_are_listed() -> None:
+    source = "Hi {{${first_name}}},\nOffer: {{wallet.none.title | escape}} ends {{wallet.frist}}"
+    result = rendered(source, variables=WALLET)
+    assert result.blanks == ("line 2, column 8: `{{wallet.none.title | escape}}` prints nothing",)
+    assert len(result.warnings) == 1
+    hint = "`${first_name}` has no default: customers without a value get a gap"
+    assert result.hints == (f"line 1, column 4: {hint}; write `| default: '…'`",)
+    for source in (
+        "{{${first_name} | default: 'x'}}",
+        "{% if ${first_name} %}{{${first_name}}}{% endif %}",
+    ):
+        assert rendered(source).hints == ()
+    assert rendered("{{wallet.none.title}}{% abort_message %}", variables=WALLET).blanks == ()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (": save r", "unexpected `: save`: write `:save` without the space"),
+        ("\u200b:save r", "`:save` has an invisible character, U+200B"),
+    ],
+)
+def test_a_mistyped_option_is_shown_as_it_should_be(options: str, words: str) -> None:
+    assert words in error_of(f"{{% connected_content http://x {options} %}}")
