@@ -17,6 +17,7 @@ from pydantic import TypeAdapter
 
 from bridge.lookups.cache import Ages, CacheEntry, Use
 from bridge.lookups.models import ANSWERS
+from bridge.lookups.query import PARAMETERS
 from bridge.sandbox import SandboxServer
 from bridge.storage.session import LOCKS
 from tests.conftest import (
