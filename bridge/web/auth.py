@@ -1,7 +1,5 @@
 """Authorisation: each scope has its own keys."""
 
-import base64
-import binascii
 import hmac
 import ipaddress
 import logging
@@ -15,6 +13,7 @@ from flask import Flask, Response, current_app, g, request
 
 from bridge.parts import parts_of
 from bridge.settings import Key, Network, Settings
+from bridge.web.credential import malformed, misplaced, read_credential
 from bridge.web.errors import error
 from bridge.web.threads import exchange_of
 
@@ -149,7 +148,7 @@ class Keyring:
 
     def _find(self, authorization: str) -> tuple[set[str], str]:
         """Return the scopes and the name of the key in *authorization*."""
-        secret, name = _credential(authorization)
+        secret, name = read_credential(authorization)
         scopes = set()
         matched = ""
         # Every key is compared, so that the time does not depend on the keys.
@@ -163,7 +162,7 @@ class Keyring:
 
     def _mismatch(self, required: Scope, authorization: str) -> str:
         """Return which part of a Basic credential without a key is wrong; "" for another one."""
-        _, name = _credential(authorization)
+        _, name = read_credential(authorization)
         names = {key.name for one in _accepted(required) for key in self._keys[one]}
         if name is None:
             return ""
@@ -215,22 +214,6 @@ def plain_address(element: str) -> str:
         return ""
 
 
-def _credential(authorization: str) -> tuple[bytes, str | None]:
-    """Return the secret in a header Authorization, and for Basic the name."""
-    kind, _, value = authorization.partition(" ")
-    value = value.strip()
-    if kind.lower() == "bearer":
-        # HTTP headers are read as Latin-1, whatever the client has written.
-        return value.encode("latin-1", "replace"), None
-    if kind.lower() == "basic":
-        try:
-            name, _, secret = base64.b64decode(value, validate=True).partition(b":")
-        except (binascii.Error, ValueError):
-            return b"", None
-        return secret, name.decode(errors="replace")
-    return b"", None
-
-
 def request_id(given: str) -> str:
     """Return the *given* request id if it is valid, otherwise a new one."""
     # Not os.urandom, which releases the GIL. Such an id is no secret.
@@ -259,8 +242,10 @@ def install(app: Flask, keyring: Keyring) -> None:
             delay = parts_of(current_app).auth_failures.failed(address)
             exchange_of(request.environ).delay = delay
         challenge = {"WWW-Authenticate": outcome.challenge} if outcome.challenge else {}
-        answer = error(outcome.status, outcome.code, outcome.message, **challenge)
-        g.problem = outcome.mismatch or outcome.message
+        elsewhere = "" if authorization else misplaced(headers.keys(), _keys(required))
+        message = elsewhere or outcome.message
+        answer = error(outcome.status, outcome.code, message, **challenge)
+        g.problem = outcome.mismatch or message
         return answer
 
     @app.after_request
@@ -282,24 +267,25 @@ def scope_of(endpoint: str) -> Scope:
     return found
 
 
-def _problem(authorization: str, required: Scope) -> str:
-    kind, _, value = authorization.partition(" ")
-    if not authorization:
-        one = {"admin": "an admin", "viewer": "a viewer or admin"}.get(required, f"a {required}")
-        tag = "add :basic_auth and the credential's name to the tag, or " * (required == "content")
-        return f'The header Authorization is missing: {tag}send "Bearer " and {one} key\'s secret.'
-    if kind.lower() not in {"bearer", "basic"}:
-        return 'The header Authorization must begin with "Bearer " or "Basic ", then the key.'
-    if kind.lower() == "bearer" and ":" in value:
-        return "The header Authorization must be Bearer and the secret alone, without its name."
-    return f"The header Authorization holds no {required} key of the bridge: wrong, or withdrawn."
-
-
 def _unauthorized(required: Scope, authorization: str, mismatch: str) -> Refusal:
     challenge = (
         'Basic realm="bridge", charset="UTF-8"'
         if required in _FOR_PEOPLE
         else 'Bearer, Basic realm="bridge"'
     )
-    message = _problem(authorization, required)
+    also = _IN_A_TAG if required == "content" else ""
+    if problem := malformed(authorization, _keys(required), also):
+        return Refusal(401, "unauthorized", problem, challenge)
+    message = (
+        f"The header Authorization holds no {required} key of the bridge: the secret is mistyped, "
+        "withdrawn, or of another bridge."
+    )
     return Refusal(401, "unauthorized", message, challenge, mismatch=mismatch)
+
+
+def _keys(required: Scope) -> str:
+    """Return the scopes of the keys for *required*, with an article."""
+    return {"admin": "an admin", "viewer": "a viewer or admin"}.get(required, f"a {required}")
+
+
+_IN_A_TAG = "add :basic_auth and the credential's name to the tag, or "

@@ -238,6 +238,12 @@ def test_other_credentials_do_not_open(
     assert rows(database, "SELECT 1 FROM events") == []
 
 
+def test_a_key_in_a_misspelt_header_is_named(client: FlaskClient) -> None:
+    answer = client.post(URL, json=GOOD, headers={"Authorisation": "Bearer x"})
+    assert answer.status_code == 401
+    assert "a header Authorisation: name it Author" in answer.get_json()["errors"]["message"]
+
+
 def test_a_sane_request_id_is_echoed_and_another_replaced(client: FlaskClient) -> None:
     given = uuid.uuid4().hex
     assert post(client, GOOD, headers={"X-Request-Id": given}).headers["X-Request-Id"] == given

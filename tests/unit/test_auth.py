@@ -6,6 +6,7 @@ import pytest
 
 from bridge.settings import Settings
 from bridge.web.auth import Caller, Keyring, Refusal, Scope, plain_address
+from bridge.web.credential import misplaced
 
 
 def keyring(**more: object) -> Keyring:
@@ -64,6 +65,52 @@ def test_a_key_opens_its_own_scope(
             assert (found.status, bool(found.challenge)) == (outcome, outcome == 401)
         else:
             assert found == outcome
+
+
+@pytest.mark.parametrize(
+    ("authorization", "says"),
+    [
+        ("", "is missing"),
+        (
+            "Bearer YOUR-WEBHOOK-SECRET",
+            "still holds a placeholder: put the secret of a webhook key",
+        ),
+        (basic("braze:YOUR-WEBHOOK-SECRET"), "still holds a placeholder"),
+        ("Basic YOUR-BASE64-ENCODED-KEY", "still holds a placeholder"),
+        ("Bearer {{custom_attribute.${key}}}", "still holds a placeholder"),
+        ('Bearer "hook-2"', "quotes around its value"),
+        ('"Bearer hook-2"', "quotes around its value"),
+        ("Bearer “hook-2”".encode().decode("latin-1"), "quotes around its value"),
+        ("Bearer", "ends before the secret"),
+        ("Bearer:hook-2", "with the space"),
+        ("hook-2", "with the space"),
+        ("Bearer braze:hook-2", "without its name"),
+        ("Basic hook-2", "the Base64 form of name:secret"),
+        ("Bearer hook-3", "holds no webhook key of the bridge: the secret is mistyped"),
+    ],
+)
+def test_a_refusal_names_the_mistake_and_no_secret(authorization: str, says: str) -> None:
+    refusal = keyring().authorise("webhook", authorization, "192.0.2.1")
+    assert isinstance(refusal, Refusal)
+    assert says in refusal.message
+    assert "hook-" not in refusal.message
+
+
+@pytest.mark.parametrize(
+    ("name", "is_near"),
+    [
+        ("Authorisation", True),
+        ("Autorization", True),
+        ("X-Api-Key", True),
+        ("Host", False),
+        ("X-Request-Id", False),
+        ("Accept", False),
+    ],
+)
+def test_a_key_in_another_header_is_noticed(name: str, *, is_near: bool) -> None:
+    said = misplaced(["Content-Type", name], "a webhook")
+    assert bool(said) == is_near
+    assert (f"there is a header {name}: name it Authorization" in said) == is_near
 
 
 @pytest.mark.parametrize(
