@@ -1,4 +1,4 @@
-"""Explain to a marketer why a webhook's JSON cannot be read. Pure.
+"""Explain to a marketer why a webhook's JSON cannot be read, and read what is beyond doubt. Pure.
 
 Braze's test dialog shows the sentence. The cause is nearly always a quote, in the template or in a
 value that Liquid has inserted.
@@ -15,6 +15,29 @@ _AROUND = 300
 _CURLY_IN_USE = re.compile(rf"[{{,:\[]\s*[{CURLY_QUOTES}]|[{CURLY_QUOTES}]\s*(?:[:,}}\]]|$)")
 _NAME = re.compile(rf"[{{,]\s*[\"'{CURLY_QUOTES}]?([\w .-]{{1,60}})[\"'{CURLY_QUOTES}]?\s*:")
 _LAST_TEXT = re.compile(r'"(?:[^"\\]|\\.)*"\s*$', re.DOTALL)
+
+
+# A name and its value, up to the comma, bracket or end of line after it. U+FFFD stands for bytes
+# that are not UTF-8. Possessive quantifiers, so that hostile text takes linear time.
+_LEGIBLE = re.compile(
+    rf"""(?<!\w) (?P<name>\w{{1,60}}+) ["'{CURLY_QUOTES}]? [ \t]*+ : [ \t]*+
+    (?: "(?P<text> [^"\\\n\ufffd]{{0,255}}+ )"
+      | ['{CURLY_QUOTES}] (?P<odd> [^"'{CURLY_QUOTES}\\\n\ufffd]{{0,255}}+ ) ['{CURLY_QUOTES}]
+      | (?P<bare> [\w-]{{1,255}}+ )
+    ) [ \t]*+ (?= [,}}\r\n] | \Z )""",
+    re.VERBOSE,
+)
+
+
+def legible_fields(content: str) -> dict[str, str]:
+    """Return the fields of *content*, which is not JSON, that can be read beyond doubt.
+
+    A field that has two different values is left out.
+    """
+    found: dict[str, set[str]] = {}
+    for one in _LEGIBLE.finditer(content):
+        found.setdefault(one["name"], set()).add(one["text"] or one["odd"] or one["bare"] or "")
+    return {name: values.pop() for name, values in found.items() if len(values) == 1}
 
 
 def explain(content: str, error: json.JSONDecodeError) -> str:

@@ -34,6 +34,7 @@ from bridge.intake.payload import (
     RefusedError,
     as_sent,
     parse_object,
+    partial_fields,
     read_fields,
     readable,
     stated_words,
@@ -194,10 +195,7 @@ def refusal_of(error: FieldError) -> RefusedError:
 
 def read_partial_message(body: bytes, content_type: str, path: MessagePath) -> PartialEvent:
     """Read the valid identifiers of a refused *body*."""
-    try:
-        fields = read_fields(body, content_type)
-    except RefusedError:
-        return PartialEvent()
+    fields = partial_fields(body, content_type)
     found: Mapping[BrazeKind, str | None] = {}
     if path is MessagePath.MESSAGE:
         with suppress(FieldError):

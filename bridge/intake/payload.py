@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import lru_cache
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, unquote_plus
 
@@ -37,7 +37,7 @@ from bridge.fields import (
     trim,
     ttl,
 )
-from bridge.intake.broken import explain
+from bridge.intake.broken import explain, legible_fields
 from bridge.intake.printed import is_printed_list, printed_list
 
 # Bytes.
@@ -46,6 +46,8 @@ MAX_BODY = 256 * 1024
 _GZIP = b"\x1f\x8b"
 MAX_TAGS = 100
 MAX_FORM_FIELDS = 1000
+# Fields of a refused body whose names are compared with those that the webhook knows.
+MOST_COMPARED = 20
 
 # Field of a webhook -> JSON schema. Other fields are ignored, with a warning.
 FIELDS: dict[str, dict[str, Any]] = {
@@ -166,17 +168,24 @@ def read_event(body: bytes, content_type: str, path_customer: Customer | None = 
 
 
 def read_partial(body: bytes, content_type: str) -> PartialEvent:
-    """Read the valid identifiers of a refused *body*."""
-    try:
-        fields = read_fields(body, content_type)
-    except RefusedError:
-        return PartialEvent()
+    """Read the valid identifiers of a refused *body*, also in a field whose name is misspelt."""
+    given = partial_fields(body, content_type)
+    meant = {similar_field(name): value for name, value in islice(given.items(), MOST_COMPARED)}
+    fields = {**meant, **given}
     customers = _customers(fields)
     return PartialEvent(
         customer=customers[0] if customers else None,
         campaign_id=readable(fields, *_CAMPAIGN),
         canvas_id=readable(fields, *_CANVAS),
     )
+
+
+def partial_fields(body: bytes, content_type: str) -> Mapping[str, Any]:
+    """Return the fields of a refused *body*; of broken JSON, those that `legible_fields` finds."""
+    try:
+        return read_fields(body, content_type)
+    except RefusedError:
+        return legible_fields(body.decode(errors="replace"))
 
 
 def customers_in_event(body: bytes, content_type: str) -> tuple[Customer, ...]:

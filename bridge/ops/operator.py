@@ -192,7 +192,7 @@ class Operator:
             if (
                 customer in (named or ())
                 or event.customer == customer.key
-                or (named is None and event.customer is None and event.has_word(customer.id))
+                or (named is None and event.has_word(customer.id))
             ):
                 yield event, named or ()
 

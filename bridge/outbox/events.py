@@ -13,7 +13,7 @@ from bridge.customer import Customer, ids_of_key
 from bridge.fields import iso
 from bridge.intake.message import Remainder
 from bridge.outbox.model import Direction, NewEvent, State, id_prefix
-from bridge.outbox.schema import attempts, events, expiries, tallies, writes
+from bridge.outbox.schema import QUEUED, attempts, events, expiries, tallies, writes
 from bridge.outbox.search import Filter, Search
 from bridge.outbox.store import add_writes, clear_old_dedupe_keys, event_row, update_events
 from bridge.outbox.tallies import (
@@ -182,7 +182,11 @@ class Events:
             row = _one(connection, sa.select(events).where(events.c.id == event_id))
             if row is None:
                 return None
-            ordered = writes.select().where(writes.c.event_id == event_id).order_by(writes.c.seq)
+            ordered = (
+                sa.select(writes, _WAITS_FOR_CUSTOMER)
+                .where(writes.c.event_id == event_id)
+                .order_by(writes.c.seq)
+            )
             tries = _tries_of(connection, event_id)
             return {
                 **_as_json(row),
@@ -455,6 +459,19 @@ def _writes_in(
     ]
 
 
+_ahead = writes.alias("ahead")
+# Whether a queued write, or one before it in its customer's queue, waits for SessionM to create
+# the customer.
+_WAITS_FOR_CUSTOMER = sa.and_(
+    writes.c.state == QUEUED,
+    sa.exists().where(
+        _ahead.c.state == QUEUED,
+        _ahead.c.customer == writes.c.customer,
+        _ahead.c.direction == writes.c.direction,
+        _ahead.c.seq <= writes.c.seq,
+        _ahead.c.unknown,
+    ),
+).label("waits_for_customer")
 _EVENTS = sa.select(*(events.c[name] for name in StoredEvent.__dataclass_fields__))
 # Columns of the request itself: they stay when a rejected event is read again and accepted.
 _REQUEST_COLUMNS = {
@@ -520,6 +537,7 @@ def _write_as_json(row: sa.RowMapping, tries: list[dict[str, Any]]) -> dict[str,
         "attempts": row["attempts"],
         "next_at": iso(row["next_at"]) if row["state"] == State.QUEUED.value else "",
         "done_at": _iso_or_blank(row["done_at"]),
+        "waits_for_customer": bool(row["waits_for_customer"]),
         "reason": row["reason"],
         "uncertain": row["uncertain"],
         "tries": tries,

@@ -14,6 +14,8 @@ from bridge.outbox.tallies import CAMPAIGNS, events_by_state
 
 # Events that are read at most for one page.
 MOST_READ = 5_000
+# In place of a customer's identifier, which is never a word for "no value": events without one.
+NOBODY = "(none)"
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class Filter:
     """Conditions of a search. An event must meet all conditions that are set.
 
     Attributes:
-        customer: an identifier of any kind.
+        customer: an identifier of any kind; `NOBODY` for events that name nobody.
         campaign: ID of a campaign or Canvas.
         since: earliest time of receipt, in seconds since the epoch.
         text: part of the reason.
@@ -38,7 +40,10 @@ class Filter:
 # Parameters of a filter -> JSON schema.
 FILTERS: dict[str, dict[str, Any]] = {
     "state": {"enum": [*State, "", None], "description": "Of the event."},
-    "customer": {**TEXT_SCHEMA, "description": "An ID of the customer, of either kind."},
+    "customer": {
+        **TEXT_SCHEMA,
+        "description": f"An ID of the customer, of either kind; `{NOBODY}`: no readable ID.",
+    },
     "campaign": {**TEXT_SCHEMA, "description": "An ID of a campaign or Canvas."},
     "since": {
         **TEXT_SCHEMA,
@@ -179,7 +184,7 @@ class Search:
         A message to several recipients is found by each of them, but is others' too.
         """
         customer = self._criteria.customer
-        alone = [events.c.customer.in_(_keys(customer))] if customer else []
+        alone = [_is_of(events.c, customer)] if customer else []
         return [*self._time, *alone, *self._conditions(events.c)]
 
 
@@ -204,7 +209,7 @@ def _leads(
         # The tally does not count events that were rejected and then discarded.
         most = (connection.execute(counted).scalar() or 0) + known[State.DISCARDED]
         leads["campaign"] = most, ranges
-    if criteria.customer:
+    if criteria.customer not in {"", NOBODY}:
         # A customer has few events.
         ranges = [events.c.customer == key for key in _keys(criteria.customer)]
         leads["customer"] = 0, [*ranges, _gets(events.c, criteria.customer)]
@@ -214,6 +219,12 @@ def _leads(
 def _keys(customer: str) -> list[str]:
     kinds = ("user_id", "external_id", "braze_id", "user_alias")
     return [*(f"{kind}:{customer}" for kind in kinds), f"email:{customer.lower()}"]
+
+
+def _is_of(columns: Any, customer: str) -> sa.ColumnElement[bool]:
+    """Return the condition that the event is of *customer* alone."""
+    column: sa.ColumnElement[Any] = columns.customer
+    return column.is_(None) if customer == NOBODY else column.in_(_keys(customer))
 
 
 def _gets(columns: Any, customer: str) -> sa.ColumnElement[bool]:
@@ -238,7 +249,7 @@ def _condition(name: str, columns: Any, criteria: Filter) -> sa.ColumnElement[bo
     if name == "state":
         held = columns.state == criteria.state
     elif name == "customer":
-        held = columns.customer.in_(_keys(criteria.customer)) | _gets(columns, criteria.customer)
+        held = _is_of(columns, criteria.customer) | _gets(columns, criteria.customer)
     elif name == "campaign":
         held = sa.or_(
             columns.campaign_id == criteria.campaign, columns.canvas_id == criteria.campaign

@@ -2,11 +2,13 @@
 
 import json
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+from urllib.parse import urlencode
 
 from flask import Blueprint, Response, current_app, g, jsonify, request
 
+from bridge import clock
 from bridge.customer import (
     CUSTOMER_KINDS,
     DEMO_USER_ID,
@@ -14,10 +16,13 @@ from bridge.customer import (
     CustomerKind,
     read_identifier,
 )
-from bridge.fields import iso
+from bridge.fields import counted, instant, iso
 from bridge.lookups.query import Query
-from bridge.outbox.search import Filter
+from bridge.ops.telemetry import LOOKUP_OUTCOMES
+from bridge.outbox.model import Direction, State, id_prefix
+from bridge.outbox.search import NOBODY, Filter
 from bridge.parts import Parts, parts_of
+from bridge.web.advice import advice
 from bridge.web.auth import scope
 from bridge.web.operation import PAGE, Example, Operation
 from bridge.web.pages import guard, name_campaigns, page
@@ -43,7 +48,8 @@ def show_customer(kind: CustomerKind, customer_id: str) -> Response:
     `findings` say in sentences why a message may lack something.
     """
     customer = read_identifier(kind, customer_id, "customer_id")
-    return jsonify(status="ok", **about(parts_of(current_app), customer))
+    found = about(parts_of(current_app), customer)
+    return jsonify(status="ok", **{**found, "findings": [one.text for one in found["findings"]]})
 
 
 @api.delete("/user_id/<customer_id>", defaults={"kind": "user_id"})
@@ -75,7 +81,10 @@ def customers() -> Response:
     found = about(parts_of(current_app), customer) if customer else None
     if found:
         name_campaigns(found["events"])
-    return page("customer.html", customer=customer, found=found, kinds=CUSTOMER_KINDS)
+    days = fallbacks(parts_of(current_app)) if found else []
+    return page(
+        "customer.html", customer=customer, found=found, kinds=CUSTOMER_KINDS, fallbacks=days
+    )
 
 
 @bp.post("/customers/erase")
@@ -95,7 +104,7 @@ def _chosen() -> Customer:
 
 
 def about(parts: Parts, customer: Customer) -> dict[str, Any]:
-    """Everything that is known of *customer*, as JSON.
+    """Everything that is known of *customer*, as JSON; `findings` are of `CustomerFinding`.
 
     Raises:
         StoreUnavailableError: the store cannot be read.
@@ -109,10 +118,16 @@ def about(parts: Parts, customer: Customer) -> dict[str, Any]:
     lookup = json.loads(answer.body)
     other = customer.of_other_kind
     known_as = other.kind if lookup["status"] == "not_found" and _is_known(parts, other) else None
-    held = parts.chronicle.delivery_reasons()
+    missed = _missed(parts, theirs[0] if theirs else None)
+    found = [
+        *about_lookup(lookup, known_as),
+        *_about_events(parts, theirs),
+        *missed,
+        *about_queue(len(waiting), lookup["status"], parts.chronicle.delivery_reasons()),
+    ]
     return {
         "customer": customer.ids,
-        "findings": findings(lookup, theirs, len(waiting), held, known_as),
+        "findings": found or [CustomerFinding(_ALL_WELL)],
         "lookup": lookup,
         "pending": [
             {
@@ -133,60 +148,131 @@ def _is_known(parts: Parts, customer: Customer) -> bool:
     return bool(json.loads(answer.body)["status"] == "ok")
 
 
-def findings(
-    lookup: Mapping[str, Any],
-    events: Sequence[Mapping[str, Any]],
-    waiting: int,
-    held: Sequence[str],
-    known_as: CustomerKind | None = None,
-) -> list[str]:
-    """Say why a message to this customer may lack something. Pure.
+class CustomerFinding(NamedTuple):
+    """A sentence about why a message may lack something, and where to read more: *link*."""
+
+    text: str
+    link: str = ""
+    label: str = ""
+
+
+_ALL_WELL = "Nothing is wrong: the events were delivered, and lookups are answered."
+
+
+def about_lookup(
+    lookup: Mapping[str, Any], known_as: CustomerKind | None
+) -> Iterator[CustomerFinding]:
+    """Yield what is wrong with what messages get. Pure.
 
     Args:
         lookup: the answer of ``/connected-content/customer``.
-        events: the customer's events, newest first.
-        waiting: the number of writes that wait.
-        held: sentences about what holds delivery up.
         known_as: the other kind of identifier, if SessionM knows the ID as one.
     """
-    said = []
     if known_as:
         named = "a user ID" if known_as == "user_id" else "an external ID"
-        said.append(f"SessionM knows this ID as {named}: choose that ID type.")
+        yield CustomerFinding(f"SessionM knows this ID as {named}: choose that ID type.")
     elif lookup["status"] == "not_found":
-        said.append("SessionM does not know this customer: lookups are empty.")
+        yield CustomerFinding("SessionM does not know this customer: lookups are empty.")
     elif lookup["status"] == "unavailable":
-        said.append(f"Lookups are empty now. {lookup['reason']}")
+        yield CustomerFinding(f"Lookups are empty now. {lookup['reason']}")
     elif not lookup["offers"]:
-        said.append("SessionM has no current offer for this customer.")
-    if not events:
-        said.append(
-            "No send has named this customer for as long as events are kept: Braze did not call, "
-            "or with another ID."
+        yield CustomerFinding("SessionM has no current offer for this customer.")
+
+
+def _about_events(parts: Parts, theirs: Sequence[Mapping[str, Any]]) -> Iterator[CustomerFinding]:
+    """Yield what became of the customer's events, which are the newest first."""
+    if not theirs:
+        yield CustomerFinding(
+            "No send that the bridge could read has named this customer for as long as events are "
+            "kept: Braze did not call, or with another ID."
         )
     for state, words in _STATES.items():
-        of_state = [event for event in events if event["state"] == state]
-        if of_state:
-            reason = of_state[0]["reason"]
-            number = len(of_state)
-            said.append(
-                f"{number} of this customer's last {len(events)} events {words}" + _because(reason)
-            )
-    if waiting:
-        delayed = " ".join(held) or "It goes out with the next delivery."
-        if lookup["status"] == "not_found":
-            delayed = "SessionM must know the customer first; the bridge keeps trying."
-        said.append(f"{waiting} {'write waits' if waiting == 1 else 'writes wait'}. {delayed}")
-    return said or ["Nothing is wrong: the events were delivered, and lookups are answered."]
-
-
-def _because(reason: str) -> str:
-    return f". The newest: {reason.rstrip('.')}." if reason else "."
+        of_state = [event for event in theirs if event["state"] == state]
+        if not of_state:
+            continue
+        newest, was = of_state[0], "was" if len(of_state) == 1 else "were"
+        number = f"{len(of_state)} of this customer's last {counted(len(theirs), 'event')}"
+        reason = f" The newest: {newest['reason'].rstrip('.')}." if newest["reason"] else ""
+        details = (parts.events.details(newest["id"]) or {}) if state == State.DEAD else {}
+        do = next(filter(None, map(advice, details.get("writes", ()))), "")
+        yield CustomerFinding(
+            f"{number} {words.format(was=was)}.{reason} {do}".rstrip(),
+            f"/events/{newest['id']}",
+            "Open the newest",
+        )
 
 
 _STATES = {
-    "dead": "are dead",
-    "rejected": "were rejected",
-    "expired": "expired before SessionM could be reached",
-    "discarded": "were discarded by a person",
+    State.DEAD: "{was} given up",
+    State.REJECTED: "{was} rejected",
+    State.EXPIRED: "{was} too late and not sent",
+    State.DISCARDED: "{was} discarded by a person",
 }
+
+
+def _missed(parts: Parts, newest: Mapping[str, Any] | None) -> Iterator[CustomerFinding]:
+    """Yield the sends after the customer's *newest* event that may be this customer's too."""
+    after, since = (newest["id"], newest["received_at"]) if newest else ("", "")
+    wanted = Filter(
+        State.REJECTED, NOBODY, since=instant(since) or 0.0, direction=Direction.TO_SESSIONM
+    )
+    unread = parts.events.find(wanted, MOST_EVENTS)
+    if number := sum(event["id"] > after for event in unread.events):
+        filters = {"state": wanted.state, "customer": NOBODY, "direction": wanted.direction}
+        yield CustomerFinding(
+            f"{counted(number, 'rejected send')}{' or more' * bool(unread.next)} "
+            f"{'names' if number == 1 else 'name'} no customer that can be read: one may be for "
+            "this customer.",
+            f"/events?{urlencode({**filters, **({'since': since} if since else {})})}",
+            "Show them",
+        )
+    minutes = parts.telemetry.minutes(clock.now() - _DAY)
+    number = sum(one.count("webhooks_not_let_in") for one in minutes)
+    last = parts.telemetry.last_error("webhooks")
+    if number and last and id_prefix(last.at) > after:
+        yield CustomerFinding(
+            f"{counted(number, 'send')} of the last 24 hours had a wrong key, or none. Nothing of "
+            "them is kept: one may be for this customer. The last one, at "
+            f"{iso(last.at)}: {last.text}",
+            "/setup#webhook",
+            "Set the key",
+        )
+
+
+# Seconds.
+_DAY = 86400
+
+
+def about_queue(waiting: int, status: str, held: Sequence[str]) -> Iterator[CustomerFinding]:
+    """Yield why writes wait. Pure.
+
+    Args:
+        waiting: the number of writes that wait.
+        status: of the customer's lookup.
+        held: sentences about what holds delivery up.
+    """
+    if waiting:
+        delayed = " ".join(held) or "It goes out with the next delivery."
+        if status == "not_found":
+            delayed = "SessionM must know the customer first; the bridge keeps trying."
+        yield CustomerFinding(
+            f"{waiting} {'write waits' if waiting == 1 else 'writes wait'}. {delayed}"
+        )
+
+
+def fallbacks(parts: Parts) -> list[dict[str, int]]:
+    """Return lookups of all customers without an answer: the last 24 hours, and those before."""
+    now = clock.now()
+    quarters = parts.telemetry.quarters(now - 2 * _DAY)
+    days = [
+        [one for one in quarters if now - (day + 1) * _DAY <= one.at < now - day * _DAY]
+        for day in (0, 1)
+    ]
+    names = {"all": LOOKUP_OUTCOMES, "unavailable": ("unavailable",), "unknown": ("not_found",)}
+    return [
+        {
+            name: sum(one.count(f"lookups_{outcome}") for one in day for outcome in outcomes)
+            for name, outcomes in names.items()
+        }
+        for day in days
+    ]

@@ -1,6 +1,7 @@
 """Pages of events: search, one event in full, replay and discard."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlencode
 
@@ -8,12 +9,14 @@ from flask import Blueprint, Response, current_app, g, request
 from werkzeug.exceptions import NotFound
 
 from bridge import clock
-from bridge.fields import FieldError, iso
+from bridge.fields import FieldError, iso, ttl
+from bridge.intake.payload import RefusedError, read_fields
 from bridge.ops.operator import Done
 from bridge.outbox.events import DISCARDABLE, REPLAYABLE, SHOWN_TEXTS, Page
 from bridge.outbox.model import State
 from bridge.outbox.search import Filter, read_filter
 from bridge.parts import parts_of
+from bridge.web.advice import advice
 from bridge.web.auth import scope
 from bridge.web.operation import PAGE
 from bridge.web.pages import guard, name_campaigns, page, see_other
@@ -103,10 +106,20 @@ def show(event_id: str) -> Response:
         event=event,
         texts=SHOWN_TEXTS,
         rules=parts.rules,
+        own_ttl=_own_ttl(event),
+        advice=advice,
         can_replay=event["state"] in REPLAYABLE,
         can_discard=event["state"] in DISCARDABLE,
         notice=_NOTICES.get(request.args.get("notice", ""), ""),
     )
+
+
+def _own_ttl(event: Mapping[str, Any]) -> int | None:
+    """Return the `ttl` in the body of a webhook; ``None`` if it has none that can be read."""
+    with suppress(RefusedError, FieldError):
+        fields = read_fields(event["body"].encode(errors="replace"), event["content_type"])
+        return ttl(fields.get("ttl"), "ttl")
+    return None
 
 
 _NOTICES = {

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from bridge import clock
-from bridge.calls import Meaning
 from bridge.fields import instant
 from bridge.intake.payload import UNSENT, RefusedError
 from bridge.ops.telemetry import LOOKUP_OUTCOMES, LastError, Period, together
@@ -50,12 +49,7 @@ class ArrivedSend:
     @property
     def is_of_unknown_customer(self) -> bool:
         """Whether SessionM has answered that it has no such customer."""
-        return any(
-            write["state"] == State.QUEUED
-            and write["tries"]
-            and write["tries"][-1]["outcome"] == Meaning.UNKNOWN_CUSTOMER
-            for write in self.event["writes"]
-        )
+        return any(write["waits_for_customer"] for write in self.event["writes"])
 
 
 @dataclass(frozen=True)

@@ -355,6 +355,9 @@ class WriteDetails(WriteShape):
     attempts: int = _is("The number of calls that count towards `BRIDGE_MAX_ATTEMPTS`.", 1)
     next_at: str = _is("When the next call is due, if it is queued; else blank.")
     done_at: str = _is("When it ended; blank before.", "2026-12-01T08:00:01Z")
+    waits_for_customer: bool = _is(
+        "Whether SessionM must know the customer before it is sent.", False
+    )
     reason: str = _is("Why it is dead or expired, or why the last call failed.")
     uncertain: bool = _is("Whether nobody knows if the other side carried it out.")
     tries: list[WriteAttempt] = _is("Every call, the oldest first.")

@@ -2,6 +2,8 @@
 
 import csv
 import io
+import re
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +11,12 @@ import pytest
 from flask.testing import FlaskClient
 
 from bridge.sandbox import SandboxServer
-from bridge.web.customers import findings
+from bridge.web.customers import about_lookup
 from bridge.web.export import COLUMNS
 from tests.app.test_operator import make_dead, state_of
 from tests.app.test_pages import get, post, words
 from tests.conftest import ALICE, MakeApp, bearer, eventually, send
+from tests.conftest import post as send_webhook
 
 ADMIN, VIEWER = bearer("admin"), bearer("viewer")
 
@@ -127,7 +130,7 @@ def test_a_customer_is_shown_with_pending_writes_and_events(
     )
     unknown = about(client, external_id="nobody")
     assert "does not know this customer" in unknown["findings"][0]
-    assert "No send has named this customer" in unknown["findings"][1]
+    assert "has named this customer for as long as events are kept" in unknown["findings"][1]
     wrong = {"a user ID": {"external_id": ALICE}, "an external ID": {"user_id": "loyal-1001"}}
     for kind, ids in wrong.items():
         says = f"SessionM knows this ID as {kind}: choose that ID type."
@@ -154,7 +157,7 @@ def test_the_page_of_a_customer_keeps_her_out_of_the_address(client: FlaskClient
 
 def test_the_page_of_a_customer_says_that_an_answer_is_stale(make_app: MakeApp) -> None:
     client = make_app(BRIDGE_TAGS_MAX_AGE="0", BRIDGE_OFFERS_MAX_AGE="0").test_client()
-    stale = "from the cache until SessionM answers again"
+    stale = "from the cache; the bridge asks SessionM again"
     assert stale not in words(post(client, "/customers", kind="user_id", id=ALICE))
     assert stale in words(post(client, "/customers", kind="user_id", id=ALICE))
 
@@ -183,21 +186,86 @@ def test_a_customer_is_erased_after_a_question(client: FlaskClient) -> None:
 
 
 @pytest.mark.parametrize(
-    ("lookup", "events", "waiting", "says"),
+    ("lookup", "known_as", "says"),
     [
-        ({"status": "ok", "offers": [1]}, [{"state": "delivered", "reason": ""}], 0, "Nothing is"),
-        ({"status": "ok", "offers": []}, [{"state": "delivered", "reason": ""}], 0, "no current"),
-        ({"status": "unavailable", "reason": "SessionM is down."}, [], 0, "SessionM is down."),
-        (
-            {"status": "ok", "offers": [1]},
-            [{"state": "dead", "reason": "No."}],
-            0,
-            "1 of this customer's",
-        ),
-        ({"status": "ok", "offers": [1]}, [{"state": "queued", "reason": ""}], 2, "2 writes wait"),
+        ({"status": "ok", "offers": [1]}, None, []),
+        ({"status": "ok", "offers": []}, None, ["no current offer"]),
+        ({"status": "unavailable", "reason": "SessionM is down."}, None, ["SessionM is down."]),
+        ({"status": "not_found"}, None, ["does not know this customer"]),
+        ({"status": "not_found"}, "user_id", ["knows this ID as a user ID"]),
     ],
 )
 def test_findings_say_why_a_message_lacks_something(
-    lookup: dict[str, Any], events: list[dict[str, Any]], waiting: int, says: str
+    lookup: dict[str, Any], known_as: Any, says: list[str]
 ) -> None:
-    assert says in " ".join(findings(lookup, events, waiting, []))
+    found = [one.text for one in about_lookup(lookup, known_as)]
+    assert len(found) == len(says)
+    assert all(words in text for words, text in zip(says, found, strict=True))
+
+
+def found_on_page(client: FlaskClient, customer: str = ALICE) -> tuple[str, list[str]]:
+    """What the customer's page says in its first section, and where its links lead."""
+    page = post(client, "/customers", kind="user_id", id=customer).text
+    section = page[page.index('id="findings"') : page.index("</section>")]
+    links = [unescape(one) for one in re.findall(r'href="([^"]*)"', section)]
+    return unescape(re.sub("<[^>]*>", "", section)), links
+
+
+def test_a_send_that_was_rejected_is_found_by_its_customer(client: FlaskClient) -> None:
+    for body in (
+        f'{{"first_name": "An"na", "user_id": "{ALICE}", "braze_campaign_id": "summer"}}',
+        f'{{"userid": "{ALICE}", "braze_campaign_id": "summer"}}',
+    ):
+        refused = client.post(
+            "/webhooks/braze",
+            data=body,
+            content_type="application/json",
+            headers=bearer("webhook"),
+        )
+        assert refused.status_code in {400, 422}
+    says, links = found_on_page(client)
+    assert "2 of this customer's last 2 events were rejected." in says
+    assert "No send" not in says
+    [event] = [link for link in links if link.startswith("/events/")]
+    assert "Campaign summer" in get(client, event)
+
+
+def test_a_send_that_may_have_been_for_the_customer_is_mentioned(client: FlaskClient) -> None:
+    says, links = found_on_page(client)
+    assert "No send that the bridge could read has named this customer" in says
+    assert links == []
+    send_webhook(client, user_id="{{${user_id}}}", braze_campaign_id="summer")
+    client.post("/webhooks/braze", json={}, headers={"Authorization": "Bearer wrong"})
+    says, links = found_on_page(client)
+    assert "1 rejected send names no customer that can be read" in says
+    assert "1 send of the last 24 hours had a wrong key, or none" in says
+    assert "holds no webhook key" in says
+    assert links[1] == "/setup#webhook"
+    shown = get(client, links[0])
+    assert "1 event, newest first" in shown
+    assert "still holds a placeholder" in shown
+    # What came before the customer's newest event is not mentioned.
+    send(client, braze_campaign_id="summer")
+    says, links = found_on_page(client)
+    assert "wrong key" not in says
+
+
+def test_a_dead_event_comes_with_what_to_do(make_app: MakeApp, sandbox: SandboxServer) -> None:
+    client = make_app(deliver=True).test_client()
+    event = make_dead(client, sandbox, braze_campaign_id="summer", tags=["visits"], ttl="1d")
+    says, _ = found_on_page(client)
+    assert "1 of this customer's last 1 event was given up. The newest: HTTP 200: VALID" in says
+    do = "If SessionM counts one of these tags already, it cannot get a ttl"
+    assert do in says
+    assert do in get(client, f"/events/{event}")
+
+
+def test_messages_that_showed_a_fallback_are_counted_for_all(
+    client: FlaskClient, sandbox: SandboxServer
+) -> None:
+    sandbox.sandbox.set_faults({"status": 503})
+    for path in ("tags", "offers"):
+        client.get(f"/connected-content/{path}?user_id=cold", headers=bearer("content"))
+    seen = words(post(client, "/customers", kind="user_id", id=ALICE))
+    assert "In the last 24 hours: 2 of 2 got no answer from SessionM, and 0 asked" in seen
+    assert "In the 24 hours before: 0 of 0" in seen

@@ -178,7 +178,8 @@ def test_a_refused_event_is_found_by_what_could_be_read_of_it(client: FlaskClien
     assert found(campaign="welcome") == [second]
     assert found(customer=ALICE) == [first]
     assert found(customer="loyal-1") == [third]
-    assert found(customer="u1") == []
+    # Even of JSON that is broken.
+    assert len(found(customer="u1")) == 1
     # Nothing was accepted of any of them.
     parts = parts_of(client.application)
     counted = [(one.id, one.accepted, one.rejected) for one in parts.events.campaigns()]

@@ -407,6 +407,10 @@ def test_one_event_is_shown_whole(
     client = make_app(deliver=True, BRIDGE_RULES=str(rules)).test_client()
     event = make_dead(client, sandbox, braze_campaign_id="summer")
     answer = get(client, f"/events/{event}")
+    assert "ttl of its own" not in answer
+    short = send(client, braze_campaign_id="summer", ttl="12h")
+    says = "The webhook has a ttl of its own, 12 h: it wins over the times below."
+    assert says in get(client, f"/events/{short}")
     for word in ("Summer promotion", "promo", "14 d", "✕ dead", "VALIDATION", "refused", ALICE):
         assert word in answer
     assert '"braze_campaign_id": "summer"' in answer

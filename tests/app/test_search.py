@@ -15,7 +15,7 @@ from bridge.outbox import search
 from bridge.outbox.events import Events
 from bridge.outbox.model import CallResult, NewEvent, State, new_event_id
 from bridge.outbox.schema import create
-from bridge.outbox.search import Filter
+from bridge.outbox.search import NOBODY, Filter
 from bridge.outbox.store import Store
 from bridge.storage.database import Database
 from bridge.storage.sqlite import SQLite
@@ -68,7 +68,9 @@ def _event(state: State, number: int, at: float) -> NewEvent:
         content_type="application/json",
         key_name="k",
         request_id="r",
-        customer=f"{('user_id', 'external_id')[number % 2]}:u{number % 50}",
+        customer=None
+        if rejected and number % 3 == 0
+        else f"{('user_id', 'external_id')[number % 2]}:u{number % 50}",
         campaign_id=("summer", "winter", "rare")[_campaign(number)],
         canvas_id="summer" if number % 10 == 3 else None,
         state=State.REJECTED if rejected else State.QUEUED,
@@ -97,6 +99,7 @@ FILTERS: list[dict[str, Any]] = [
     {"state": State.DELIVERED, "campaign": "rare"},
     {"state": State.REJECTED, "campaign": "summer"},
     {"state": State.DEAD, "customer": "u7"},
+    {"state": State.REJECTED, "customer": NOBODY},
     {"campaign": "winter", "text": "503"},
     {"campaign": "summer", "since": NOW - 300, "state": State.QUEUED, "text": "http"},
 ]
@@ -124,7 +127,9 @@ def truth(database: Database, wanted: Filter) -> list[str]:
         for row in rows
         if (not wanted.state or row["state"] == wanted.state)
         and (not wanted.campaign or wanted.campaign in {row["campaign_id"], row["canvas_id"]})
-        and (not wanted.customer or (row["customer"] or "").endswith(f":{wanted.customer}"))
+        and (
+            not wanted.customer or (row["customer"] or f":{NOBODY}").endswith(f":{wanted.customer}")
+        )
         and row["received_at"] >= wanted.since
         and wanted.text.lower() in row["reason"].lower()
     ]

@@ -585,6 +585,12 @@ def test_a_test_send_for_an_unknown_customer_says_what_to_do(
     assert "SessionM has no customer with this ID" in get(client, f"/events/{event}")
     assert "HTTP 404" not in seen
     assert "Summer sale" in seen
+    # A second one waits behind the first, and says the same at once.
+    second = send(client, braze_campaign_id="summer", user_id="loyal-1001", dispatch_id=UNSENT)
+    assert "! Test waiting for the customer" in arrived(client)
+    assert "SessionM has no customer with this ID" in get(client, f"/events/{second}")
+    waiting = words(post(client, "/customers", kind="user_id", id="loyal-1001"))
+    assert "Waiting for the customer to be created in SessionM." in waiting
 
 
 def test_what_came_before_the_beginning_turns_no_step_green(client: FlaskClient) -> None:

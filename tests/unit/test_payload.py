@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -21,6 +22,7 @@ from bridge.intake.payload import (
     as_sent,
     read_event,
     read_fields,
+    read_partial,
 )
 from tests.unit.test_fields import is_one_line
 
@@ -552,6 +554,37 @@ def read_or_refused(body: bytes, content_type: str) -> None:
     else:
         assert event.campaign_id or event.canvas_id or event.tags
         assert event.customer.id.strip()
+
+
+@pytest.mark.parametrize(
+    ("body", "customer"),
+    [
+        ('{"first_name": "An"na", "user_id": "u1"}', ("user_id", "u1")),
+        ('{"external_id": "e1"\n "tags": "vip"}', ("external_id", "e1")),
+        ('{"user_id": 00123}', ("user_id", "00123")),
+        ("{“user_id”: “u1”}", ("user_id", "u1")),
+        ('{"UserID": "u1"}', ("user_id", "u1")),
+        # Not beyond doubt.
+        ('{"user_id": "A"B", "x": 1}', None),
+        ('{"user_id": "a", "user_id": "b"}', None),
+        ('{"user_id": {{${user_id}}}}', None),
+        ('{"user_id": "null" x}', None),
+        ('{"user_id": "M\xfcller", x}'.encode("latin-1"), None),
+        ("user_id=M&Ms-77", None),
+    ],
+)
+def test_a_customer_is_read_of_a_refused_body_if_beyond_doubt(
+    body: str | bytes, customer: tuple[str, str] | None
+) -> None:
+    encoded = body if isinstance(body, bytes) else body.encode()
+    assert read_partial(encoded, JSON).customer == customer
+
+
+@pytest.mark.parametrize("piece", ["a ", '"a":', "a" * 60, ' "a : "', '"'])
+def test_a_hostile_body_is_searched_in_linear_time(piece: str) -> None:
+    started = time.process_time()
+    read_partial((piece * (MAX_BODY // len(piece))).encode(), JSON)
+    assert time.process_time() - started < 1.0
 
 
 @given(st.binary(), st.sampled_from([JSON, FORM, "", "text/plain"]))

@@ -1,0 +1,33 @@
+"""What to do about a dead write to SessionM. Pure."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from bridge.calls import Meaning
+from bridge.outbox.model import State
+
+
+def advice(write: Mapping[str, Any]) -> str:
+    """Say what to do about *write*; "" unless it is dead and its destination is SessionM.
+
+    Args:
+        write: as in `bridge.outbox.events.Events.details`.
+    """
+    if write["state"] != State.DEAD or write["target"]:
+        return ""
+    outcome = write["tries"][-1]["outcome"] if write["tries"] else ""
+    if outcome == Meaning.UNKNOWN_CUSTOMER:
+        return "Create the customer in SessionM, or correct the ID in Braze. Then replay the event."
+    if outcome != Meaning.REFUSED:
+        return "SessionM gave no usable answer. Replay the event when SessionM answers again."
+    mixed = (
+        "If SessionM has one of these tags with an end, it cannot be counted: send a ttl, or use "
+        "another name for the tag."
+        if write["ttl"] is None
+        else "If SessionM counts one of these tags already, it cannot get a ttl: leave out the "
+        "ttl, or use another name for the tag."
+    )
+    return (
+        "SessionM refused the whole call, so none of these tags was set; unchanged, it will be "
+        f"refused again. {mixed} Correct the webhook in Braze, and send again."
+    )
