@@ -2,14 +2,14 @@
 
 import logging
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from bridge import clock
 from bridge.fields import instant
 from bridge.intake.payload import UNSENT, RefusedError
 from bridge.ops.telemetry import LOOKUP_OUTCOMES, LastError, Period, together
 from bridge.outbox.accept import warnings_of
-from bridge.outbox.model import Direction, State
+from bridge.outbox.model import Direction, State, id_prefix
 from bridge.outbox.search import Filter
 from bridge.parts import Parts
 from bridge.storage.database import StoreUnavailableError
@@ -56,7 +56,8 @@ class ArrivedSend:
 class RejectedCalls:
     """The *number* of rejected calls within `RECENT` seconds, and the last one's time and reason.
 
-    Calls before the minute of the last success do not count: what was wrong is corrected.
+    Lookups and messages before the minute of the last success do not count: what was wrong is
+    corrected.
     """
 
     number: int = 0
@@ -71,7 +72,8 @@ class SetupProgress:
         unknown: why nothing of it can be read, "" if it can.
         address: whether Braze can use the bridge's address.
         send: the last test send, or the last send if there is none; ``None`` before the first.
-        accepted: whether one of the last `LOOKED_AT` sends was accepted.
+        last: the last send, as `bridge.outbox.events.Events.find` returns it.
+        sends_rejected: rejected ones of the last `LOOKED_AT` sends.
         lookups: Connected Content calls that were answered since `begin`, or the first start.
         looked_up_at: the minute of the last one within an hour, seconds since 1970, or ``None``.
         rejected: Connected Content calls without a lookup.
@@ -84,7 +86,8 @@ class SetupProgress:
     unknown: str
     address: bool
     send: ArrivedSend | None = None
-    accepted: bool = False
+    last: dict[str, Any] | None = None
+    sends_rejected: RejectedCalls = RejectedCalls()
     lookups: int = 0
     looked_up_at: float | None = None
     rejected: RejectedCalls = RejectedCalls()
@@ -92,6 +95,23 @@ class SetupProgress:
     message: dict[str, Any] | None = None
     messages_not_let_in: RejectedCalls = RejectedCalls()
     duplicates: int = 0
+
+    @property
+    def webhook(self) -> Literal["none", "accepted", "rejected", "not_let_in"]:
+        """What became of the last send."""
+        refused = self.sends_not_let_in.last
+        if refused and id_prefix(refused.at) > (self.last["id"] if self.last else ""):
+            return "not_let_in"
+        if self.last is None:
+            return "none"
+        return "rejected" if self.last["state"] == State.REJECTED else "accepted"
+
+    @property
+    def test_may_be_refused(self) -> bool:
+        """Whether a send had a wrong key after the last test send, which may be a newer one."""
+        refused = self.sends_not_let_in.last
+        test = self.send.event["id"] if self.send and self.send.event["test"] else ""
+        return refused is not None and id_prefix(refused.at) > test
 
     @property
     def as_json(self) -> dict[str, Any]:
@@ -106,11 +126,13 @@ class SetupProgress:
             "status": "ok",
             "steps": {
                 "address": self.address,
-                "webhook": self.accepted,
+                "webhook": self.webhook == "accepted",
                 "credential": self.lookups > 0,
                 "test": self.send is not None and self.send.is_delivered,
             },
             "send": send,
+            "webhook": self.webhook,
+            "sends_rejected": self.sends_rejected.number,
             "rejected": self.rejected.number,
             "sends_not_let_in": self.sends_not_let_in.number,
             "message": self.message and {name: self.message[name] for name in ("id", "state")},
@@ -155,15 +177,18 @@ def progress(parts: Parts, *, address: bool) -> SetupProgress:
         unknown="",
         address=address,
         send=send,
-        accepted=any(one["state"] != State.REJECTED for one in sends),
+        last=sends[0] if sends else None,
+        sends_rejected=_recently_rejected(sends),
         lookups=lookups,
         looked_up_at=looked_up_at,
         rejected=_rejected(
             parts, "content", answered.count("braze_content_calls") - _lookups(answered)
         ),
-        sends_not_let_in=_not_let_in(parts, "webhooks", recent, send.event if send else None),
+        sends_not_let_in=_rejected(
+            parts, "webhooks", together(recent).count("webhooks_not_let_in")
+        ),
         message=message,
-        messages_not_let_in=_not_let_in(parts, "messages", recent, message),
+        messages_not_let_in=_messages_not_let_in(parts, recent, message),
         duplicates=together(recent).count("messages_duplicate"),
     )
 
@@ -173,16 +198,23 @@ def since(minutes: list[Period], at: float | None) -> list[Period]:
     return [one for one in minutes if at is None or one.at + 60 > at]
 
 
-def _not_let_in(
-    parts: Parts, kind: str, recent: list[Period], newest: dict[str, Any] | None
+def _recently_rejected(sends: list[dict[str, Any]]) -> RejectedCalls:
+    """Those of *sends* that were rejected within `RECENT` seconds."""
+    after = id_prefix(clock.now() - RECENT)
+    found = [one for one in sends if one["state"] == State.REJECTED and one["id"] > after]
+    if not found:
+        return RejectedCalls()
+    at = instant(found[0]["received_at"]) or 0.0
+    return RejectedCalls(len(found), LastError(at, found[0]["reason"]))
+
+
+def _messages_not_let_in(
+    parts: Parts, recent: list[Period], newest: dict[str, Any] | None
 ) -> RejectedCalls:
-    """Calls of *kind* with a wrong key, since *newest* if that was accepted."""
+    """Messages with a wrong key, since *newest* if that was accepted."""
     accepted = newest is not None and newest["state"] != State.REJECTED
     at = instant(newest["received_at"]) if newest and accepted else None
-    found = _rejected(parts, kind, together(since(recent, at)).count(f"{kind}_not_let_in"))
-    # A test send is of the person who reads this; other sends may be of another campaign.
-    is_corrected = at and newest and newest["test"] and found.last and int(found.last.at) <= at
-    return RejectedCalls() if is_corrected else found
+    return _rejected(parts, "messages", together(since(recent, at)).count("messages_not_let_in"))
 
 
 def _rejected(parts: Parts, kind: str, number: int) -> RejectedCalls:
