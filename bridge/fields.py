@@ -16,6 +16,8 @@ MAX_TEXT = 255
 # Levels of nested JSON. No sender needs more, and Python limits recursion.
 MAX_DEPTH = 100
 MAX_TTL = 10 * 365 * 86400
+# The forms of a length of time, for messages.
+DURATIONS = "90s, 15m, 12h, 30d"
 
 # Ranges of Unicode category Cf: invisible characters such as direction marks and the byte order
 # mark. Written out, since computing them takes a second. A test compares them with Python's data.
@@ -52,7 +54,7 @@ NAME_SCHEMA = {"type": ["string", "integer", "null"]}
 REQUIRED_SCHEMA = {**TEXT_SCHEMA, "type": ["string", "integer"], "minLength": 1}
 TTL_SCHEMA = {
     "type": ["integer", "string", "null"],
-    "description": "Seconds, or a length of time such as 90s, 15m, 12h, 30d.",
+    "description": f"Seconds, or a length of time written as {DURATIONS}.",
     "minimum": 1,
     "maximum": MAX_TTL,
 }
@@ -73,7 +75,7 @@ class PlaceholderError(FieldError):
         self,
         field: str,
         value: str,
-        advice: str = "put the value in, or check that the Liquid is written as Braze expects it",
+        advice: str = "check the spelling of the Liquid; in a test, choose a user to test with",
     ) -> None:
         super().__init__(field, f"still holds a placeholder ({shown(value)}): {advice}")
         self.value = value
@@ -137,7 +139,7 @@ def text(value: object, field: str) -> str | None:
     if value is None:
         return None
     if not isinstance(value, str):
-        raise FieldError(field, "must be text")
+        raise FieldError(field, "must be text, not a list or an object")
     if len(value) <= MAX_TEXT and value.isascii() and value.isprintable() and "{" not in value:
         # Fast path: none of the checks below applies to such a text.
         return value.strip() or None
@@ -146,7 +148,7 @@ def text(value: object, field: str) -> str | None:
     if has_liquid(cleaned) or cleaned == "…":
         raise PlaceholderError(field, cleaned)
     if _UNPRINTABLE.search(cleaned):
-        raise FieldError(field, "holds a line break or another control character")
+        raise FieldError(field, "holds a line break or another control character: delete it")
     if len(cleaned) > MAX_TEXT:
         raise FieldError(field, f"is longer than {MAX_TEXT} characters")
     return cleaned or None
@@ -253,7 +255,7 @@ def ttl(value: object, field: str) -> int | None:
         seconds = 0
     if not 0 < seconds <= MAX_TTL:
         raise FieldError(
-            field, "must be a positive whole number of seconds up to 10 years, or such as 30d"
+            field, f"must be whole seconds, or a time written as {DURATIONS}, up to 10 years"
         )
     return seconds
 
@@ -498,4 +500,4 @@ def _is_whole(value: float) -> bool:
 
 
 def _refuse_duration() -> NoReturn:
-    raise ValueError("is not a length of time: give seconds, or 90s, 15m, 12h, 30d")
+    raise ValueError(f"is not a length of time: give seconds, or {DURATIONS}")

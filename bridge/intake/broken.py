@@ -136,5 +136,6 @@ def _after_a_value(here: str, before: str, text: str) -> str:
     if re.search(r',\s*"$', text):
         return _UNCLOSED
     return (
-        "A quote within a text ends it too early: pass what Liquid puts in through | json_escape."
+        "A quote within a text ends it too early: end the Liquid in it with | json_escape, as in "
+        "{{${first_name} | json_escape}}."
     )

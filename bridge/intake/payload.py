@@ -17,6 +17,7 @@ from urllib.parse import parse_qsl, unquote_plus
 
 from bridge.customer import Customer, CustomerKind
 from bridge.fields import (
+    DURATIONS,
     MAX_DEPTH,
     MAX_TEXT,
     NAME_SCHEMA,
@@ -69,8 +70,8 @@ FIELDS: dict[str, dict[str, Any]] = {
     },
     "ttl": {
         **TTL_SCHEMA,
-        "description": "How long the tags live: seconds, or 90s, 15m, 12h, 30d. Without it `tags` "
-        "are counters.",
+        "description": f"How long the tags live: seconds, or {DURATIONS}. Without it `tags` are "
+        "counters. It also wins over the rule's TTL for the campaign's or Canvas's own tags.",
     },
     "dispatch_id": {
         **TEXT_SCHEMA,
@@ -214,7 +215,9 @@ def read_fields(body: bytes, content_type: str) -> dict[str, Any]:
     """
     if len(body) > MAX_BODY:
         raise RefusedError(
-            413, "too_large", f"The body is larger than {MAX_BODY // 1024} KB; send less."
+            413,
+            "too_large",
+            f"The body is larger than {MAX_BODY // 1024} KB: leave out what it does not need.",
         )
     if body.startswith(_GZIP):
         raise RefusedError(415, "unsupported_encoding", "The body is compressed: send plain text.")
@@ -222,7 +225,9 @@ def read_fields(body: bytes, content_type: str) -> dict[str, Any]:
         content = trim(body.decode())
     except UnicodeDecodeError as error:
         raise RefusedError(
-            400, "invalid_encoding", f"The body is not UTF-8 text (byte {error.start})."
+            400,
+            "invalid_encoding",
+            f"The body is not UTF-8 text (byte {error.start}): send it as UTF-8.",
         ) from None
     kind = _media_type(content_type)
     # Braze's raw text and curl's default type often contain JSON.
@@ -233,7 +238,8 @@ def read_fields(body: bytes, content_type: str) -> dict[str, Any]:
     raise RefusedError(
         415,
         "unsupported_type",
-        f"The Content-Type {kind or '(none)'} is not understood: send application/json.",
+        f"The Content-Type {kind or '(none)'} is not understood: set that header to "
+        "application/json.",
     )
 
 
@@ -248,18 +254,21 @@ _FORM = {"application/x-www-form-urlencoded", "application/x-www-form-url-encode
 _SNIFFED = {"", "text/plain", *_FORM}
 
 
+_TOO_DEEP = f"The JSON is nested over {MAX_DEPTH} levels deep: send the fields in one object."
+
+
 def _json_fields(content: str) -> dict[str, Any]:
     try:
         fields = _parse(content)
     except RecursionError:
-        raise RefusedError(400, "invalid_json", "The JSON is nested too deeply.") from None
+        raise RefusedError(400, "invalid_json", _TOO_DEEP) from None
     except json.JSONDecodeError as error:
         raise RefusedError(400, "invalid_json", _explain(content, error)) from None
     except ValueError as error:
         raise RefusedError(400, "invalid_json", f"The JSON cannot be used: {error}.") from None
     # Fast path: a text with few brackets cannot be nested too deeply.
     if content.count("{") + content.count("[") > MAX_DEPTH and is_too_deep(fields):
-        raise RefusedError(400, "invalid_json", "The JSON is nested too deeply.")
+        raise RefusedError(400, "invalid_json", _TOO_DEEP)
     if not isinstance(fields, dict):
         raise RefusedError(
             422, "not_an_object", 'The body must be a JSON object, { "user_id": "…", … }.'
@@ -311,7 +320,7 @@ def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in pairs:
         if name in found and found[name] != value:
-            raise ValueError(f'"{shown(name)}" is given twice with different values')
+            raise ValueError(f'"{shown(name)}" is given twice with different values: delete one')
         found[name] = value
     return found
 
@@ -336,7 +345,7 @@ _DECODER = json.JSONDecoder(
 
 def _explain(content: str, error: json.JSONDecodeError) -> str:
     if not content:
-        return "The body is empty; send a JSON object."
+        return 'The body is empty: send the fields as JSON, { "user_id": "…", … }.'
     if has_liquid(content[max(0, error.pos - 3) : error.pos + 3]):
         near = shown(content[error.pos : error.pos + 20].split("\n", maxsplit=1)[0])
         return (
@@ -365,7 +374,9 @@ def _form_fields(content: str) -> dict[str, Any]:
             fields.setdefault("tags", []).append(value)
         elif fields.setdefault(field, value) != value:
             raise RefusedError(
-                400, "invalid_form", f'"{shown(field)}" is given twice with different values.'
+                400,
+                "invalid_form",
+                f'"{shown(field)}" is given twice with different values: delete one.',
             )
     if len(fields.get("tags", [])) == 1:
         fields["tags"] = fields["tags"][0]
@@ -409,7 +420,7 @@ def _event(fields: Mapping[str, Any]) -> Event:
         raise RefusedError(
             422,
             "nothing_to_tag",
-            "Nothing to tag: give tags, or a braze_campaign_id or braze_canvas_id."
+            "Nothing to tag: the body needs a braze_campaign_id, a braze_canvas_id or tags."
             + _about_ignored(event.ignored),
         )
     return event
@@ -428,8 +439,9 @@ def _customer(fields: Mapping[str, Any]) -> Customer:
     raise RefusedError(
         422,
         "no_customer",
-        f"No customer: {stated or 'user_id (of SessionM) or external_id is missing or blank'}. "
-        "In a test send, choose a user to test with." + _about_ignored(_ignored(fields)),
+        f"No customer: {stated or 'the body needs a user_id or an external_id that is not blank'}."
+        + _about_ignored(_ignored(fields))
+        + " In a test send, choose a user to test with.",
     )
 
 
@@ -506,7 +518,7 @@ def _tags(value: object) -> tuple[str, ...]:
     if value is None:
         return ()
     if not isinstance(value, str | list):
-        raise FieldError("tags", "must be a list of texts")
+        raise FieldError("tags", 'must be text such as "vip, gold", or a list of texts')
     items = _printed_tags(value) if isinstance(value, str) else _tag_items(value)
     tags = tuple(dict.fromkeys(required(item, f"tags[{i}]") for i, item in enumerate(items)))
     if len(tags) > MAX_TAGS:

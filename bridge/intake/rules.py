@@ -109,7 +109,12 @@ class Rules:
         if counters:
             writes.append(TagWrite(tuple(counters), None))
         if not writes:
-            raise RefusedError(422, "nothing_to_tag", "By rules.toml this event writes no tag.")
+            raise RefusedError(
+                422,
+                "nothing_to_tag",
+                "Nothing to tag: the rules give this campaign or Canvas no tag. Add tags to the "
+                "body, or ask the person who runs the bridge for a rule.",
+            )
         return tuple(part for write in writes for part in _split(write))
 
     def _matches(
@@ -124,7 +129,10 @@ class Rules:
                 continue
             if self.reject_unknown and braze_id not in rules:
                 raise RefusedError(
-                    422, "unknown_id", f"The {kind} {braze_id} is not listed in rules.toml."
+                    422,
+                    "unknown_id",
+                    f"The {kind} {braze_id} is not listed in rules.toml: the person who runs the "
+                    "bridge can add it.",
                 )
             yield kind, braze_id, rules.get(braze_id, Rule()), template
 
@@ -132,12 +140,18 @@ class Rules:
         for tag in expiring:
             if tag in counters or tag in self.known_counters:
                 raise RefusedError(
-                    422, "mixed_tag", f'The tag "{tag}" is a counter: it cannot have a ttl.'
+                    422,
+                    "mixed_tag",
+                    f'By the rules the tag "{tag}" is a counter: leave out the ttl, or use another '
+                    "name for the tag.",
                 )
         for tag in counters:
             if self.always_expires(tag):
                 raise RefusedError(
-                    422, "mixed_tag", f'The tag "{tag}" is an expiring tag: give it a ttl.'
+                    422,
+                    "mixed_tag",
+                    f'By the rules the tag "{tag}" expires: add a ttl, or use another '
+                    "name for the tag.",
                 )
 
     def may_broadcast(self, kind: Literal["campaign", "canvas"], braze_id: str) -> bool:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any, Literal
 
 from bridge.customer import CUSTOMER_KINDS, Customer, named_customers
@@ -83,8 +84,11 @@ def read_query(lookup: str, given: Mapping[str, Any]) -> Query:
     known = PARAMETERS[lookup]
     for name in given:
         if name not in known:
-            listed = ", ".join(sorted(known))
-            raise FieldError(f'"{shown(name)}"', f"is not a parameter here; known are {listed}")
+            near = get_close_matches(name.lower(), known, n=1, cutoff=0.7)
+            others = (
+                f" (did you mean {near[0]}?)" if near else f"; known are {', '.join(sorted(known))}"
+            )
+            raise FieldError(f'"{shown(name)}"', f"is not a parameter here{others}")
     return Query(
         customer=read_customer(given),
         culture=read_culture(given.get("culture")),
@@ -109,7 +113,10 @@ def read_customer(given: Mapping[str, Any]) -> Customer:
     for name in CUSTOMER_KINDS:
         if word := trim(given.get(name) or ""):
             raise FieldError(name, f'is "{word}": the template found no customer to put in')
-    raise FieldError("user_id", "is missing or blank: name a customer (user_id or external_id)")
+    raise FieldError(
+        "user_id",
+        "is missing or blank: name a customer by user_id or external_id; in a test, choose a user",
+    )
 
 
 def read_culture(value: object) -> str:

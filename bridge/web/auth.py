@@ -137,7 +137,7 @@ class Keyring:
                 message = f"The key {key_name} is for {own}: here a key for {required} is needed."
                 return Refusal(403, "wrong_scope", message, key_name=key_name)
         if required in {"webhook", "content"} and not self._allows(address):
-            message = "Calls from this address are not allowed here."
+            message = "This address may not call: the person who runs the bridge can allow it."
             return Refusal(403, "address_not_allowed", message, key_name=key_name)
         return Caller(key_name)
 

@@ -119,7 +119,7 @@ def test_an_unlisted_id_is_refused_where_the_rules_say_so(tmp_path: Path) -> Non
 
 def test_an_event_that_writes_nothing_is_refused(tmp_path: Path) -> None:
     rules = rules_of('[defaults]\ncampaign_tag = ""\n[canvases.v]\ntags = []', tmp_path)
-    with pytest.raises(RefusedError, match="writes no tag"):
+    with pytest.raises(RefusedError, match="the rules give this campaign or Canvas no tag"):
         rules.writes(event("c", "v"))
     assert writes(rules, event("c", "w")) == [("braze_canvas_w", 99)]
 
