@@ -18,6 +18,7 @@ from bridge.web import (
     errors,
     events,
     export,
+    guide,
     health,
     messages,
     openapi,
@@ -43,6 +44,9 @@ def install(app: Flask, settings: Settings) -> None:
         *(webhooks.bp, messages.bp, content.bp, dropin.bp),
         *(health.bp, admin.bp, customers.api, batches.bp, openapi.bp),
     )
-    people = (pages.bp, dashboard.bp, events.bp, export.bp, campaigns.bp, customers.bp, setup.bp)
+    people = (
+        *(pages.bp, dashboard.bp, events.bp, export.bp, campaigns.bp),
+        *(customers.bp, setup.bp, guide.bp),
+    )
     for blueprint in (*machines, *people):
         app.register_blueprint(blueprint)

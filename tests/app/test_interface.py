@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
+from html import unescape
 from pathlib import Path
 from typing import Any, get_args
 from urllib.parse import parse_qs, urlsplit
@@ -170,6 +171,7 @@ OPEN = {
     "/readyz",
     "/openapi.json",
     "/docs",
+    "/docs/marketers",
     "/batches/files/{token}.csv",
     "/webhooks/sessionm/batch",
 }
@@ -349,6 +351,26 @@ def test_docs_shows_every_operation_and_asks_no_other_host(
     assert "unsafe" not in answer.headers["Content-Security-Policy"]
     assert "<script>" not in answer.text
     assert "style=" not in answer.text
+
+
+def test_the_page_for_marketers_names_every_field_and_is_reached(client: FlaskClient) -> None:
+    page = client.get("/docs/marketers")
+    assert page.status_code == 200
+    for model in ANSWERS.values():
+        for name in model.model_fields:
+            assert f"<code>wallet.{name}</code>" in page.text, name
+    row = "<code>wallet.first.days_left</code></th><td>Whole days; 9999 without an expiry"
+    assert row in page.text
+    # The errors are in the words that Braze shows.
+    answer = client.post(
+        "/webhooks/braze",
+        json={"braze_campaign_id": "summer", "userid": "42"},
+        headers={"Authorization": f"Bearer {KEYS['webhook']}"},
+    )
+    assert answer.get_json()["errors"]["message"] in unescape(page.text)
+    for path in ("/docs", "/setup"):
+        seen = client.get(path, headers={"Authorization": f"Bearer {KEYS['admin']}"}).text
+        assert 'href="/docs/marketers"' in seen[seen.index("<main") : seen.index("</main>")]
 
 
 # --- Lookup names stand in one place ----------------------------------------------------------

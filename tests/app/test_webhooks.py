@@ -261,6 +261,7 @@ def test_every_route_has_a_scope(app: Flask) -> None:
         "/assets/<name>",
         "/openapi.json",
         "/docs",
+        "/docs/marketers",
         # Their URLs hold a token of a batch job's.
         "/batches/files/<token>.csv",
         "/webhooks/sessionm/batch",
