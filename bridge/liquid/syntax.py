@@ -721,29 +721,36 @@ class Condition(Expression):
 
 
 _DAY = re.compile(r"\d{4}-\d\d-\d\d")
+_NUMERIC = re.compile(r"\s*-?[0-9]+(?:\.[0-9]+)?\s*")
 
 
 def doubt_of(left: Any, operator: str, right: Any) -> str:
     """Return why a comparison is hardly meant, or ""."""
     if operator in {"==", "!=", "<>"}:
-        for value, text in ((left, right), (right, left)):
-            is_doubtful = isinstance(value, bool) or (
-                values.is_number(value) and isinstance(text, str) and _NUMERIC.fullmatch(text)
-            )
-            if is_doubtful and isinstance(text, str) and text.strip():
-                shown = values.inspect(value)
-                return f"the text `'{text}'` never equals `{shown}`; write `{shown}` without quotes"
-    elif operator != "contains" and isinstance(left, str) and isinstance(right, str):
-        if bool(_DAY.match(left)) is bool(_DAY.match(right)):
-            return ""
-        return (
-            f"`'{left}'` and `'{right}'` are compared letter by letter, not as dates; "
-            "first assign both with `| date: '%s' | plus: 0`"
-        )
+        return _never_equal(left, right) or _never_equal(right, left)
+    return _not_by_date(left, right) if operator in {"<", ">", "<=", ">="} else ""
+
+
+def _never_equal(text: Any, value: Any) -> str:
+    if not isinstance(text, str) or not text.strip():
+        return ""
+    if isinstance(value, bool) or (values.is_number(value) and _NUMERIC.fullmatch(text)):
+        shown = values.inspect(value)
+        return f"the text `'{text}'` never equals `{shown}`; write `{shown}` without quotes"
     return ""
 
 
-_NUMERIC = re.compile(r"\s*-?[0-9]+(?:\.[0-9]+)?\s*")
+def _not_by_date(left: Any, right: Any) -> str:
+    texts = [side for side in (left, right) if isinstance(side, str) and side.strip()]
+    is_mixed = len({bool(_DAY.match(text)) for text in texts}) > 1
+    if not is_mixed and {"now", "today"}.isdisjoint(texts):
+        return ""
+    shown = " and ".join(f"`'{text}'`" for text in texts)
+    verb = "is" if len(texts) == 1 else "are"
+    return (
+        f"{shown} {verb} compared letter by letter, not as a date; "
+        "first assign both sides with `| date: '%s' | plus: 0`"
+    )
 
 
 def compare(left: Any, operator: str, right: Any) -> bool:

@@ -702,6 +702,7 @@ def test_a_connected_content_call_marks_the_credential(client: FlaskClient) -> N
             "Blank for this",
         ),
         ("{% abort_message('no') %}{{${first_name}}}", "Nothing would be sent.", "Blank for"),
+        (OFFERS + "{% for x in y %}x{% endfor %}", "The whole message is blank", "aborted"),
         (OFFERS + "{% endif %}", "cannot be rendered", "Connected Content calls none"),
         (
             "{{ 'a' | date: '%d', 'x' }}",

@@ -123,6 +123,9 @@ def test_what_is_rendered_is_announced(service: Service, open_page: OpenPage) ->
     editor(page).fill("{% abort_message('no') %}")
     expect(page.locator("#summary")).to_have_text("Nothing would be sent.")
     assert page.locator("#summary").get_attribute("role") == "status"
+    step = page.locator("#steps li", has_text="Message")
+    expect(step).to_contain_text("aborted: nothing would be sent")
+    expect(step).to_have_class("open")
 
 
 def test_a_customer_is_picked_with_a_finger(
@@ -205,6 +208,18 @@ def test_fields_are_inserted_one_behind_the_other(service: Service, open_page: O
     expect(page.locator(".views")).to_have_attribute("data-kind", "source")
     page.locator("button.insert", has_text="title").first.click()
     expect(editor(page)).to_have_value(re.compile("default: '' [|] json_escape }}$"))
+    # In a loop a field is that of the loop's item, and in a tag it has no braces.
+    for text, field, written in (
+        ("{% for o in wallet.offers %}^{% endfor %}", "title", "{{ o.title | default: ''"),
+        ("{% for o in wallet.offers %}{% if ^", "expires_at", "o.expires_at"),
+        ("{% if ^ %}{% endif %}", "available_points", "wallet.available_points"),
+        ("^", "days_left", "{% if wallet.first.days_left < 9999 %}"),
+    ):
+        before, after = f"{call}{text}".split("^")
+        editor(page).fill(before + after)
+        editor(page).evaluate("(one, at) => one.setSelectionRange(at, at)", len(before))
+        page.locator("button.insert", has_text=field).first.click()
+        assert editor(page).input_value().startswith(before + written)
 
 
 def test_the_fields_stay_while_the_message_has_a_fault(
@@ -303,6 +318,18 @@ def test_a_snippet_fills_in_what_it_shows_and_keeps_what_was_typed(
 def test_a_reload_loses_neither_text_nor_customer(service: Service, open_page: OpenPage) -> None:
     page = open_setup(service, open_page)
     choose(page, ALICE)
+    # What a message uses has an input while the message uses it.
+    last_name = page.get_by_label("${last_name}")
+    editor(page).fill("{{${last_name}}}")
+    last_name.fill("Doe")
+    expect(message(page)).to_have_text("Doe")
+    editor(page).fill("my own words")
+    expect(message(page)).to_have_text("my own words")
+    expect(last_name).to_have_count(0)
+    editor(page).fill("{{${city}}}{{${last_name}}}")
+    expect(message(page)).to_have_text("Doe")
+    page.reload()
+    expect(message(page)).to_have_text("Doe")
     editor(page).fill("my own words")
     expect(message(page)).to_have_text("my own words")
     page.reload()

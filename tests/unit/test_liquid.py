@@ -1317,8 +1317,9 @@ WALLET = {
         (
             "{% if wallet.first.expires_at < 'now' %}x{% endif %}",
             "x",
-            "are compared letter by letter, not as dates",
+            "`'2026-12-01T00:00:00Z'` and `'now'` are compared letter by letter, not as a date",
         ),
+        ("{% if wallet.offers[0] < 'now' %}x{% endif %}", "", "`'now'` is compared letter by"),
         ("{% catalog_items games 1 9 %}", "", "column 1: the test values of the catalog `games`"),
         ("{{wallet.first.days_left}}", "9999", "the offer does not expire; print it within `{% if"),
         # Mistyped markup.
