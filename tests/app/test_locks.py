@@ -13,14 +13,13 @@ from bridge.shared import open_outbox
 from bridge.storage.locks import Locks
 from tests.conftest import eventually
 
+pytestmark = pytest.mark.both_databases
 NUMBER = 2000
 
 # Acquires a lock if it is free, says so, and waits for its end.
 HOLDER = """
 import sys
 from bridge.shared import open_outbox
-
-pytestmark = pytest.mark.both_databases
 locks = open_outbox(sys.argv[1]).locks
 print(locks.try_acquire(int(sys.argv[2])), flush=True)
 sys.stdin.read()
