@@ -48,9 +48,8 @@ _DURATION = re.compile(rf"{_WHOLE.pattern}\s*([smhd]?)", re.ASCII)
 _UNIT = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 # JSON Schemas of the functions below. Rules that a schema cannot express, such as the refusal of
-# Liquid, are in the description of the interface.
-TEXT_SCHEMA = {"type": ["string", "integer", "null"], "maxLength": MAX_TEXT}
-NAME_SCHEMA = {"type": ["string", "integer", "null"]}
+# Liquid, or a length without the blanks around a text, are in the description of the interface.
+TEXT_SCHEMA = {"type": ["string", "integer", "null"]}
 REQUIRED_SCHEMA = {**TEXT_SCHEMA, "type": ["string", "integer"], "minLength": 1}
 TTL_SCHEMA = {
     "type": ["integer", "string", "null"],

@@ -20,7 +20,6 @@ from bridge.fields import (
     DURATIONS,
     MAX_DEPTH,
     MAX_TEXT,
-    NAME_SCHEMA,
     REQUIRED_SCHEMA,
     TEXT_SCHEMA,
     TTL_SCHEMA,
@@ -77,8 +76,8 @@ FIELDS: dict[str, dict[str, Any]] = {
         **TEXT_SCHEMA,
         "description": "Braze's ID of the send: a retry with the same one is a duplicate.",
     },
-    "campaign_name": {**NAME_SCHEMA, "description": "Shown on the pages beside the ID."},
-    "canvas_name": {**NAME_SCHEMA, "description": "Shown on the pages beside the ID."},
+    "campaign_name": {**TEXT_SCHEMA, "description": "Shown on the pages beside the ID."},
+    "canvas_name": {**TEXT_SCHEMA, "description": "Shown on the pages beside the ID."},
 }
 # The fields that a call to SessionM's own path may have.
 TAG_FIELDS = {name: FIELDS[name] for name in ("tags", "ttl", "dispatch_id")}

@@ -12,7 +12,7 @@ from bridge.bulk.segment import FileRefusedError, SegmentOptions, lines_of, open
 from bridge.bulk.store import PAGE, DiscardedError, why_nothing_failed
 from bridge.bulk.upload import NothingUsableError, PublicUrlError, SameRowsError
 from bridge.customer import DEMO_USER_ID
-from bridge.fields import MAX_TEXT, FieldError, shown, text, ttl, whole_number
+from bridge.fields import FieldError, shown, text, ttl, whole_number
 from bridge.intake.payload import RefusedError, read_fields
 from bridge.parts import parts_of
 from bridge.web.admin import PAGING, read_limit
@@ -28,7 +28,7 @@ bp = Blueprint("batches", __name__)
 MAX_FILE = 2 * 1024**3
 # Placeholders in the notify URL that SessionM left unchanged; the status is in lower case here.
 UNREPLACED = {"job_status", "JOB_ID"}
-_TEXT = {"type": "string", "maxLength": MAX_TEXT}
+_TEXT = {"type": "string"}
 # Options of an upload: query parameter -> JSON schema.
 _OPTIONS: dict[str, dict[str, Any]] = {
     "tag": {**_TEXT, "description": "The tag of every row, for a file without tags."},
