@@ -271,9 +271,10 @@ def date(value: Any, form: Any, *, run: Run) -> Any:
             run.warn(f"Braze reads no date in `{value[:40]}` and prints it unchanged")
         return value
     if "%" not in text_of(form):
+        shown = text_of(form)[:40]
         run.warn(
-            f"`{text_of(form)[:40]}` has no directive such as %d, so every date is printed as it; "
-            f"write `date: '{dates.strftime_form(text_of(form))}'`"
+            f"`{shown}` has no directive such as %d, so it is printed in place of every date; "
+            f"write `date: '{dates.strftime_form(shown)}'`"
         )
     for directive in dates.unknown_directives(text_of(form)):
         run.warn(f"a date has no `{directive}` in Braze, which prints it unchanged")

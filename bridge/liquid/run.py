@@ -13,8 +13,8 @@ from liquid.exceptions import ResourceLimitError
 RENDER_SECONDS = 0.5
 # Levels of content blocks within content blocks, and of rerendered answers.
 DEEPEST = 5
-# Blank outputs that are listed.
-MOST_BLANKS = 50
+# Warnings, and blank outputs, that are listed.
+MOST_NOTES = 50
 
 
 @dataclass
@@ -38,8 +38,8 @@ class Run:
         depth: the present level of included texts.
         token: the output or condition that is being evaluated.
         has_default: whether a filter replaces a missing value of that output.
-        blanks: outputs that printed nothing: their place, and a sentence.
-        hints: fields of the customer that are printed without a default: the field, and a sentence.
+        blanks: a sentence for each output that printed nothing.
+        hints: a sentence for each field of the customer that is printed without a default.
         tested: fields that a condition has tested.
     """
 
@@ -59,7 +59,7 @@ class Run:
     depth: int = 0
     token: Token | None = None
     has_default: bool = False
-    blanks: dict[str, str] = field(default_factory=dict)
+    blanks: dict[tuple[str, int], str] = field(default_factory=dict)
     hints: dict[str, str] = field(default_factory=dict)
     tested: set[str] = field(default_factory=set)
     _started: float = field(default_factory=time.thread_time)
@@ -69,26 +69,30 @@ class Run:
 
     def warn(self, words: str, token: Token | None = None) -> None:
         """Warn once for each place: *token*, or what is being evaluated."""
+        if len(self.warnings) >= MOST_NOTES:
+            return
         token = token or self.token
         located = f"{self.place(token)}: {words}" if token else words
         self.warnings[located] = located
 
     def warn_blank(self, token: Token, markup: str) -> None:
         """Record that the output *markup* printed nothing."""
-        if len(self.blanks) < MOST_BLANKS:
-            self.blanks[self.place(token)] = f"`{markup}` prints nothing"
+        key = (self.within, token.start_index)
+        if key not in self.blanks and len(self.blanks) < MOST_NOTES:
+            self.blanks[key] = f"{self.place(token)}: `{markup}` prints nothing"
 
     def warn_without_default(self, token: Token, path: str) -> None:
         """Record that the field *path* is printed without a default."""
-        words = f"`{path}` has no default: customers without a value get a gap"
-        self.hints.setdefault(path, f"{self.place(token)}: {words}; write `| default: '…'`")
+        if path not in self.hints:
+            words = f"`{path}` has no default: customers without a value get a gap"
+            self.hints[path] = f"{self.place(token)}: {words}; write `| default: '…'`"
 
     @property
     def unexplained_blanks(self) -> tuple[str, ...]:
         """The blank outputs that no warning explains."""
         warned = {words.partition(": ")[0] for words in self.warnings.values()}
         return tuple(
-            f"{place}: {words}" for place, words in self.blanks.items() if place not in warned
+            words for words in self.blanks.values() if words.partition(": ")[0] not in warned
         )
 
     @property

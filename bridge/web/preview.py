@@ -176,7 +176,7 @@ def try_out(
         inside.customer,
         "unavailable" if "unavailable" in statuses else inside.status,
         state,
-        max((int(answer["age"]) for answer in answers if answer.get("stale") is True), default=0),
+        max(map(_stale_age, answers), default=0),
         inside.swapped,
         _trees(inside, message.calls),
         refusal,
@@ -313,6 +313,12 @@ class _Inside:
         return bool(
             by_name or BASIC_PLACEHOLDER in given or self._keyring.accepts("content", given)
         )
+
+
+def _stale_age(answer: Mapping[str, Any]) -> int:
+    """The age of a lookup's answer in seconds if it is stale, else 0."""
+    age = answer.get("age")
+    return age if answer.get("stale") is True and isinstance(age, int) else 0
 
 
 # States in which a message can be shown, besides the customer's own -> the reason in a lookup.

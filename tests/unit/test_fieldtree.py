@@ -6,6 +6,8 @@ import pytest
 
 from bridge.liquid.fieldtree import DEEPEST, MOST_FIELDS, MOST_ITEMS, AnswerField, field_tree
 from bridge.liquid.render import render
+from bridge.liquid.tags import NO_END_DAYS
+from bridge.lookups.shape import NEVER
 
 
 def every(tree: AnswerField) -> list[AnswerField]:
@@ -44,6 +46,10 @@ def test_a_field_brings_the_liquid_that_shows_it(value: Any, insert: str, render
     done = render(field.insert, attributes={}, variables={"w": value})
     assert " ".join(done.text.split()) == rendered
     assert done.warnings == ()
+
+
+def test_no_end_is_what_lookups_say() -> None:
+    assert NO_END_DAYS == NEVER
 
 
 def test_a_field_that_no_liquid_reaches_is_left_out() -> None:
