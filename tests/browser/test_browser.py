@@ -271,7 +271,7 @@ def test_axe_finds_nothing_and_a_narrow_screen_needs_no_sideways_scrolling(
     page = open_page(f"{service.url}/setup")
     size = page.viewport_size
     assert size
-    for path in [*paths, "/docs"]:
+    for path in [*paths, "/docs", "/docs/marketers"]:
         page.set_viewport_size(size)
         page.goto(f"{service.url}{path}")
         # It takes long on /docs, where an operation that was searched for is checked.
