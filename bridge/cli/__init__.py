@@ -17,7 +17,7 @@ from bridge.cli.common import EXISTING_FILE, one_line, settings_from_environment
 from bridge.cli.deliverer import deliver as run_deliverer
 from bridge.cli.doctor import examine
 from bridge.cli.move import move
-from bridge.cli.output import Form, dump, forms
+from bridge.cli.output import Form, Output, OutputError, dump, forms
 from bridge.cli.queue import erase, queue
 from bridge.cli.render import render
 from bridge.cli.warm import warm
@@ -251,6 +251,9 @@ for command in (queue, batch, warm, erase, render, move):
 
 def run() -> None:
     """Run the console script: a mistake of the user ends with one line on stderr."""
+    if sys.stdout:
+        binary = os.fdopen(sys.stdout.fileno(), "wb", closefd=False)
+        sys.stdout = Output(binary, sys.stdout.encoding, sys.stdout.errors)
     try:
         main.main(prog_name="bridge", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -266,3 +269,9 @@ def run() -> None:
         sys.exit(error.exit_code)
     except click.Abort:
         sys.exit(130)
+    except OutputError as error:
+        # The rest of the output would fail again when the process ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error.__cause__, BrokenPipeError):
+            click.echo(f"bridge: the output cannot be written: {error}", err=True)
+        sys.exit(1)

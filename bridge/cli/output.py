@@ -26,6 +26,26 @@ _COLOURS = {
 }
 
 
+class OutputError(Exception):
+    """The standard output cannot be written; the `OSError` is its cause."""
+
+
+class Output(io.TextIOWrapper):
+    """The standard output. Its failures raise `OutputError`: an `OSError` is that of a file."""
+
+    def write(self, text: str) -> int:
+        try:
+            return super().write(text)
+        except OSError as error:
+            raise OutputError(error.strerror) from error
+
+    def flush(self) -> None:
+        try:
+            super().flush()
+        except OSError as error:
+            raise OutputError(error.strerror) from error
+
+
 def forms(command: Callable[..., None]) -> Callable[..., None]:
     """Give *command* the options ``--json`` and ``--csv``, as the argument *form*."""
 
