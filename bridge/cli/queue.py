@@ -11,7 +11,16 @@ from bridge import clock
 from bridge.cli.common import connected, one_line, options
 from bridge.cli.output import Form, Row, dump, forms, local, state, table, with_local_times, zone
 from bridge.customer import read_identifier
-from bridge.fields import FieldError, as_duration, counted, instant, iso, shown, span
+from bridge.fields import (
+    FieldError,
+    as_duration,
+    counted,
+    instant,
+    is_in_quotes,
+    iso,
+    shown,
+    span,
+)
 from bridge.ops.health import delivers, look
 from bridge.ops.incidents import Incident, as_json
 from bridge.ops.operator import Done
@@ -482,7 +491,7 @@ def erase(user_id: str | None, external_id: str | None, *, form: Form) -> None:
         raise click.UsageError("give either --user-id or --external-id")
     kind, value = ("user_id", user_id) if user_id else ("external_id", external_id)
     try:
-        customer = read_identifier(kind, value, f"--{kind.replace('_', '-')}")
+        customer = read_identifier(kind, value, f"--{kind.replace('_', '-')}", in_quotes=True)
     except FieldError as error:
         raise click.UsageError(str(error)) from None
     with one_line(), connected() as parts:
@@ -495,6 +504,8 @@ def erase(user_id: str | None, external_id: str | None, *, form: Form) -> None:
         return
     both = " The other identifier was known, and is erased too." if len(erased.names) > 1 else ""
     click.echo(f"Erased: {counted(erased.events, 'event')}, and what was cached.{both}")
+    if is_in_quotes(customer.id):
+        click.echo("The ID without its curly quotes is another one: erase that too.", err=True)
     if erased.shared:
         number = counted(len(erased.shared), "identifier")
         click.echo(f"Not erased: {number} that other customers may have too. On purpose:")
