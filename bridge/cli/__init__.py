@@ -136,7 +136,7 @@ def _check_start(settings: Settings) -> None:
 
 @main.command()
 def deliver() -> None:
-    """Run only a deliverer, beside `bridge serve`."""
+    """Deliver only, in a process of its own beside `bridge serve`."""
     settings = settings_from_environment()
     logs.install(settings)
     with one_line():
@@ -193,7 +193,10 @@ def demo(port: int) -> None:
 @main.command()
 @forms
 def check(*, form: Form) -> None:
-    """Check settings, rules, store, SessionM and Braze."""
+    """Check settings, rules, store, SessionM and Braze.
+
+    Each line begins with ok, warn or FAIL. The exit status is 1 if a line begins with FAIL.
+    """
     findings = examine(dict(os.environ))
     healthy = all(finding.ok for finding in findings)
     if form:
@@ -201,8 +204,7 @@ def check(*, form: Form) -> None:
         dump(form, {"ok": healthy, "checks": rows}, rows)
     else:
         for finding in findings:
-            mark, rest = finding.line()[:4], finding.line()[4:]
-            click.echo(click.style(mark, fg="green" if finding.ok else "red") + rest)
+            click.echo(finding.line())
     if not healthy:
         failed = sum(not finding.ok for finding in findings)
         raise click.ClickException(f"{failed} of {len(findings)} checks failed; see FAIL above")

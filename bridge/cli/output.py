@@ -21,7 +21,8 @@ _COLOURS = {
     **dict.fromkeys(("delivered", "completed", "running", "replayed", "ok"), "green"),
     **dict.fromkeys(("dead", "failed", "stopped", "FAIL"), "red"),
     **dict.fromkeys(
-        ("rejected", "expired", "paused", "held up", "unknown", "flagged", "released"), "yellow"
+        ("rejected", "expired", "paused", "held up", "unknown", "flagged", "released", "warn"),
+        "yellow",
     ),
 }
 
