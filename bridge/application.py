@@ -177,17 +177,20 @@ def build(
     rules: Rules | None = None,
     accepted: Wakeups | None = None,
     intervals: Intervals = Intervals(),  # noqa: B008 - it is frozen
+    *,
+    create: bool = True,
 ) -> Parts:
-    """Build the parts; start no thread. Arguments: as for `create_app`.
+    """Build the parts; start no thread. Arguments: as for `create_app` and `open_shared`.
 
     Raises:
+        NoDatabaseError, StoreUnavailableError: see `open_shared`.
         SettingsError: the database cannot be at the configured URL.
         RulesError: rules.toml is wrong.
         NewerSchemaError: the database belongs to a newer version.
     """
     if rules is None:
         rules = read_rules(settings.rules_file, settings.bridge_campaign_ttl)
-    shared = open_shared(settings)
+    shared = open_shared(settings, create=create)
     breakers = shared.breakers
     telemetry = Telemetry(shared.figures)
 

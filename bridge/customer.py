@@ -50,15 +50,15 @@ def ids_of_key(key: str | None) -> dict[str, str]:
     return {kind: value} if value else {}
 
 
-def read_identifier(kind: str, value: object, field: str) -> Customer:
-    """Read the identifier of one customer.
+def read_identifier(kind: str, value: object, field: str, *, in_quotes: bool = False) -> Customer:
+    """Read the identifier of one customer. *in_quotes*: see `identifier`.
 
     Raises:
         FieldError: *kind* is no `CustomerKind`; or as `identifier`, or the value names no customer.
     """
     if kind not in CUSTOMER_KINDS:
         raise FieldError("kind", "must be user_id or external_id")
-    found = identifier(value, field)
+    found = identifier(value, field, in_quotes=in_quotes)
     if found is None:
         raise FieldError(field, "is missing or a word for no value")
     return Customer("user_id" if kind == "user_id" else "external_id", found)

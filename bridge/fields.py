@@ -176,11 +176,16 @@ def display_name(value: object, field: str) -> str | None:
     return text(value, field)
 
 
-def identifier(value: object, field: str) -> str | None:
+def identifier(value: object, field: str, *, in_quotes: bool = False) -> str | None:
     """Read an identifier; ``None`` when it is absent, blank or a word for "no value".
 
     A word such as ``null`` counts as blank, so that another identifier of the same customer is
     used if there is one: see `is_no_value`.
+
+    Args:
+        value: the identifier.
+        field: its name, for messages.
+        in_quotes: whether curly quotes around it are accepted, as older versions did.
 
     Raises:
         FieldError: as `text`, or a curly quote is at its beginning or end, or the value is ``.``
@@ -190,11 +195,16 @@ def identifier(value: object, field: str) -> str | None:
     found = text(value, field)
     if found and "." in found and not {".", ".."}.isdisjoint(re.split(r"[/\\]", found)):
         raise FieldError(field, 'cannot be "." or "..", nor hold one between slashes')
-    if found and not found.isascii() and not {found[0], found[-1]}.isdisjoint(CURLY_QUOTES):
+    if found and not in_quotes and is_in_quotes(found):
         raise FieldError(
             field, f"is in curly quotes, pasted from a word processor: {shown(found)}. Delete them"
         )
     return significant(found)
+
+
+def is_in_quotes(value: str) -> bool:
+    """Return whether a curly quote is at the beginning or the end of *value*, which has text."""
+    return not value.isascii() and not {value[0], value[-1]}.isdisjoint(CURLY_QUOTES)
 
 
 def whole_number(value: object, field: str, most: int, least: int = 1) -> int | None:

@@ -362,19 +362,25 @@ def load(environ: Mapping[str, str] | None = None, dotenv: Path = Path(".env")) 
 
 
 def unknown_names(environ: Mapping[str, str], dotenv: Path = Path(".env")) -> list[str]:
-    """Return sentences about misspelt ``BRIDGE_…``, ``SESSIONM_…`` and ``BRAZE_…`` variables.
+    """Return a sentence about each ``BRIDGE_…`` variable that is no setting.
+
+    Of the ``SESSIONM_…`` and ``BRAZE_…`` variables, only misspelt settings are named, since other
+    programs have such variables too.
 
     Raises:
         SettingsError: the `.env` file cannot be read.
     """
     names = {name.upper() for name in Settings.model_fields}
     names |= {f"{name.upper()}_FILE" for name in SECRETS}
-    return [
-        f"{name} is not a setting; did you mean {close[0]}?"
-        for name in sorted(_read(environ, dotenv))
-        if name.startswith(("BRIDGE_", "SESSIONM_", "BRAZE_")) and name not in names
-        if (close := difflib.get_close_matches(name, names, n=1, cutoff=0.85))
-    ]
+    found = []
+    for name in sorted(_read(environ, dotenv)):
+        if name in names or not name.startswith(("BRIDGE_", "SESSIONM_", "BRAZE_")):
+            continue
+        close = difflib.get_close_matches(name, names, n=1, cutoff=0.85)
+        if close or name.startswith("BRIDGE_"):
+            hint = f"; did you mean {close[0]}?" if close else ""
+            found.append(f"{name} is not a setting{hint}")
+    return found
 
 
 def _read(environ: Mapping[str, str], dotenv: Path) -> dict[str, str]:

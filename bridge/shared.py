@@ -2,6 +2,7 @@
 
 import importlib
 import logging
+from contextlib import closing
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -74,16 +75,25 @@ class Shared:
         self.outbox.close()
 
 
-def open_shared(settings: Settings) -> Shared:
+def open_shared(settings: Settings, *, create: bool = True) -> Shared:
     """Open the shared state that *settings* name, and use its clock in this process.
 
+    Args:
+        settings: name the database.
+        create: whether to create a missing database.
+
     Raises:
+        NoDatabaseError: the database is missing, and is not created.
+        StoreUnavailableError: the database, which is not to be created, cannot be read.
         SettingsError: the database cannot be at the configured URL.
         NewerSchemaError: the database belongs to a newer version.
         UnsuitableDatabaseError: the bridge cannot use the database, for example for its encoding.
     """
     url = settings.bridge_database_url.get_secret_value()
     try:
+        if not create:
+            with closing(open_outbox(url)) as outbox:
+                outbox.check_exists()
         shared = _on_one_machine(url) if url.startswith("sqlite:") else _in_a_fleet(settings, url)
     except ValueError as error:
         raise SettingsError(f"BRIDGE_DATABASE_URL {error}") from None

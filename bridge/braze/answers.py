@@ -24,7 +24,13 @@ _PAUSED = re.compile(r"\b(paused|archived)\b", re.IGNORECASE)
 
 
 class BrazeError(CallError):
-    """A failed call to Braze."""
+    """A failed call to Braze.
+
+    Attributes:
+        is_foreign: whether the answer does not have Braze's shape, such as the page of a proxy.
+    """
+
+    is_foreign = False
 
     @property
     def is_divisible(self) -> bool:
@@ -90,7 +96,9 @@ def read_receipt(
         )
     if message.lower() not in _ACCEPTED:
         text = shown(message, 200) or "no Braze answer in the body"
-        raise BrazeError(Meaning.GARBLED, f"HTTP {status}: {text}", status=status)
+        error = BrazeError(Meaning.GARBLED, f"HTTP {status}: {text}", status=status)
+        error.is_foreign = True
+        raise error
     warnings = _warnings(document.get("errors"), recipients)
     if notice:
         warnings[-1] = "; ".join(filter(None, (shown(notice, 300), warnings.get(-1, ""))))
@@ -139,7 +147,7 @@ def _refusal(
             "check BRAZE_REST_URL and BRAZE_REST_KEY, and that the key has the permissions "
             "campaigns.trigger.send and canvas.trigger.send"
         )
-    return BrazeError(
+    error = BrazeError(
         _meaning(status),
         shown(f"HTTP {status}: {message}{more}", 500),
         status=status,
@@ -147,6 +155,8 @@ def _refusal(
         brief=f"HTTP {status}",
         remedy=remedy,
     )
+    error.is_foreign = not document.get("message")
+    return error
 
 
 def _meaning(status: int) -> Meaning:

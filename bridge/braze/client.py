@@ -118,7 +118,7 @@ class Braze:
             self.trigger(kind, {}, (), timeout)
         except BrazeError as error:
             # Refused for its missing ID: the key was accepted.
-            if error.meaning is not Meaning.REFUSED:
+            if error.meaning is not Meaning.REFUSED or error.is_foreign:
                 raise
 
     def calls_left(self) -> Quota | None:

@@ -17,7 +17,7 @@ from bridge.cli.common import EXISTING_FILE, one_line, settings_from_environment
 from bridge.cli.deliverer import deliver as run_deliverer
 from bridge.cli.doctor import examine
 from bridge.cli.move import move
-from bridge.cli.output import Form, dump, forms
+from bridge.cli.output import Form, Output, OutputError, dump, forms
 from bridge.cli.queue import erase, queue
 from bridge.cli.render import render
 from bridge.cli.warm import warm
@@ -136,7 +136,7 @@ def _check_start(settings: Settings) -> None:
 
 @main.command()
 def deliver() -> None:
-    """Run only a deliverer, beside `bridge serve`."""
+    """Deliver only, in a process of its own beside `bridge serve`."""
     settings = settings_from_environment()
     logs.install(settings)
     with one_line():
@@ -193,7 +193,10 @@ def demo(port: int) -> None:
 @main.command()
 @forms
 def check(*, form: Form) -> None:
-    """Check settings, rules, store, SessionM and Braze."""
+    """Check settings, rules, store, SessionM and Braze.
+
+    Each line begins with ok, warn or FAIL. The exit status is 1 if a line begins with FAIL.
+    """
     findings = examine(dict(os.environ))
     healthy = all(finding.ok for finding in findings)
     if form:
@@ -201,8 +204,7 @@ def check(*, form: Form) -> None:
         dump(form, {"ok": healthy, "checks": rows}, rows)
     else:
         for finding in findings:
-            mark, rest = finding.line()[:4], finding.line()[4:]
-            click.echo(click.style(mark, fg="green" if finding.ok else "red") + rest)
+            click.echo(finding.line())
     if not healthy:
         failed = sum(not finding.ok for finding in findings)
         raise click.ClickException(f"{failed} of {len(findings)} checks failed; see FAIL above")
@@ -251,6 +253,9 @@ for command in (queue, batch, warm, erase, render, move):
 
 def run() -> None:
     """Run the console script: a mistake of the user ends with one line on stderr."""
+    if sys.stdout:
+        binary = os.fdopen(sys.stdout.fileno(), "wb", closefd=False)
+        sys.stdout = Output(binary, sys.stdout.encoding, sys.stdout.errors)
     try:
         main.main(prog_name="bridge", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -266,3 +271,9 @@ def run() -> None:
         sys.exit(error.exit_code)
     except click.Abort:
         sys.exit(130)
+    except OutputError as error:
+        # The rest of the output would fail again when the process ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error.__cause__, BrokenPipeError):
+            click.echo(f"bridge: the output cannot be written: {error}", err=True)
+        sys.exit(1)

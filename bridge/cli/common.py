@@ -13,7 +13,7 @@ from bridge.fields import FieldError
 from bridge.intake.rules import RulesError
 from bridge.parts import Parts
 from bridge.settings import Settings, SettingsError, load
-from bridge.storage.database import NewerSchemaError, StoreUnavailableError
+from bridge.storage.database import NewerSchemaError, NoDatabaseError, StoreUnavailableError
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
@@ -41,6 +41,10 @@ def one_line() -> Iterator[None]:
     """
     try:
         yield
+    except NoDatabaseError as error:
+        raise click.ClickException(
+            f"{error}: run this where the bridge runs, or correct BRIDGE_DATABASE_URL"
+        ) from None
     except StoreUnavailableError as error:
         raise click.ClickException(f"{error}; `bridge check` says what to do") from None
     except USER_MISTAKES as error:
@@ -57,11 +61,12 @@ def connected() -> Iterator[Parts]:
     """Build the parts of the bridge by the settings, without delivery; close them at the end.
 
     Raises:
-        SettingsError, RulesError, NewerSchemaError, StoreUnavailableError: see `build`.
+        SettingsError, RulesError, NewerSchemaError, StoreUnavailableError, NoDatabaseError: see
+            `build`. No database is created.
     """
     # The command itself reports errors.
     logging.getLogger("bridge").handlers = [logging.NullHandler()]
-    parts = build(load())
+    parts = build(load(), create=False)
     try:
         yield parts
     finally:

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from bridge import clock
 from bridge.application import LEAST_RETENTION, build, build_braze, build_sessionm
 from bridge.braze.answers import BrazeError
+from bridge.cli.output import state
 from bridge.customer import Customer
 from bridge.fields import counted
 from bridge.intake.message import BrazeKind
@@ -23,9 +24,10 @@ from bridge.ops.incidents import clock_causes
 from bridge.sessionm.answers import Meaning, SessionMError
 from bridge.sessionm.client import SessionM
 from bridge.settings import BRAZE_WAITS, SCOPES, Settings, SettingsError, load, unknown_names
-from bridge.shared import open_shared
+from bridge.shared import open_outbox, open_shared
 from bridge.storage.database import (
     NewerSchemaError,
+    NoDatabaseError,
     StoreUnavailableError,
     UnsuitableDatabaseError,
     in_time,
@@ -43,20 +45,23 @@ SHORT = 16
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report. *remedy* is an instruction or "": it may be advice if *ok*."""
+    """One line of the report. *remedy* is what to do, or ""; if *ok*, it makes a warning."""
 
     name: str
     ok: bool
     result: str
     remedy: str = ""
 
+    @property
+    def mark(self) -> str:
+        return "FAIL" if not self.ok else "warn" if self.remedy else "ok"
+
     def line(self) -> str:
-        mark = "ok  " if self.ok else "FAIL"
         remedy = f"\n     -> {self.remedy}" if self.remedy else ""
-        return f"{mark} {self.name}: {self.result}{remedy}"
+        return f"{state(self.mark.ljust(4))} {self.name}: {self.result}{remedy}"
 
     def as_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {**asdict(self), "mark": self.mark}
 
 
 def examine(environ: Mapping[str, str]) -> list[Finding]:
@@ -78,7 +83,9 @@ def examine(environ: Mapping[str, str]) -> list[Finding]:
 
 
 def _settings(settings: Settings, environ: Mapping[str, str]) -> Iterator[Finding]:
-    yield Finding("settings", True, "complete", "; ".join(unknown_names(environ)))
+    yield Finding("settings", True, "complete")
+    for sentence in unknown_names(environ):
+        yield Finding("settings", True, sentence, "rename or remove it; see docs/settings.md")
     for scope in SCOPES:
         if scope == "trigger" and not (settings.braze_on and settings.bridge_trigger_keys):
             # `_braze_settings` reports that there are none.
@@ -139,8 +146,9 @@ def _rules(settings: Settings) -> Iterator[Finding]:
 
 def _store(settings: Settings) -> Iterator[Finding]:
     to_braze = None
+    until = time.monotonic() + TIMEOUT
     try:
-        with in_time(time.monotonic() + TIMEOUT), closing(build(settings)) as parts:
+        with in_time(until), closing(build(settings, create=False)) as parts:
             parts.store.ping()
             delivery = delivery_state(parts, parts.store.backlog(), clock.now())
             if parts.braze:
@@ -148,6 +156,9 @@ def _store(settings: Settings) -> Iterator[Finding]:
                 to_braze = delivery_state(parts, backlog, clock.now(), parts.messages)
             schema = parts.store.database.schema_version()
             clocks = clocks_state(parts.store)
+    except NoDatabaseError as error:
+        with in_time(until):
+            yield _new_store(settings, str(error))
     except (StoreUnavailableError, SettingsError, NewerSchemaError) as error:
         yield Finding("store", False, str(error), _store_remedy(settings, error))
     except RulesError:
@@ -161,16 +172,34 @@ def _store(settings: Settings) -> Iterator[Finding]:
         yield from _clocks(clocks)
 
 
+def _new_store(settings: Settings, result: str) -> Finding:
+    """Return whether a database can be created; before the first start there is none."""
+    url = settings.bridge_database_url.get_secret_value()
+    try:
+        with closing(open_outbox(url)) as database:
+            database.check_creatable()
+    except StoreUnavailableError as error:
+        return Finding("store", False, f"{result}: {error}", _store_remedy(settings, error))
+    remedy = (
+        "before the first `bridge serve`, this is normal; after it, correct BRIDGE_DATABASE_URL"
+    )
+    return Finding("store", True, result, remedy)
+
+
 def _delivery(name: str, delivery: Mapping[str, Any], unit: str) -> Finding:
     """Return the state of delivery. No state is a failure: `check` also runs before the start."""
-    state = delivery["state"]
-    if delivery["held_by"] and state == "running":
-        state = "held up"
-    queued = counted(delivery["queued"], unit)
-    result = f"{state}; {queued} waiting, {delivery['dead']:,} dead"
+    word = delivery["state"]
+    if delivery["held_by"] and word == "running":
+        word = "held up"
+    result = f"{word}; {counted(delivery['queued'], unit)} waiting, {delivery['dead']:,} dead"
     remedy = "`bridge queue status` says why, and what to do"
-    is_well = state == "running" and not delivery["dead"]
-    return Finding(name, True, result, "" if is_well else remedy)
+    if word == "stopped":
+        remedy = "start `bridge serve`"
+    elif delivery["held_by"] == "hand":
+        remedy = "`bridge queue resume` ends the pause"
+    elif word == "running" and not delivery["dead"]:
+        remedy = ""
+    return Finding(name, True, result, remedy)
 
 
 def _clocks(clocks: dict[str, Any]) -> Iterator[Finding]:
@@ -192,6 +221,8 @@ def _store_remedy(settings: Settings, error: Exception) -> str:
         return "end the process that locks it, such as a backup or a VACUUM"
     if settings.bridge_database_url.get_secret_value().startswith("sqlite:"):
         return "check that the disk is mounted, writable, and not full"
+    if "permission" in str(error):
+        return "let the bridge's user create tables in this database"
     return "check that the server runs, accepts the credentials, and has free connections"
 
 
@@ -232,7 +263,7 @@ def _braze_settings(settings: Settings) -> Iterator[Finding]:
             yield _through_proxy("Braze", settings.braze_rest_url, proxy)
     if not settings.bridge_trigger_keys and not settings.bridge_insecure_no_auth:
         remedy = "make one with `bridge keys new sessionm` and set BRIDGE_TRIGGER_KEYS"
-        yield Finding("trigger keys", False, "none: SessionM cannot call", remedy)
+        yield Finding("trigger keys", True, "none: SessionM cannot send messages", remedy)
 
 
 def _campaigns(settings: Settings) -> Iterator[Finding]:
@@ -244,8 +275,9 @@ def _canvases(settings: Settings) -> Iterator[Finding]:
 
 
 def _through_proxy(system: str, url: str | None, proxy: Proxy) -> Finding:
-    remedy = f"to connect directly, add {urlsplit(url or '').hostname} to NO_PROXY"
-    return Finding("proxy", True, f"{system} is reached through {proxy}", remedy)
+    host = urlsplit(url or "").hostname
+    result = f"{system} is reached through {proxy}; NO_PROXY={host} would connect directly"
+    return Finding("proxy", True, result)
 
 
 def _try_key(settings: Settings, kind: BrazeKind, permission: str) -> Iterator[Finding]:
@@ -261,13 +293,15 @@ def _try_key(settings: Settings, kind: BrazeKind, permission: str) -> Iterator[F
         remedy = f"check BRAZE_REST_URL, BRAZE_REST_KEY and the key's permission {permission}"
         if error.status in {425, 429}:
             remedy = "Braze limits our calls: wait, and lower BRAZE_RPS if it lasts"
-        elif error.meaning is Meaning.GARBLED:
+        elif error.meaning in {Meaning.BUSY, Meaning.UNANSWERED}:
+            remedy = "Braze is down or overloaded: wait, and see Braze's status page if it lasts"
+        elif error.is_foreign:
             remedy = (
                 "something else than Braze answers: check BRAZE_REST_URL, proxies and maintenance"
             )
-        elif error.meaning in {Meaning.BUSY, Meaning.UNANSWERED}:
-            remedy = "Braze is down or overloaded: wait, and see Braze's status page if it lasts"
-        yield Finding(name, False, str(error), error.remedy or remedy)
+        yield Finding(
+            name, False, str(error), remedy if error.is_foreign else error.remedy or remedy
+        )
     else:
         yield Finding(name, True, "reachable, key accepted; nothing was sent")
 
@@ -305,8 +339,8 @@ def _end_failures(settings: Settings, found: Sequence[Finding]) -> None:
     Call this while no other part uses the store, since opening it sets this process's clock.
     """
     answered = [_BREAKERS[one.name] for one in found if one.ok and one.name in _BREAKERS]
-    unusable = (StoreUnavailableError, SettingsError, NewerSchemaError, UnsuitableDatabaseError)
-    with suppress(*unusable), closing(open_shared(settings)) as shared:
+    unusable = (StoreUnavailableError, SettingsError, NewerSchemaError)
+    with suppress(*unusable), closing(open_shared(settings, create=False)) as shared:
         for breaker in (shared.breakers[system] for system in answered):
             if breaker.has_failed:
                 now = clock.steady()

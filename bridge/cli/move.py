@@ -14,7 +14,6 @@ from bridge.ops.move import Move
 from bridge.shared import open_outbox
 from bridge.storage.database import Database, StoreUnavailableError
 from bridge.storage.locks import BRAZE_DELIVERER, DELIVERER, Locks
-from bridge.storage.sqlite import sqlite_path
 
 # Seconds to acquire the locks: PostgreSQL must connect first, and a bridge may be stopping.
 LOCK_TIMEOUT = 4.0
@@ -72,14 +71,13 @@ def _move(moving: Move) -> None:
 @contextmanager
 def _opened(option: str, url: str, *, new: bool = False) -> Iterator[Database]:
     try:
-        missing = url.startswith("sqlite:") and not new and not sqlite_path(url).is_file()
         database = open_outbox(url)
     except ValueError as error:
         raise click.UsageError(f"{option} {error}") from None
-    if missing:
-        raise click.ClickException(f"{option}: there is no file {database.name}")
     try:
         try:
+            if not new:
+                database.check_exists()
             database.migrate()
         except StoreUnavailableError as error:
             raise click.ClickException(f"{option}: {error}") from None

@@ -21,9 +21,30 @@ _COLOURS = {
     **dict.fromkeys(("delivered", "completed", "running", "replayed", "ok"), "green"),
     **dict.fromkeys(("dead", "failed", "stopped", "FAIL"), "red"),
     **dict.fromkeys(
-        ("rejected", "expired", "paused", "held up", "unknown", "flagged", "released"), "yellow"
+        ("rejected", "expired", "paused", "held up", "unknown", "flagged", "released", "warn"),
+        "yellow",
     ),
 }
+
+
+class OutputError(Exception):
+    """The standard output cannot be written; the `OSError` is its cause."""
+
+
+class Output(io.TextIOWrapper):
+    """The standard output. Its failures raise `OutputError`: an `OSError` is that of a file."""
+
+    def write(self, text: str) -> int:
+        try:
+            return super().write(text)
+        except OSError as error:
+            raise OutputError(error.strerror) from error
+
+    def flush(self) -> None:
+        try:
+            super().flush()
+        except OSError as error:
+            raise OutputError(error.strerror) from error
 
 
 def forms(command: Callable[..., None]) -> Callable[..., None]:

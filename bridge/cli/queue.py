@@ -3,6 +3,7 @@
 import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -11,7 +12,16 @@ from bridge import clock
 from bridge.cli.common import connected, one_line, options
 from bridge.cli.output import Form, Row, dump, forms, local, state, table, with_local_times, zone
 from bridge.customer import read_identifier
-from bridge.fields import FieldError, as_duration, counted, instant, iso, shown, span
+from bridge.fields import (
+    FieldError,
+    as_duration,
+    counted,
+    instant,
+    is_in_quotes,
+    iso,
+    shown,
+    span,
+)
 from bridge.ops.health import delivers, look
 from bridge.ops.incidents import Incident, as_json
 from bridge.ops.operator import Done
@@ -35,17 +45,17 @@ filters = options(
     click.option(
         "--state",
         type=click.Choice([one.value for one in State]),
-        help="State of the events; replay and discard: dead, if it is not given.",
+        help="State of the events; without it, replay and discard take dead events.",
     ),
     click.option(
         "--direction",
         type=click.Choice([one.value for one in Direction]),
-        help="to_sessionm: webhooks of Braze; to_braze: messages of SessionM.",
+        help="to_sessionm: Braze's webhooks; to_braze: SessionM's messages.",
     ),
     click.option("--customer", metavar="ID", help="The customer's user_id or external_id."),
     click.option("--campaign", metavar="ID", help="API identifier of the campaign or Canvas."),
     click.option("--since", metavar="TIME", help="Received since: 2h, 7d or 2026-12-01T08:00:00Z."),
-    click.option("--text", metavar="WORDS", help="Words in the reason."),
+    click.option("--text", metavar="WORDS", help="Words of the reason, next to each other."),
 )
 
 
@@ -58,12 +68,12 @@ class _InOrder(click.Group):
 
 @click.group(cls=_InOrder)
 def queue() -> None:
-    """Look into the outbox and put it in order.
+    """Look into the outbox; replay and discard events; pause.
 
     \b
     At night:
       bridge queue status                         what is wrong, and what to do
-      bridge queue list --state dead              what SessionM or Braze refused
+      bridge queue list --state dead              events that SessionM or Braze refused
       bridge queue show ID                        one event, with each call
       bridge queue replay --state dead --dry-run  how many would be sent again
       bridge queue replay --state dead            send them again
@@ -73,8 +83,15 @@ def queue() -> None:
 @queue.command()
 @forms
 @click.option("--watch", is_flag=True, help=f"Print it every {WATCH:g} s until Ctrl-C.")
-@click.option("--past", is_flag=True, help="Add the incidents of the last 30 days that are over.")
-def status(*, form: Form, watch: bool, past: bool) -> None:
+@click.option(
+    "--past",
+    is_flag=True,
+    help="Add the incidents of the last 30 days that are over; with --csv, a line for each.",
+)
+@click.option(
+    "--exit-code", is_flag=True, help="Exit with 1 if the status is degraded or down, for scripts."
+)
+def status(*, form: Form, watch: bool, past: bool, exit_code: bool) -> None:
     """Show the backlog, dead writes, and what holds delivery up."""
     with one_line(), connected() as parts:
         while True:
@@ -83,15 +100,17 @@ def status(*, form: Form, watch: bool, past: bool) -> None:
                 # Nothing where the output is no terminal.
                 click.clear()
             if form:
-                dump(form, found, [_columns_of(found)])
+                dump(form, found, _incident_rows(incidents) if past else [_columns_of(found)])
             else:
                 if watch:
                     click.echo(f"{local(iso(clock.now()))} {zone()}")
                 ids = (braze_id for one in incidents for braze_id in one.extent.campaigns)
                 _show_status(found, incidents, parts.campaign_names(ids))
             if not watch:
-                return
+                break
             time.sleep(WATCH)
+    if exit_code and found["status"] != "ok":
+        raise click.ClickException(f"the status is {found['status']}")
 
 
 def _status(parts: Parts, *, past: bool) -> tuple[Row, list[Incident]]:
@@ -112,6 +131,7 @@ def _status(parts: Parts, *, past: bool) -> tuple[Row, list[Incident]]:
     is_known = checks["store"]["state"] == "ok"
     return {
         "status": health["status"],
+        "database": parts.store.database.name,
         "state": delivery["state"] if is_known else "unknown",
         "held_by": delivery["held_by"],
         "reason": delivery["reason"],
@@ -124,6 +144,7 @@ def _status(parts: Parts, *, past: bool) -> tuple[Row, list[Incident]]:
         "rate_per_second": delivery.get("rate_per_second", 0.0),
         "done_in_seconds": delivery.get("done_in_seconds", 0),
         "dead": delivery["dead"],
+        "dead_events": checks["store"]["events"][State.DEAD],
         "to_braze": {
             "state": to_braze.get("state", "off") if is_known else "unknown",
             "held_by": to_braze.get("held_by", ""),
@@ -153,8 +174,13 @@ def _columns_of(found: Row) -> Row:
     return {**flat, **to_braze, "incidents": opened}
 
 
+def _incident_rows(incidents: list[Incident]) -> list[Row]:
+    return [{"code": "", "since": "", "until": "", **as_json(one)} for one in incidents]
+
+
 def _show_status(found: Row, incidents: list[Incident], names: Mapping[str, str]) -> None:
     delivery, to_braze = found["delivery"], found["to_braze"]
+    click.echo(f"Database  {found['database']}")
     click.echo(f"Delivery  {_in_a_word(found)}")
     waits, forecast = counted(found["queued"], "write"), outlook(delivery)
     if found["waits_for_customers"]:
@@ -172,8 +198,7 @@ def _show_status(found: Row, incidents: list[Incident], names: Mapping[str, str]
                 f", not counting writes that wait for their customer to be created ({unknown})"
             )
         click.echo(oldest)
-    dead = counted(to_braze["dead"], "message") if to_braze["dead"] else ""
-    click.echo(f"Dead      {', '.join(filter(None, (counted(found['dead'], 'write'), dead)))}")
+    click.echo(f"Dead      {_dead(found)}")
     if to_braze["state"] != "off":
         waits = f"{counted(to_braze['queued'], 'message')} waiting"
         waits = "; ".join(filter(None, (waits, outlook(found["delivery_to_braze"]))))
@@ -188,6 +213,16 @@ def _show_status(found: Row, incidents: list[Incident], names: Mapping[str, str]
             lasted = f"{local(iso(one.until))} {zone()}, for {span(max(1, one.until - one.since))}"
             click.echo(f"\nOver: {local(iso(one.since))} to {lasted}{_numbers(one, names)}")
             click.echo(f"  at its worst: {with_local_times(one.cause.reason)}")
+
+
+def _dead(found: Row) -> str:
+    """Return the number of dead events, with their writes and messages."""
+    numbers = {"write": found["dead"], "message": found["to_braze"]["dead"]}
+    parts = ", ".join(counted(number, unit) for unit, number in numbers.items() if number)
+    if not (parts and found["dead_events"]):
+        # An event with a queued write beside its dead one is not dead.
+        return parts or "0 writes"
+    return f"{counted(found['dead_events'], 'event')} ({parts})"
 
 
 def _in_a_word(found: Row) -> str:
@@ -262,7 +297,7 @@ def list_events(*, limit: int, before: str, form: Form, **given: Any) -> None:
     if found.next:
         click.echo(f"There are more: add --before {found.next}", err=True)
     for reason in () if form else held:
-        click.echo(f"Why they wait: {with_local_times(reason)}", err=True)
+        click.echo(f"Why queued events wait: {with_local_times(reason)}", err=True)
     if found.events and not found.next and not form:
         click.echo("One of them with each call: bridge queue show ID", err=True)
 
@@ -299,7 +334,7 @@ def _flat(event: Row) -> Row:
 @click.argument("event_id", metavar="ID")
 @forms
 def show(event_id: str, *, form: Form) -> None:
-    """Show one event with its writes and every call to SessionM."""
+    """Show one event with its writes and each call."""
     with one_line(), connected() as parts:
         story = parts.events.details(event_id)
         if story is None:
@@ -411,20 +446,33 @@ _changes = options(
 @queue.command()
 @click.argument("event_ids", nargs=-1, metavar="[ID]...")
 @_changes
+@click.option(
+    "--uncertain", is_flag=True, help="Include messages that Braze may have sent already."
+)
 def replay(
-    event_ids: tuple[str, ...], *, dry_run: bool, everything: bool, form: Form, **given: Any
+    event_ids: tuple[str, ...],
+    *,
+    dry_run: bool,
+    everything: bool,
+    uncertain: bool,
+    form: Form,
+    **given: Any,
 ) -> None:
-    """Send dead events once more: by ID, or all that filters match.
+    """Send dead events again: by ID, or all that filters match.
 
-    With --state rejected, rejected events are read again under the present rules.
+    Filters leave out messages that Braze may have sent already, unless --uncertain is given.
+
+    With --state rejected, rejected events are read again by the present rules.
     """
     wanted = _chosen(event_ids, given, dry_run=dry_run, everything=everything)
     with one_line(), connected() as parts:
         if wanted is None:
             _change_each(event_ids, parts.operator.replay_one, "replayed", form)
         else:
+            left_out = 0 if uncertain else parts.operator.count_uncertain(wanted)
+            wanted = wanted if uncertain else replace(wanted, uncertain=False)
             done = parts.operator.replay(wanted, by=BY, dry_run=dry_run)
-            _print_result(done, "replayed", form, dry_run=dry_run)
+            _print_result(done, "replayed", form, dry_run=dry_run, left_out=left_out)
 
 
 @queue.command()
@@ -433,9 +481,9 @@ def replay(
 def discard(
     event_ids: tuple[str, ...], *, dry_run: bool, everything: bool, form: Form, **given: Any
 ) -> None:
-    """Give events up: by ID, or all dead ones that filters match.
+    """Discard dead events: by ID, or all that filters match.
 
-    With --state queued or rejected, those.
+    They are not sent any more. With --state queued or rejected, filters match those events.
     """
     wanted = _chosen(event_ids, given, dry_run=dry_run, everything=everything)
     with one_line(), connected() as parts:
@@ -448,20 +496,20 @@ def discard(
 
 @queue.command()
 def pause() -> None:
-    """Send nothing until `bridge queue resume`."""
+    """Stop delivery until `bridge queue resume`."""
     with one_line(), connected() as parts:
         noticed = parts.operator.pause(BY)
     click.echo(
         "Paused, to SessionM and to Braze. Webhooks are accepted and queued until "
         "`bridge queue resume`."
         if noticed
-        else "Ordered. The deliverer has not noticed yet: until then writes may go out."
+        else "Pausing: the deliverer has not confirmed yet, and may still send."
     )
 
 
 @queue.command()
 def resume() -> None:
-    """Send again after `pause`, or before a wait ends."""
+    """End a pause, or a wait that SessionM or Braze asked for."""
     with one_line(), connected() as parts:
         parts.operator.resume(BY)
         is_alive = delivers(parts)
@@ -482,7 +530,7 @@ def erase(user_id: str | None, external_id: str | None, *, form: Form) -> None:
         raise click.UsageError("give either --user-id or --external-id")
     kind, value = ("user_id", user_id) if user_id else ("external_id", external_id)
     try:
-        customer = read_identifier(kind, value, f"--{kind.replace('_', '-')}")
+        customer = read_identifier(kind, value, f"--{kind.replace('_', '-')}", in_quotes=True)
     except FieldError as error:
         raise click.UsageError(str(error)) from None
     with one_line(), connected() as parts:
@@ -495,6 +543,8 @@ def erase(user_id: str | None, external_id: str | None, *, form: Form) -> None:
         return
     both = " The other identifier was known, and is erased too." if len(erased.names) > 1 else ""
     click.echo(f"Erased: {counted(erased.events, 'event')}, and what was cached.{both}")
+    if is_in_quotes(customer.id):
+        click.echo("The ID without its curly quotes is another one: erase that too.", err=True)
     if erased.shared:
         number = counted(len(erased.shared), "identifier")
         click.echo(f"Not erased: {number} that other customers may have too. On purpose:")
@@ -515,28 +565,37 @@ def _chosen(
     """The filter that chooses events; ``None`` where IDs do."""
     if event_ids:
         if dry_run or everything or any(given.values()):
-            raise click.UsageError("IDs go without filters, --all and --dry-run")
+            raise click.UsageError("give IDs without filters, --all and --dry-run")
         return None
     if not everything and not any(given.values()):
-        raise click.UsageError("say which: an ID, a filter, or --all")
+        raise click.UsageError("choose events by an ID, a filter, or --all")
     return _filter(given)
 
 
-def _print_result(done: Done, word: str, form: Form, *, dry_run: bool) -> None:
+def _print_result(done: Done, word: str, form: Form, *, dry_run: bool, left_out: int = 0) -> None:
     would = done.matched - len(done.refused)
+    matched = counted(done.matched, "event")
     if form:
         counts = {"matched": done.matched, word: done.changed, "dry_run": dry_run}
+        if word == "replayed":
+            counts["uncertain_left_out"] = left_out
         dump(
             form,
             {**counts, "refused": list(done.refused)},
             [{**counts, "refused": len(done.refused)}],
         )
         return
+    if left_out:
+        click.echo(
+            f"Left out: {counted(left_out, 'event')} that Braze may have sent already. Look in "
+            "Braze, discard by ID what it has sent, then replay the rest by --uncertain.",
+            err=True,
+        )
     if dry_run:
-        click.echo(f"{would} of {done.matched} would be {word}.")
+        click.echo(f"{would:,} of {matched} would be {word}.")
         click.echo("Nothing was changed: run it again without --dry-run.", err=True)
     else:
-        click.echo(f"{done.changed} of {done.matched} {word}.")
+        click.echo(f"{done.changed:,} of {matched} {word}.")
         if word == "discarded" and done.changed:
             click.echo("`bridge queue replay --state discarded` takes them back.", err=True)
     for refused in done.refused[:10]:

@@ -91,6 +91,10 @@ class Operator:
             refused.extend(done.refused)
         return Done(matched, changed, tuple(refused))
 
+    def count_uncertain(self, chosen: Filter) -> int:
+        """Count the events, of those that `replay` would send, that Braze may have sent before."""
+        return self._events.count(replace(chosen, state=chosen.state or State.DEAD, uncertain=True))
+
     def replay_one(self, event_id: str, by: str) -> Done | None:
         """Send one event again; ``None`` if no event has the id."""
         event = self._events.one(event_id)

@@ -27,6 +27,8 @@ class Filter:
         campaign: ID of a campaign or Canvas.
         since: earliest time of receipt, in seconds since the epoch.
         text: part of the reason.
+        uncertain: whether Braze may have sent a message of the event that is dead or discarded.
+            Only for events to change.
     """
 
     state: State | None = None
@@ -35,6 +37,7 @@ class Filter:
     since: float = 0.0
     text: str = ""
     direction: Direction | None = None
+    uncertain: bool | None = None
 
 
 # Parameters of a filter -> JSON schema.
@@ -185,7 +188,18 @@ class Search:
         """
         customer = self._criteria.customer
         alone = [_is_of(events.c, customer)] if customer else []
-        return [*self._time, *alone, *self._conditions(events.c)]
+        conditions = [*self._time, *alone, *self._conditions(events.c)]
+        if self._criteria.uncertain is not None:
+            conditions.append(_UNCERTAIN if self._criteria.uncertain else ~_UNCERTAIN)
+        return conditions
+
+
+# The direction comes first, so that nothing is looked up for webhooks.
+_UNCERTAIN = (events.c.direction == Direction.TO_BRAZE.value) & sa.exists().where(
+    writes.c.event_id == events.c.id,
+    writes.c.uncertain,
+    writes.c.state.in_((State.DEAD.value, State.DISCARDED.value)),
+)
 
 
 def _leads(

@@ -15,7 +15,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
 
 import sqlalchemy as sa
@@ -75,6 +75,10 @@ def time_left() -> float:
 
 class UnsuitableDatabaseError(StoreUnavailableError):
     """The bridge cannot use this database, for example for its encoding; the start fails."""
+
+
+class NoDatabaseError(StoreUnavailableError):
+    """There is no database of the bridge, and the caller does not want to create one."""
 
 
 class NewerSchemaError(Exception):
@@ -193,6 +197,28 @@ class Database(ABC):
                 return 0
             return connection.execute(sa.select(self._versions.c.version)).scalar() or 0
 
+    def check_exists(self) -> None:
+        """Check that the database has the bridge's tables; create nothing.
+
+        Raises:
+            NoDatabaseError: it has not.
+            StoreUnavailableError: the database cannot be read.
+        """
+        with self._one_error():
+            if not self._stored_version():
+                raise NoDatabaseError(f"there is no database at {self.name}")
+
+    def check_creatable(self) -> None:
+        """Check that the tables can be created, in a transaction that is rolled back.
+
+        Raises:
+            StoreUnavailableError: they cannot be created.
+        """
+        with suppress(_UndoneError), self._one_error(), self._migrating() as connection:
+            for migration in self._migrations:
+                migration(connection)
+            raise _UndoneError
+
     def schema_version(self) -> int:
         """Return the number of migrations that have run.
 
@@ -259,6 +285,10 @@ class Database(ABC):
 
     def _unavailable(self, error: Exception) -> StoreUnavailableError:
         return StoreUnavailableError(f"the database cannot be used: {self._failed(error)}")
+
+
+class _UndoneError(Exception):
+    """Rolls a transaction back."""
 
 
 def add_column(connection: sa.Connection, column: "sa.Column[Any]") -> None:

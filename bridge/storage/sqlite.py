@@ -2,6 +2,7 @@
 
 import os
 import sqlite3
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -57,7 +58,7 @@ class SQLite(Database):
             hide_parameters=True,
         )
         super().__init__(engine, migrations, "schema_version")
-        self.name = str(self.path)
+        self.name = str(self.path.absolute())
         self._durable = durable
         self._file = 0
         self._wal = WalFile(self.path)
@@ -87,6 +88,11 @@ class SQLite(Database):
         super().migrate()
         self._file = _inode(self.path)
         self._wal.locate()
+
+    def check_creatable(self) -> None:
+        folder = next(one for one in self.path.absolute().parents if one.exists())
+        with self._one_error(), tempfile.TemporaryFile(dir=folder):
+            pass
 
     def scrub(self) -> None:
         """Overwrite deleted data in the files and empty the log, unless a reader still needs it."""
@@ -205,7 +211,9 @@ class SQLite(Database):
             with super()._one_error():
                 yield
         except OSError as error:
-            raise StoreUnavailableError(f"the database's files: {error.strerror}") from error
+            raise StoreUnavailableError(
+                f"the database's files in {self.path.absolute().parent}: {error.strerror}"
+            ) from error
         except sqlite3.Error as error:
             raise self._unavailable(error) from error
 
@@ -254,8 +262,12 @@ def _inode(path: Path) -> int:
 
 
 def _size(path: Path) -> int:
-    """Return the size in bytes of the file at *path*; 0 if there is no file."""
+    """Return the size in bytes of the file at *path*; 0 if there is no file.
+
+    Raises:
+        OSError: the folder cannot be searched.
+    """
     try:
         return path.stat().st_size
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return 0

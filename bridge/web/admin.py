@@ -5,8 +5,8 @@ from typing import Any
 from flask import Blueprint, Response, current_app, g, jsonify, request
 
 from bridge import clock
-from bridge.customer import DEMO_USER_ID, named_customers
-from bridge.fields import FieldError, whole_number
+from bridge.customer import CUSTOMER_KINDS, DEMO_USER_ID, named_customers
+from bridge.fields import FieldError, shown, whole_number
 from bridge.intake.payload import FIELDS, read_fields
 from bridge.ops.operator import Done
 from bridge.outbox.events import MOST_A_PAGE, PAGE, REPLAYABLE
@@ -158,12 +158,15 @@ def resume() -> Response:
 @Operation(
     {200: (Ok,)},
     (400, 503),
-    query={name: FIELDS[name] for name in ("user_id", "external_id")},
+    query={name: FIELDS[name] for name in CUSTOMER_KINDS},
     example=Example(query={"user_id": DEMO_USER_ID}),
 )
 def forget_lookups() -> Response:
     """Drop a customer's cached lookups, in every worker."""
-    customers = named_customers(url_fields())
+    given = url_fields()
+    if unknown := given.keys() - {*CUSTOMER_KINDS}:
+        raise FieldError(f'"{shown(min(unknown))}"', "is not a parameter here")
+    customers = named_customers(given)
     if not customers:
         raise FieldError("user_id", "is missing or blank: name a customer (user_id or external_id)")
     for customer in customers:

@@ -62,7 +62,7 @@ def erase_customer(kind: CustomerKind, customer_id: str) -> Response:
     The customer's other identifier is erased too if a lookup or an event has named it, unless
     other customers may have it too: see `shared`.
     """
-    customer = read_identifier(kind, customer_id, "customer_id")
+    customer = read_identifier(kind, customer_id, "customer_id", in_quotes=True)
     erased = parts_of(current_app).erase(customer, g.key_name)
     names = [name.kind for name in erased.names]
     shared = [name.ids for name in erased.shared]

@@ -11,7 +11,6 @@ from werkzeug.exceptions import NotFound
 from bridge import clock
 from bridge.fields import FieldError, iso, ttl
 from bridge.intake.payload import RefusedError, read_fields
-from bridge.ops.operator import Done
 from bridge.outbox.events import DISCARDABLE, REPLAYABLE, SHOWN_TEXTS, Page
 from bridge.outbox.model import State
 from bridge.outbox.search import Filter, read_filter
@@ -161,21 +160,18 @@ def order_all(order: str) -> Response:
         # An absolute time, so that the confirmation changes the counted events and no others.
         given["since"] = iso(chosen.since)
     sure = "sure" in request.form
+    operator = parts_of(current_app).operator
+    carry_out = operator.replay if order == "replay" else operator.discard
     return page(
         "order_all.html",
         order=order,
         given=given,
         state=chosen.state or State.DEAD,
-        done=_carry_out(order, chosen, dry_run=not sure),
+        done=carry_out(chosen, by=g.key_name, dry_run=not sure),
         sure=sure,
+        uncertain=0 if sure or order == "discard" else operator.count_uncertain(chosen),
         query=urlencode({name: value for name, value in given.items() if name != "customer"}),
     )
-
-
-def _carry_out(order: str, chosen: Filter, *, dry_run: bool) -> Done:
-    operator = parts_of(current_app).operator
-    carry_out = operator.replay if order == "replay" else operator.discard
-    return carry_out(chosen, by=g.key_name, dry_run=dry_run)
 
 
 def _given() -> dict[str, str]:

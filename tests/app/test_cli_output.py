@@ -23,13 +23,14 @@ from bridge.sandbox import SandboxServer
 from bridge.settings import Settings
 from bridge.web.shapes import FileAccepted
 from tests.commands import Command, run_bridge
-from tests.conftest import ALICE, MakeApp, bearer, environment, eventually, send
+from tests.conftest import ALICE, MakeApp, Provide, bearer, environment, eventually, send
 
 SEGMENT = f"user_id\n{ALICE}\n"
 
 
 @pytest.fixture
-def environ(sandbox: SandboxServer, tmp_path: Path) -> dict[str, str]:
+def environ(sandbox: SandboxServer, tmp_path: Path, provide: Provide) -> dict[str, str]:
+    provide(f"sqlite:///{tmp_path}/bridge.db")
     public = {"BRIDGE_PUBLIC_URL": "https://bridge.example.com"}
     return {"PATH": "", "TZ": "America/New_York", **environment(sandbox.url, tmp_path), **public}
 
@@ -222,7 +223,7 @@ def test_a_watched_status_goes_on_until_ctrl_c(
         assert command.wait(60) == 130
     assert "Traceback" not in output.read_text()
     # Each print begins with its time.
-    times = re.findall(r"^20\d\d-\d\d-\d\d \S+ \S+\nDelivery ", output.read_text(), re.MULTILINE)
+    times = re.findall(r"^20\d\d-\d\d-\d\d \S+ \S+\nDatabase ", output.read_text(), re.MULTILINE)
     assert len(times) == output.read_text().count("\nBacklog ") > 1
 
 
@@ -237,7 +238,7 @@ def test_a_locked_database_is_named_with_what_to_do(
         return ended.stdout + ended.stderr
 
     status = shown("queue", "status")
-    assert status.startswith("Delivery  unknown\n")
+    assert status.startswith(f"Database  {tmp_path}/bridge.db\nDelivery  unknown\n")
     assert "  -> End the program that locks the database" in status
     assert "     -> end the process that locks it" in shown("check")
     assert "locked it; `bridge check` says what to do\n" in shown("queue", "discard", event)

@@ -216,3 +216,19 @@ def test_what_is_fetched_while_its_customer_is_erased_is_not_kept(
     kept = dict(cache.stored_for(["tags"], customers))
     # On a busy machine a refresh may begin only afterwards.
     assert not {key for key, entry in kept.items() if entry.fetched_at < erased_at[key]}
+
+
+def test_an_id_in_curly_quotes_that_was_stored_is_erased(
+    make_app: MakeApp, sandbox: SandboxServer, tmp_path: Path
+) -> None:
+    client = make_app().test_client()
+    quoted = "\u201cloyal-7\u201d"
+    refused = client.post("/webhooks/braze", json={"user_id": quoted}, headers=bearer("webhook"))
+    assert refused.status_code == 422
+    assert erase(sandbox.url, tmp_path, "--user-id", quoted).startswith("Erased: 1 event,")
+    assert client.delete(f"/api/customers/user_id/{quoted}", headers=bearer("admin")).json == {
+        "status": "ok",
+        "events": 0,
+        "identifiers": ["user_id"],
+        "shared": [],
+    }

@@ -143,7 +143,7 @@ def test_what_cannot_be_moved_is_refused_in_one_line(
     make_app: MakeApp, database: str, new_home: str, tmp_path: Path
 ) -> None:
     nowhere = f"sqlite:///{tmp_path}/nowhere.db"
-    assert "there is no file" in move(nowhere, new_home, tmp_path, 1)
+    assert "there is no database at" in move(nowhere, new_home, tmp_path, 1)
     assert not (tmp_path / "nowhere.db").exists()
     damaged = tmp_path / "damaged.db"
     damaged.write_bytes(b"no database" * 1000)

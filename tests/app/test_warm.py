@@ -11,7 +11,7 @@ import pytest
 
 from bridge.sandbox import SandboxServer
 from tests.commands import run_bridge
-from tests.conftest import MakeApp, bearer, environment, eventually
+from tests.conftest import MakeApp, Provide, bearer, environment, eventually
 
 
 class Warm:
@@ -50,7 +50,8 @@ class Warm:
 
 
 @pytest.fixture
-def warm(sandbox: SandboxServer, tmp_path: Path, database: str) -> Warm:
+def warm(sandbox: SandboxServer, tmp_path: Path, database: str, provide: Provide) -> Warm:
+    provide(database)
     return Warm(sandbox, tmp_path, database)
 
 

@@ -41,7 +41,7 @@ def test_check_goes_the_way_that_the_file_names_and_says_so(tmp_path: Path) -> N
     assert "ok   SessionM Core: reachable" in ended.stdout
     way = f"http://127.0.0.1:{proxy.port} (HTTPS_PROXY)"
     assert f"ok   proxy: SessionM Core is reached through {way}" in ended.stdout
-    assert "add core.test to NO_PROXY" in ended.stdout
+    assert "NO_PROXY=core.test would connect directly" in ended.stdout
     assert f"certificates are checked against {bundle} (SSL_CERT_FILE)" in ended.stdout
     assert "hunter2" not in ended.stdout
 

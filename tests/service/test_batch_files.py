@@ -10,7 +10,7 @@ import pytest
 
 from bridge.sandbox import SandboxServer
 from tests.commands import run_bridge
-from tests.conftest import environment
+from tests.conftest import Provide, environment
 
 SEGMENT = "Braze ID,user_id\n1,one\n2,\n"
 LIST = "line,reason\n7,It was another run's.\n"
@@ -45,7 +45,8 @@ class Command:
 
 
 @pytest.fixture
-def command(sandbox: SandboxServer, tmp_path: Path) -> Command:
+def command(sandbox: SandboxServer, tmp_path: Path, provide: Provide) -> Command:
+    provide(f"sqlite:///{tmp_path}/bridge.db")
     return Command(sandbox, tmp_path)
 
 
