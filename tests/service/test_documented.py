@@ -69,7 +69,7 @@ def commands() -> set[tuple[str, ...]]:
     return {
         (Path(words[0]).name if "bin/" in words[0] else words[0], *words[1:])
         for words in found
-        if words and not re.match(r"\w+=", words[0]) and words[0] != "cd"
+        if words and not re.match(r"\w+=", words[0]) and words[0] not in {"cd", "."}
     }
 
 
