@@ -77,7 +77,17 @@ def _funnel(figures: CampaignFigures) -> list[dict[str, Any]]:
         for state, word, look in _FUNNEL
         if getattr(figures, word) or word in {"delivered", "dead"}
     ]
-    return [{**row, "share": row["number"] / most} for row in rows]
+    return [
+        {**row, "share": (share := row["number"] / most), "percent": _whole_percent(share)}
+        for row in rows
+    ]
+
+
+def _whole_percent(share: float) -> str:
+    """Return a share without decimals. Only nothing is ``0 %``, and only all is ``100 %``."""
+    if 0 < share < 0.01:
+        return "<1 %"
+    return f"{100 if share >= 1 else min(99, round(100 * share))} %"
 
 
 def _reasons(parts: Parts, campaign_id: str, state: State) -> list[tuple[str, int, str]]:

@@ -143,6 +143,16 @@ def about(parts: Parts, customer: Customer) -> dict[str, Any]:
     }
 
 
+@bp.app_template_filter()
+def alike(offers: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], int]]:
+    """Return *offers* that a reader can tell apart, each with the number of its likes."""
+    found: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for offer in offers:
+        shown = (offer.get(name) for name in ("title", "name", "days_left"))
+        found.setdefault(tuple(shown), []).append(offer)
+    return [(same[0], len(same)) for same in found.values()]
+
+
 def _is_known(parts: Parts, customer: Customer) -> bool:
     answer = parts.lookups.tags(Query(customer), time.monotonic())
     return bool(json.loads(answer.body)["status"] == "ok")

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -14,12 +14,13 @@ from bridge.ops.health import RECENT_MINUTES, look
 from bridge.ops.incidents import LATE_SHARE, LEAST_LOOKUPS, Cause, Incident, are_credentials
 from bridge.ops.probe import PAGE_PATIENCE, LastKnown
 from bridge.ops.telemetry import LOOKUP_OUTCOMES, Period, together
+from bridge.outbox.delivery import PAUSE_FACT
 from bridge.parts import Parts, parts_of
 from bridge.storage.database import in_time
 from bridge.web.auth import scope
 from bridge.web.operation import PAGE
 from bridge.web.pages import brief, guard, page, see_other
-from bridge.web.plots import LATENCIES, Plot, Series, draw, sparkline
+from bridge.web.plots import LATENCIES, Plot, Series, Shape, draw, sparkline
 
 bp = Blueprint("dashboard", __name__)
 guard(bp)
@@ -36,20 +37,24 @@ MOST_BATCHES = 10
 
 @dataclass(frozen=True)
 class Span:
-    """How much a plot shows, how many seconds go into one value, and how often it is renewed."""
+    """How much a plot shows, how many seconds go into one value, and how often it is renewed.
+
+    *stamps*: seconds between the moments that are written below it.
+    """
 
     words: str
     seconds: int
     step: int
     per: str
+    stamps: int
     every: int = 5
 
 
 SPANS = {
-    "hour": Span("Hour", 3600, 60, "a minute"),
-    "day": Span("Day", 86400, 900, "in 15 min", 15),
-    "week": Span("Week", 7 * 86400, 7200, "in 2 h", 60),
-    "month": Span("Month", 30 * 86400, 6 * 3600, "in 6 h", 60),
+    "hour": Span("Hour", 3600, 60, "a minute", 900),
+    "day": Span("Day", 86400, 900, "in 15 min", 6 * 3600, 15),
+    "week": Span("Week", 7 * 86400, 7200, "in 2 h", 86400, 60),
+    "month": Span("Month", 30 * 86400, 6 * 3600, "in 6 h", 7 * 86400, 60),
 }
 
 
@@ -163,18 +168,10 @@ def _links(
     """Return state, rate and latency of the calls from Braze, and of those to SessionM."""
     recent = together(hour[-RECENT_MINUTES:])
     link = partial(_link, hour)
-    webhooks, lookups = checks["webhooks"], checks["cache"]
+    lookups = checks["cache"]
     late = lookups["late"] + lookups["unavailable"]
-    answered = sum(webhooks[name] for name in ("accepted", "duplicate", "rejected", "failed"))
     found = [
-        link(
-            "Webhooks",
-            "down" if checks["store"]["state"] != "ok" else "ok",
-            answered,
-            webhooks["p99_ms"],
-            _of(webhooks["failed"], answered, "failed"),
-        )
-        | _failures(hour, _ends(incidents, "store_", "queue_"), "webhooks_failed"),
+        _stored("Webhooks", "webhook", checks, hour, incidents),
         link(
             "Lookups",
             "ok",
@@ -199,6 +196,32 @@ def _links(
             | {"idle_since": check["idle_since"]}
         )
     return found
+
+
+def _stored(
+    name: str,
+    kind: str,
+    checks: Mapping[str, Any],
+    hour: list[Period],
+    incidents: Sequence[Incident],
+) -> dict[str, Any]:
+    """Return the link of calls that the bridge must store.
+
+    Args:
+        name: of the link.
+        kind: ``webhook`` or ``message``, of the figures.
+        checks: ``checks`` of ``/health``.
+        hour: the minutes, the present one last.
+        incidents: as `look` returns them.
+    """
+    recent = together(hour[-RECENT_MINUTES:])
+    outcomes = ("accepted", "duplicate", "rejected", "failed")
+    answered = sum(recent.count(f"{kind}s_{outcome}") for outcome in outcomes)
+    failed = _of(recent.count(f"{kind}s_failed"), answered, "failed")
+    found = _link(hour, name, "ok", answered, recent.percentile(kind, 0.99) or 0.0, failed)
+    if checks["store"]["state"] != "ok":
+        return found | {"state": "down"}
+    return found | _failures(hour, _ends(incidents, "store_", "queue_"), f"{kind}s_failed")
 
 
 def _ends(incidents: Sequence[Incident], *codes: str) -> list[float | None]:
@@ -232,23 +255,10 @@ def _message_links(
     braze = checks.get("braze")
     if braze is None:
         return []
-    recent = together(hour[-RECENT_MINUTES:])
-    outcomes = ("accepted", "duplicate", "rejected", "failed")
-    answered = sum(recent.count(f"messages_{name}") for name in outcomes)
-    failed = recent.count("messages_failed")
-    latency = recent.percentile("message", 0.99) or 0.0
     left = braze["calls_left"]
     note = "" if left is None else f"{left:,} of {braze['limit']:,} calls left this hour"
     return [
-        _link(
-            hour,
-            "Messages",
-            "ok",
-            answered,
-            latency,
-            _of(failed, answered, "failed"),
-        )
-        | _failures(hour, _ends(incidents, "store_", "queue_"), "messages_failed"),
+        _stored("Messages", "message", checks, hour, incidents),
         _link(
             hour,
             "Braze's REST API",
@@ -268,6 +278,8 @@ def _link(
     minutes = min(len(hour), RECENT_MINUTES) - 1 + (clock.now() - hour[-1].at) / 60
     rate = number(round(calls / max(minutes, 1 / 60), 1))
     p99 = f"p99 {brief(latency)}" if latency else ""
+    if state == "ok" and not calls:
+        state = "unknown"
     return {"name": name, "state": state, "rate": rate, "p99": p99, "note": note}
 
 
@@ -275,7 +287,7 @@ def _of(number: int, whole: int, word: str) -> str:
     return f"{number:,} of {whole:,} {word}" if number else ""
 
 
-def _sparks(hour: list[Period]) -> dict[str, str]:
+def _sparks(hour: list[Period]) -> dict[str, list[Shape]]:
     """Return small plots of the last hour for the tiles."""
 
     def share_in_time(minute: Period) -> float | None:
@@ -285,16 +297,8 @@ def _sparks(hour: list[Period]) -> dict[str, str]:
 
     return {
         "waiting": sparkline([minute.most("queued") for minute in hour]),
-        "dead": sparkline([minute.most("dead_writes") for minute in hour]),
+        "dead": sparkline([minute.most("dead_writes") for minute in hour], "wrong"),
         "in_time": sparkline([share_in_time(minute) for minute in hour]),
-        "failures": sparkline(
-            [
-                float(
-                    minute.count("braze_webhook_failures") + minute.count("braze_content_failures")
-                )
-                for minute in hour
-            ]
-        ),
     }
 
 
@@ -303,9 +307,11 @@ def _sparks(hour: list[Period]) -> dict[str, str]:
 @scope("admin")
 def order_delivery(order: str) -> Response:
     """Ask for confirmation (GET), then pause or resume delivery (POST)."""
-    operator = parts_of(current_app).operator
+    parts = parts_of(current_app)
+    operator = parts.operator
     if request.method == "GET":
-        return page("order_delivery.html", order=order)
+        by_hand = (parts.store.fact(PAUSE_FACT) or {}).get("paused")
+        return page("order_delivery.html", order=order, by_hand=by_hand)
     if order == "pause":
         operator.pause(g.key_name)
     else:
@@ -330,48 +336,49 @@ def _plots(parts: Parts, span: Span, incidents: Sequence[Incident]) -> list[Plot
     # The table of campaigns counts the events of both directions.
     kinds = ("webhooks", "messages") if parts.braze else ("webhooks",)
 
-    def counted(name: str, look: str, *counts: str) -> Series:
+    def counted(name: str, look: str, *counts: str, rare: bool = False) -> Series:
         values = [sum(bucket.count(one) for one in counts) for bucket in buckets]
-        return Series(name, look, values, number(sum(values)))
+        return Series(name, look, values, number(sum(values)), skips_zeros=rare)
 
-    def came(name: str, look: str, outcome: str) -> Series:
-        return counted(name, look, *(f"{kind}_{outcome}" for kind in kinds))
+    def came(name: str, look: str, outcome: str, *, rare: bool = False) -> Series:
+        return counted(name, look, *(f"{kind}_{outcome}" for kind in kinds), rare=rare)
 
-    def ended(name: str, look: str, state: str) -> Series:
-        return counted(name, look, state, *([f"messages_{state}"] if parts.braze else []))
+    def ended(name: str, look: str, state: str, *, rare: bool = False) -> Series:
+        counts = [state, *([f"messages_{state}"] if parts.braze else [])]
+        return counted(name, look, *counts, rare=rare)
 
     def within(name: str, look: str, histogram: str) -> Series:
         values = [bucket.percentile(histogram, 0.99) for bucket in buckets]
         present = next((value for value in reversed(values) if value is not None), None)
         worst = max((value for value in values if value is not None), default=None)
-        total = "–" if worst is None or present is None else f"{brief(present)}, max {brief(worst)}"
+        if present is None or worst is None:
+            return Series(name, look, values, "–")
+        total = f"last {brief(present)}, max {brief(worst)}"
         return Series(name, look, values, total)
 
     def highest(name: str, look: str, gauge: str) -> Series:
         values = [_highest(bucket, gauge) for bucket in buckets]
         known = [value for value in values if value is not None]
-        total = f"{number(known[-1])}, max {number(max(known))}" if known else "–"
+        total = f"last {number(known[-1])}, max {number(max(known))}" if known else "–"
         return Series(name, look, values, total)
 
+    plot = partial(draw, moments=moments, troubles=troubles, stamp_every=span.stamps)
     return [
-        draw(
+        plot(
             " and ".join(kinds).capitalize(),
             span.per,
-            moments,
             bars=[came("accepted", "soft", "accepted")],
             lines=[
                 ended("delivered", "first", "delivered"),
-                _where_any(came("rejected", "second", "rejected")),
-                _where_any(came("failed", "away-line", "failed")),
-                _where_any(ended("dead", "wrong", "dead")),
+                came("rejected", "second", "rejected", rare=True),
+                came("failed", "away-line", "failed", rare=True),
+                ended("dead", "wrong", "dead", rare=True),
             ],
             written=number,
-            troubles=troubles,
         ),
-        draw(
+        plot(
             "Lookups",
             span.per,
-            moments,
             bars=[
                 counted("hit", "hit", "lookups_hit"),
                 counted("stale", "stale", "lookups_stale"),
@@ -380,12 +387,10 @@ def _plots(parts: Parts, span: Span, incidents: Sequence[Incident]) -> list[Plot
                 counted("unavailable", "away", "lookups_unavailable"),
             ],
             written=number,
-            troubles=troubles,
         ),
-        draw(
+        plot(
             "Latency, p99",
-            "log scale",
-            moments,
+            f"{span.per}, log scale",
             lines=[
                 within("lookups", "first", "lookup"),
                 within("SessionM Core", "second", "core"),
@@ -394,15 +399,12 @@ def _plots(parts: Parts, span: Span, incidents: Sequence[Incident]) -> list[Plot
             written=brief,
             scale=LATENCIES,
             limit=(2000.0, "Braze waits 2 s"),
-            troubles=troubles,
         ),
-        draw(
+        plot(
             "Writes waiting",
             f"most {span.per}",
-            moments,
             lines=[highest("waiting", "first", "queued"), highest("dead", "wrong", "dead_writes")],
             written=number,
-            troubles=troubles,
         ),
     ]
 
@@ -410,11 +412,6 @@ def _plots(parts: Parts, span: Span, incidents: Sequence[Incident]) -> list[Plot
 def _highest(bucket: Period, gauge: str) -> float | None:
     most = bucket.most(gauge)
     return bucket.gauge(gauge) if most is None else most
-
-
-def _where_any(series: Series) -> Series:
-    """Return *series* without its zeros, which would be a line along the bottom."""
-    return replace(series, values=[value or None for value in series.values])
 
 
 def _buckets(minutes: list[Period], first: float, span: Span) -> list[Period]:

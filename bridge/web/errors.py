@@ -21,9 +21,9 @@ STORE_RETRY_AFTER = 10
 FULL_RETRY_AFTER = 60
 # Status -> title, for the errors that a browser gets as a page.
 _TITLES = {
-    401: "A key is needed",
-    403: "This is not allowed",
-    404: "There is nothing here",
+    401: "Sign in",
+    403: "Your key does not allow this",
+    404: "This page does not exist",
     503: "The bridge cannot do this now",
 }
 # What a message quotes came from the caller, and may be about a customer.

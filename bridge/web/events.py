@@ -15,10 +15,12 @@ from bridge.outbox.events import DISCARDABLE, REPLAYABLE, SHOWN_TEXTS, Page
 from bridge.outbox.model import State
 from bridge.outbox.search import Filter, read_filter
 from bridge.parts import parts_of
+from bridge.storage.database import StoreUnavailableError
 from bridge.web.advice import advice
 from bridge.web.auth import scope
 from bridge.web.operation import PAGE
 from bridge.web.pages import guard, name_campaigns, page, see_other
+from bridge.web.preview import pretty
 
 bp = Blueprint("events", __name__)
 guard(bp)
@@ -49,7 +51,7 @@ def search() -> Response:
     if request.method == "POST" and "customer" not in given and "before" not in request.form:
         return see_other(f"/events?{urlencode(given)}" if given else "/events")
     before = request.values.get("before", "")[:32]
-    problem, found, named = "", Page([], ""), {}
+    problem, found, named = None, Page([], ""), {}
     try:
         chosen = read_filter(given, clock.now())
         events = parts_of(current_app).events
@@ -61,7 +63,7 @@ def search() -> Response:
                 chosen = read_filter(given, clock.now())
                 found = events.find(chosen, before=before)
     except FieldError as error:
-        problem, chosen = f"{error}.", Filter()
+        problem, chosen = error, Filter()
     name_campaigns(found.events)
     return page(
         "events.html",
@@ -72,6 +74,7 @@ def search() -> Response:
         next=found.next,
         before=before,
         problem=problem,
+        unstored="" if given or found.events else _unstored(),
         states=_STATES,
         orders=_orders(chosen),
         rules=parts_of(current_app).rules,
@@ -79,6 +82,15 @@ def search() -> Response:
         query=urlencode({**given, "before": found.next}),
         filters=urlencode(given),
     )
+
+
+def _unstored() -> str:
+    """Return why no event can be stored; "" if events can be stored."""
+    try:
+        parts_of(current_app).probe.check()
+    except StoreUnavailableError as error:
+        return str(error)
+    return ""
 
 
 def _named(words: str) -> dict[str, str]:
@@ -103,6 +115,7 @@ def show(event_id: str) -> Response:
     return page(
         "event.html",
         event=event,
+        body=pretty(event["body"].encode()),
         texts=SHOWN_TEXTS,
         rules=parts.rules,
         own_ttl=_own_ttl(event),
@@ -170,6 +183,7 @@ def order_all(order: str) -> Response:
         done=carry_out(chosen, by=g.key_name, dry_run=not sure),
         sure=sure,
         uncertain=0 if sure or order == "discard" else operator.count_uncertain(chosen),
+        origin=request.form.get("origin", ""),
         query=urlencode({name: value for name, value in given.items() if name != "customer"}),
     )
 

@@ -7,7 +7,6 @@ stand beside it, in HTML, so that the text is not stretched.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 WIDTH, HEIGHT = 600.0, 120.0
 
@@ -25,12 +24,14 @@ class Series:
         look: the style sheet's name for how it is drawn.
         values: as many as there are moments.
         total: what the legend says of it.
+        skips_zeros: zeros, which would be a line along the bottom, are not drawn.
     """
 
     name: str
     look: str
     values: Values
     total: str
+    skips_zeros: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,14 @@ class Band:
 
 
 @dataclass(frozen=True)
+class Stamp:
+    """A moment that is written below, at *x* percent of the width."""
+
+    x: float
+    at: float
+
+
+@dataclass(frozen=True)
 class Line:
     """A value that is drawn across, such as a limit."""
 
@@ -70,8 +79,8 @@ class Line:
 class Plot:
     """All that a page draws.
 
-    *ticks* are the labels of the scale, from the top to the bottom; *stamps* the moments that are
-    written below, from the left to the right.
+    *ticks* are the labels of the scale, from the top to the bottom; *grid* is a path of lines at
+    them.
     """
 
     title: str
@@ -79,8 +88,9 @@ class Plot:
     shapes: tuple[Shape, ...]
     columns: tuple[Column, ...]
     ticks: tuple[str, ...]
+    grid: str
     series: tuple[Series, ...]
-    stamps: tuple[float, ...]
+    stamps: tuple[Stamp, ...]
     bands: tuple[Band, ...] = ()
     line: Line | None = None
 
@@ -92,7 +102,14 @@ class Plot:
     @property
     def summary(self) -> str:
         """The plot for people who do not see it."""
-        return f"{self.title}. " + ", ".join(f"{one.name} {one.total}" for one in self.series)
+        said = [f"{one.name} {one.total}" for one in self.series]
+        return f"{self.title}. {', '.join(said + [name for _, name in self.troubles])}"
+
+    @property
+    def troubles(self) -> list[tuple[str, str]]:
+        """Look and name of each kind of band in the plot."""
+        looks = {one.look for one in self.bands}
+        return [(look, name) for look, name in TROUBLES.items() if look in looks]
 
 
 @dataclass(frozen=True)
@@ -117,6 +134,9 @@ class Scale:
         return tuple(self.top / 10**place for place in range(decades + 1))
 
 
+# Look of a time in which something was wrong -> its name.
+TROUBLES = {"trouble": "incident open", "down": "database down"}
+
 # From a millisecond to a hundred seconds.
 LATENCIES = Scale(100_000.0, 1.0)
 
@@ -132,6 +152,7 @@ def draw(
     scale: Scale | None = None,
     limit: tuple[float, str] | None = None,
     troubles: Sequence[tuple[float, float, str]] = (),
+    stamp_every: float,
 ) -> Plot:
     """Draw *bars*, one upon the other, and *lines* before them.
 
@@ -144,37 +165,43 @@ def draw(
         written: a value as people read it.
         scale: where values stand; by default evenly up to the highest one.
         limit: a value that is drawn across, and its name.
-        troubles: begin, end and look of times in which something was wrong.
+        troubles: begin, end and look of times in which something was wrong; see `TROUBLES`.
+        stamp_every: seconds between the moments that are written below.
     """
     piles = [sum(one.values[i] or 0 for one in bars) for i in range(len(moments))]
     points = [value for one in lines for value in one.values if value is not None]
     scale = scale or Scale(round_top([*piles, *points]))
     step = WIDTH / max(1, len(moments))
-    shapes = [*_bars(bars, scale, step), *(_line(one, scale, step) for one in lines)]
+    shapes = [*_bars(bars, scale, step)]
+    shapes += [shape for one in lines for shape in _line(one, scale, step)]
     every = (*bars, *lines)
     return Plot(
         title=title,
         unit=unit,
         shapes=tuple(shape for shape in shapes if shape.path),
         columns=tuple(
-            Column(round(i * step, 2), round(step, 2), at, _said(every, i, written))
+            Column(
+                round(i * step, 2),
+                round(step, 2),
+                at,
+                "\n".join([*_said(every, i, written), *_troubled(troubles, i, moments)]),
+            )
             for i, at in enumerate(moments)
         ),
         ticks=tuple(written(tick) for tick in scale.ticks()),
+        grid="".join(f"M0 {scale.y(tick)}H{WIDTH:.0f}" for tick in scale.ticks()),
         series=every,
-        stamps=tuple(moments[:: max(1, len(moments) // 4)]),
+        stamps=_stamps(moments, stamp_every),
         bands=_bands(troubles, moments),
         line=Line(scale.y(limit[0]), limit[1]) if limit else None,
     )
 
 
-def sparkline(values: Values) -> str:
-    """Return the path of *values* in a box of `WIDTH` by `HEIGHT`; "" for one value."""
-    if sum(value is not None for value in values) < 2:
-        return ""
+def sparkline(values: Values, look: str = "first") -> list[Shape]:
+    """Return a small picture of *values* in a box of `WIDTH` by `HEIGHT`."""
     top = max([1.0, *(value for value in values if value is not None)])
     step = WIDTH / max(1, len(values))
-    return _line(Series("", "", values, ""), Scale(top * 1.1), step).path
+    return _line(Series("", look, values, ""), Scale(top * 1.1), step)
 
 
 def round_top(values: Sequence[float]) -> float:
@@ -186,12 +213,38 @@ def round_top(values: Sequence[float]) -> float:
     )
 
 
-def _said(series: Sequence[Series], place: int, written: Written) -> str:
+def _said(series: Sequence[Series], place: int, written: Written) -> list[str]:
     """Return look, name and value of each series at one moment."""
-    return "\n".join(
+    return [
         f"{one.look}\t{one.name}\t{'–' if (value := one.values[place]) is None else written(value)}"
         for one in series
-    )
+    ]
+
+
+def _troubled(
+    troubles: Sequence[tuple[float, float, str]], place: int, moments: Sequence[float]
+) -> list[str]:
+    """Return what was wrong at one moment, as `_said` writes it."""
+    at, until = moments[place], moments[place] + _distance(moments)
+    looks = {look for begin, end, look in troubles if begin < until and end > at}
+    return [f"{look}\t{name}\t" for look, name in TROUBLES.items() if look in looks]
+
+
+def _distance(moments: Sequence[float]) -> float:
+    return moments[1] - moments[0] if len(moments) > 1 else 0.0
+
+
+def _stamps(moments: Sequence[float], every: float) -> tuple[Stamp, ...]:
+    """Return the multiples of *every* seconds among *moments*, up to the place of "now"."""
+    length = _distance(moments) * len(moments)
+    first = math.ceil(moments[0] / every)
+    number = math.ceil((moments[0] + length * _NOW) / every) - first
+    chosen = [(first + place) * every for place in range(number)]
+    return tuple(Stamp(round((at - moments[0]) / length * 100, 1), at) for at in chosen)
+
+
+# Share of the width from which the word "now" takes the place below a plot.
+_NOW = 0.84
 
 
 def _bands(
@@ -199,8 +252,7 @@ def _bands(
 ) -> tuple[Band, ...]:
     if len(moments) < 2:
         return ()
-    step = moments[1] - moments[0]
-    first, last = moments[0], moments[-1] + step
+    first, last = moments[0], moments[-1] + _distance(moments)
     bands = []
     for begin, end, look in troubles:
         left, right = max(first, begin), min(last, end)
@@ -227,14 +279,19 @@ def _bars(bars: Sequence[Series], scale: Scale, step: float) -> list[Shape]:
     return shapes
 
 
-def _line(one: Series, scale: Scale, step: float) -> Shape:
+def _line(one: Series, scale: Scale, step: float) -> list[Shape]:
+    """Return a path through neighbouring values, and marks at the values without neighbours."""
     points = [
-        None if value is None else (round((place + 0.5) * step, 2), scale.y(value))
+        None
+        if value is None or (one.skips_zeros and not value)
+        else f"{round((place + 0.5) * step, 2)} {scale.y(value)}"
         for place, value in enumerate(one.values)
     ]
-    path = ""
-    for before, point in pairwise([None, *points]):
-        if point:
-            # A point alone has a length of nothing, and shows by its round ends.
-            path += f"{'L' if before else 'M'}{point[0]} {point[1]}" + ("" if before else "h0")
-    return Shape(one.look, path)
+    path = marks = ""
+    for before, point, after in zip([None, *points], points, [*points[1:], None], strict=False):
+        if point and (before or after):
+            path += f"{'L' if before else 'M'}{point}"
+        elif point:
+            # A length of nothing shows by its round ends.
+            marks += f"M{point}h0"
+    return [Shape(one.look, path), Shape(f"{one.look} alone", marks)]

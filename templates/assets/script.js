@@ -8,9 +8,9 @@ const say = (words) => {
 
 // --- Times: the server writes UTC, the browser knows the zone ----------------------------------
 
-const twoDigits = { hour: "2-digit", minute: "2-digit" };
-const clock = new Intl.DateTimeFormat(undefined, { ...twoDigits, second: "2-digit" });
-const short = new Intl.DateTimeFormat(undefined, twoDigits);
+const minutes = { hour: "numeric", minute: "2-digit" };
+const clock = new Intl.DateTimeFormat(undefined, { ...minutes, second: "2-digit" });
+const short = new Intl.DateTimeFormat(undefined, minutes);
 const day = new Intl.DateTimeFormat(undefined, { month: "short", day: "numeric" });
 const zone =
   new Intl.DateTimeFormat(undefined, { timeZoneName: "short" }).formatToParts(new Date()).find((part) => part.type === "timeZoneName").value;
@@ -55,7 +55,7 @@ function showTip(canvas, place) {
   const heading = Object.assign(document.createElement("strong"), { textContent: moment(at, short) });
   const rows = lines.map(([look, name, value]) => {
     const row = document.createElement("span");
-    const key = Object.assign(document.createElement("i"), { className: look });
+    const key = canvas.closest("figure").querySelector(`.legend .${look}`).parentElement.cloneNode(true);
     const figure = Object.assign(document.createElement("b"), { textContent: value });
     row.append(key, `${name} `, figure);
     return row;
@@ -64,10 +64,11 @@ function showTip(canvas, place) {
   document.body.append(tip);
   tip.hidden = false;
   const box = column.getBoundingClientRect();
-  const left = Math.max(4, Math.min(innerWidth - tip.offsetWidth - 4, box.left + box.width / 2 - tip.offsetWidth / 2));
+  const isRoomRight = box.right + tip.offsetWidth + 12 <= innerWidth;
+  const left = isRoomRight ? box.right + 8 : Math.max(4, box.left - tip.offsetWidth - 8);
   tip.style.left = `${left + scrollX}px`;
-  tip.style.top = `${Math.max(4, box.top - tip.offsetHeight - 8) + scrollY}px`;
-  return `${heading.textContent}: ${lines.map(([, name, value]) => `${name} ${value}`).join(", ")}`;
+  tip.style.top = `${box.top + scrollY}px`;
+  return `${heading.textContent}: ${lines.map(([, name, value]) => `${name} ${value}`.trim()).join(", ")}`;
 }
 
 function hideTip() {
@@ -236,8 +237,7 @@ async function copyId(button) {
     field.remove();
     button.focus();
   }
-  button.firstElementChild.textContent = text;
-  button.classList.add("copied", "whole");
+  button.classList.add("copied");
   say("Copied to the clipboard");
   setTimeout(() => button.classList.remove("copied"), 1500);
 }
@@ -292,6 +292,7 @@ document.addEventListener("keydown", (event) => {
 
 const find = document.getElementById("find");
 if (find) {
+  const clear = document.getElementById("clear");
   find.closest("[role=search]").hidden = false;
   find.addEventListener("input", () => {
     const words = find.value.toLowerCase().split(/\s+/);
@@ -306,8 +307,36 @@ if (find) {
       section.hidden = !shown;
       number += shown;
     }
-    document.getElementById("found").textContent = find.value.trim() ? `${number} found` : "";
+    document.getElementById("found").textContent = find.value.trim() ? (number ? `${number} found` : "Nothing matches") : "";
+    clear.hidden = Boolean(number);
   });
+  clear.addEventListener("click", () => {
+    find.value = "";
+    find.dispatchEvent(new Event("input"));
+    find.focus();
+  });
+}
+
+// --- The bridge's state, in the head of the pages that are about something else -----------------
+
+const STATES = { ok: ["good", "✓ Healthy"], degraded: ["warn", "! Degraded"], down: ["bad", "✕ Down"] };
+
+async function showState(place) {
+  try {
+    const answer = await fetch(new URL("/health", location.origin), { cache: "no-store" });
+    const [look, words] = STATES[(await answer.json()).status];
+    place.className = `dot ${look}`;
+    place.textContent = words;
+    place.hidden = false;
+  } catch {
+    place.hidden = true;
+  }
+}
+
+const state = document.getElementById("state");
+if (state) {
+  showState(state);
+  setInterval(() => document.hidden || showState(state), 30000);
 }
 
 localise(document);

@@ -25,6 +25,7 @@ function fill(scope) {
   const typed = kept.get(`secret.${scope}`) || "";
   const isWrong = isNoSecret(typed, document.querySelector(`[data-secret="${scope}"]`).dataset.name);
   document.querySelector(`[data-doubt="${scope}"]`).hidden = !isWrong;
+  document.querySelector(`[data-forget="${scope}"]`).disabled = !typed;
   const secret = isWrong ? "" : typed;
   const placeholder = `YOUR-${scope.toUpperCase()}-SECRET`;
   for (const place of document.querySelectorAll(`[data-fill="${scope}"]`)) {

@@ -160,8 +160,12 @@ def test_webhooks_that_failed_while_the_store_was_locked_are_past_with_the_lock(
     assert answer.status_code == 503
     # Without an incident, the failures are past with their minute.
     eventually(lambda: "cannot be stored" in seen())
-    assert "Webhooks ! failing" in seen()
+    down = seen()
+    assert "Webhooks ✕ down" in down
+    assert "Messages ✕ down" in down
     lock.execute("ROLLBACK")
     lock.close()
     past = r"Webhooks ✓ ok since 20.* UTC .* 1 of 2 failed before"
     eventually(lambda: re.search(past, seen()))
+    # A heartbeat that could not be stored is no loop that has stopped.
+    assert "stopped" not in seen()

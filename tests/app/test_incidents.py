@@ -96,7 +96,7 @@ def test_a_refusal_that_has_not_been_tried_again_is_reported_in_the_past_tense(
     # Its customers are not counted; the lookups are.
     assert "Of 5 lookups in five minutes 5 could not be answered" in seen
     client.get("/connected-content/offers?user_id=new", headers=bearer("content"))
-    assert "SessionM Connect ✓ up" in words(client.get("/dashboard", headers=ADMIN))
+    assert "SessionM Connect ✓ ok" in words(client.get("/dashboard", headers=ADMIN))
 
 
 def test_failures_of_a_system_that_works_again_are_past(
@@ -109,7 +109,7 @@ def test_failures_of_a_system_that_works_again_are_past(
     sandbox.sandbox.set_faults({"status": 503, "where": "core"})
     assert re.search(r"SessionM Core ! failing .* 1 of 1 failed SessionM", seen("first"))
     sandbox.sandbox.set_faults({})
-    assert re.search(r"SessionM Core ✓ up .* 1 of 2 failed before SessionM", seen(ALICE))
+    assert re.search(r"SessionM Core ✓ ok .* 1 of 2 failed before SessionM", seen(ALICE))
 
 
 def test_a_pause_by_hand_leaves_a_past_failure_in_the_past(

@@ -350,10 +350,14 @@ def test_older_events_are_a_page_away(client: FlaskClient, filters: dict[str, st
 
 
 def test_a_filter_without_meaning_is_named_on_the_page(client: FlaskClient) -> None:
-    for path in ("/events?state=happy", "/events?since=yesterday"):
+    for path, problem in (
+        ("/events?state=happy", "State: must be one of"),
+        ("/events?since=yesterday", "Since: for example 2h, 7d or 2026-12-01."),
+    ):
         answer = client.get(path, headers=ADMIN)
         assert answer.status_code == 400
-        assert "must be" in words(answer)
+        assert problem in words(answer)
+        assert 'aria-invalid="true" aria-describedby="problem" autofocus' in answer.text
 
 
 def test_an_empty_search_helps_on(client: FlaskClient) -> None:
@@ -460,6 +464,12 @@ def test_many_events_are_counted_before_anything_happens(
     wanted = {"state": "dead", "campaign": "summer", "since": "1h"}
     asked = post(client, f"/events/{order}-all", **wanted)
     assert f"{order.capitalize()} 3 dead events?" in words(asked)
+    # What destroys nothing has the first focus.
+    focused = "Cancel" if order == "discard" else "Replay 3"
+    assert re.search(rf"autofocus>{focused}<", asked.text)
+    assert re.search(r'href="/events\?[^"]*campaign=summer[^"]*"[^>]*>Cancel', asked.text)
+    begun = post(client, f"/events/{order}-all", origin="dashboard", **wanted)
+    assert re.search('href="/dashboard"[^>]*>Cancel', begun.text)
     assert state_of(client, dead[0]) == "dead"
     given = dict(re.findall('type="hidden" name="([^"]*)" value="([^"]*)"', asked.text))
     # So that what is done is what was counted.
