@@ -135,14 +135,16 @@ class Breaker:
 
         ``up``, ``refusing`` (our credentials, or several calls in a row), ``limiting`` (it has
         requested a wait), ``failing`` (the last call failed), ``down`` (the breaker is open) or
-        ``unknown`` (no call for five minutes).
+        ``unknown`` (no call for five minutes). A limit after a refusal is ``limiting``: the last
+        answer counts.
         """
         numbers = self._read()
         if numbers.last == _Last.NOTHING or now - numbers.ended_at > STATE_MAX_AGE:
-            return "unknown"
+            return "limiting" if now < numbers.hold_until else "unknown"
         if numbers.mode == Mode.DOWN:
             return "down"
-        if numbers.mode == Mode.REFUSED or numbers.refusals >= FAILURES_IN_A_ROW:
+        is_refused = numbers.mode == Mode.REFUSED or numbers.refusals >= FAILURES_IN_A_ROW
+        if is_refused and numbers.last != _Last.LIMIT:
             return "refusing"
         if now < numbers.hold_until or numbers.last == _Last.LIMIT:
             return "limiting"
@@ -190,6 +192,7 @@ class Breaker:
         elif numbers.mode == Mode.REFUSED and numbers.last == _Last.LIMIT:
             # A throttled call does not show whether our credentials are accepted.
             numbers = self._opened(numbers, Mode.REFUSED, began_at, now, self.cause)
+            numbers = numbers._replace(hold_until=max(numbers.hold_until, numbers.probe_at))
         else:
             self.cause = ""
             numbers = numbers._replace(mode=Mode.CLOSED, failures=0, probed_until=0)

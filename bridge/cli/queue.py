@@ -235,7 +235,7 @@ def _show_incident(one: Incident, names: Mapping[str, str]) -> None:
     click.secho(f"\n{with_local_times(cause.reason)}", fg="yellow")
     since = f"since {local(iso(one.since))} {zone()}, for {span(max(1, clock.now() - one.since))}"
     click.echo(f"  {since}{_numbers(one, names)}")
-    click.echo(f"  -> {cause.do}")
+    click.echo(f"  -> {with_local_times(cause.do)}")
     for command in _commands_for(one):
         click.echo(f"     {command}")
 
@@ -244,12 +244,16 @@ def _numbers(one: Incident, names: Mapping[str, str]) -> str:
     """Return the extent of *one* for the end of a line; "" without any."""
     extent, numbers = one.extent, []
     if extent.writes:
-        numbers.append(counted(extent.writes, one.cause.unit))
+        numbers.append(extent.amount(one.cause.unit))
         least = "at least " if extent.is_minimum else ""
         numbers.append(f"{least}{counted(extent.customers, 'customer')}")
         few = [names.get(one, one) for one in extent.campaigns[: MOST_NAMED + 1]]
         campaigns = counted(len(extent.campaigns), "campaign")
         numbers.append(campaigns + (f" ({', '.join(few)})" if len(few) <= MOST_NAMED else ""))
+    if extent.webhooks:
+        numbers.append(f"{counted(extent.webhooks, 'webhook')} answered 503")
+    if extent.lookups:
+        numbers.append(f"{counted(extent.lookups, 'lookup')} without an answer in time")
     return f"; {', '.join(numbers)}" if numbers else ""
 
 

@@ -6,7 +6,7 @@ process uses the incidents that it knows, and writes them later.
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -59,11 +59,24 @@ class Chronicle:
         # No try before this time, by `clock.steady`.
         self._retry_at = 0.0
 
-    def follow(self, found: Sequence[Cause], *, store_is_up: bool) -> list[Incident]:
-        """Update the stored incidents for the present causes; return them as `incidents.follow`."""
+    def follow(
+        self,
+        found: Sequence[Cause],
+        measured: Callable[[Incident], Incident] = lambda one: one,
+        *,
+        store_is_up: bool,
+    ) -> list[Incident]:
+        """Update the stored incidents for the present causes; return them as `incidents.follow`.
+
+        Args:
+            found: the present causes.
+            measured: returns an incident with the numbers of its time.
+            store_is_up: as for `incidents.follow`.
+        """
         with self._lock:
             known = self._read()
-            self._known = follow(known, found, clock.now(), store_is_up=store_is_up)
+            followed = follow(known, found, clock.now(), store_is_up=store_is_up)
+            self._known = [measured(one) for one in followed]
             self._is_stored = self._known == known or self._write(known, self._known)
             return self._known
 
@@ -142,6 +155,7 @@ def _upsert(one: Incident) -> sa.Insert:
         "cause": asdict(one.cause),
         "most": asdict(one.most),
         "worst_cause": asdict(one.worst or one.cause),
+        "errors": one.errors,
     }
     values = {"cause": cause, "until": until, "since": one.since, "story": details}
     statement = insert(incidents).values(**values)
@@ -162,7 +176,8 @@ def _incident(row: sa.Row[Any]) -> Incident:
     details = row.story
     until = None if row.until == _OPEN else row.until
     cause, worst = _cause(details["cause"]), _cause(details["worst_cause"])
-    return Incident(cause, row.since, until, _extent(details["most"]), worst)
+    errors = tuple(details.get("errors", ()))
+    return Incident(cause, row.since, until, _extent(details["most"]), worst, errors)
 
 
 def _cause(stored: dict[str, Any]) -> Cause:

@@ -3,15 +3,19 @@
 import math
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from bridge import __version__, clock
 from bridge.fields import iso
-from bridge.ops.incidents import Incident, as_json, causes, message_causes
+from bridge.ops.incidents import REOPENS, Incident, as_json, causes, message_causes
 from bridge.ops.telemetry import BRAZE_CONTENT_SHARE, LOOKUP_OUTCOMES, Period, Telemetry, together
 from bridge.outbox.clocks import HEARTBEAT_FACTS, reported_clocks
 from bridge.outbox.delivery import PAUSE_FACT, is_alive
+from bridge.outbox.extent import Extents
 from bridge.outbox.model import DeadGroup, Direction, Extent, QueueDepth
 from bridge.outbox.store import Store
 from bridge.parts import Parts
@@ -28,6 +32,7 @@ RECENT_MINUTES = 5
 # come more often while SessionM is down.
 IDLE = 20.0
 # Seconds by which the last error, stored once a second by each process, may be behind its call.
+# Failures of lookups and webhooks that are older are past.
 ERROR_LAG = 5.0
 
 
@@ -51,7 +56,7 @@ def look(parts: Parts) -> tuple[dict[str, Any], list[Incident]]:
     try:
         parts.probe.check()
     except StoreUnavailableError as error:
-        checks["store"] = {"state": "down", "error": str(error)}
+        checks["store"] = {"state": "down", "error": str(error), "file": _file_of(parts.store)}
     if parts.braze:
         checks |= _messages(parts, recent, day, now)
     try:
@@ -61,26 +66,24 @@ def look(parts: Parts) -> tuple[dict[str, Any], list[Incident]]:
         checks["delivery"]["batches"] = _batches(parts, now)
         checks["store"]["events"] = parts.events.counts()
         checks["clocks"] = clocks_state(parts.store)
-        queue = parts.extents.queue() if checks["delivery"]["queued"] else queue
-        dead = parts.extents.dead() if checks["delivery"]["dead"] else dead
-        if parts.braze and checks["delivery_to_braze"]["queued"]:
-            messages = parts.message_extents.queue()
-        if parts.braze and checks["delivery_to_braze"]["dead"]:
-            dead_messages = parts.message_extents.dead()
+        queue, dead = _extents(parts.extents, checks["delivery"])
+        if parts.braze:
+            messages, dead_messages = _extents(parts.message_extents, checks["delivery_to_braze"])
     except StoreUnavailableError as error:
         checks["store"] = {"error": str(error), **checks["store"], "state": "down"}
         checks["delivery"], checks["store"]["as_of"] = _last_known(day)
         checks["clocks"] = clocks_state(None)
-    checks["sessionm_core"] = _core(parts, day, checks["delivery"])
+    checks["sessionm_core"] = _system(parts, "core", recent, checks["delivery"])
     checks["sessionm_connect"] = _system(parts, "connect", recent)
-    checks["cache"] = _lookups(recent)
+    checks["cache"] = _lookups(parts, recent)
     checks["offers"] = _offers(parts, day)
-    checks["webhooks"] = _webhooks(day, recent)
+    checks["webhooks"] = _webhooks(parts, day, recent)
     checks["braze_budget"] = _braze_budget(parts.telemetry)
     checks["files"] = {"most_connections_used": _connections(day)}
     store_is_up = checks["store"]["state"] == "ok"
     found = [*causes(checks, queue, dead), *message_causes(checks, messages, dead_messages)]
-    incidents = parts.chronicle.follow(found, store_is_up=store_is_up)
+    incidents = parts.chronicle.follow(found, partial(measured, day), store_is_up=store_is_up)
+    incidents = [one for one in incidents if not one.cause.is_consequence]
     reasons = [one.cause.reason for one in incidents if one.until is None]
     body = {
         "status": "down" if not store_is_up else "degraded" if reasons else "ok",
@@ -89,6 +92,48 @@ def look(parts: Parts) -> tuple[dict[str, Any], list[Incident]]:
         "checks": checks,
     }
     return body, incidents
+
+
+def measured(day: Sequence[Period], one: Incident) -> Incident:
+    """Return an incident with the calls that have failed of it since its start.
+
+    Args:
+        day: the minutes of the last day, the present one last. The first minute of the incident
+            counts as a whole.
+        one: an incident; one that ended over a minute ago is returned as it is.
+    """
+    until = clock.now() if one.until is None else one.until
+    if not one.cause.spoils or until < clock.now() - REOPENS:
+        return one
+    period = together([minute for minute in day if one.since - 60 < minute.at <= until])
+    count, extent = period.count, one.cause.extent
+    if one.cause.spoils == "webhooks":
+        failed = count("webhooks_failed") + count("messages_failed")
+        extent = replace(extent, webhooks=failed)
+    else:
+        failed = count("lookups_late") + count("lookups_unavailable")
+        extent = replace(extent, lookups=failed, stale=count("lookups_stale"))
+    return replace(one, cause=replace(one.cause, extent=extent), most=one.most.at_least(extent))
+
+
+def _file_of(store: Store) -> str:
+    """Return the path of the database's file; "" if it is on a server."""
+    name = store.database.name
+    return "" if "://" in name else str(Path(name).absolute())
+
+
+def _extents(extents: Extents, delivery: dict[str, Any]) -> tuple[Extent, list[DeadGroup]]:
+    """Return the extent of the queue, and the dead groups, with the numbers of *delivery*.
+
+    So all parts of one view show the same numbers.
+    """
+    queue = replace(extents.queue(), writes=delivery["queued"]) if delivery["queued"] else Extent()
+    dead = extents.dead() if delivery["dead"] else []
+    if dead:
+        delivery["dead"] = sum(group.extent.writes for group in dead)
+        is_known = not any(group.extent.is_minimum for group in dead)
+        delivery["dead_events"] = sum(group.extent.events for group in dead) if is_known else 0
+    return queue, dead
 
 
 def delivers(parts: Parts) -> bool:
@@ -118,13 +163,13 @@ def delivery_state(
     beat = store.fact(HEARTBEAT_FACTS[store.direction]) or {}
     order = parts.store.fact(PAUSE_FACT) or {}
     by_hand = bool(order.get("paused"))
-    held_by = "hand" if by_hand else _held_by(beat)
+    # "hand", "refused" (our credentials), "down" (the other side), "limit" (it asked for a wait),
+    # or "".
+    held_by = "hand" if by_hand else beat.get("held_by", "")
     alive = is_alive(beat)
     waiting = {
         # While SessionM is down, the loop runs and probes.
         "state": "stopped" if not alive else "paused" if held_by in _PAUSES else "running",
-        # Why no write is sent: "hand", "refused" (our credentials), "down" (the other side is
-        # down), "limit" (it asked for a wait), or "".
         "held_by": held_by,
         "queued": backlog.queued,
         "waits_for_customers": backlog.waits_for_customers,
@@ -132,12 +177,15 @@ def delivery_state(
     return {
         **waiting,
         "reason": "paused by hand" if by_hand else beat.get("reason", ""),
+        "error": beat.get("cause", ""),
+        # The state of SessionM or Braze by the calls of this queue.
+        "destination": beat.get("destination", "unknown") if alive else "unknown",
         "by": order.get("by", "") if by_hand else "",
         "paused_at": order.get("at") if by_hand else None,
         "beat_at": beat.get("at"),
         "idle_since": _idle_since(now - beat.get("called_at", now), now, waiting),
         # Whether SessionM or Braze has refused several writes in a row.
-        "refuses_writes": bool(beat.get("refuses_writes")) and held_by != "refused",
+        "refuses_writes": beat.get("destination") == "refusing" and not beat.get("cause"),
         "limit": parts.settings.bridge_queue_limit,
         "host": beat.get("host", ""),
         "pid": beat.get("pid", 0),
@@ -195,12 +243,6 @@ def forecast(
 _PAUSES = {"hand", "refused"}
 
 
-def _held_by(beat: Mapping[str, Any]) -> str:
-    if beat.get("mode") in {"down", "refused"}:
-        return str(beat["mode"])
-    return "limit" if beat.get("reason") else ""
-
-
 def _batches(parts: Parts, now: float) -> dict[str, Any]:
     return {
         "running": parts.batches.running(),
@@ -214,6 +256,8 @@ _STOPPED: Mapping[str, Any] = {
     "state": "stopped",
     "held_by": "",
     "reason": "",
+    "error": "",
+    "destination": "unknown",
     "host": "",
     "pid": 0,
     "heartbeat_seconds": -1,
@@ -224,6 +268,8 @@ _STOPPED: Mapping[str, Any] = {
     "unknown_customer_writes": 0,
     "dead": 0,
     "overdue": 0,
+    "idle_since": "",
+    "refuses_writes": False,
 }
 
 
@@ -271,12 +317,13 @@ def _system(
 ) -> dict[str, Any]:
     """Return the state and latency of ``core``, ``connect`` or ``braze``.
 
-    *queue* is `delivery_state` of the queue whose writes probe the system, if there is one.
+    The state is the worse one of lookups and of writes. *queue* is `delivery_state` of the queue
+    whose writes go to the system, if there is one.
     """
     error = parts.telemetry.last_error(system)
     idle = parts.breakers[system].idle(clock.steady())
     is_present = error is not None and error.at > clock.now() - idle - ERROR_LAG
-    return {
+    found = {
         "idle_since": _idle_since(idle, clock.now(), queue or {}),
         "state": parts.breakers[system].state(clock.steady()),
         "last_call_failed": parts.breakers[system].has_failed,
@@ -284,20 +331,32 @@ def _system(
         "p99_ms": recent.percentile(system, 0.99) or 0.0,
         "calls": recent.count(f"{system}_calls"),
         "errors": recent.count(f"{system}_errors"),
+        "refused": recent.count(f"{system}_refused"),
         # The failure that explains the state; the last error may be older.
         "error": error.text if error and is_present else "",
         "last_error": error.text if error else "",
         "last_error_at": iso(error.at) if error else "",
     }
+    return found | _of_writes(queue, found) if queue else found
 
 
-def _core(parts: Parts, day: list[Period], queue: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the check ``sessionm_core``."""
-    found = _system(parts, "core", together(day[-RECENT_MINUTES:]), queue)
-    if found["state"] == "up" and queue.get("refuses_writes"):
-        # Reads are answered meanwhile.
-        found |= {"state": "refusing", "error": "", "idle_since": queue["idle_since"]}
-    return found
+_WORST_FIRST = ("down", "refusing", "limiting", "failing", "up", "unknown")
+
+
+def _of_writes(queue: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what replaces *found*, of all calls, if writes find the system in a worse state."""
+    state = queue["destination"]
+    # A single failure without a later write says little about now.
+    is_past = queue["idle_since"] and state in {"failing", "limiting"}
+    if is_past or _WORST_FIRST.index(state) >= _WORST_FIRST.index(found["state"]):
+        return {}
+    return {
+        "state": state,
+        "idle_since": queue["idle_since"],
+        "error": "" if queue["refuses_writes"] else queue["error"] or found["error"],
+        # Only writes fail.
+        "answers_lookups": found["state"] in {"up", "failing"},
+    }
 
 
 def _braze(
@@ -305,11 +364,8 @@ def _braze(
 ) -> dict[str, Any]:
     """Return the check ``braze``, with the rest of the hourly limit as far as it is known."""
     known = quota.get("resets_at", 0.0) > clock.now()
-    is_held = queue["held_by"] == "limit" and queue["state"] != "stopped"
     return {
         **_system(parts, "braze", recent, queue),
-        # The last call may have worked, and used the limit up.
-        **({"state": "limiting"} if is_held else {}),
         "limit": quota["limit"] if known else None,
         "calls_left": quota["left"] if known else None,
         "resets_at": iso(quota["resets_at"]) if known else "",
@@ -350,7 +406,7 @@ def clocks_state(store: Store | None) -> dict[str, Any]:
     }
 
 
-def _lookups(recent: Period) -> dict[str, Any]:
+def _lookups(parts: Parts, recent: Period) -> dict[str, Any]:
     outcomes = {name: recent.count(f"lookups_{name}") for name in LOOKUP_OUTCOMES}
     lookups, late = sum(outcomes.values()), recent.count("lookups_late")
     served = outcomes["hit"] + outcomes["stale"]
@@ -359,9 +415,29 @@ def _lookups(recent: Period) -> dict[str, Any]:
         "lookups": lookups,
         **outcomes,
         "late": late,
+        **last_failed(parts, "lookups", late + outcomes["unavailable"]),
         "in_time_ratio": round(1 - late / lookups, 4) if lookups else 1.0,
         "p50_ms": recent.percentile("lookup", 0.50) or 0.0,
         "p99_ms": recent.percentile("lookup", 0.99) or 0.0,
+    }
+
+
+def last_failed(parts: Parts, calls: str, number: int) -> dict[str, str]:
+    """Return when calls to the bridge failed last, and until when that counts.
+
+    Both are "" while they fail, and if none has failed in the last `RECENT_MINUTES`.
+
+    Args:
+        parts: the parts of the bridge.
+        calls: ``lookups``, ``webhooks`` or ``messages``.
+        number: of the failures in the last `RECENT_MINUTES`.
+    """
+    last = parts.telemetry.last_error(f"failed_{calls}") if number else None
+    is_past = last is not None and clock.now() - last.at > ERROR_LAG
+    at = last.at if last and is_past else 0.0
+    return {
+        "last_failed_at": iso(at) if at else "",
+        "counts_until": iso((at // 60 + RECENT_MINUTES) * 60) if at else "",
     }
 
 
@@ -377,10 +453,11 @@ def _offers(parts: Parts, day: list[Period]) -> dict[str, Any]:
     return {"not_understood_last_day": number, "last_form": last.text if last else ""}
 
 
-def _webhooks(day: list[Period], recent: Period) -> dict[str, Any]:
+def _webhooks(parts: Parts, day: list[Period], recent: Period) -> dict[str, Any]:
     outcomes = ("accepted", "duplicate", "rejected", "failed")
     return {
         **{name: recent.count(f"webhooks_{name}") for name in outcomes},
+        **last_failed(parts, "webhooks", recent.count("webhooks_failed")),
         "rejected_last_day": sum(minute.count("webhooks_rejected") for minute in day),
         "p50_ms": recent.percentile("webhook", 0.50) or 0.0,
         "p99_ms": recent.percentile("webhook", 0.99) or 0.0,

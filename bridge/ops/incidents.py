@@ -6,6 +6,7 @@ a new cause opens an incident, and an incident without its cause is closed. Time
 the epoch.
 """
 
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -30,37 +31,43 @@ _BLIPS = {"delivery_stopped", "messages_stopped", "sessionm_fails", "braze_fails
 _GROWS_TO = {"sessionm_fails": "sessionm_down", "braze_fails": "braze_down"}
 # Days for which closed incidents are kept.
 KEPT_DAYS = 30
+# Different failures of one incident that are named after its end.
+MOST_ERRORS = 5
 
 NOTHING = Extent()
 
-# All codes, the most urgent first: the order of the incidents.
-CODES = (
+# Codes of what loses or stops something, then all codes, the most urgent first: the order of the
+# incidents.
+GRAVE = (
     "store_full",
     "store_locked",
     "store_unavailable",
     "delivery_stopped",
-    "delivery_paused",
     "messages_stopped",
     "sessionm_refuses",
     "sessionm_down",
-    "sessionm_limits",
-    "sessionm_fails",
     "braze_refuses",
     "braze_down",
+    "dead_writes",
+    "dead_messages",
+)
+CODES = (
+    *GRAVE,
+    "delivery_paused",
+    "sessionm_limits",
+    "sessionm_fails",
     "braze_limits",
     "braze_fails",
     "queue_nearly_full",
     "delivery_late",
     "messages_late",
     "calls_overdue",
-    "lookups_late",
-    "dead_writes",
-    "dead_messages",
     "batch_flagged",
     "batch_failed",
     "braze_budget",
     "connections_nearly_full",
     "clocks_differ",
+    "lookups_late",
 )
 # Prefixes of codes whose causes are known only while the store can be read.
 _NEEDS_STORE = (
@@ -89,6 +96,9 @@ class Cause:
             replay before a look into Braze.
         search: filters of ``GET /api/events`` for the affected events.
         size: what grows with the problem, if not the writes of *extent*.
+        error: the failure of the system, which may change while the problem stays.
+        spoils: the calls to the bridge that fail of it: ``webhooks``, ``lookups`` or "".
+        is_consequence: whether another present cause explains it.
     """
 
     code: str
@@ -100,6 +110,9 @@ class Cause:
     order: str = ""
     search: Mapping[str, str] = field(default_factory=dict)
     size: float = field(default=0.0, compare=False)
+    error: str = ""
+    spoils: str = ""
+    is_consequence: bool = False
 
     @property
     def unit(self) -> str:
@@ -108,14 +121,22 @@ class Cause:
         return "message" if self.code.startswith(to_braze) else "write"
 
     @property
+    def is_grave(self) -> bool:
+        """Whether it loses or stops something."""
+        return self.code in GRAVE
+
+    @property
     def key(self) -> tuple[str, str]:
         """Identifies the incident: two open ones never have the same."""
         return _GROWS_TO.get(self.code, self.code), self.subject
 
     @property
-    def weight(self) -> tuple[int, float]:
-        """What makes it worse than another cause of the same incident: its code, then its size."""
-        return -CODES.index(self.code), self.size or self.extent.writes
+    def weight(self) -> tuple[int, bool, float]:
+        """What makes it worse than another cause of the same incident.
+
+        Its code, then whether calls to the bridge fail too, then its size.
+        """
+        return -CODES.index(self.code), bool(self.spoils), self.size or self.extent.writes
 
 
 @dataclass(frozen=True)
@@ -128,6 +149,7 @@ class Incident:
         until: the end; ``None`` while it is open.
         most: the largest extent so far.
         worst: the first of the worst causes so far.
+        errors: the different failures so far, the first `MOST_ERRORS`.
     """
 
     cause: Cause
@@ -135,6 +157,7 @@ class Incident:
     until: float | None = None
     most: Extent = NOTHING
     worst: Cause | None = None
+    errors: tuple[str, ...] = ()
 
     @property
     def extent(self) -> Extent:
@@ -169,7 +192,8 @@ def follow(
             before = Incident(cause, began)
         most = before.most.at_least(cause.extent)
         worst = max(before.worst or before.cause, cause, key=lambda one: one.weight)
-        opened.append(Incident(cause, min(before.since, began), None, most, worst))
+        errors = tuple(dict.fromkeys(filter(None, (*before.errors, cause.error))))[:MOST_ERRORS]
+        opened.append(Incident(cause, min(before.since, began), None, most, worst, errors))
     for one in latest.values():
         worst = one.worst or one.cause
         if one.until is not None:
@@ -177,11 +201,17 @@ def follow(
         elif not store_is_up and one.cause.code.startswith(_NEEDS_STORE):
             opened.append(one)
         elif worst.code not in _BLIPS or now - one.since >= BLIP:
-            closed.append(replace(one, cause=worst, until=now))
+            closed.append(replace(one, cause=_with_errors(worst, one.errors), until=now))
     # Of one code, those that delay writes come first.
     opened.sort(key=lambda one: (CODES.index(one.cause.code), not one.extent.writes, one.since))
     closed.sort(key=lambda one: -one.since)
     return opened + closed
+
+
+def _with_errors(worst: Cause, errors: Iterable[str]) -> Cause:
+    """Return the cause of a closed incident, which names its other failures too."""
+    others = "; ".join(error for error in errors if error not in worst.reason)
+    return replace(worst, reason=f"{worst.reason} Also: {others}.") if others else worst
 
 
 def _store_was_down(known: Iterable[Incident], now: float) -> bool:
@@ -221,6 +251,10 @@ def as_json(one: Incident) -> dict[str, Any]:
         "writes": one.extent.writes,
         "customers": one.extent.customers,
         "campaigns": list(one.extent.campaigns),
+        "events": one.extent.events,
+        "webhooks": one.extent.webhooks,
+        "lookups": one.extent.lookups,
+        "stale": one.extent.stale,
     }
 
 
@@ -239,7 +273,7 @@ def causes(
         found += _delivery(checks, queue)
         found += _queue_limit(checks["delivery"])
         found += _overdue(checks["delivery"])
-        found += dead_causes(dead, checks["sessionm_core"])
+        found += dead_causes(dead, checks["sessionm_core"], checks["delivery"])
         found += _batches(checks["delivery"])
     found += _sessionm(checks, queue)
     found += _lookups(checks)
@@ -262,11 +296,17 @@ def store_causes(store: Mapping[str, Any]) -> Iterator[Cause]:
         code, do = "store_full", f"Free space on the disk of the database. {again}"
     elif "locked" in error:
         code = "store_locked"
-        do = f"End the program that locks the database, such as a backup or a VACUUM. {again}"
+        do = "End the program that locks the database, such as a backup or a VACUUM. "
+        do += _holder(store) + again
     else:
         code = "store_unavailable"
         do = f"Start the database again, or run `bridge check` to find the problem. {again}"
-    yield Cause(code, f"Events cannot be stored: {error}.", do)
+    yield Cause(code, f"Events cannot be stored: {error}.", do, spoils="webhooks")
+
+
+def _holder(store: Mapping[str, Any]) -> str:
+    file = store.get("file")
+    return f"`fuser -v {shlex.quote(file)}` names the programs that have it open. " if file else ""
 
 
 def _not_running(delivery: Mapping[str, Any], queue: Extent) -> list[Cause]:
@@ -277,7 +317,7 @@ def _not_running(delivery: Mapping[str, Any], queue: Extent) -> list[Cause]:
                 "delivery_stopped",
                 "Delivery has stopped: no process runs the delivery loop.",
                 "Start `bridge serve` or `bridge deliver`; the log says why the last one ended. "
-                "Webhooks are accepted and wait.",
+                "If a bridge still serves, webhooks are accepted and wait.",
                 since=delivery.get("beat_at"),
                 extent=queue,
                 search={"state": "queued"},
@@ -339,6 +379,8 @@ _STATES = {
     "failing": ("fails", "is failing", "failed"),
     "down": ("down", "is down", "was down"),
 }
+# How an operator ends a wait.
+TRY_NOW = "end the wait at once by `bridge queue resume` (on the dashboard: Try now)"
 # `held_by` of the check `delivery` -> the state of the destination.
 _HELD = {"refused": "refusing", "limit": "limiting", "down": "down"}
 _VARIABLES = {
@@ -351,11 +393,12 @@ def _sessionm(checks: Mapping[str, Any], queue: Extent) -> Iterator[Cause]:
     store_is_up = checks["store"]["state"] == "ok"
     delivery = checks["delivery"]
     held = delivery["held_by"] if store_is_up and delivery["state"] != "stopped" else ""
-    if held in _HELD:
-        yield _held(delivery, queue)
     for system in ("Core", "Connect"):
         check = checks[f"sessionm_{system.lower()}"]
-        if check["state"] not in _STATES or (system == "Core" and held in _HELD):
+        if system == "Core" and held in _HELD:
+            yield _held(delivery, check, queue)
+            continue
+        if check["state"] not in _STATES:
             continue
         code, predicate, past = _STATES[check["state"]]
         error, subject = _explained(check), system
@@ -368,15 +411,16 @@ def _sessionm(checks: Mapping[str, Any], queue: Extent) -> Iterator[Cause]:
             # Not the incident of refused credentials: another problem, with another remedy.
             error, subject = "", f"{system} calls"
         words = f"{past} until {idle_since}; no call since" if idle_since else predicate
-        lookups = _without_connect(checks["cache"]) if system == "Connect" else ""
         yield Cause(
             f"sessionm_{code}",
             f"SessionM {system} {words}{error}.",
-            _do(check["state"], system, check["error"]) + lookups,
+            _do(check["state"], system, check["error"]),
             subject=subject,
             since=instant(idle_since) if idle_since else None,
             extent=queue if system == "Core" else NOTHING,
             search={"state": "queued"} if system == "Core" and queue.writes else {},
+            error=check["error"],
+            spoils="" if check.get("answers_lookups") else "lookups",
         )
 
 
@@ -387,30 +431,25 @@ def _explained(check: Mapping[str, Any]) -> str:
     return "" if is_other or not check["error"] else f": {check['error']}"
 
 
-def _without_connect(lookups: Mapping[str, Any]) -> str:
-    """Return how many lookups an incident of Connect concerns: customers are not counted."""
-    without, stale = lookups["unavailable"], lookups.get("stale", 0)
-    if not without + stale:
-        return ""
-    return (
-        f" Of {counted(lookups['lookups'], 'lookup')} in five minutes {without:,} could not be "
-        f"answered, and {stale:,} were answered with older data."
-    )
-
-
-def _held(delivery: Mapping[str, Any], queue: Extent) -> Cause:
+def _held(delivery: Mapping[str, Any], check: Mapping[str, Any], queue: Extent) -> Cause:
     """Return the cause that stops delivery; its ``held_by`` is a key of `_HELD`."""
-    state, reason = _HELD[delivery["held_by"]], delivery["reason"]
+    state, reason, do = _HELD[delivery["held_by"]], delivery["reason"], ""
     word = "paused" if delivery["held_by"] == "refused" else "held up"
+    answers_lookups = check.get("answers_lookups", False)
+    if answers_lookups and state == "down":
+        reason = f"SessionM does not answer our writes ({delivery['error']})"
+        do = "Lookups are answered. What was sent may have been written: it is sent again. "
     if idle_since := delivery.get("idle_since"):
         reason += f". The last call was at {idle_since}; the next write tries again"
     return Cause(
         f"sessionm_{_STATES[state][0]}",
         f"Delivery is {word}: {reason}.",
-        _do(state, "Core", reason),
+        do + _do(state, "Core", reason),
         subject="Core",
         extent=queue,
         search={"state": "queued"} if queue.writes else {},
+        error=delivery.get("error", ""),
+        spoils="" if answers_lookups else "lookups",
     )
 
 
@@ -419,7 +458,8 @@ def _do(state: str, system: str, error: str) -> str:
     if system == "Connect":
         meanwhile = "Meanwhile, lookups of cached customers are answered from the cache."
     if state == "limiting":
-        return f"Wait. {meanwhile} If it happens often, lower BRIDGE_SESSIONM_RPS."
+        wait = "Wait." if system == "Connect" else f"Wait, or {TRY_NOW}."
+        return f"{wait} {meanwhile} If it happens often, lower BRIDGE_SESSIONM_RPS."
     if state == "refusing" and are_credentials(error):
         waits = "" if system == "Connect" else " Until then writes wait, and none is lost."
         return (
@@ -446,7 +486,7 @@ _TO_BRAZE = {"state": "queued", "direction": "to_braze"}
 _BRAZE_DO = {
     "refusing": "Correct BRAZE_REST_KEY, its permissions or BRAZE_REST_URL, and restart the "
     "bridge; `bridge check` tries the key.",
-    "limiting": "Wait: sending resumes automatically when Braze's rate limit allows it.",
+    "limiting": f"Wait until Braze's rate limit allows more, or {TRY_NOW}.",
     "failing": "Check Braze's status page if it lasts. What Braze did not get is retried.",
     "down": "Check Braze's status page; `bridge check` finds problems on the way.",
 }
@@ -486,8 +526,16 @@ def message_causes(
         reason = f"Braze's REST API {predicate}{error}."
         search = _TO_BRAZE if queue.writes else {}
         do = f"{_BRAZE_DO[state]} {_expiry(delivery)}" if queue.writes else _BRAZE_DO[state]
-        since = instant(idle_since) if idle_since else None
-        yield Cause(f"braze_{code}", reason, do, "Braze", since, extent=queue, search=search)
+        yield Cause(
+            f"braze_{code}",
+            reason,
+            do,
+            "Braze",
+            since=instant(idle_since) if idle_since else None,
+            extent=queue,
+            search=search,
+            error=delivery["error"] if held else braze["error"],
+        )
     elif delivery["state"] == "running" and delivery["oldest_seconds"] > LATE:
         yield Cause(
             "messages_late",
@@ -518,8 +566,8 @@ def _dead_messages(group: DeadGroup) -> Cause:
         )
     return Cause(
         "dead_messages",
-        f"{number:,} {'message' if number == 1 else 'messages'} to Braze "
-        f"{'is' if number == 1 else 'are'} dead: {group.reason}.",
+        f"{group.extent.amount('message')} to Braze {'is' if number == 1 else 'are'} dead: "
+        f"{group.reason}.",
         do,
         subject=group.reason,
         since=group.since,
@@ -543,6 +591,7 @@ def _queue_limit(delivery: Mapping[str, Any]) -> Iterator[Cause]:
             "space.",
             search={"state": "queued"},
             size=queued,
+            spoils="webhooks",
         )
 
 
@@ -561,21 +610,26 @@ def _overdue(delivery: Mapping[str, Any], subject: str = "") -> Iterator[Cause]:
 _UNKNOWN = ("USER_NOT_FOUND", "NOT_FOUND", "REQUIRES_REGISTERED_USER", "HTTP 404")
 
 
-def dead_causes(groups: Sequence[DeadGroup], core: Mapping[str, Any]) -> Iterator[Cause]:
+def dead_causes(
+    groups: Sequence[DeadGroup], core: Mapping[str, Any], delivery: Mapping[str, Any]
+) -> Iterator[Cause]:
     """Yield one cause for each group of dead writes.
 
     Args:
         groups: the dead writes by reason.
         core: the check ``sessionm_core`` of ``/health``.
+        delivery: the check ``delivery``.
     """
     # Without a call for five minutes, the last one counts.
     is_idle = core["state"] == "unknown"
     is_up = core["state"] == "up" or (is_idle and not core["last_call_failed"])
+    newest = max((group.until for group in groups), default=0.0)
     for group in groups:
-        number = group.extent.writes
-        one = number == 1
+        one = group.extent.writes == 1
         it, them = ("it", "it") if one else ("they", "them")
-        ended = is_up if group.passing else group.mended
+        ended = is_up and (group.passing or group.mended)
+        is_newest = group.until == newest and not group.passing
+        refusal = _refusal(delivery) if is_newest and delivery.get("refuses_writes") else ""
         if group.passing and is_up:
             do = f"SessionM answers again: replay {them}."
         elif group.passing and is_idle:
@@ -587,7 +641,7 @@ def dead_causes(groups: Sequence[DeadGroup], core: Mapping[str, Any]) -> Iterato
             do = f"Wait until SessionM answers again, then replay {them}."
         elif any(part in group.reason for part in _UNKNOWN):
             do = f"Create the customers in SessionM or correct the ID in Braze, then replay {them}."
-        elif group.mended:
+        elif ended:
             do = (
                 "SessionM has taken a newer event of the campaign. If the cause was corrected, "
                 f"replay {them}; otherwise discard {them}."
@@ -599,7 +653,7 @@ def dead_causes(groups: Sequence[DeadGroup], core: Mapping[str, Any]) -> Iterato
             )
         yield Cause(
             "dead_writes",
-            f"{number:,} {'write is' if one else 'writes are'} dead: {group.reason}.",
+            f"{group.extent.amount()} {'is' if one else 'are'} dead: {group.reason}.{refusal}",
             do,
             subject=group.reason,
             since=group.since,
@@ -607,6 +661,12 @@ def dead_causes(groups: Sequence[DeadGroup], core: Mapping[str, Any]) -> Iterato
             order="replay" if ended else "",
             search={"state": "dead", "text": group.text} if group.text else {"state": "dead"},
         )
+
+
+def _refusal(delivery: Mapping[str, Any]) -> str:
+    if idle_since := delivery["idle_since"]:
+        return f" SessionM refused every write until {idle_since}."
+    return " SessionM refuses every write now."
 
 
 def _batches(delivery: Mapping[str, Any]) -> Iterator[Cause]:
@@ -643,37 +703,34 @@ def _lookups(checks: Mapping[str, Any]) -> Iterator[Cause]:
         )
         if count
     ]
-    systems = [
-        f"SessionM {system}"
-        for system in ("Core", "Connect")
-        if _concerns_lookups(checks[f"sessionm_{system.lower()}"])
-    ]
-    if systems:
-        do = f"This is a consequence of the incident of {' and '.join(systems)}."
-    elif away > late:
+    shares = f"Of {number:,} lookups in five minutes {' and '.join(problems)}"
+    reason = f"{shares}: messages go out without their content."
+    do = (
+        "Compare SessionM's latency and errors on the dashboard. Before a send, `bridge warm` "
+        "fetches the audience's lookups; longer maximum ages let the cache answer more of them."
+    )
+    if failed_at := lookups.get("last_failed_at"):
+        reason = f"{shares}, the last one at {failed_at}: messages went out without their content."
         do = (
-            "SessionM was down or slow, and is not any more. The last five minutes count, so this "
-            "incident ends automatically. If it does not, compare SessionM's latency on the "
-            "dashboard."
-        )
-    else:
-        do = (
-            "Compare SessionM's latency on the dashboard. Before a send, `bridge warm` fetches the "
-            "audience's lookups; longer maximum ages let the cache answer more of them."
+            "Lookups are answered in time again. The last five minutes count: this incident ends "
+            f"automatically, at {lookups['counts_until']} at the latest."
         )
     yield Cause(
         "lookups_late",
-        f"Of {number:,} lookups in five minutes {' and '.join(problems)}: messages go out without "
-        "their content.",
+        reason,
         do,
         size=(late + away) / number,
+        is_consequence=any(
+            map(_concerns_lookups, (checks["sessionm_core"], checks["sessionm_connect"]))
+        ),
     )
 
 
 def _concerns_lookups(check: Mapping[str, Any]) -> bool:
     """Return whether the state of a system explains late lookups: refused writes do not."""
-    refuses_some = check["state"] == "refusing" and not are_credentials(check["error"])
-    return check["state"] in _STATES and not refuses_some
+    if check["state"] not in {"refusing", "limiting", "down"} or check.get("answers_lookups"):
+        return False
+    return check["state"] != "refusing" or are_credentials(check["error"])
 
 
 def _braze_budget(budget: Mapping[str, Any]) -> Iterator[Cause]:

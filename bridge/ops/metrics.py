@@ -75,6 +75,11 @@ _COUNTERS: dict[str, tuple[str, str, dict[str, str]]] = {
         "system",
         {system: f"{system}_errors" for system in ("core", "connect")},
     ),
+    "bridge_sessionm_refused": (
+        "Calls that SessionM refused.",
+        "system",
+        {system: f"{system}_refused" for system in ("core", "connect")},
+    ),
     "bridge_braze_failures": (
         "Answers that Braze counts as failures of this host.",
         "kind",

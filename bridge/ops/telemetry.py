@@ -52,12 +52,16 @@ COUNTS = (
     "messages_dead",
     "messages_expired",
     "messages_sent",
+    # Calls; refused ones, such as a tag that SessionM does not take, are no errors.
     "braze_calls",
     "braze_errors",
+    "braze_refused",
     "core_calls",
     "core_errors",
+    "core_refused",
     "connect_calls",
     "connect_errors",
+    "connect_refused",
     "values_not_understood",
     "braze_webhook_failures",
     "braze_content_failures",
@@ -273,13 +277,13 @@ class Telemetry:
     def count_call(self, call: FinishedCall) -> None:
         """Count a finished call to SessionM or Braze, and keep its error as the last one.
 
-        A refusal is kept, but not counted as an error.
+        A refusal is kept, and counted by itself.
         """
         counted = [f"{call.system}_calls"]
         if call.error is not None and call.error.meaning is not Meaning.UNKNOWN_CUSTOMER:
             self.keep_error(call.system, call.error.brief)
-            if call.error.meaning is not Meaning.REFUSED:
-                counted.append(f"{call.system}_errors")
+            is_refused = call.error.meaning is Meaning.REFUSED
+            counted.append(f"{call.system}_{'refused' if is_refused else 'errors'}")
         self.observe(call.system, call.seconds, *counted)
 
     def keep_error(self, system: str, text: str) -> None:
@@ -366,7 +370,8 @@ class Telemetry:
 
         Args:
             system: ``core``, ``connect`` or ``braze``; ``offers`` for unreadable values;
-                ``webhooks``, ``messages`` or ``content`` for rejected calls to the bridge.
+                ``webhooks``, ``messages`` or ``content`` for rejected calls to the bridge;
+                ``failed_webhooks``, ``failed_messages`` or ``failed_lookups`` for failed ones.
         """
         self._catch_up()
         chosen = sa.select(last_errors.c.at, last_errors.c.text).where(

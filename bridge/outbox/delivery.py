@@ -484,17 +484,21 @@ class Delivery:
         if mode is Mode.CLOSED:
             log.info("delivery continues", extra={"action": "delivery_open"})
         else:
-            extra = {"action": f"delivery_{_MODES[mode]}", "reason": self._reason()}
+            extra = {"action": f"delivery_{_HELD_BY[mode]}", "reason": self._reason()}
             log.warning("delivery stops: %s", self._reason(), extra=extra)
 
     def _reason(self) -> str:
         """Return why the delivery is on hold or paused; "" if it is not."""
-        held = self._breaker.is_held(clock.steady())
-        if held and self._breaker.mode is Mode.CLOSED:
-            until = iso(self._hold_until())
-            return f"{self._destination.name} limits our calls: we wait until {until}"
-        reason = _REASONS[self._breaker.mode]
-        return reason.format(self._destination.name, self._breaker.cause)
+        reason = _REASONS[self._held_by()]
+        until = iso(self._hold_until())
+        return reason.format(self._destination.name, cause=self._breaker.cause, until=until)
+
+    def _held_by(self) -> str:
+        """Return ``down``, ``refused`` or ``limit`` if the destination holds up delivery, or ""."""
+        now = clock.steady()
+        if self._breaker.state(now) == "limiting":
+            return "limit" if self._breaker.is_held(now) else ""
+        return _HELD_BY[self._breaker.mode]
 
     def _hold_until(self) -> float:
         """Return when the requested wait ends, by the store's clock."""
@@ -536,11 +540,12 @@ class Delivery:
                 "at": clock.now(),
                 "host": socket.gethostname(),
                 "pid": os.getpid(),
-                "mode": _MODES[self._breaker.mode],
+                "held_by": self._held_by(),
                 "reason": self._reason(),
+                "cause": self._breaker.cause,
                 "hold_until": self._hold_until(),
-                # Several writes in a row: reads may be answered meanwhile.
-                "refuses_writes": self._breaker.state(clock.steady()) == "refusing",
+                # By the calls of this loop: those of lookups may end in another way.
+                "destination": self._breaker.state(clock.steady()),
                 "called_at": clock.now() - self._breaker.idle(clock.steady()),
                 "order": self._order,
                 "under_way": len(self._in_flight),
@@ -586,12 +591,13 @@ class Delivery:
         return min(poll, self._tokens.seconds_to_next() or poll)
 
 
-# Names of the breaker's modes in the heartbeat, and their reasons.
-_MODES = {Mode.CLOSED: "running", Mode.DOWN: "down", Mode.REFUSED: "refused"}
+# What holds up delivery in each mode of the breaker, and the reason in words.
+_HELD_BY = {Mode.CLOSED: "", Mode.DOWN: "down", Mode.REFUSED: "refused"}
 _REASONS = {
-    Mode.CLOSED: "",
-    Mode.DOWN: "{} is unavailable ({})",
-    Mode.REFUSED: "{} refuses our credentials ({})",
+    "": "",
+    "down": "{} is unavailable ({cause})",
+    "refused": "{} refuses our credentials ({cause})",
+    "limit": "{} limits our calls: we wait until {until}",
 }
 
 

@@ -95,6 +95,7 @@ class Extents:
     ) -> list[Any]:
         chosen = (
             sa.select(
+                writes.c.event_id,
                 writes.c.customer,
                 events.c.campaign_id,
                 events.c.canvas_id,
@@ -114,7 +115,7 @@ class Extents:
         groups: dict[str, list[Any]] = {}
         for row in rows:
             groups.setdefault(kind_of(row.reason), []).append(row)
-        ordered = sorted(groups.items(), key=lambda item: -len(item[1]))
+        ordered = sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))
         if len(ordered) > MOST_GROUPS:
             rest = [row for _, several in ordered[MOST_GROUPS - 1 :] for row in several]
             ordered = [*ordered[: MOST_GROUPS - 1], ("other reasons", rest)]
@@ -124,6 +125,7 @@ class Extents:
                 reason=reason,
                 text=text_of(reason) if reason != "other reasons" else "",
                 since=min(row.done_at or 0.0 for row in several),
+                until=max(row.done_at or 0.0 for row in several),
                 # Writes that were not read count with the largest group.
                 extent=replace(
                     _extent(len(several) + (left if place == 0 else 0), several),
@@ -138,21 +140,24 @@ class Extents:
 
 def _extent(number: int, rows: Sequence[Any]) -> Extent:
     named = Counter(one for row in rows for one in (row.campaign_id, row.canvas_id) if one)
+    # In a stable order where numbers are equal.
+    largest = sorted(named, key=lambda name: (-named[name], name))
     return Extent(
         number,
         len({row.customer for row in rows}),
-        tuple(name for name, _ in named.most_common(MOST_CAMPAIGNS)),
+        tuple(largest[:MOST_CAMPAIGNS]),
         is_minimum=number > len(rows),
+        events=len({row.event_id for row in rows}),
     )
 
 
 def _is_mended(connection: sa.Connection, group: DeadGroup) -> bool:
-    """Return whether one of the newest events of the group's main campaign was delivered."""
+    """Return whether an event of the group's main campaign was delivered that is newer than it."""
     for campaign in group.extent.campaigns[:1]:
         for column in (events.c.campaign_id, events.c.canvas_id):
             newest = (
                 sa.select(events.c.state)
-                .where(column == campaign, events.c.id >= id_prefix(group.since))
+                .where(column == campaign, events.c.id >= id_prefix(group.until))
                 .order_by(events.c.id.desc())
                 .limit(COUNTED_WRITES)
                 .subquery()

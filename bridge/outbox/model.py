@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, NamedTuple
 
+from bridge.fields import counted
 from bridge.intake.message import Send
 from bridge.intake.rules import TagWrite
 
@@ -154,17 +155,25 @@ class QueueDepth:
 
 @dataclass(frozen=True)
 class Extent:
-    """Numbers of writes, and of their customers and campaigns.
+    """Numbers of writes, and of their events, customers and campaigns; and of failed calls.
 
     Attributes:
         campaigns: IDs of campaigns and Canvases, those with most writes first.
         is_minimum: only some writes were read: there may be more customers and campaigns.
+        events: of the writes that were read.
+        webhooks: answered 503, messages of SessionM's among them.
+        lookups: answered too late or not at all.
+        stale: lookups that were answered with older data.
     """
 
     writes: int = 0
     customers: int = 0
     campaigns: tuple[str, ...] = ()
     is_minimum: bool = False
+    events: int = 0
+    webhooks: int = 0
+    lookups: int = 0
+    stale: int = 0
 
     def at_least(self, other: "Extent") -> "Extent":
         """Return the larger of each number, with the campaigns of both."""
@@ -173,7 +182,18 @@ class Extent:
             max(self.customers, other.customers),
             tuple(dict.fromkeys((*other.campaigns, *self.campaigns)))[:MOST_CAMPAIGNS],
             self.is_minimum or other.is_minimum,
+            max(self.events, other.events),
+            max(self.webhooks, other.webhooks),
+            max(self.lookups, other.lookups),
+            max(self.stale, other.stale),
         )
+
+    def amount(self, unit: str = "write") -> str:
+        """Return the number of writes, in *unit*, and that of events where it differs."""
+        writes = counted(self.writes, unit)
+        if self.is_minimum or self.events in {0, self.writes}:
+            return writes
+        return f"{counted(self.events, 'event')} ({writes})"
 
 
 # Campaigns. Most IDs in an extent.
@@ -188,14 +208,16 @@ class DeadGroup:
         reason: without the parts that differ between the writes (identifiers, quoted words).
         text: the longest part of the reason that all of the writes share.
         since: when the first of them became dead.
+        until: when the last of them became dead.
         passing: whether SessionM was unreachable or too busy in all of them.
-        mended: whether an event of their main campaign was delivered since.
+        mended: whether a later event of their main campaign was delivered.
         uncertain: whether the destination may have got one of them.
     """
 
     reason: str
     text: str
     since: float
+    until: float
     extent: Extent
     passing: bool = False
     mended: bool = False

@@ -112,6 +112,7 @@ def _count_webhook(telemetry: Telemetry, answered: AnsweredRequest) -> None:
     counted = []
     if answered.status >= 500:
         counted.append("webhooks_failed")
+        telemetry.keep_error("failed_webhooks", f"HTTP {answered.status}")
     if answered.status in BRAZE_COUNTS:
         counted.append("braze_webhook_failures")
     # Times of unauthorised requests would distort the latency: they are quick, or delayed on
@@ -127,7 +128,10 @@ def _count_webhook(telemetry: Telemetry, answered: AnsweredRequest) -> None:
 
 def _count_message(telemetry: Telemetry, answered: AnsweredRequest) -> None:
     """Count a message of SessionM's, which does not use Braze's failure budget."""
-    counted = ["messages_failed"] if answered.status >= 500 else []
+    counted = []
+    if answered.status >= 500:
+        counted.append("messages_failed")
+        telemetry.keep_error("failed_messages", f"HTTP {answered.status}")
     if answered.status in _UNAUTHORISED:
         telemetry.keep_error("messages", answered.problem)
         telemetry.count("messages_not_let_in")
@@ -139,11 +143,14 @@ def _count_message(telemetry: Telemetry, answered: AnsweredRequest) -> None:
 
 def _count_lookup(telemetry: Telemetry, answered: AnsweredRequest) -> None:
     counted = _lookup_counts(answered.cache_status, answered.status)
+    is_late = bool(answered.cache_status) and answered.seconds > BRAZE_WAITS
+    if is_late or "lookups_unavailable" in counted:
+        telemetry.keep_error("failed_lookups", "late" if is_late else "unavailable")
     if not answered.cache_status:
         if answered.problem:
             telemetry.keep_error("content", answered.problem)
         telemetry.count(*counted)
-    elif answered.seconds > BRAZE_WAITS:
+    elif is_late:
         telemetry.observe("lookup", answered.seconds, *counted, "lookups_late")
     else:
         telemetry.observe("lookup", answered.seconds, *counted)

@@ -10,7 +10,7 @@ from flask import Blueprint, Response, current_app, g, request
 
 from bridge import clock
 from bridge.fields import number
-from bridge.ops.health import RECENT_MINUTES, look
+from bridge.ops.health import RECENT_MINUTES, last_failed, look
 from bridge.ops.incidents import LATE_SHARE, LEAST_LOOKUPS, Cause, Incident, are_credentials
 from bridge.ops.probe import PAGE_PATIENCE, LastKnown
 from bridge.ops.telemetry import LOOKUP_OUTCOMES, Period, together
@@ -31,6 +31,10 @@ MOST_CAMPAIGNS = 20
 MOST_PAST = 100
 # Campaigns of an incident up to which they are named; more are counted.
 MOST_NAMED = 3
+# Open incidents above the map of the calls; the others are below the figures.
+MOST_ABOVE = 2
+# Seconds for which incidents that have ended are counted beside the status.
+NIGHT = 12 * 3600.0
 # Batches that are shown, the newest; `bridge batch status` has all.
 MOST_BATCHES = 10
 
@@ -90,9 +94,11 @@ def dashboard() -> Response:
         cause=_cause(incidents),
         named=named,
         most_named=MOST_NAMED,
+        most_above=MOST_ABOVE,
         past=[one for one in incidents if one.until is not None][:MOST_PAST],
-        links=_links(health["checks"], hour, incidents),
-        message_links=_message_links(health["checks"], hour, incidents),
+        ended=[one for one in incidents if one.until and one.until > clock.now() - NIGHT],
+        links=_links(parts, health["checks"], hour),
+        message_links=_message_links(parts, health["checks"], hour),
         sparks=_sparks(hour),
         campaigns=[
             (one, parts.rules.name_of(one.id, one.kind) or one.name) for one in campaigns.value
@@ -125,9 +131,9 @@ ORDERS = {
 
 
 def _cause(incidents: Sequence[Incident]) -> str:
-    """Return the causes of the open incidents; "" if their own sentences must name them."""
+    """Return the causes of the open incidents, the most urgent first."""
     words = [_cause_of(one.cause) for one in incidents if one.until is None]
-    return "; ".join(dict.fromkeys(filter(None, words)))
+    return "; ".join(dict.fromkeys(words))
 
 
 def _cause_of(cause: Cause) -> str:
@@ -135,7 +141,7 @@ def _cause_of(cause: Cause) -> str:
         return "the bridge's credentials for SessionM"
     if cause.code == "braze_refuses":
         return "the bridge's key for Braze"
-    return next((words for code, words in _CAUSES.items() if cause.code.startswith(code)), "")
+    return next(words for code, words in _CAUSES.items() if cause.code.startswith(code))
 
 
 # Beginning of an incident's code -> its cause.
@@ -143,6 +149,7 @@ _CAUSES = {
     "store_": "the bridge's database",
     "delivery_stopped": "the bridge",
     "messages_stopped": "the bridge",
+    "calls_overdue": "the bridge",
     "delivery_paused": "a person paused delivery",
     "sessionm_": "SessionM",
     "braze_budget": "calls to the bridge that fail",
@@ -150,6 +157,12 @@ _CAUSES = {
     "dead_writes": "writes that SessionM did not take",
     "dead_messages": "messages that Braze did not take",
     "batch_": "a batch job",
+    "queue_": "a queue that is nearly full",
+    "delivery_late": "writes that are late",
+    "messages_late": "messages that are late",
+    "lookups_late": "lookups without an answer in time",
+    "connections_": "too many connections",
+    "clocks_": "a wrong clock",
 }
 
 
@@ -162,27 +175,24 @@ def _named(parts: Parts, incidents: Sequence[Incident]) -> dict[str, str]:
     return {one: parts.rules.name_of(one) or of_braze.get(one, "") for one in ids}
 
 
-def _links(
-    checks: dict[str, Any], hour: list[Period], incidents: Sequence[Incident]
-) -> list[dict[str, Any]]:
+def _links(parts: Parts, checks: dict[str, Any], hour: list[Period]) -> list[dict[str, Any]]:
     """Return state, rate and latency of the calls from Braze, and of those to SessionM."""
     recent = together(hour[-RECENT_MINUTES:])
     link = partial(_link, hour)
     lookups = checks["cache"]
     late = lookups["late"] + lookups["unavailable"]
     found = [
-        _stored("Webhooks", "webhook", checks, hour, incidents),
+        _stored(parts, "Webhooks", "webhook", checks, hour),
         link(
             "Lookups",
             "ok",
             lookups["lookups"],
             lookups["p99_ms"],
-            _of(late, lookups["lookups"], "late or empty"),
+            _of(lookups["lookups"], **{"late or empty": late}),
         ),
     ]
     if late > LATE_SHARE * max(LEAST_LOOKUPS, lookups["lookups"]):
-        ends = _ends(incidents, "sessionm_")
-        found[-1] |= _failures(hour, ends, "lookups_late", "lookups_unavailable")
+        found[-1] |= _past(lookups["last_failed_at"])
     for system in ("core", "connect"):
         check = checks[f"sessionm_{system}"]
         found.append(
@@ -191,65 +201,49 @@ def _links(
                 check["state"],
                 recent.count(f"{system}_calls"),
                 check["p99_ms"],
-                _of(check["errors"], check["calls"], "failed"),
+                _of(check["calls"], failed=check["errors"], refused=check["refused"]),
             )
-            | {"idle_since": check["idle_since"]}
+            | {name: check.get(name) for name in ("idle_since", "answers_lookups")}
         )
     return found
 
 
 def _stored(
-    name: str,
-    kind: str,
-    checks: Mapping[str, Any],
-    hour: list[Period],
-    incidents: Sequence[Incident],
+    parts: Parts, name: str, kind: str, checks: Mapping[str, Any], hour: list[Period]
 ) -> dict[str, Any]:
     """Return the link of calls that the bridge must store.
 
     Args:
+        parts: the parts of the bridge.
         name: of the link.
         kind: ``webhook`` or ``message``, of the figures.
         checks: ``checks`` of ``/health``.
         hour: the minutes, the present one last.
-        incidents: as `look` returns them.
     """
     recent = together(hour[-RECENT_MINUTES:])
     outcomes = ("accepted", "duplicate", "rejected", "failed")
     answered = sum(recent.count(f"{kind}s_{outcome}") for outcome in outcomes)
-    failed = _of(recent.count(f"{kind}s_failed"), answered, "failed")
-    found = _link(hour, name, "ok", answered, recent.percentile(kind, 0.99) or 0.0, failed)
+    failed = recent.count(f"{kind}s_failed")
+    latency = recent.percentile(kind, 0.99) or 0.0
+    found = _link(hour, name, "ok", answered, latency, _of(answered, failed=failed))
     if checks["store"]["state"] != "ok":
         return found | {"state": "down"}
-    return found | _failures(hour, _ends(incidents, "store_", "queue_"), f"{kind}s_failed")
+    return found | (
+        _past(last_failed(parts, f"{kind}s", failed)["last_failed_at"]) if failed else {}
+    )
 
 
-def _ends(incidents: Sequence[Incident], *codes: str) -> list[float | None]:
-    """Return the ends of the incidents whose codes begin with one of *codes*."""
-    return [one.until for one in incidents if one.cause.code.startswith(codes)]
-
-
-def _failures(hour: list[Period], ends: list[float | None], *names: str) -> dict[str, Any]:
-    """Return state and end of the failures in the last `RECENT_MINUTES`; nothing without any.
+def _past(last_failed_at: str) -> dict[str, Any]:
+    """Return the state of a link with failures in the last `RECENT_MINUTES`.
 
     Args:
-        hour: the minutes, the present one last.
-        ends: of the incidents that explain the failures; ``None`` is an open one. The figures of a
-            minute do not show when in it the last failure was.
-        names: of the counts.
+        last_failed_at: "" while calls fail.
     """
-    minutes = hour[-RECENT_MINUTES:]
-    failed = [minute.at for minute in minutes if any(map(minute.count, names))]
-    if not failed:
-        return {}
-    until = min([failed[-1] + 60, *(end for end in ends if end and end >= failed[-1])])
-    if None in ends or until > clock.now():
-        return {"state": "degraded"}
-    return {"failed_until": until}
+    return {"failed_until": last_failed_at} if last_failed_at else {"state": "degraded"}
 
 
 def _message_links(
-    checks: dict[str, Any], hour: list[Period], incidents: Sequence[Incident]
+    parts: Parts, checks: dict[str, Any], hour: list[Period]
 ) -> list[dict[str, Any]]:
     """Return the same for the calls from SessionM and to Braze; none if messages are off."""
     braze = checks.get("braze")
@@ -258,14 +252,14 @@ def _message_links(
     left = braze["calls_left"]
     note = "" if left is None else f"{left:,} of {braze['limit']:,} calls left this hour"
     return [
-        _stored("Messages", "message", checks, hour, incidents),
+        _stored(parts, "Messages", "message", checks, hour),
         _link(
             hour,
             "Braze's REST API",
             braze["state"],
             braze["calls"],
             braze["p99_ms"],
-            _of(braze["errors"], braze["calls"], "failed"),
+            _of(braze["calls"], failed=braze["errors"], refused=braze["refused"]),
         )
         | {"left": note, "idle_since": braze["idle_since"]},
     ]
@@ -283,8 +277,9 @@ def _link(
     return {"name": name, "state": state, "rate": rate, "p99": p99, "note": note}
 
 
-def _of(number: int, whole: int, word: str) -> str:
-    return f"{number:,} of {whole:,} {word}" if number else ""
+def _of(whole: int, **bad: int) -> str:
+    """Return how many of *whole* calls went wrong, by what became of them."""
+    return ", ".join(f"{number:,} of {whole:,} {word}" for word, number in bad.items() if number)
 
 
 def _sparks(hour: list[Period]) -> dict[str, list[Shape]]:

@@ -450,7 +450,8 @@ class CustomerErased(Ok):
 class IncidentShape(ApiShape):
     """One incident; a closed one has *until*.
 
-    *writes*, *customers* and *campaigns* are those affected now, or at most for a closed one.
+    The numbers are those affected now, or at most for a closed one: *writes* and their *events*,
+    *webhooks* answered 503, *lookups* without an answer in time, and *stale* ones with older data.
     """
 
     code: str = Field(
@@ -465,6 +466,10 @@ class IncidentShape(ApiShape):
     writes: int = _is("The number of writes that it concerns.", 53)
     customers: int = _is("The number of their customers.", 5)
     campaigns: list[str] = _is("IDs of campaigns and Canvases that it concerns.", ["summer-sale"])
+    events: int = _is("The number of events of the writes.", 50)
+    webhooks: int = _is("The number of webhooks that were answered 503.")
+    lookups: int = _is("The number of lookups without an answer in time.")
+    stale: int = _is("The number of lookups that were answered with older data.")
 
 
 class StoreCheck(ApiShape):
@@ -472,6 +477,7 @@ class StoreCheck(ApiShape):
 
     state: Literal["ok", "down"] = _is("`down`: events cannot be stored.")
     error: str = _may_be("Why; absent if it is `ok`.")
+    file: str = _may_be("The path of SQLite's file, likewise.")
     as_of: str = _may_be("The time of the queue's figures, if the database cannot be read.")
     events: dict[str, int] = _may_be("State to the number of stored events.")
 
@@ -505,6 +511,10 @@ class DeliveryCheck(ApiShape):
         "for a wait."
     )
     reason: str = _is("The same in words; blank if nothing holds it.")
+    error: str = _is("The failure of the other side that holds it; blank without one.")
+    destination: Literal["up", "refusing", "limiting", "failing", "down", "unknown"] = _is(
+        "The state of the other side by the calls of this queue."
+    )
     by: str = _may_be("The name of the key that paused it.")
     paused_at: float | None = _may_be("When it was paused by hand, in seconds since the epoch.")
     beat_at: float | None = _may_be("The deliverer's last sign of life, likewise.")
@@ -521,6 +531,7 @@ class DeliveryCheck(ApiShape):
     unknown_customer_writes: int = _is("The number of writes that wait for their customer.")
     unknown_customer_seconds: int = _is("The age of the oldest of these.")
     dead: int = _is("The number of dead writes.")
+    dead_events: int = _may_be("The number of their events; 0 if it is not known.")
     overdue: int = _is("The number of calls past their deadline.")
     idle_since: str = _may_be(
         "When the last call ended, if none follows before there is new work; else blank."
@@ -547,6 +558,8 @@ class SystemCheck(ApiShape):
     p99_ms: float = _is("The time that 99 % of the calls are within.", 210.0)
     calls: int = _is("The number of calls.")
     errors: int = _is("The number of failed calls.")
+    refused: int = _is("The number of refused calls.")
+    answers_lookups: bool = _may_be("Whether only writes find this state.")
     error: str = _is("The failure that explains the state, or blank.")
     last_error: str = _is("The last failure, which may be older.")
     last_error_at: str = _is("When that was.")
@@ -569,6 +582,8 @@ class LookupsCheck(ApiShape):
     not_found: int = _is("Of customers that SessionM does not know.")
     unavailable: int = _is("Without a usable answer.")
     late: int = _is("Not answered, or answered empty, within the deadline.")
+    last_failed_at: str = _is("When one failed last; blank while they fail, and without one.")
+    counts_until: str = _is("Until when that failure counts, likewise.")
     in_time_ratio: float = _is("The share in time.", 1.0)
     p50_ms: float = _is("The median time of an answer, in milliseconds.")
     p99_ms: float = _is("The time that 99 % of the answers are within.")
@@ -588,6 +603,8 @@ class WebhooksCheck(ApiShape):
     duplicate: int = _is("Stored before.")
     rejected: int = _is("Rejected with a reason.")
     failed: int = _is("Not stored: Braze retries.")
+    last_failed_at: str = _is("When one failed last; blank while they fail, and without one.")
+    counts_until: str = _is("Until when that failure counts, likewise.")
     rejected_last_day: int = _is("Rejected in the last day.")
     p50_ms: float = _is("The median time of an answer, in milliseconds.")
     p99_ms: float = _is("The time that 99 % of the answers are within.")

@@ -8,9 +8,9 @@ const say = (words) => {
 
 // --- Times: the server writes UTC, the browser knows the zone ----------------------------------
 
-const minutes = { hour: "numeric", minute: "2-digit" };
-const clock = new Intl.DateTimeFormat(undefined, { ...minutes, second: "2-digit" });
-const short = new Intl.DateTimeFormat(undefined, minutes);
+const twoDigits = { hour: "2-digit", minute: "2-digit", hourCycle: "h23" };
+const clock = new Intl.DateTimeFormat(undefined, { ...twoDigits, second: "2-digit" });
+const short = new Intl.DateTimeFormat(undefined, twoDigits);
 const day = new Intl.DateTimeFormat(undefined, { month: "short", day: "numeric" });
 const zone =
   new Intl.DateTimeFormat(undefined, { timeZoneName: "short" }).formatToParts(new Date()).find((part) => part.type === "timeZoneName").value;
@@ -34,8 +34,7 @@ function localise(root) {
   for (const label of root.querySelectorAll("[data-day]")) {
     label.textContent = day.format(new Date(Number(label.dataset.day) * 1000));
   }
-  const named = root.getElementById && root.getElementById("zone");
-  if (named) named.textContent = `Times are ${zone}`;
+  for (const named of root.querySelectorAll(".zone")) named.textContent = `Times are ${zone}.`;
 }
 
 // --- Plots: what all series say at one moment, by mouse, touch and keyboard ---------------------

@@ -1,5 +1,6 @@
 """Incidents on `/health`: their beginning survives restarts, their extent leads to the events."""
 
+import itertools
 import re
 from typing import Any
 
@@ -58,6 +59,61 @@ def test_the_dashboard_names_the_cause_and_the_campaign(
     assert "1 incident open. Cause: writes that SessionM did not take." in seen
     assert "5 writes 1 customer Sale" in seen
     assert "SessionM Core ! refuses us" in seen
+    assert re.search(r"[56] of \d+ refused", seen)
+    assert "SessionM refuses every write now." in seen
+    assert "Replay…" not in seen
+
+
+def test_writes_without_an_answer_are_one_state_everywhere_while_lookups_go_on(
+    make_app: MakeApp, sandbox: SandboxServer
+) -> None:
+    client = make_app(deliver=True).test_client()
+    sandbox.sandbox.set_faults({"drop": "after", "match": "POST .*/tags"})
+    for number in range(5):
+        send(client, user_id=f"u{number}", braze_campaign_id="summer")
+    numbers = itertools.count()
+
+    def reason() -> str:
+        # Another customer each time, as others' answers are cached.
+        path = f"/connected-content/tags?user_id=other-{next(numbers)}"
+        client.get(path, headers=bearer("content"))
+        return next((one["reason"] for one in opened(client) if one["code"] == "sessionm_down"), "")
+
+    eventually(lambda: "SessionM does not answer our writes" in reason())
+    assert "SessionM Core ✕ does not answer writes" in words(
+        client.get("/dashboard", headers=ADMIN)
+    )
+    exported = client.get("/metrics", headers=ADMIN).text
+    assert 'bridge_sessionm_state{state="down",system="core"} 1.0' in exported
+    # The same outage in other words, and its end.
+    sandbox.sandbox.set_faults({"garbage": True, "match": "POST .*/tags"})
+    client.post("/api/delivery/resume", headers=ADMIN)
+    eventually(lambda: "no SessionM answer in the body" in reason())
+    sandbox.sandbox.set_faults({})
+    client.post("/api/delivery/resume", headers=ADMIN)
+    eventually(lambda: not opened(client))
+    assert "Also: HTTP 200: no SessionM answer" in incidents(client)[0]["reason"]
+    assert "Healthy" in (seen := words(client.get("/dashboard", headers=ADMIN)))
+    assert "1 incident in the last 12 h , the last ended 20" in seen
+
+
+def test_a_limit_after_refused_credentials_is_a_limit(
+    make_app: MakeApp, sandbox: SandboxServer
+) -> None:
+    client = make_app(deliver=True).test_client()
+
+    def reasons() -> list[tuple[str, str]]:
+        return [(one["code"], one["reason"]) for one in opened(client)]
+
+    sandbox.sandbox.set_faults({"status": 401, "where": "braze"})
+    message = {"braze_campaign_id": "award", "user_id": "u", "user_offer_id": 1}
+    client.post("/webhooks/sessionm/message", json=message, headers=bearer("trigger"))
+    eventually(lambda: [code for code, _ in reasons()] == ["braze_refuses"])
+    sandbox.sandbox.set_faults({"status": 429, "retry_after": 300, "where": "braze"})
+    client.post("/api/delivery/resume", headers=ADMIN)
+    [(_, reason)] = eventually(lambda: [one for one in reasons() if one[0] == "braze_limits"])
+    assert "we wait until 20" in reason
+    assert len(reasons()) == 1
 
 
 def test_refused_credentials_are_no_cause_of_what_sessionm_refuses_later(
@@ -94,7 +150,7 @@ def test_a_refusal_that_has_not_been_tried_again_is_reported_in_the_past_tense(
     assert "UTC ; no call since" in seen
     assert "refuses us" not in seen
     # Its customers are not counted; the lookups are.
-    assert "Of 5 lookups in five minutes 5 could not be answered" in seen
+    assert "5 lookups without an answer in time" in seen
     client.get("/connected-content/offers?user_id=new", headers=bearer("content"))
     assert "SessionM Connect ✓ ok" in words(client.get("/dashboard", headers=ADMIN))
 
@@ -154,7 +210,7 @@ def test_messages_that_wait_for_braze_have_a_forecast(
     for expected in (
         forecast,
         "Try now…",
-        "3 waiting , nothing goes out now",
+        "Waiting for Braze 3 messages Oldest:",
         "3 messages 3 customers award",
         "waited for BRIDGE_TRIGGER_MAX_AGE (2 h) expires: it is not sent",
     ):

@@ -15,6 +15,7 @@ from flask.testing import FlaskClient
 from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
+from bridge.ops.incidents import CODES
 from bridge.parts import parts_of
 from tests.app.conftest import take_store_away
 from tests.conftest import (
@@ -168,25 +169,45 @@ def test_promtool_accepts_the_example_configuration(tmp_path: Path, promtool: st
     succeeds([promtool, "check", "config", "scrape.yml"], tmp_path)
 
 
-REFUSED = """
+RULES = """
 rule_files: [alerts.yml]
 tests:
   - interval: 1m
     input_series:
       - {series: 'bridge_sessionm_state{system="connect", state="refusing"}', values: "1x9"}
-      - {series: 'bridge_sessionm_state{system="core", state="refusing"}', values: "1x9"}
+      - {series: 'bridge_sessionm_state{system="core", state="failing"}', values: "1 0 1 0 1 0 1x4"}
+      - {series: 'bridge_sessionm_state{system="core", state="down"}', values: "0 1 0 1 0 1 0x4"}
+      - {series: 'bridge_delivery_state{state="paused"}', values: "0x9"}
     promql_expr_test:
       - expr: count by (alertname, system) (ALERTS{alertstate="firing"})
         eval_time: 6m
-        exp_samples: [{labels: '{alertname="BridgeConnectRefuses", system="connect"}', value: 1}]
+        exp_samples:
+          - {labels: '{alertname="BridgeSessionMFailing", system="core"}', value: 1}
+          - {labels: '{alertname="BridgeSessionMRefuses", system="connect"}', value: 1}
+  - interval: 1m
+    input_series:
+      - {series: 'bridge_sessionm_state{system="core", state="refusing"}', values: "1x9"}
+      - {series: 'bridge_delivery_state{state="paused"}', values: "1x9"}
+    promql_expr_test:
+      - expr: count by (alertname) (ALERTS{alertstate="firing"})
+        eval_time: 6m
+        exp_samples: [{labels: '{alertname="BridgeDeliveryPaused"}', value: 1}]
+  - interval: 1m
+    input_series: [CODES]
+    promql_expr_test:
+      - expr: count (ALERTS{alertname="BridgeIncident", alertstate="firing"})
+        eval_time: 12m
+        exp_samples: [{value: NUMBER}]
 """
 
 
-def test_prometheus_alerts_when_connect_refuses_the_credentials(
+def test_prometheus_alerts_for_refusals_outages_and_each_code(
     tmp_path: Path, promtool: str
 ) -> None:
     shutil.copy(DEPLOY / "alerts.yml", tmp_path)
-    (tmp_path / "test.yml").write_text(REFUSED)
+    codes = (f"{{series: 'bridge_incidents{{code=\"{code}\"}}', values: 1x20}}" for code in CODES)
+    rules = RULES.replace("CODES", ", ".join(codes)).replace("NUMBER", str(len(CODES)))
+    (tmp_path / "test.yml").write_text(rules)
     succeeds([promtool, "test", "rules", "test.yml"], tmp_path)
 
 

@@ -404,7 +404,7 @@ def test_the_shell_shows_since_when_a_write_waits(
         ANY,
         (
             "  -> Start `bridge serve` or `bridge deliver`; the log says why the last one ended. "
-            "Webhooks are accepted and wait."
+            "If a bridge still serves, webhooks are accepted and wait."
         ),
     ]
     client = make_app(deliver=True, BRIDGE_SESSIONM_RPS="1").test_client()

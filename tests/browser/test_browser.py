@@ -448,7 +448,7 @@ def test_arrows_keep_their_width_while_messages_wait_and_a_link_leads_to_past_in
     )
     eventually(lambda: service.health()["checks"]["delivery_to_braze"]["held_by"] == "refused")
     page = open_page(f"{service.url}/dashboard", viewport={"width": 1440, "height": 900})
-    expect(page.locator(".node.here").nth(1)).to_contain_text("nothing goes out now")
+    expect(page.locator(".node.here").nth(1)).to_contain_text("1 waiting")
     boxes = [arrow.bounding_box() for arrow in page.locator(".flow .link").all()]
     assert min(box["width"] for box in boxes if box) > 150
     page.get_by_role("link", name="Past incidents").click()

@@ -226,6 +226,9 @@ def test_processes_that_share_its_numbers_share_its_state() -> None:
         ([asking(30)], "limiting"),
         ([asking(30), None], "limiting"),
         ([THROTTLED, None], "limiting"),
+        ([WRONG_KEY, asking(300)], "limiting"),
+        ([WRONG_KEY, THROTTLED], "limiting"),
+        ([asking(300), WRONG_KEY], "refusing"),
     ],
 )
 def test_its_state_has_a_name(ended: list[SessionMError | None], state: str) -> None:

@@ -74,10 +74,16 @@ def test_a_healthy_bridge_has_none() -> None:
             "Free space",
         ),
         (
-            {"store": {"state": "down", "error": "the database is locked, or too slow"}},
+            {
+                "store": {
+                    "state": "down",
+                    "error": "the database is locked, or too slow",
+                    "file": "/var/bridge.db",
+                }
+            },
             "store_locked",
             "locked",
-            "backup",
+            "`fuser -v /var/bridge.db`",
         ),
         (
             {"store": {"state": "down", "error": "no connection"}},
@@ -115,7 +121,7 @@ def test_a_healthy_bridge_has_none() -> None:
             {"delivery": {"held_by": "limit", "reason": "SessionM asked us to wait until 9:00"}},
             "sessionm_limits",
             "asked us to wait",
-            "BRIDGE_SESSIONM_RPS",
+            "bridge queue resume",
         ),
         (
             {"sessionm_connect": {"state": "refusing", "error": "HTTP 401: no"}},
@@ -232,12 +238,6 @@ def test_a_failure_without_a_later_call_began_before_that_call_ended() -> None:
     assert as_json(one)["since"] == SINCE
 
 
-def test_an_incident_of_connect_says_how_many_lookups_it_concerns() -> None:
-    cache = {"lookups": 90, "unavailable": 12, "stale": 30}
-    [cause] = causes(checks(sessionm_connect={"state": "down"}, cache=cache))
-    assert "Of 90 lookups in five minutes 12 could not be answered, and 30 were" in cause.do
-
-
 @pytest.mark.parametrize(
     ("lookups", "late", "unavailable", "is_late"),
     [
@@ -256,19 +256,25 @@ def test_over_one_percent_of_at_least_a_hundred_lookups(
     assert codes(causes(checks(cache=cache))) == ["lookups_late"] * is_late
 
 
-def test_a_lookup_incident_points_at_the_system_that_is_away() -> None:
-    found = causes(
-        checks(
-            cache={"lookups": 200, "unavailable": 100},
-            sessionm_connect={"state": "down", "error": "HTTP 503"},
-        )
-    )
-    [late] = [one for one in found if one.code == "lookups_late"]
-    assert "incident of SessionM Connect" in late.do
+@pytest.mark.parametrize(
+    ("core", "is_shown"),
+    [
+        ({"state": "down", "error": "HTTP 503"}, False),
+        # Of SessionM's writes alone: they do not explain late lookups.
+        ({"state": "down", "error": "HTTP 503", "answers_lookups": True}, True),
+        ({"state": "refusing", "error": "HTTP 422"}, True),
+    ],
+)
+def test_late_lookups_are_a_part_of_the_outage_that_explains_them(
+    core: dict[str, Any], *, is_shown: bool
+) -> None:
+    found = causes(checks(cache={"lookups": 200, "unavailable": 100}, sessionm_core=core))
+    [late] = [one for one in follow([], found, 100.0) if one.cause.code == "lookups_late"]
+    assert late.cause.is_consequence is not is_shown
 
 
 def dead(reason: str = "HTTP 200: VALIDATION bad tag", **more: Any) -> DeadGroup:
-    return DeadGroup(reason, reason, 1000.0, Extent(53, 5, ("a", "b")), **more)
+    return DeadGroup(reason, reason, 1000.0, 1010.0, Extent(53, 5, ("a", "b")), **more)
 
 
 @pytest.mark.parametrize(
@@ -276,6 +282,7 @@ def dead(reason: str = "HTTP 200: VALIDATION bad tag", **more: Any) -> DeadGroup
     [
         (dead(), "up", False, "", "Correct what SessionM refuses"),
         (dead(mended=True), "up", False, "replay", "SessionM has taken a newer event"),
+        (dead(mended=True), "down", True, "", "Correct what SessionM refuses"),
         (dead("HTTP 404: USER_NOT_FOUND"), "up", False, "", "Create the customers"),
         (dead("HTTP 503: gone", passing=True), "down", True, "", "Wait until SessionM answers"),
         (dead("HTTP 503: gone", passing=True), "up", False, "replay", "SessionM answers again"),
@@ -309,6 +316,7 @@ def test_each_reason_of_dead_writes_is_an_incident_of_its_own() -> None:
         "writes": 53,
         "customers": 5,
         "campaigns": ["a", "b"],
+        **dict.fromkeys(("events", "webhooks", "lookups", "stale"), 0),
     }
 
 
@@ -341,9 +349,41 @@ def test_reasons_of_one_kind_are_one_whatever_they_name(
     assert text_of(found) in reason
 
 
-def test_lookups_that_were_unanswered_before_sessionm_came_back_need_nobody() -> None:
-    [cause] = causes(checks(cache={"lookups": 200, "unavailable": 90}))
-    assert "ends automatically" in cause.do
+def test_lookups_that_are_answered_again_are_past_with_the_end_of_the_incident() -> None:
+    cache = {"lookups": 200, "unavailable": 90}
+    [present] = causes(checks(cache=cache))
+    assert "go out without their content" in present.reason
+    past = {"last_failed_at": SINCE, "counts_until": "2026-12-01T08:05:00Z"}
+    [cause] = causes(checks(cache=cache | past))
+    assert f"the last one at {SINCE}: messages went out" in cause.reason
+    assert "answered in time again" in cause.do
+    assert "at 2026-12-01T08:05:00Z at the latest" in cause.do
+
+
+def test_all_writes_that_sessionm_refuses_now_are_named_with_the_newest_dead_ones() -> None:
+    refusing = checks(
+        sessionm_core={"state": "refusing"},
+        delivery={"dead": 106, "refuses_writes": True, "idle_since": ""},
+    )
+    old = replace(dead("HTTP 400: ARGUMENT_ERROR"), until=1001.0)
+    newest, older = causes(refusing, dead=[dead(), old])
+    assert newest.reason.endswith("bad tag. SessionM refuses every write now.")
+    assert older.reason.endswith("ARGUMENT_ERROR.")
+
+
+def test_dead_events_are_counted_as_a_replay_counts_them() -> None:
+    extent = Extent(222, 40, events=204)
+    [cause] = causes(checks(), dead=[replace(dead(), extent=extent)])
+    assert cause.reason.startswith("204 events (222 writes) are dead: ")
+    assert as_json(*follow([], [cause], 2000.0))["events"] == 204
+
+
+def test_writes_that_get_no_answer_while_lookups_do_may_have_been_written() -> None:
+    delivery = {"held_by": "down", "reason": "SessionM is unavailable (reset)", "error": "reset"}
+    core = {"state": "down", "answers_lookups": True}
+    [cause] = causes(checks(delivery=delivery, sessionm_core=core), QUEUE)
+    assert cause.reason == "Delivery is held up: SessionM does not answer our writes (reset)."
+    assert "may have been written" in cause.do
 
 
 # --- In time ------------------------------------------------------------------------------------
@@ -385,6 +425,15 @@ def test_of_equally_bad_moments_a_past_incident_shows_the_first() -> None:
     known = follow(follow([], [garbage], 100.0), [], 150.0)
     [closed] = follow(follow(known, [DOWN], 160.0), [], 170.0)
     assert (closed.cause, closed.since, closed.until) == (garbage, 100.0, 170.0)
+
+
+def test_a_past_incident_names_each_failure() -> None:
+    lost = replace(DOWN, reason="It is down: reset.", error="reset")
+    garbage = replace(DOWN, reason="It is down: HTML.", error="HTML")
+    known = follow(follow(follow([], [lost], 100.0), [garbage], 110.0), [garbage], 120.0)
+    assert known[0].cause.reason == "It is down: HTML."
+    [closed] = follow(known, [], 130.0)
+    assert closed.cause.reason == "It is down: reset. Also: HTML."
 
 
 def test_a_cause_that_began_after_the_end_of_an_incident_is_another_one() -> None:
