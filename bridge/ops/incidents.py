@@ -181,8 +181,7 @@ def follow(
     opened = []
     for cause in found:
         is_new = cause.key not in latest
-        if cause.code.endswith("_stopped") and is_new and _store_was_down(known, now):
-            # While the store was down, the loop could not store its heartbeat.
+        if is_new and _is_unstored(cause, known, now):
             continue
         began = now if cause.since is None else cause.since
         before = latest.pop(cause.key, None) or Incident(cause, began)
@@ -200,6 +199,8 @@ def follow(
             closed.append(one)
         elif not store_is_up and one.cause.code.startswith(_NEEDS_STORE):
             opened.append(one)
+        elif _is_unstored(one.cause, known, now):
+            continue
         elif worst.code not in _BLIPS or now - one.since >= BLIP:
             closed.append(replace(one, cause=_with_errors(worst, one.errors), until=now))
     # Of one code, those that delay writes come first.
@@ -214,9 +215,11 @@ def _with_errors(worst: Cause, errors: Iterable[str]) -> Cause:
     return replace(worst, reason=f"{worst.reason} Also: {others}.") if others else worst
 
 
-def _store_was_down(known: Iterable[Incident], now: float) -> bool:
+def _is_unstored(cause: Cause, known: Iterable[Incident], now: float) -> bool:
+    """Return whether a loop only could not store its heartbeat, since the store was down."""
     stores = (one for one in known if one.cause.code.startswith("store_"))
-    return any(one.until is None or now - one.until < BLIP for one in stores)
+    was_down = any(one.until is None or now - one.until < BLIP for one in stores)
+    return cause.code.endswith("_stopped") and was_down
 
 
 def _latest(

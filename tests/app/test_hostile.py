@@ -265,7 +265,7 @@ def test_resuming_by_hand_ends_a_wait(make_app: MakeApp, sandbox: SandboxServer)
     assert client.post("/api/delivery/resume", headers=ADMIN).status_code == 200
     for event in events:
         ends_as(parts_of(app), event, State.DELIVERED)
-    assert checks()["sessionm_core"]["state"] == "up"
+    eventually(lambda: checks()["sessionm_core"]["state"] == "up")
 
 
 def test_expired_writes_do_not_hold_up_live_ones(make_app: MakeApp, sandbox: SandboxServer) -> None:

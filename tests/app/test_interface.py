@@ -394,7 +394,7 @@ BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
 REFUSED = {
     401: ("/dashboard", {}, "BRIDGE_ADMIN_KEYS"),
     403: ("/dashboard", {"Authorization": f"Bearer {KEYS['content']}"}, "is for content"),
-    404: ("/nothing", {}, "/webhooks/braze"),
+    404: ("/nothing", {}, "misspelt"),
     503: ("/readyz", {}, "bridge check"),
 }
 

@@ -125,8 +125,10 @@ def test_a_bridge_names_another_ones_clock(
 
 
 def test_check_names_a_clock_that_differs(
-    database: str, sandbox: SandboxServer, set_apart: SetApart, tmp_path: Path
+    make_app: MakeApp, database: str, sandbox: SandboxServer, set_apart: SetApart, tmp_path: Path
 ) -> None:
+    make_app()
+
     def findings(seconds: float) -> dict[str, dict[str, Any]]:
         more = {
             "BRIDGE_DATABASE_URL": database,

@@ -494,6 +494,9 @@ def test_a_heartbeat_that_could_not_be_stored_is_no_stopped_delivery() -> None:
         "delivery_stopped",
         "store_locked",
     ]
+    # It was found before the lock.
+    both = follow(follow([], [stopped], 100.0), [locked, stopped], 105.0)
+    assert [one.cause.code for one in follow(both, [], 130.0)] == ["store_locked"]
 
 
 @pytest.mark.parametrize(
