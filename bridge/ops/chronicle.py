@@ -6,8 +6,8 @@ process uses the incidents that it knows, and writes them later.
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, fields
 from typing import Any
 
 import sqlalchemy as sa
@@ -180,9 +180,17 @@ def _incident(row: sa.Row[Any]) -> Incident:
     return Incident(cause, row.since, until, _extent(details["most"]), worst, errors)
 
 
-def _cause(stored: dict[str, Any]) -> Cause:
-    return Cause(**{**stored, "extent": _extent(stored["extent"])})
+def _cause(stored: Mapping[str, Any]) -> Cause:
+    known = _known(Cause, stored)
+    return Cause(**{**known, "extent": _extent(known["extent"])})
 
 
-def _extent(stored: dict[str, Any]) -> Extent:
-    return Extent(**{**stored, "campaigns": tuple(stored["campaigns"])})
+def _extent(stored: Mapping[str, Any]) -> Extent:
+    known = _known(Extent, stored)
+    return Extent(**{**known, "campaigns": tuple(known["campaigns"])})
+
+
+def _known(kind: type[Cause | Extent], stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what *kind* knows of *stored*: a newer version beside this one may know more."""
+    names = {field.name for field in fields(kind)}
+    return {name: value for name, value in stored.items() if name in names}

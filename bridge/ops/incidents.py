@@ -644,10 +644,11 @@ def dead_causes(
             do = f"Wait until SessionM answers again, then replay {them}."
         elif any(part in group.reason for part in _UNKNOWN):
             do = f"Create the customers in SessionM or correct the ID in Braze, then replay {them}."
-        elif ended:
+        elif group.mended:
+            when = "" if is_up else " once SessionM answers again"
             do = (
                 "SessionM has taken a newer event of the campaign. If the cause was corrected, "
-                f"replay {them}; otherwise discard {them}."
+                f"replay {them}{when}; otherwise discard {them}."
             )
         else:
             do = (

@@ -534,15 +534,17 @@ class Delivery:
             self._clock.adjust(self._intervals.heartbeat, is_idle=is_idle)
         self._clock.report()
         self._read_operator_order()
+        held_by = self._held_by()
         self._store.set_fact(
             self._heartbeat_fact,
             {
                 "at": clock.now(),
                 "host": socket.gethostname(),
                 "pid": os.getpid(),
-                "held_by": self._held_by(),
+                "held_by": held_by,
                 "reason": self._reason(),
-                "cause": self._breaker.cause,
+                # During a requested wait, the breaker still knows an earlier failure.
+                "cause": self._breaker.cause if held_by != "limit" else "",
                 "hold_until": self._hold_until(),
                 # By the calls of this loop: those of lookups may end in another way.
                 "destination": self._breaker.state(clock.steady()),

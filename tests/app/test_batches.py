@@ -766,7 +766,7 @@ def test_an_erased_customer_leaves_the_files_however_csv_writes_the_id(
 def test_counters_that_sessionm_has_are_submitted_anew_when_a_customer_is_erased(
     bridge: Bridge, sandbox: SandboxServer
 ) -> None:
-    sandbox.sandbox.set_batches({"delay": 1, "times": 1})
+    sandbox.sandbox.set_batches({"delay": 8, "times": 1})
     batch = bridge.start().submit(FILE)
     [first] = eventually(lambda: orders(sandbox))
     bridge.parts.operator.erase(Customer("user_id", BOB))

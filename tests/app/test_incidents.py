@@ -5,9 +5,11 @@ import re
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from flask.testing import FlaskClient
 
 from bridge.fields import instant
+from bridge.ops import chronicle
 from bridge.ops.incidents import Cause
 from bridge.outbox.model import Extent
 from bridge.parts import parts_of
@@ -114,6 +116,8 @@ def test_a_limit_after_refused_credentials_is_a_limit(
     [(_, reason)] = eventually(lambda: [one for one in reasons() if one[0] == "braze_limits"])
     assert "we wait until 20" in reason
     assert len(reasons()) == 1
+    delivery = client.get("/health", headers=ADMIN).get_json()["checks"]["delivery_to_braze"]
+    assert delivery["error"] == ""
 
 
 def test_refused_credentials_are_no_cause_of_what_sessionm_refuses_later(
@@ -312,3 +316,16 @@ def test_an_outage_that_grew_is_stored_as_one_incident(make_app: MakeApp) -> Non
     [closed] = second.follow([], store_is_up=True)
     assert (closed.cause, closed.extent) == (down, down.extent)
     assert first.follow([], store_is_up=True) == [closed]
+
+
+def test_what_a_newer_version_says_of_an_incident_is_skipped(make_app: MakeApp) -> None:
+    parts = parts_of(make_app())
+    parts.watch.stop()
+    down = Cause("sessionm_down", "It is down.", "Wait.", "Core", extent=Extent(3, 2, ("summer",)))
+    parts.chronicle.follow([down], store_is_up=True)
+    with parts.chronicle.database.write() as connection:
+        story = connection.execute(sa.select(chronicle.incidents.c.story)).scalar_one()
+        cause = {**story["cause"], "newer": 1, "extent": {**story["cause"]["extent"], "newer": 1}}
+        connection.execute(chronicle.incidents.update().values(story={**story, "cause": cause}))
+    [one] = parts.chronicle.follow([down], store_is_up=True)
+    assert (one.cause, one.extent) == (down, down.extent)

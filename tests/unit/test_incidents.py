@@ -282,7 +282,7 @@ def dead(reason: str = "HTTP 200: VALIDATION bad tag", **more: Any) -> DeadGroup
     [
         (dead(), "up", False, "", "Correct what SessionM refuses"),
         (dead(mended=True), "up", False, "replay", "SessionM has taken a newer event"),
-        (dead(mended=True), "down", True, "", "Correct what SessionM refuses"),
+        (dead(mended=True), "down", True, "", "once SessionM answers again"),
         (dead("HTTP 404: USER_NOT_FOUND"), "up", False, "", "Create the customers"),
         (dead("HTTP 503: gone", passing=True), "down", True, "", "Wait until SessionM answers"),
         (dead("HTTP 503: gone", passing=True), "up", False, "replay", "SessionM answers again"),
