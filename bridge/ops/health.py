@@ -123,9 +123,10 @@ def _file_of(store: Store) -> str:
 
 
 def _extents(extents: Extents, delivery: dict[str, Any]) -> tuple[Extent, list[DeadGroup]]:
-    """Return the extent of the queue, and the dead groups, with the numbers of *delivery*.
+    """Return the extent of the queue, and the dead groups.
 
-    So all parts of one view show the same numbers.
+    Set ``dead`` and ``dead_events`` of *delivery* to the numbers of these groups, so that all parts
+    of one view show the same.
     """
     queue = replace(extents.queue(), writes=delivery["queued"]) if delivery["queued"] else Extent()
     dead = extents.dead() if delivery["dead"] else []

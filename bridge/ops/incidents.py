@@ -27,7 +27,7 @@ REOPENS = 60.0
 # start of the bridge.
 BLIP = 5.0
 _BLIPS = {"delivery_stopped", "messages_stopped", "sessionm_fails", "braze_fails"}
-# Code -> code of the graver stage of the same outage: both stages are one incident.
+# Code -> code of the worse stage of the same outage: both stages are one incident.
 _GROWS_TO = {"sessionm_fails": "sessionm_down", "braze_fails": "braze_down"}
 # Days for which closed incidents are kept.
 KEPT_DAYS = 30
@@ -36,9 +36,8 @@ MOST_ERRORS = 5
 
 NOTHING = Extent()
 
-# Codes of what loses or stops something, then all codes, the most urgent first: the order of the
-# incidents.
-GRAVE = (
+# The order of the incidents, the most urgent first. Those of URGENT lose or stop something.
+URGENT = (
     "store_full",
     "store_locked",
     "store_unavailable",
@@ -52,7 +51,7 @@ GRAVE = (
     "dead_messages",
 )
 CODES = (
-    *GRAVE,
+    *URGENT,
     "delivery_paused",
     "sessionm_limits",
     "sessionm_fails",
@@ -121,9 +120,9 @@ class Cause:
         return "message" if self.code.startswith(to_braze) else "write"
 
     @property
-    def is_grave(self) -> bool:
+    def is_urgent(self) -> bool:
         """Whether it loses or stops something."""
-        return self.code in GRAVE
+        return self.code in URGENT
 
     @property
     def key(self) -> tuple[str, str]:
@@ -559,8 +558,9 @@ def _expiry(delivery: Mapping[str, Any]) -> str:
 
 
 def _dead_messages(group: DeadGroup) -> Cause:
-    number = group.extent.writes
-    them = "it" if number == 1 else "them"
+    amount = group.extent.amount("message")
+    is_one = amount.startswith("1 ")
+    them = "it" if is_one else "them"
     do = f"Correct the cause in Braze or in SessionM's template, then replay or discard {them}."
     if group.uncertain:
         do = (
@@ -569,8 +569,7 @@ def _dead_messages(group: DeadGroup) -> Cause:
         )
     return Cause(
         "dead_messages",
-        f"{group.extent.amount('message')} to Braze {'is' if number == 1 else 'are'} dead: "
-        f"{group.reason}.",
+        f"{amount} to Braze {'is' if is_one else 'are'} dead: {group.reason}.",
         do,
         subject=group.reason,
         since=group.since,
@@ -628,8 +627,9 @@ def dead_causes(
     is_up = core["state"] == "up" or (is_idle and not core["last_call_failed"])
     newest = max((group.until for group in groups), default=0.0)
     for group in groups:
-        one = group.extent.writes == 1
-        it, them = ("it", "it") if one else ("they", "them")
+        amount = group.extent.amount()
+        is_one = amount.startswith("1 ")
+        it, them = ("it", "it") if is_one else ("they", "them")
         ended = is_up and (group.passing or group.mended)
         is_newest = group.until == newest and not group.passing
         refusal = _refusal(delivery) if is_newest and delivery.get("refuses_writes") else ""
@@ -656,7 +656,7 @@ def dead_causes(
             )
         yield Cause(
             "dead_writes",
-            f"{group.extent.amount()} {'is' if one else 'are'} dead: {group.reason}.{refusal}",
+            f"{amount} {'is' if is_one else 'are'} dead: {group.reason}.{refusal}",
             do,
             subject=group.reason,
             since=group.since,

@@ -104,7 +104,7 @@ def _chosen() -> Customer:
 
 
 def about(parts: Parts, customer: Customer) -> dict[str, Any]:
-    """Everything that is known of *customer*, as JSON; `findings` are of `CustomerFinding`.
+    """Return what is known about *customer*: as JSON, except `findings` (`CustomerFinding`).
 
     Raises:
         StoreUnavailableError: the store cannot be read.
@@ -200,20 +200,21 @@ def _about_events(parts: Parts, theirs: Sequence[Mapping[str, Any]]) -> Iterator
         of_state = [event for event in theirs if event["state"] == state]
         if not of_state:
             continue
-        newest, was = of_state[0], "was" if len(of_state) == 1 else "were"
+        newest = of_state[0]
+        are, was = ("is", "was") if len(of_state) == 1 else ("are", "were")
         number = f"{len(of_state)} of this customer's last {counted(len(theirs), 'event')}"
         reason = f" The newest: {newest['reason'].rstrip('.')}." if newest["reason"] else ""
         details = (parts.events.details(newest["id"]) or {}) if state == State.DEAD else {}
         do = next(filter(None, map(advice, details.get("writes", ()))), "")
         yield CustomerFinding(
-            f"{number} {words.format(was=was)}.{reason} {do}".rstrip(),
+            f"{number} {words.format(are=are, was=was)}.{reason} {do}".rstrip(),
             f"/events/{newest['id']}",
             "Open the newest",
         )
 
 
 _STATES = {
-    State.DEAD: "{was} given up",
+    State.DEAD: "{are} dead",
     State.REJECTED: "{was} rejected",
     State.EXPIRED: "{was} too late and not sent",
     State.DISCARDED: "{was} discarded by a person",

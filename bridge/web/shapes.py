@@ -317,7 +317,7 @@ class EventSummary(ApiShape):
     state: State = _is("What became of it.", "delivered")
     received_at: str = _is("When the bridge got it.", "2026-12-01T08:00:00Z")
     done_at: str = _is(
-        "When it was delivered, given up, or refused; blank before.", "2026-12-01T08:00:01Z"
+        "When it became delivered, dead or rejected; blank before.", "2026-12-01T08:00:01Z"
     )
     customer: EventCustomer = _is("The customer, by the identifier that the event has.")
     campaign_id: str = _is("Braze's ID of the campaign, or blank.", "summer-sale")
@@ -450,8 +450,7 @@ class CustomerErased(Ok):
 class IncidentShape(ApiShape):
     """One incident; a closed one has *until*.
 
-    The numbers are those affected now, or at most for a closed one: *writes* and their *events*,
-    *webhooks* answered 503, *lookups* without an answer in time, and *stale* ones with older data.
+    The numbers are the present ones; of a closed incident, the largest.
     """
 
     code: str = Field(
@@ -559,7 +558,10 @@ class SystemCheck(ApiShape):
     calls: int = _is("The number of calls.")
     errors: int = _is("The number of failed calls.")
     refused: int = _is("The number of refused calls.")
-    answers_lookups: bool = _may_be("Whether only writes find this state.")
+    answers_lookups: bool = _may_be(
+        "Whether lookups are answered although writes find this state; absent if writes find no "
+        "worse state."
+    )
     error: str = _is("The failure that explains the state, or blank.")
     last_error: str = _is("The last failure, which may be older.")
     last_error_at: str = _is("When that was.")
@@ -581,10 +583,10 @@ class LookupsCheck(ApiShape):
     miss: int = _is("Fetched from SessionM.")
     not_found: int = _is("Of customers that SessionM does not know.")
     unavailable: int = _is("Without a usable answer.")
-    late: int = _is("Not answered, or answered empty, within the deadline.")
+    late: int = _is("Answered after more than 2 s, for which Braze waits.")
     last_failed_at: str = _is("When one failed last; blank while they fail, and without one.")
     counts_until: str = _is("Until when that failure counts, likewise.")
-    in_time_ratio: float = _is("The share in time.", 1.0)
+    in_time_ratio: float = _is("The share answered within 2 s.", 1.0)
     p50_ms: float = _is("The median time of an answer, in milliseconds.")
     p99_ms: float = _is("The time that 99 % of the answers are within.")
 

@@ -371,11 +371,17 @@ def test_all_writes_that_sessionm_refuses_now_are_named_with_the_newest_dead_one
     assert older.reason.endswith("ARGUMENT_ERROR.")
 
 
-def test_dead_events_are_counted_as_a_replay_counts_them() -> None:
-    extent = Extent(222, 40, events=204)
+@pytest.mark.parametrize(
+    ("extent", "says"),
+    [
+        (Extent(222, 40, events=204), "204 events (222 writes) are dead: "),
+        (Extent(2, 1, events=1), "1 event (2 writes) is dead: "),
+    ],
+)
+def test_dead_events_are_counted_as_a_replay_counts_them(extent: Extent, says: str) -> None:
     [cause] = causes(checks(), dead=[replace(dead(), extent=extent)])
-    assert cause.reason.startswith("204 events (222 writes) are dead: ")
-    assert as_json(*follow([], [cause], 2000.0))["events"] == 204
+    assert cause.reason.startswith(says)
+    assert as_json(*follow([], [cause], 2000.0))["events"] == extent.events
 
 
 def test_writes_that_get_no_answer_while_lookups_do_may_have_been_written() -> None:
