@@ -7,7 +7,7 @@ process uses the incidents that it knows, and writes them later.
 import logging
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 import sqlalchemy as sa
@@ -62,7 +62,7 @@ class Chronicle:
     def follow(
         self,
         found: Sequence[Cause],
-        measured: Callable[[Incident], Incident] = lambda one: one,
+        add_numbers: Callable[[Incident], Incident] = lambda one: one,
         *,
         store_is_up: bool,
     ) -> list[Incident]:
@@ -70,13 +70,13 @@ class Chronicle:
 
         Args:
             found: the present causes.
-            measured: returns an incident with the numbers of its time.
+            add_numbers: returns an incident with the numbers of its calls.
             store_is_up: as for `incidents.follow`.
         """
         with self._lock:
             known = self._read()
             followed = follow(known, found, clock.now(), store_is_up=store_is_up)
-            self._known = [measured(one) for one in followed]
+            self._known = [add_numbers(one) for one in followed]
             self._is_stored = self._known == known or self._write(known, self._known)
             return self._known
 
@@ -181,7 +181,12 @@ def _incident(row: sa.Row[Any]) -> Incident:
 
 
 def _cause(stored: dict[str, Any]) -> Cause:
-    return Cause(**{**stored, "extent": _extent(stored["extent"])})
+    # Another version may have stored other attributes.
+    known = {name: value for name, value in stored.items() if name in _ATTRIBUTES}
+    return Cause(**{**known, "extent": _extent(stored["extent"])})
+
+
+_ATTRIBUTES = {attribute.name for attribute in fields(Cause)}
 
 
 def _extent(stored: dict[str, Any]) -> Extent:

@@ -96,7 +96,8 @@ class Cause:
         search: filters of ``GET /api/events`` for the affected events.
         size: what grows with the problem, if not the writes of *extent*.
         error: the failure of the system, which may change while the problem stays.
-        spoils: the calls to the bridge that fail of it: ``webhooks``, ``lookups`` or "".
+        failing_calls: the calls to the bridge that fail because of it: ``webhooks``, ``lookups`` or
+            "".
         is_consequence: whether another present cause explains it.
     """
 
@@ -110,7 +111,7 @@ class Cause:
     search: Mapping[str, str] = field(default_factory=dict)
     size: float = field(default=0.0, compare=False)
     error: str = ""
-    spoils: str = ""
+    failing_calls: str = ""
     is_consequence: bool = False
 
     @property
@@ -135,7 +136,7 @@ class Cause:
 
         Its code, then whether calls to the bridge fail too, then its size.
         """
-        return -CODES.index(self.code), bool(self.spoils), self.size or self.extent.writes
+        return -CODES.index(self.code), bool(self.failing_calls), self.size or self.extent.writes
 
 
 @dataclass(frozen=True)
@@ -299,14 +300,15 @@ def store_causes(store: Mapping[str, Any]) -> Iterator[Cause]:
     elif "locked" in error:
         code = "store_locked"
         do = "End the program that locks the database, such as a backup or a VACUUM. "
-        do += _holder(store) + again
+        do += _how_to_find_holder(store) + again
     else:
         code = "store_unavailable"
         do = f"Start the database again, or run `bridge check` to find the problem. {again}"
-    yield Cause(code, f"Events cannot be stored: {error}.", do, spoils="webhooks")
+    yield Cause(code, f"Events cannot be stored: {error}.", do, failing_calls="webhooks")
 
 
-def _holder(store: Mapping[str, Any]) -> str:
+def _how_to_find_holder(store: Mapping[str, Any]) -> str:
+    """Return how to find the program that locks the file; "" without a file."""
     file = store.get("file")
     return f"`fuser -v {shlex.quote(file)}` names the programs that have it open. " if file else ""
 
@@ -422,7 +424,7 @@ def _sessionm(checks: Mapping[str, Any], queue: Extent) -> Iterator[Cause]:
             extent=queue if system == "Core" else NOTHING,
             search={"state": "queued"} if system == "Core" and queue.writes else {},
             error=check["error"],
-            spoils="" if check.get("answers_lookups") else "lookups",
+            failing_calls="" if check.get("answers_lookups") else "lookups",
         )
 
 
@@ -451,7 +453,7 @@ def _held(delivery: Mapping[str, Any], check: Mapping[str, Any], queue: Extent) 
         extent=queue,
         search={"state": "queued"} if queue.writes else {},
         error=delivery.get("error", ""),
-        spoils="" if answers_lookups else "lookups",
+        failing_calls="" if answers_lookups else "lookups",
     )
 
 
@@ -593,7 +595,7 @@ def _queue_limit(delivery: Mapping[str, Any]) -> Iterator[Cause]:
             "space.",
             search={"state": "queued"},
             size=queued,
-            spoils="webhooks",
+            failing_calls="webhooks",
         )
 
 
@@ -695,14 +697,14 @@ def _batches(delivery: Mapping[str, Any]) -> Iterator[Cause]:
 
 def _lookups(checks: Mapping[str, Any]) -> Iterator[Cause]:
     lookups = checks["cache"]
-    number, late, away = lookups["lookups"], lookups["late"], lookups["unavailable"]
-    if number < LEAST_LOOKUPS or late + away <= LATE_SHARE * number:
+    number, late, unanswered = lookups["lookups"], lookups["late"], lookups["unavailable"]
+    if number < LEAST_LOOKUPS or late + unanswered <= LATE_SHARE * number:
         return
     problems = [
         words
         for count, words in (
             (late, f"{percent(late / number)} took over 2 s"),
-            (away, f"{percent(away / number)} could not be answered"),
+            (unanswered, f"{percent(unanswered / number)} could not be answered"),
         )
         if count
     ]
@@ -722,7 +724,7 @@ def _lookups(checks: Mapping[str, Any]) -> Iterator[Cause]:
         "lookups_late",
         reason,
         do,
-        size=(late + away) / number,
+        size=(late + unanswered) / number,
         is_consequence=any(
             map(_concerns_lookups, (checks["sessionm_core"], checks["sessionm_connect"]))
         ),

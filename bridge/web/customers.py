@@ -118,11 +118,10 @@ def about(parts: Parts, customer: Customer) -> dict[str, Any]:
     lookup = json.loads(answer.body)
     other = customer.of_other_kind
     known_as = other.kind if lookup["status"] == "not_found" and _is_known(parts, other) else None
-    missed = _missed(parts, theirs[0] if theirs else None)
     found = [
         *about_lookup(lookup, known_as),
         *_about_events(parts, theirs),
-        *missed,
+        *_missed(parts, theirs[0] if theirs else None),
         *about_queue(len(waiting), lookup["status"], parts.chronicle.delivery_reasons()),
     ]
     return {

@@ -97,11 +97,11 @@ class SetupProgress:
     duplicates: int = 0
 
     @property
-    def webhook(self) -> Literal["none", "accepted", "rejected", "not_let_in"]:
+    def webhook(self) -> Literal["none", "accepted", "rejected", "unauthorized"]:
         """What became of the last send."""
         refused = self.sends_not_let_in.last
         if refused and id_prefix(refused.at) > (self.last["id"] if self.last else ""):
-            return "not_let_in"
+            return "unauthorized"
         if self.last is None:
             return "none"
         return "rejected" if self.last["state"] == State.REJECTED else "accepted"

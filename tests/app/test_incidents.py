@@ -5,9 +5,11 @@ import re
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from flask.testing import FlaskClient
 
 from bridge.fields import instant
+from bridge.ops import chronicle
 from bridge.ops.incidents import Cause
 from bridge.outbox.model import Extent
 from bridge.parts import parts_of
@@ -312,3 +314,16 @@ def test_an_outage_that_grew_is_stored_as_one_incident(make_app: MakeApp) -> Non
     [closed] = second.follow([], store_is_up=True)
     assert (closed.cause, closed.extent) == (down, down.extent)
     assert first.follow([], store_is_up=True) == [closed]
+
+
+def test_an_incident_that_another_version_stored_is_shown(make_app: MakeApp) -> None:
+    parts = parts_of(make_app())
+    parts.watch.stop()
+    fails = Cause("sessionm_down", "It is down.", "Wait.", "Core")
+    parts.chronicle.follow([fails], store_is_up=True)
+    with parts.chronicle.database.write() as connection:
+        story = connection.execute(sa.select(chronicle.incidents.c.story)).scalar_one()
+        other = {**story["cause"], "removed": "lookups"}
+        connection.execute(chronicle.incidents.update().values(story={**story, "cause": other}))
+    [one] = parts.chronicle.follow([fails], store_is_up=True)
+    assert one.cause == fails
