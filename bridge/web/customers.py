@@ -144,7 +144,7 @@ def about(parts: Parts, customer: Customer) -> dict[str, Any]:
 
 @bp.app_template_filter()
 def alike(offers: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], int]]:
-    """Return *offers* that a reader can tell apart, each with the number of its likes."""
+    """Return one of each group of equal-looking offers, with the size of the group."""
     found: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for offer in offers:
         shown = (offer.get(name) for name in ("title", "name", "days_left"))
@@ -221,7 +221,7 @@ _STATES = {
 
 
 def _missed(parts: Parts, newest: Mapping[str, Any] | None) -> Iterator[CustomerFinding]:
-    """Yield the sends after the customer's *newest* event that may be this customer's too."""
+    """Yield findings about sends since *newest* without a readable customer or a right key."""
     after, since = (newest["id"], newest["received_at"]) if newest else ("", "")
     wanted = Filter(
         State.REJECTED, NOBODY, since=instant(since) or 0.0, direction=Direction.TO_SESSIONM
@@ -271,7 +271,10 @@ def about_queue(waiting: int, status: str, held: Sequence[str]) -> Iterator[Cust
 
 
 def fallbacks(parts: Parts) -> list[dict[str, int]]:
-    """Return lookups of all customers without an answer: the last 24 hours, and those before."""
+    """Return numbers of lookups for the last 24 hours and for the 24 hours before.
+
+    Each has ``all``, ``unavailable`` and ``unknown``.
+    """
     now = clock.now()
     quarters = parts.telemetry.quarters(now - 2 * _DAY)
     days = [

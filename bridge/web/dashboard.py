@@ -31,7 +31,7 @@ MOST_CAMPAIGNS = 20
 MOST_PAST = 100
 # Campaigns of an incident up to which they are named; more are counted.
 MOST_NAMED = 3
-# Open incidents above the map of the calls; the others are below the figures.
+# Open incidents shown above the diagram; the others are shown below the tiles.
 MOST_ABOVE = 2
 # Seconds since the end of an incident in which it is still counted beside the status.
 RECENTLY_ENDED = 12 * 3600.0
@@ -278,7 +278,7 @@ def _link(
 
 
 def _of(whole: int, **bad: int) -> str:
-    """Return how many of *whole* calls went wrong, by what became of them."""
+    """Return how many of *whole* calls ended badly, by outcome: ``2 of 9 failed``."""
     return ", ".join(f"{number:,} of {whole:,} {word}" for word, number in bad.items() if number)
 
 

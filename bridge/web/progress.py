@@ -108,7 +108,10 @@ class SetupProgress:
 
     @property
     def test_may_be_refused(self) -> bool:
-        """Whether a send had a wrong key after the last test send, which may be a newer one."""
+        """Whether a send with a wrong key came after the last test send.
+
+        It may be a newer test send.
+        """
         refused = self.sends_not_let_in.last
         test = self.send.event["id"] if self.send and self.send.event["test"] else ""
         return refused is not None and id_prefix(refused.at) > test

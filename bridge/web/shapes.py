@@ -482,7 +482,7 @@ class StoreCheck(ApiShape):
 
     state: Literal["ok", "down"] = _required("`down`: events cannot be stored.")
     error: str = _optional("Why; absent if it is `ok`.")
-    file: str = _optional("The path of SQLite's file, likewise.")
+    file: str = _optional("The path of SQLite's file; absent if the state is `ok`.")
     as_of: str = _optional("The time of the queue's figures, if the database cannot be read.")
     events: dict[str, int] = _optional("State to the number of stored events.")
 
@@ -522,7 +522,9 @@ class DeliveryCheck(ApiShape):
     )
     by: str = _optional("The name of the key that paused it.")
     paused_at: float | None = _optional("When it was paused by hand, in seconds since the epoch.")
-    beat_at: float | None = _optional("The deliverer's last sign of life, likewise.")
+    beat_at: float | None = _optional(
+        "The deliverer's last sign of life, in seconds since the epoch."
+    )
     heartbeat_seconds: float = _required("Seconds since the last sign of life; -1 without one.")
     host: str = _required("The machine that delivers.")
     pid: int = _required("The process that delivers.")
@@ -590,8 +592,13 @@ class LookupsCheck(ApiShape):
     not_found: int = _required("Of customers that SessionM does not know.")
     unavailable: int = _required("Without a usable answer.")
     late: int = _required("Answered after more than 2 s, for which Braze waits.")
-    last_failed_at: str = _required("When one failed last; blank while they fail, and without one.")
-    counts_until: str = _required("Until when that failure counts, likewise.")
+    last_failed_at: str = _required(
+        "When the last failure of these minutes was; blank if it was under 5 s ago, or if there "
+        "was none."
+    )
+    counts_until: str = _required(
+        "When that failure leaves the last five minutes; blank with `last_failed_at`."
+    )
     in_time_ratio: float = _required("The share answered within 2 s.", 1.0)
     p50_ms: float = _required("The median time of an answer, in milliseconds.")
     p99_ms: float = _required("The time that 99 % of the answers are within.")
@@ -611,8 +618,13 @@ class WebhooksCheck(ApiShape):
     duplicate: int = _required("Stored before.")
     rejected: int = _required("Rejected with a reason.")
     failed: int = _required("Not stored: Braze retries.")
-    last_failed_at: str = _required("When one failed last; blank while they fail, and without one.")
-    counts_until: str = _required("Until when that failure counts, likewise.")
+    last_failed_at: str = _required(
+        "When the last failure of these minutes was; blank if it was under 5 s ago, or if there "
+        "was none."
+    )
+    counts_until: str = _required(
+        "When that failure leaves the last five minutes; blank with `last_failed_at`."
+    )
     rejected_last_day: int = _required("Rejected in the last day.")
     p50_ms: float = _required("The median time of an answer, in milliseconds.")
     p99_ms: float = _required("The time that 99 % of the answers are within.")
