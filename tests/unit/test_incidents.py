@@ -257,20 +257,20 @@ def test_over_one_percent_of_at_least_a_hundred_lookups(
 
 
 @pytest.mark.parametrize(
-    ("core", "is_shown"),
+    ("core", "is_consequence"),
     [
-        ({"state": "down", "error": "HTTP 503"}, False),
+        ({"state": "down", "error": "HTTP 503"}, True),
         # Of SessionM's writes alone: they do not explain late lookups.
-        ({"state": "down", "error": "HTTP 503", "answers_lookups": True}, True),
-        ({"state": "refusing", "error": "HTTP 422"}, True),
+        ({"state": "down", "error": "HTTP 503", "answers_lookups": True}, False),
+        ({"state": "refusing", "error": "HTTP 422"}, False),
     ],
 )
 def test_late_lookups_are_a_part_of_the_outage_that_explains_them(
-    core: dict[str, Any], *, is_shown: bool
+    core: dict[str, Any], *, is_consequence: bool
 ) -> None:
     found = causes(checks(cache={"lookups": 200, "unavailable": 100}, sessionm_core=core))
     [late] = [one for one in follow([], found, 100.0) if one.cause.code == "lookups_late"]
-    assert late.cause.is_consequence is not is_shown
+    assert late.cause.is_consequence is is_consequence
 
 
 def dead(reason: str = "HTTP 200: VALIDATION bad tag", **more: Any) -> DeadGroup:
