@@ -185,7 +185,8 @@ def identifier(value: object, field: str, *, in_quotes: bool = False) -> str | N
     Args:
         value: the identifier.
         field: its name, for messages.
-        in_quotes: whether curly quotes around it are accepted, as older versions did.
+        in_quotes: accept an ID that begins or ends with a curly quote, to erase events that hold
+            one.
 
     Raises:
         FieldError: as `text`, or a curly quote is at its beginning or end, or the value is ``.``
@@ -203,7 +204,7 @@ def identifier(value: object, field: str, *, in_quotes: bool = False) -> str | N
 
 
 def is_in_quotes(value: str) -> bool:
-    """Return whether a curly quote is at the beginning or the end of *value*, which has text."""
+    """Return whether *value* begins or ends with a curly quote."""
     return not value.isascii() and not {value[0], value[-1]}.isdisjoint(CURLY_QUOTES)
 
 

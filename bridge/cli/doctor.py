@@ -45,7 +45,10 @@ SHORT = 16
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report. *remedy* is what to do, or ""; if *ok*, it makes a warning."""
+    """One line of the report.
+
+    *remedy* says what to do, or is "". With *ok* and a remedy, the line is a warning.
+    """
 
     name: str
     ok: bool

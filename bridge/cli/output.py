@@ -32,7 +32,10 @@ class OutputError(Exception):
 
 
 class Output(io.TextIOWrapper):
-    """The standard output. Its failures raise `OutputError`: an `OSError` is that of a file."""
+    """The standard output.
+
+    A failed write raises `OutputError`, so that an `OSError` always concerns another file.
+    """
 
     def write(self, text: str) -> int:
         try:

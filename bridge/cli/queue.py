@@ -411,7 +411,7 @@ def _print_event(story: Row, names: Mapping[str, str]) -> None:
 
 # State of an event -> what an operator may do.
 _NEXT = {
-    State.DEAD: "Correct the cause, then: bridge queue replay {0}. Or give it up: "
+    State.DEAD: "Correct the cause, then: bridge queue replay {0}. Or discard it: "
     "bridge queue discard {0}",
     State.REJECTED: "Correct the template, which sends new ones, or rules.toml, and then: "
     "bridge queue replay {0}",

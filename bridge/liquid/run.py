@@ -13,7 +13,7 @@ from liquid.exceptions import ResourceLimitError
 RENDER_SECONDS = 0.5
 # Levels of content blocks within content blocks, and of rerendered answers.
 DEEPEST = 5
-# Warnings, and blank outputs, that are listed.
+# Entries: most warnings, and most blank outputs, of one render.
 MOST_NOTES = 50
 
 
@@ -68,7 +68,7 @@ class Run:
         return f"{self.within}{self.position(token)}"
 
     def warn(self, words: str, token: Token | None = None) -> None:
-        """Warn once for each place: *token*, or what is being evaluated."""
+        """Add a warning about *token*, by default the one being evaluated; a repeat is dropped."""
         if len(self.warnings) >= MOST_NOTES:
             return
         token = token or self.token
@@ -117,7 +117,7 @@ class Run:
         """Warn once about a missing field, with the place that uses it first.
 
         *is_data*: the field belongs to the customer or the event, so it may get a test value. A
-        default is then what the author wants to see.
+        default makes the warning needless.
         """
         if is_data and self.has_default and not hint:
             return

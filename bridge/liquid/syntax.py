@@ -170,7 +170,10 @@ INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]")
 
 
 def mistyped(markup: str) -> str:
-    """Return what is mistyped in *markup*, so that Braze reads it otherwise than meant, or ""."""
+    """Return a sentence about a typing mistake in *markup* that changes its meaning.
+
+    It is "" without one.
+    """
     bare = re.sub(rf"{_QUOTED}|{REFERENCE}", "", markup)
     if entity := _ENTITY.search(bare):
         meant = html.unescape(entity[0])
@@ -232,13 +235,16 @@ PROFILE = frozenset(
 
 # Fields that every customer has.
 _ALWAYS_THERE = frozenset({"braze_id", "random_bucket_number", "user_id"})
-# Of spaces whose fields have text values, and no JSON of their own on a page.
+# Namespaces whose values are texts. The page has no JSON field for them.
 _TEXT_SPACES = "content_blocks|most_recently_used_device|sms|subscribed_state|targeted_device"
 _USED = re.compile(rf"(?:\b({_TEXT_SPACES})\.|(?<![\w.]))\$\{{\s*([\w .-]+?)\s*\}}")
 
 
 def fields_used(source: str) -> dict[tuple[str, str], None]:
-    """Return space and name of fields that markup of *source* uses, in order; "": the profile."""
+    """Return the fields in the markup of *source*, in order, as (namespace, name).
+
+    The namespace "" is the profile.
+    """
     markup = (found[0] for found in _MARKUP.finditer(without_html_comments(source)))
     return {(one[1] or "", one[2]): None for part in markup for one in _USED.finditer(part)}
 

@@ -62,7 +62,7 @@ class Chronicle:
     def follow(
         self,
         found: Sequence[Cause],
-        measured: Callable[[Incident], Incident] = lambda one: one,
+        add_numbers: Callable[[Incident], Incident] = lambda one: one,
         *,
         store_is_up: bool,
     ) -> list[Incident]:
@@ -70,13 +70,13 @@ class Chronicle:
 
         Args:
             found: the present causes.
-            measured: returns an incident with the numbers of its time.
+            add_numbers: returns an incident with the numbers of its calls.
             store_is_up: as for `incidents.follow`.
         """
         with self._lock:
             known = self._read()
             followed = follow(known, found, clock.now(), store_is_up=store_is_up)
-            self._known = [measured(one) for one in followed]
+            self._known = [add_numbers(one) for one in followed]
             self._is_stored = self._known == known or self._write(known, self._known)
             return self._known
 

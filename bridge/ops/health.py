@@ -82,7 +82,9 @@ def look(parts: Parts) -> tuple[dict[str, Any], list[Incident]]:
     checks["files"] = {"most_connections_used": _connections(day)}
     store_is_up = checks["store"]["state"] == "ok"
     found = [*causes(checks, queue, dead), *message_causes(checks, messages, dead_messages)]
-    incidents = parts.chronicle.follow(found, partial(measured, day), store_is_up=store_is_up)
+    incidents = parts.chronicle.follow(
+        found, partial(with_failed_calls, day), store_is_up=store_is_up
+    )
     incidents = [one for one in incidents if not one.cause.is_consequence]
     reasons = [one.cause.reason for one in incidents if one.until is None]
     body = {
@@ -94,8 +96,8 @@ def look(parts: Parts) -> tuple[dict[str, Any], list[Incident]]:
     return body, incidents
 
 
-def measured(day: Sequence[Period], one: Incident) -> Incident:
-    """Return an incident with the calls that have failed of it since its start.
+def with_failed_calls(day: Sequence[Period], one: Incident) -> Incident:
+    """Return *one* with the number of calls that failed because of it since its start.
 
     Args:
         day: the minutes of the last day, the present one last. The first minute of the incident
@@ -103,11 +105,11 @@ def measured(day: Sequence[Period], one: Incident) -> Incident:
         one: an incident; one that ended over a minute ago is returned as it is.
     """
     until = clock.now() if one.until is None else one.until
-    if not one.cause.spoils or until < clock.now() - REOPENS:
+    if not one.cause.failing_calls or until < clock.now() - REOPENS:
         return one
     period = together([minute for minute in day if one.since - 60 < minute.at <= until])
     count, extent = period.count, one.cause.extent
-    if one.cause.spoils == "webhooks":
+    if one.cause.failing_calls == "webhooks":
         failed = count("webhooks_failed") + count("messages_failed")
         extent = replace(extent, webhooks=failed)
     else:
@@ -123,9 +125,10 @@ def _file_of(store: Store) -> str:
 
 
 def _extents(extents: Extents, delivery: dict[str, Any]) -> tuple[Extent, list[DeadGroup]]:
-    """Return the extent of the queue, and the dead groups, with the numbers of *delivery*.
+    """Return the extent of the queue, and the dead groups.
 
-    So all parts of one view show the same numbers.
+    Set ``dead`` and ``dead_events`` of *delivery* to the numbers of these groups, so that all parts
+    of one view show the same.
     """
     queue = replace(extents.queue(), writes=delivery["queued"]) if delivery["queued"] else Extent()
     dead = extents.dead() if delivery["dead"] else []

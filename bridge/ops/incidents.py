@@ -27,7 +27,7 @@ REOPENS = 60.0
 # start of the bridge.
 BLIP = 5.0
 _BLIPS = {"delivery_stopped", "messages_stopped", "sessionm_fails", "braze_fails"}
-# Code -> code of the graver stage of the same outage: both stages are one incident.
+# Code -> code of the worse stage of the same outage: both stages are one incident.
 _GROWS_TO = {"sessionm_fails": "sessionm_down", "braze_fails": "braze_down"}
 # Days for which closed incidents are kept.
 KEPT_DAYS = 30
@@ -36,9 +36,8 @@ MOST_ERRORS = 5
 
 NOTHING = Extent()
 
-# Codes of what loses or stops something, then all codes, the most urgent first: the order of the
-# incidents.
-GRAVE = (
+# The order of the incidents, the most urgent first. Those of URGENT lose or stop something.
+URGENT = (
     "store_full",
     "store_locked",
     "store_unavailable",
@@ -52,7 +51,7 @@ GRAVE = (
     "dead_messages",
 )
 CODES = (
-    *GRAVE,
+    *URGENT,
     "delivery_paused",
     "sessionm_limits",
     "sessionm_fails",
@@ -97,7 +96,8 @@ class Cause:
         search: filters of ``GET /api/events`` for the affected events.
         size: what grows with the problem, if not the writes of *extent*.
         error: the failure of the system, which may change while the problem stays.
-        spoils: the calls to the bridge that fail of it: ``webhooks``, ``lookups`` or "".
+        failing_calls: the calls to the bridge that fail because of it: ``webhooks``, ``lookups`` or
+            "".
         is_consequence: whether another present cause explains it.
     """
 
@@ -111,7 +111,7 @@ class Cause:
     search: Mapping[str, str] = field(default_factory=dict)
     size: float = field(default=0.0, compare=False)
     error: str = ""
-    spoils: str = ""
+    failing_calls: str = ""
     is_consequence: bool = False
 
     @property
@@ -121,9 +121,9 @@ class Cause:
         return "message" if self.code.startswith(to_braze) else "write"
 
     @property
-    def is_grave(self) -> bool:
+    def is_urgent(self) -> bool:
         """Whether it loses or stops something."""
-        return self.code in GRAVE
+        return self.code in URGENT
 
     @property
     def key(self) -> tuple[str, str]:
@@ -136,7 +136,7 @@ class Cause:
 
         Its code, then whether calls to the bridge fail too, then its size.
         """
-        return -CODES.index(self.code), bool(self.spoils), self.size or self.extent.writes
+        return -CODES.index(self.code), bool(self.failing_calls), self.size or self.extent.writes
 
 
 @dataclass(frozen=True)
@@ -300,14 +300,15 @@ def store_causes(store: Mapping[str, Any]) -> Iterator[Cause]:
     elif "locked" in error:
         code = "store_locked"
         do = "End the program that locks the database, such as a backup or a VACUUM. "
-        do += _holder(store) + again
+        do += _how_to_find_holder(store) + again
     else:
         code = "store_unavailable"
         do = f"Start the database again, or run `bridge check` to find the problem. {again}"
-    yield Cause(code, f"Events cannot be stored: {error}.", do, spoils="webhooks")
+    yield Cause(code, f"Events cannot be stored: {error}.", do, failing_calls="webhooks")
 
 
-def _holder(store: Mapping[str, Any]) -> str:
+def _how_to_find_holder(store: Mapping[str, Any]) -> str:
+    """Return how to find the program that locks the file; "" without a file."""
     file = store.get("file")
     return f"`fuser -v {shlex.quote(file)}` names the programs that have it open. " if file else ""
 
@@ -423,7 +424,7 @@ def _sessionm(checks: Mapping[str, Any], queue: Extent) -> Iterator[Cause]:
             extent=queue if system == "Core" else NOTHING,
             search={"state": "queued"} if system == "Core" and queue.writes else {},
             error=check["error"],
-            spoils="" if check.get("answers_lookups") else "lookups",
+            failing_calls="" if check.get("answers_lookups") else "lookups",
         )
 
 
@@ -452,7 +453,7 @@ def _held(delivery: Mapping[str, Any], check: Mapping[str, Any], queue: Extent) 
         extent=queue,
         search={"state": "queued"} if queue.writes else {},
         error=delivery.get("error", ""),
-        spoils="" if answers_lookups else "lookups",
+        failing_calls="" if answers_lookups else "lookups",
     )
 
 
@@ -559,8 +560,9 @@ def _expiry(delivery: Mapping[str, Any]) -> str:
 
 
 def _dead_messages(group: DeadGroup) -> Cause:
-    number = group.extent.writes
-    them = "it" if number == 1 else "them"
+    amount = group.extent.amount("message")
+    is_one = amount.startswith("1 ")
+    them = "it" if is_one else "them"
     do = f"Correct the cause in Braze or in SessionM's template, then replay or discard {them}."
     if group.uncertain:
         do = (
@@ -569,8 +571,7 @@ def _dead_messages(group: DeadGroup) -> Cause:
         )
     return Cause(
         "dead_messages",
-        f"{group.extent.amount('message')} to Braze {'is' if number == 1 else 'are'} dead: "
-        f"{group.reason}.",
+        f"{amount} to Braze {'is' if is_one else 'are'} dead: {group.reason}.",
         do,
         subject=group.reason,
         since=group.since,
@@ -594,7 +595,7 @@ def _queue_limit(delivery: Mapping[str, Any]) -> Iterator[Cause]:
             "space.",
             search={"state": "queued"},
             size=queued,
-            spoils="webhooks",
+            failing_calls="webhooks",
         )
 
 
@@ -628,8 +629,9 @@ def dead_causes(
     is_up = core["state"] == "up" or (is_idle and not core["last_call_failed"])
     newest = max((group.until for group in groups), default=0.0)
     for group in groups:
-        one = group.extent.writes == 1
-        it, them = ("it", "it") if one else ("they", "them")
+        amount = group.extent.amount()
+        is_one = amount.startswith("1 ")
+        it, them = ("it", "it") if is_one else ("they", "them")
         ended = is_up and (group.passing or group.mended)
         is_newest = group.until == newest and not group.passing
         refusal = _refusal(delivery) if is_newest and delivery.get("refuses_writes") else ""
@@ -657,7 +659,7 @@ def dead_causes(
             )
         yield Cause(
             "dead_writes",
-            f"{group.extent.amount()} {'is' if one else 'are'} dead: {group.reason}.{refusal}",
+            f"{amount} {'is' if is_one else 'are'} dead: {group.reason}.{refusal}",
             do,
             subject=group.reason,
             since=group.since,
@@ -696,14 +698,14 @@ def _batches(delivery: Mapping[str, Any]) -> Iterator[Cause]:
 
 def _lookups(checks: Mapping[str, Any]) -> Iterator[Cause]:
     lookups = checks["cache"]
-    number, late, away = lookups["lookups"], lookups["late"], lookups["unavailable"]
-    if number < LEAST_LOOKUPS or late + away <= LATE_SHARE * number:
+    number, late, unanswered = lookups["lookups"], lookups["late"], lookups["unavailable"]
+    if number < LEAST_LOOKUPS or late + unanswered <= LATE_SHARE * number:
         return
     problems = [
         words
         for count, words in (
             (late, f"{percent(late / number)} took over 2 s"),
-            (away, f"{percent(away / number)} could not be answered"),
+            (unanswered, f"{percent(unanswered / number)} could not be answered"),
         )
         if count
     ]
@@ -723,7 +725,7 @@ def _lookups(checks: Mapping[str, Any]) -> Iterator[Cause]:
         "lookups_late",
         reason,
         do,
-        size=(late + away) / number,
+        size=(late + unanswered) / number,
         is_consequence=any(
             map(_concerns_lookups, (checks["sessionm_core"], checks["sessionm_connect"]))
         ),

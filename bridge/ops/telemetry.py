@@ -31,6 +31,7 @@ from bridge.storage.expressions import insert
 
 log = logging.getLogger(__name__)
 
+# Counted as ``lookups_…``: answers to lookups.
 LOOKUP_OUTCOMES = ("hit", "stale", "miss", "not_found", "unavailable")
 # `bridge.ops.metrics` says what they count.
 COUNTS = (
@@ -71,8 +72,6 @@ COUNTS = (
     "webhooks_not_let_in",
     "messages_not_let_in",
 )
-# Counted as ``lookups_…``: answers to lookups.
-LOOKUP_OUTCOMES = ("hit", "stale", "miss", "unavailable", "not_found")
 HISTOGRAMS = ("lookup", "webhook", "message", "core", "connect", "braze")
 # *connections* is the share of a process's maximum, 0 to 1.
 GAUGES = ("queued", "oldest_seconds", "dead_writes", "connections")

@@ -91,7 +91,10 @@ class ReceivedRequest(NamedTuple):
 
 
 class Acceptance(NamedTuple):
-    """An accepted event; *earlier* is the id of the stored event that it duplicates, if any."""
+    """The result of accepting *event*.
+
+    *earlier*: the id of the event that it duplicates, or ``None``.
+    """
 
     event: NewEvent
     earlier: str | None

@@ -152,7 +152,7 @@ def _extent(number: int, rows: Sequence[Any]) -> Extent:
 
 
 def _is_mended(connection: sa.Connection, group: DeadGroup) -> bool:
-    """Return whether an event of the group's main campaign was delivered that is newer than it."""
+    """Return whether the main campaign has a delivered event after the group's last dead write."""
     for campaign in group.extent.campaigns[:1]:
         for column in (events.c.campaign_id, events.c.canvas_id):
             newest = (

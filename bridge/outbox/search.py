@@ -14,7 +14,8 @@ from bridge.outbox.tallies import CAMPAIGNS, events_by_state
 
 # Events that are read at most for one page.
 MOST_READ = 5_000
-# In place of a customer's identifier, which is never a word for "no value": events without one.
+# Value of the filter `customer` that matches events without a readable customer. No identifier
+# equals it.
 NOBODY = "(none)"
 
 
@@ -23,12 +24,12 @@ class Filter:
     """Conditions of a search. An event must meet all conditions that are set.
 
     Attributes:
-        customer: an identifier of any kind; `NOBODY` for events that name nobody.
+        customer: an identifier of any kind; `NOBODY` for events without a readable one.
         campaign: ID of a campaign or Canvas.
         since: earliest time of receipt, in seconds since the epoch.
         text: part of the reason.
-        uncertain: whether Braze may have sent a message of the event that is dead or discarded.
-            Only for events to change.
+        uncertain: whether a dead or discarded message of the event may have been sent by Braze.
+            Applies only where events are changed or counted for a change.
     """
 
     state: State | None = None

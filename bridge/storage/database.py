@@ -78,7 +78,7 @@ class UnsuitableDatabaseError(StoreUnavailableError):
 
 
 class NoDatabaseError(StoreUnavailableError):
-    """There is no database of the bridge, and the caller does not want to create one."""
+    """There is no database of the bridge, and this command creates none."""
 
 
 class NewerSchemaError(Exception):
@@ -201,7 +201,7 @@ class Database(ABC):
         """Check that the database has the bridge's tables; create nothing.
 
         Raises:
-            NoDatabaseError: it has not.
+            NoDatabaseError: the tables are missing.
             StoreUnavailableError: the database cannot be read.
         """
         with self._one_error():

@@ -21,10 +21,10 @@ def advice(write: Mapping[str, Any]) -> str:
     if outcome != Meaning.REFUSED:
         return "SessionM gave no usable answer. Replay the event when SessionM answers again."
     mixed = (
-        "If SessionM has one of these tags with an end, it cannot be counted: send a ttl, or use "
-        "another name for the tag."
+        "If one of these tags is an expiring tag in SessionM, it cannot be a counter: send a ttl, "
+        "or use another name for the tag."
         if write["ttl"] is None
-        else "If SessionM counts one of these tags already, it cannot get a ttl: leave out the "
+        else "If one of these tags is a counter in SessionM, it cannot get a ttl: leave out the "
         "ttl, or use another name for the tag."
     )
     return (

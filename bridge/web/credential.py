@@ -46,7 +46,7 @@ def malformed(authorization: str, keys: str, also: str = "") -> str:
     kind, _, value = written.partition(" ")
     kind, value = kind.lower(), value.strip()
     secret, name = read_credential(authorization)
-    holds = {value, secret.decode(errors="replace")}
+    values = {value, secret.decode(errors="replace")}
     needed = f"the secret of {keys} key"
     problems = {
         f'is missing: {also}send "Bearer " and {needed}': not authorization,
@@ -56,12 +56,12 @@ def malformed(authorization: str, keys: str, also: str = "") -> str:
         f'must be "Bearer ", with the space, and {needed}': kind not in {"bearer", "basic"},
         f"ends before the secret: add {needed}": not value,
         f"still holds a placeholder: put {needed} in its place": any(
-            map(_PLACEHOLDER.search, holds)
+            map(_PLACEHOLDER.search, values)
         ),
         'must be "Basic " and the Base64 form of name:secret': kind == "basic" and name is None,
         "must be Bearer and the secret alone, without its name": kind == "bearer" and ":" in value,
     }
-    problem = next((words for words, holds in problems.items() if holds), "")
+    problem = next((words for words, is_wrong in problems.items() if is_wrong), "")
     return f"The header Authorization {problem}." if problem else ""
 
 

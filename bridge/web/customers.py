@@ -104,7 +104,7 @@ def _chosen() -> Customer:
 
 
 def about(parts: Parts, customer: Customer) -> dict[str, Any]:
-    """Everything that is known of *customer*, as JSON; `findings` are of `CustomerFinding`.
+    """Return what is known about *customer*: as JSON, except `findings` (`CustomerFinding`).
 
     Raises:
         StoreUnavailableError: the store cannot be read.
@@ -118,11 +118,10 @@ def about(parts: Parts, customer: Customer) -> dict[str, Any]:
     lookup = json.loads(answer.body)
     other = customer.of_other_kind
     known_as = other.kind if lookup["status"] == "not_found" and _is_known(parts, other) else None
-    missed = _missed(parts, theirs[0] if theirs else None)
     found = [
         *about_lookup(lookup, known_as),
         *_about_events(parts, theirs),
-        *missed,
+        *_missed(parts, theirs[0] if theirs else None),
         *about_queue(len(waiting), lookup["status"], parts.chronicle.delivery_reasons()),
     ]
     return {
@@ -145,7 +144,7 @@ def about(parts: Parts, customer: Customer) -> dict[str, Any]:
 
 @bp.app_template_filter()
 def alike(offers: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], int]]:
-    """Return *offers* that a reader can tell apart, each with the number of its likes."""
+    """Return one of each group of equal-looking offers, with the size of the group."""
     found: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for offer in offers:
         shown = (offer.get(name) for name in ("title", "name", "days_left"))
@@ -200,20 +199,21 @@ def _about_events(parts: Parts, theirs: Sequence[Mapping[str, Any]]) -> Iterator
         of_state = [event for event in theirs if event["state"] == state]
         if not of_state:
             continue
-        newest, was = of_state[0], "was" if len(of_state) == 1 else "were"
+        newest = of_state[0]
+        are, was = ("is", "was") if len(of_state) == 1 else ("are", "were")
         number = f"{len(of_state)} of this customer's last {counted(len(theirs), 'event')}"
         reason = f" The newest: {newest['reason'].rstrip('.')}." if newest["reason"] else ""
         details = (parts.events.details(newest["id"]) or {}) if state == State.DEAD else {}
         do = next(filter(None, map(advice, details.get("writes", ()))), "")
         yield CustomerFinding(
-            f"{number} {words.format(was=was)}.{reason} {do}".rstrip(),
+            f"{number} {words.format(are=are, was=was)}.{reason} {do}".rstrip(),
             f"/events/{newest['id']}",
             "Open the newest",
         )
 
 
 _STATES = {
-    State.DEAD: "{was} given up",
+    State.DEAD: "{are} dead",
     State.REJECTED: "{was} rejected",
     State.EXPIRED: "{was} too late and not sent",
     State.DISCARDED: "{was} discarded by a person",
@@ -221,7 +221,7 @@ _STATES = {
 
 
 def _missed(parts: Parts, newest: Mapping[str, Any] | None) -> Iterator[CustomerFinding]:
-    """Yield the sends after the customer's *newest* event that may be this customer's too."""
+    """Yield findings about sends since *newest* without a readable customer or a right key."""
     after, since = (newest["id"], newest["received_at"]) if newest else ("", "")
     wanted = Filter(
         State.REJECTED, NOBODY, since=instant(since) or 0.0, direction=Direction.TO_SESSIONM
@@ -271,7 +271,10 @@ def about_queue(waiting: int, status: str, held: Sequence[str]) -> Iterator[Cust
 
 
 def fallbacks(parts: Parts) -> list[dict[str, int]]:
-    """Return lookups of all customers without an answer: the last 24 hours, and those before."""
+    """Return numbers of lookups for the last 24 hours and for the 24 hours before.
+
+    Each has ``all``, ``unavailable`` and ``unknown``.
+    """
     now = clock.now()
     quarters = parts.telemetry.quarters(now - 2 * _DAY)
     days = [

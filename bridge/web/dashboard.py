@@ -31,10 +31,10 @@ MOST_CAMPAIGNS = 20
 MOST_PAST = 100
 # Campaigns of an incident up to which they are named; more are counted.
 MOST_NAMED = 3
-# Open incidents above the map of the calls; the others are below the figures.
+# Open incidents shown above the diagram; the others are shown below the tiles.
 MOST_ABOVE = 2
-# Seconds for which incidents that have ended are counted beside the status.
-NIGHT = 12 * 3600.0
+# Seconds since the end of an incident in which it is still counted beside the status.
+RECENTLY_ENDED = 12 * 3600.0
 # Batches that are shown, the newest; `bridge batch status` has all.
 MOST_BATCHES = 10
 
@@ -96,7 +96,7 @@ def dashboard() -> Response:
         most_named=MOST_NAMED,
         most_above=MOST_ABOVE,
         past=[one for one in incidents if one.until is not None][:MOST_PAST],
-        ended=[one for one in incidents if one.until and one.until > clock.now() - NIGHT],
+        ended=[one for one in incidents if one.until and one.until > clock.now() - RECENTLY_ENDED],
         links=_links(parts, health["checks"], hour),
         message_links=_message_links(parts, health["checks"], hour),
         sparks=_sparks(hour),
@@ -182,7 +182,7 @@ def _links(parts: Parts, checks: dict[str, Any], hour: list[Period]) -> list[dic
     lookups = checks["cache"]
     late = lookups["late"] + lookups["unavailable"]
     found = [
-        _stored(parts, "Webhooks", "webhook", checks, hour),
+        _stored(parts, "webhook", checks, hour),
         link(
             "Lookups",
             "ok",
@@ -192,7 +192,7 @@ def _links(parts: Parts, checks: dict[str, Any], hour: list[Period]) -> list[dic
         ),
     ]
     if late > LATE_SHARE * max(LEAST_LOOKUPS, lookups["lookups"]):
-        found[-1] |= _past(lookups["last_failed_at"])
+        found[-1] |= _failing_or_past(lookups["last_failed_at"])
     for system in ("core", "connect"):
         check = checks[f"sessionm_{system}"]
         found.append(
@@ -209,13 +209,12 @@ def _links(parts: Parts, checks: dict[str, Any], hour: list[Period]) -> list[dic
 
 
 def _stored(
-    parts: Parts, name: str, kind: str, checks: Mapping[str, Any], hour: list[Period]
+    parts: Parts, kind: str, checks: Mapping[str, Any], hour: list[Period]
 ) -> dict[str, Any]:
     """Return the link of calls that the bridge must store.
 
     Args:
         parts: the parts of the bridge.
-        name: of the link.
         kind: ``webhook`` or ``message``, of the figures.
         checks: ``checks`` of ``/health``.
         hour: the minutes, the present one last.
@@ -225,15 +224,16 @@ def _stored(
     answered = sum(recent.count(f"{kind}s_{outcome}") for outcome in outcomes)
     failed = recent.count(f"{kind}s_failed")
     latency = recent.percentile(kind, 0.99) or 0.0
+    name = f"{kind}s".capitalize()
     found = _link(hour, name, "ok", answered, latency, _of(answered, failed=failed))
     if checks["store"]["state"] != "ok":
         return found | {"state": "down"}
     return found | (
-        _past(last_failed(parts, f"{kind}s", failed)["last_failed_at"]) if failed else {}
+        _failing_or_past(last_failed(parts, f"{kind}s", failed)["last_failed_at"]) if failed else {}
     )
 
 
-def _past(last_failed_at: str) -> dict[str, Any]:
+def _failing_or_past(last_failed_at: str) -> dict[str, Any]:
     """Return the state of a link with failures in the last `RECENT_MINUTES`.
 
     Args:
@@ -252,7 +252,7 @@ def _message_links(
     left = braze["calls_left"]
     note = "" if left is None else f"{left:,} of {braze['limit']:,} calls left this hour"
     return [
-        _stored(parts, "Messages", "message", checks, hour),
+        _stored(parts, "message", checks, hour),
         _link(
             hour,
             "Braze's REST API",
@@ -278,7 +278,7 @@ def _link(
 
 
 def _of(whole: int, **bad: int) -> str:
-    """Return how many of *whole* calls went wrong, by what became of them."""
+    """Return how many of *whole* calls ended badly, by outcome: ``2 of 9 failed``."""
     return ", ".join(f"{number:,} of {whole:,} {word}" for word, number in bad.items() if number)
 
 

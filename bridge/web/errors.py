@@ -22,7 +22,7 @@ FULL_RETRY_AFTER = 60
 # Status -> title, for the errors that a browser gets as a page.
 _TITLES = {
     401: "Sign in",
-    403: "Your key does not allow this",
+    403: "This is not allowed",
     404: "This page does not exist",
     503: "The bridge cannot do this now",
 }

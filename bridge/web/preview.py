@@ -109,7 +109,7 @@ class Trial:
         message: rendered, or aborted, or why not.
         customer: as SessionM knows it.
         status: SessionM's of that customer: ``ok``, ``not_found`` or ``unavailable``.
-        state: of `STATES`, in which the customer is shown; "" for the real one.
+        state: the simulated state, a key of `STATES`; "" shows the customer's own data.
         age: seconds since SessionM's answer, if an answer of a call is stale; 0 if none is.
         swapped: whether the template asks by the other kind of identifier than SessionM knows.
         fields: one tree for each variable that holds an answer.
@@ -316,7 +316,7 @@ class _Inside:
 
 
 def _stale_age(answer: Mapping[str, Any]) -> int:
-    """The age of a lookup's answer in seconds if it is stale, else 0."""
+    """Return the age of a lookup's answer in seconds if it is stale, else 0."""
     age = answer.get("age")
     return age if answer.get("stale") is True and isinstance(age, int) else 0
 
@@ -333,7 +333,7 @@ _OFFER_FIELDS = ("count", "total", "offers", "first", "next_to_expire")
 
 
 def _in_state(answered: Response, state: str) -> Response:
-    """The answer of a lookup as it is if the customer is in *state*."""
+    """Return the answer of a lookup, changed as if the customer were in *state*."""
     answer = json.loads(answered.get_data())
     if state == "no_offers":
         emptied = _OFFER_FIELDS if "offers" in answer else ()

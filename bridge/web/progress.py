@@ -97,18 +97,21 @@ class SetupProgress:
     duplicates: int = 0
 
     @property
-    def webhook(self) -> Literal["none", "accepted", "rejected", "not_let_in"]:
+    def webhook(self) -> Literal["none", "accepted", "rejected", "unauthorized"]:
         """What became of the last send."""
         refused = self.sends_not_let_in.last
         if refused and id_prefix(refused.at) > (self.last["id"] if self.last else ""):
-            return "not_let_in"
+            return "unauthorized"
         if self.last is None:
             return "none"
         return "rejected" if self.last["state"] == State.REJECTED else "accepted"
 
     @property
     def test_may_be_refused(self) -> bool:
-        """Whether a send had a wrong key after the last test send, which may be a newer one."""
+        """Whether a send with a wrong key came after the last test send.
+
+        It may be a newer test send.
+        """
         refused = self.sends_not_let_in.last
         test = self.send.event["id"] if self.send and self.send.event["test"] else ""
         return refused is not None and id_prefix(refused.at) > test

@@ -1,4 +1,4 @@
-"""Run Flask in a thread for the event loop: WSGI (PEP 3333) over ASGI.
+"""Run Flask in a thread for the event loop: WSGI (PEP 3333) over ASGI, and the data both share.
 
 The package `a2wsgi` does the same, but it changes paths that are not UTF-8, and it has no limit for
 the part of a body in memory.

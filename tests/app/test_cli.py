@@ -89,7 +89,7 @@ def test_without_keys_it_serves_only_this_machine(tmp_path: Path) -> None:
     assert "BRIDGE_INSECURE_NO_AUTH" in ended.stderr
 
 
-def test_check_is_content_when_all_is_well(
+def test_check_passes_with_warnings_about_what_is_no_failure(
     tmp_path: Path, sandbox: SandboxServer, provide: Provide
 ) -> None:
     environ = environment(sandbox.url, tmp_path, BRIDGE_TRIGGER_KEYS="", BRIDGE_SESION_RPS="3")

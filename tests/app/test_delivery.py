@@ -253,6 +253,18 @@ def test_a_write_whose_ttl_ran_out_is_not_sent(make_app: MakeApp, sandbox: Sandb
     assert "flash" not in sandbox.sandbox.tags(ALICE)
 
 
+def test_the_rate_limit_holds(make_app: MakeApp, sandbox: SandboxServer) -> None:
+    bridge = Bridge(make_app, BRIDGE_SESSIONM_RPS="10")
+    for i in range(15):
+        sandbox.sandbox.put_customer({"user_id": f"u{i}"})
+    events = [bridge.send(user_id=f"u{i}", braze_campaign_id="summer") for i in range(15)]
+    for event in events:
+        assert bridge.ends_as(event, State.DELIVERED)
+    at = [call["at"] for call in sandbox.sandbox.calls(method="POST", match="/tags$")]
+    in_one_second = [sum(1 for other in at if start <= other < start + 1) for start in at]
+    assert max(in_one_second) <= 11
+
+
 def test_prefer_wait_answers_when_sessionm_has_it(
     make_app: MakeApp, sandbox: SandboxServer
 ) -> None:

@@ -254,8 +254,8 @@ def test_a_dead_event_comes_with_what_to_do(make_app: MakeApp, sandbox: SandboxS
     client = make_app(deliver=True).test_client()
     event = make_dead(client, sandbox, braze_campaign_id="summer", tags=["visits"], ttl="1d")
     says, _ = found_on_page(client)
-    assert "1 of this customer's last 1 event was given up. The newest: HTTP 200: VALID" in says
-    do = "If SessionM counts one of these tags already, it cannot get a ttl"
+    assert "1 of this customer's last 1 event is dead. The newest: HTTP 200: VALID" in says
+    do = "If one of these tags is a counter in SessionM, it cannot get a ttl"
     assert do in says
     assert do in get(client, f"/events/{event}")
 

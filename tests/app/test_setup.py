@@ -689,7 +689,7 @@ def test_a_connected_content_call_marks_the_credential(client: FlaskClient) -> N
     assert re.search(r"the last one at \d{4}-\d\d-\d\d \d\d:\d\d UTC", seen)
 
 
-# --- Holes, faults and states ---------------------------------------------------------------------
+# --- Blank outputs, faults and states -------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -707,11 +707,11 @@ def test_a_connected_content_call_marks_the_credential(client: FlaskClient) -> N
         (
             "{{ 'a' | date: '%d', 'x' }}",
             "the filter date takes 1 value after its colon, and has 2",
-            "none",
+            "Connected Content calls none",
         ),
     ],
 )
-def test_holes_and_faults_are_no_success(
+def test_blank_outputs_and_faults_are_reported(
     render: Callable[..., str], source: str, expected: str, unexpected: str
 ) -> None:
     answer = render(source, first_name="Ann")
@@ -734,10 +734,10 @@ def test_a_message_is_shown_for_the_states_of_a_customer(render: Callable[..., s
     assert "1 offersFree barista coffee, 1240 points!" in render(source, state="other")
 
 
-def test_a_stale_answer_and_one_that_is_missing_are_said(
+def test_a_preview_reports_stale_and_missing_answers(
     render: Callable[..., str], sandbox: SandboxServer, let_pass: LetPass
 ) -> None:
-    assert "old." not in render(OFFERS)
+    assert "The data is" not in render(OFFERS)
     let_pass(2000)
     sandbox.sandbox.set_faults({"status": 500})
     assert "The data is 33 min 20 s old." in render(OFFERS)

@@ -4,7 +4,6 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -37,7 +36,8 @@ def make(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Itera
     """Makes telemetries that share a file, as processes do."""
     # A busy machine may take longer to store figures than a reader waits for them.
     monkeypatch.setattr(telemetry_module, "CATCH_UP", 60.0)
-    monkeypatch.setattr(telemetry_module, "clock", SimpleNamespace(now=clock, steady=clock))
+    for name in ("now", "steady"):
+        monkeypatch.setattr(f"bridge.clock.{name}", clock)
     made: list[tuple[Telemetry, Database]] = []
 
     def one() -> Telemetry:

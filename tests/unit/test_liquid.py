@@ -1334,7 +1334,7 @@ WALLET = {
         ("{{ \u200bfirst }}", "", "an invisible character, U+200B"),
     ],
 )
-def test_what_is_hardly_meant_is_named_once(source: str, message: str, warning: str) -> None:
+def test_a_probable_mistake_is_reported_once(source: str, message: str, warning: str) -> None:
     attributes = {**ADA, "catalogs": {"games": {"1": {"title": "Go"}}}}
     result = rendered(source, variables=WALLET, attributes=attributes)
     assert result.text == message
@@ -1354,7 +1354,7 @@ def test_what_is_hardly_meant_is_named_once(source: str, message: str, warning: 
         "Only ${{custom_attribute.${points}}} and 5% off {{ 0 | date: '%-d.%m. %:z %%' }}",
     ],
 )
-def test_nothing_is_said_of_what_is_right(source: str) -> None:
+def test_correct_markup_has_no_warnings(source: str) -> None:
     blocks = {"content_blocks": {"Header_v2": "Hello"}}
     assert rendered(source, variables=WALLET, attributes={**ADA, **blocks}).warnings == ()
 
