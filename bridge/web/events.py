@@ -115,7 +115,7 @@ def show(event_id: str) -> Response:
     return page(
         "event.html",
         event=event,
-        body=pretty(event["body"].encode()),
+        indented=pretty(event["body"]),
         texts=SHOWN_TEXTS,
         rules=parts.rules,
         own_ttl=_own_ttl(event),

@@ -29,6 +29,8 @@ from bridge.web.auth import Keyring, scope_of
 CREDENTIAL = "bridge"
 # Stands for a key's secret; the secret itself never comes near a page or a template.
 STAND_IN = "YOUR-CONTENT-SECRET"
+# Characters; longer JSON is shown as it is.
+MOST_INDENTED = 64 * 1024
 # What a preview has for `campaign.${…}` and `canvas.${…}`.
 CAMPAIGN = {
     "api_id": "example-campaign-id",
@@ -383,12 +385,34 @@ def _without_head(answer: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in answer.items() if name not in LookupHead.model_fields}
 
 
-def pretty(body: bytes) -> str:
-    """Return the JSON of an answer on several lines, or what it is instead."""
+# A string, an empty list or object, or another token of JSON.
+_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*+"|\[\s*\]|\{\s*\}|[\[\]{},:]|[^\s\[\]{},:"]+')
+
+
+def pretty(text: str) -> str:
+    """Return the tokens of JSON *text* on several lines; *text* if it is no JSON, or too long."""
     try:
-        return json.dumps(json.loads(body), indent=2, ensure_ascii=False)
+        json.loads(text)
     except (ValueError, RecursionError):
-        return body.decode(errors="replace")
+        return text
+    indented, line = "", "\n"
+    for token in _TOKEN.findall(text):
+        match token:
+            case "[" | "{":
+                line += "  "
+                indented += token + line
+            case "]" | "}":
+                line = line[:-2]
+                indented += line + token
+            case ",":
+                indented += token + line
+            case ":":
+                indented += ": "
+            case _:
+                indented += token
+        if len(indented) > MOST_INDENTED:
+            return text
+    return indented
 
 
 def cache_words(call: ConnectedContentCall) -> str:

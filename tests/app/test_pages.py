@@ -439,6 +439,35 @@ def test_a_rejected_webhook_says_why_on_its_page(client: FlaskClient) -> None:
     assert "still holds a placeholder" in words(again)
 
 
+@pytest.mark.parametrize(
+    ("body", "indented"),
+    [
+        (
+            '\n{"user_id":"u1","user_id":"u2", "points":1E2,"a":[{},"\\u00e9:{"]}',
+            """{
+  "user_id": "u1",
+  "user_id": "u2",
+  "points": 1E2,
+  "a": [
+    {},
+    "\\u00e9:{"
+  ]
+}""",
+        ),
+        (f'{{"a":{"[" * 280}{",".join("1" * 120_000)}{"]" * 280}}}', ""),
+    ],
+)
+def test_the_body_of_an_event_is_shown_as_it_came(
+    client: FlaskClient, body: str, indented: str
+) -> None:
+    client.post("/webhooks/braze", data=body, headers=bearer("webhook"))
+    [event] = client.get("/api/events", headers=ADMIN).get_json()["events"]
+    page = client.get(f"/events/{event['id']}", headers=ADMIN).text
+    shown = [unescape(one) for one in re.findall(r"<pre[^>]*>(.*?)</pre>", page, re.DOTALL)]
+    # HTML drops the first line end of a `pre`.
+    assert shown == [f"\n{body}", *([indented] if indented else [])]
+
+
 def test_one_event_is_replayed_and_discarded_after_a_question(
     make_app: MakeApp, sandbox: SandboxServer
 ) -> None:
