@@ -13,7 +13,7 @@ from bridge.fields import FieldError, iso, ttl
 from bridge.intake.payload import RefusedError, read_fields
 from bridge.outbox.events import DISCARDABLE, REPLAYABLE, SHOWN_TEXTS, Page
 from bridge.outbox.model import State
-from bridge.outbox.search import Filter, read_filter
+from bridge.outbox.search import FILTERS, Filter, read_filter
 from bridge.parts import parts_of
 from bridge.storage.database import StoreUnavailableError
 from bridge.web.advice import advice
@@ -27,7 +27,6 @@ guard(bp)
 
 # Campaigns and Canvases among which a search offers a choice.
 MOST_NAMED = 20
-_FILTERS = tuple(Filter.__dataclass_fields__)
 # In the order of the page: the most urgent first.
 _STATES = (
     State.DEAD,
@@ -191,7 +190,7 @@ def order_all(order: str) -> Response:
 def _given() -> dict[str, str]:
     """Return the filters of this request that are not blank."""
     values: Mapping[str, Any] = request.form if request.method == "POST" else request.args
-    return {name: values[name].strip() for name in _FILTERS if values.get(name, "").strip()}
+    return {name: values[name].strip() for name in FILTERS if values.get(name, "").strip()}
 
 
 def _orders(chosen: Filter) -> list[str]:

@@ -358,6 +358,7 @@ def test_a_filter_without_meaning_is_named_on_the_page(client: FlaskClient) -> N
         assert answer.status_code == 400
         assert problem in words(answer)
         assert 'aria-invalid="true" aria-describedby="problem" autofocus' in answer.text
+    assert "Set up a webhook in Braze" in get(client, "/events?uncertain=1")
 
 
 def test_an_empty_search_helps_on(client: FlaskClient) -> None:
