@@ -171,6 +171,7 @@ def draw(
     piles = [sum(one.values[i] or 0 for one in bars) for i in range(len(moments))]
     points = [value for one in lines for value in one.values if value is not None]
     scale = scale or Scale(round_top([*piles, *points]))
+    troubles = _within(troubles, moments)
     step = WIDTH / max(1, len(moments))
     shapes = [*_bars(bars, scale, step)]
     shapes += [shape for one in lines for shape in _line(one, scale, step)]
@@ -221,6 +222,15 @@ def _said(series: Sequence[Series], place: int, written: Written) -> list[str]:
     ]
 
 
+def _within(
+    troubles: Sequence[tuple[float, float, str]], moments: Sequence[float]
+) -> list[tuple[float, float, str]]:
+    """Return *troubles*, cut to the time that is drawn, without those of no length."""
+    first, last = moments[0], moments[-1] + _distance(moments)
+    cut = [(max(first, begin), min(last, end), look) for begin, end, look in troubles]
+    return [(begin, end, look) for begin, end, look in cut if begin < end]
+
+
 def _troubled(
     troubles: Sequence[tuple[float, float, str]], place: int, moments: Sequence[float]
 ) -> list[str]:
@@ -250,18 +260,16 @@ _NOW = 0.84
 def _bands(
     troubles: Sequence[tuple[float, float, str]], moments: Sequence[float]
 ) -> tuple[Band, ...]:
-    if len(moments) < 2:
-        return ()
-    first, last = moments[0], moments[-1] + _distance(moments)
-    bands = []
-    for begin, end, look in troubles:
-        left, right = max(first, begin), min(last, end)
-        if left < right:
-            x = (left - first) / (last - first) * WIDTH
+    first, length = moments[0], _distance(moments) * len(moments)
+    return tuple(
+        Band(
+            round((begin - first) / length * WIDTH, 2),
             # As wide as can be seen.
-            width = max(2.0, (right - left) / (last - first) * WIDTH)
-            bands.append(Band(round(x, 2), round(width, 2), look))
-    return tuple(bands)
+            round(max(2.0, (end - begin) / length * WIDTH), 2),
+            look,
+        )
+        for begin, end, look in troubles
+    )
 
 
 def _bars(bars: Sequence[Series], scale: Scale, step: float) -> list[Shape]:

@@ -54,9 +54,9 @@ function showTip(canvas, place) {
   const heading = Object.assign(document.createElement("strong"), { textContent: moment(at, short) });
   const rows = lines.map(([look, name, value]) => {
     const row = document.createElement("span");
-    const key = canvas.closest("figure").querySelector(`.legend .${look}`).parentElement.cloneNode(true);
+    const key = canvas.closest("figure").querySelector(`.legend .${look}`)?.parentElement.cloneNode(true);
     const figure = Object.assign(document.createElement("b"), { textContent: value });
-    row.append(key, `${name} `, figure);
+    row.append(key || "", `${name} `, figure);
     return row;
   });
   tip.replaceChildren(heading, ...rows);
