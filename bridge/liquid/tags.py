@@ -32,11 +32,10 @@ from bridge.liquid.syntax import (
     BACKTRACKING_FRAGMENT,
     FRAGMENT,
     OUTPUT,
+    Condition,
     Expression,
     Literal,
     Variable,
-    compare,
-    doubt_of,
     line_of,
     note_ignored,
     parse_condition,
@@ -355,10 +354,7 @@ class _Case(BrazeNode):
                 if not matched:
                     body.render(context, buffer)
                 continue
-            subject, against = self.subject.evaluate(context), value.evaluate(context)
-            if doubt := doubt_of(subject, "==", against):
-                run_of(context).warn(doubt, self.token)
-            if compare(subject, "==", against):
+            if Condition(self.subject, "==", value, token=self.token).holds(context):
                 matched = True
                 body.render(context, buffer)
 

@@ -1369,6 +1369,7 @@ def test_blank_outputs_and_fields_without_a_default_are_listed() -> None:
     for source in (
         "{{${first_name} | default: 'x'}}",
         "{% if ${first_name} %}{{${first_name}}}{% endif %}",
+        "{% case ${first_name} %}{% when 'x' %}{% endcase %}{{${first_name}}}",
     ):
         assert rendered(source).hints == ()
     assert rendered("{{wallet.none.title}}{% abort_message %}", variables=WALLET).blanks == ()
