@@ -41,6 +41,7 @@ class Run:
         blanks: a sentence for each output that printed nothing.
         hints: a sentence for each field of the customer that is printed without a default.
         tested: fields that a condition has tested.
+        in_code: whether the text is within a `<script>` or `<style>` element.
     """
 
     attributes: Mapping[str, Any]
@@ -62,6 +63,7 @@ class Run:
     blanks: dict[tuple[str, int], str] = field(default_factory=dict)
     hints: dict[str, str] = field(default_factory=dict)
     tested: set[str] = field(default_factory=set)
+    in_code: bool = False
     _started: float = field(default_factory=time.thread_time)
 
     def place(self, token: Token) -> str:

@@ -76,7 +76,9 @@ def tokens(source: str) -> Iterator[Token]:
             end = _END_OF_RAW.search(source, position)
             if not end:
                 raise _syntax_error("`raw` needs an {% endraw %}", found.start(), source)
-            yield from _text(source, position, end.start(), False, False)
+            yield read[0]
+            raw = source[position : end.start()].translate(_DROP_REMOVED)
+            yield Token(TOKEN_EXPRESSION, raw, position, source)
             position, trim = end.end(), end[0][-3:-2] == "-"
         else:
             yield from read

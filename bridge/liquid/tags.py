@@ -187,9 +187,12 @@ def _remove_blank_text(blocks: Iterable[BlockNode]) -> bool:
 NO_END_DAYS = 9999
 
 
-# A field's name as it stands in other places: without its braces, or in another sender's form.
+# A field's name as it stands in other places: without its braces, or in another sender's form; and
+# the begin and end of elements that contain code, in which such names have another meaning.
 _LEFT = re.compile(
-    r"\{?\$\{\s*[^\W\d][^{}\n]{0,60}\}+|\[\[\s*[\w.]{1,60}\s*\]\]|%%\w{1,60}%%|\*\|\w{1,60}\|\*"
+    r"(?P<code></?(?:script|style)(?=[\s/>]))"
+    r"|\{?\$\{\s*[^\W\d][^{}\n]{0,60}\}+|\[\[\s*[\w.]{1,60}\s*\]\]|%%\w{1,60}%%|\*\|\w{1,60}\|\*",
+    re.IGNORECASE,
 )
 
 
@@ -200,12 +203,26 @@ class _PlainText(Node):
         self.left = [*_LEFT.finditer(self.token.value)]
 
     def render_to_output(self, context: RenderContext, buffer: TextIO) -> int:
+        run = run_of(context)
         for left in self.left:
+            if left["code"]:
+                run.in_code = left[0][1] != "/"
+            if run.in_code or left["code"]:
+                continue
             start = self.token.start_index + left.start()
             token = Token(self.token.kind, left[0], start, self.token.source)
             words = f"`{left[0]}` is not Liquid, so customers would read it"
-            run_of(context).warn(f"{words}; a field stands in `{{{{${{…}}}}}}`", token)
+            run.warn(f"{words}; a field stands in `{{{{${{…}}}}}}`", token)
         return buffer.write(self.token.value)
+
+
+class _Raw(BrazeNode):
+    def __init__(self, tag: TagSource) -> None:
+        super().__init__(tag)
+        self.text = tag.markup
+
+    def act(self, context: RenderContext, buffer: TextIO) -> None:  # noqa: ARG002
+        buffer.write(self.text)
 
 
 class _Output(BrazeNode):
@@ -774,6 +791,7 @@ TAGS: dict[str, Callable[[TagSource], Node]] = {
     "liquid": _LiquidLines,
     "message_extras": _Nothing,
     "promotion": _Marker,
+    "raw": _Raw,
     "shopping_cart": _Marker,
     "tablerow": _TableRow,
     "unless": _If,

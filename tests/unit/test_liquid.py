@@ -1303,6 +1303,7 @@ WALLET = {
             "column 4: `{${first_name}}}` is not Liquid",
         ),
         ("Hi [[first_name]]", "Hi [[first_name]]", "`[[first_name]]` is not Liquid"),
+        ("<style></style>[[a]]", "<style></style>[[a]]", "column 16: `[[a]]` is not Liquid"),
         ("{{ 'now' | date: 'dd/mm/yyyy' }}", "dd/mm/yyyy", "write `date: '%d/%m/%Y'`"),
         ("{{ 'now' | date: 'long' }}", "long", "write `date: '%d/%m/%Y'`"),
         ("{{ 'tomorrow' | date: '%d' }}", "tomorrow", "reads no date in `tomorrow`"),
@@ -1351,6 +1352,8 @@ def test_a_probable_mistake_is_reported_once(source: str, message: str, warning:
         "<a href='{{${set_user_to_unsubscribed_url}}}'>{{preference_center.${ours}}}</a>",
         "{% if custom_attribute.${vip} != '' and wallet.none == '' %}x{% endif %}",
         "{{ 'it' | append: \"'s\" }}{{ 'a' | append: '&#39;' }}",
+        "{% raw %}`${user}` [[a]]{% endraw %}",
+        "<script>let a = {{ 5 }}; `${a} {${b}}`</script><STYLE >%%a%%</STYLE>",
         "Only ${{custom_attribute.${points}}} and 5% off {{ 0 | date: '%-d.%m. %:z %%' }}",
     ],
 )
