@@ -243,12 +243,28 @@ _USED = re.compile(rf"(?:\b({_TEXT_SPACES})\.|(?<![\w.]))\$\{{\s*([\w .-]+?)\s*\
 
 
 def fields_used(source: str) -> dict[tuple[str, str], None]:
-    """Return the fields in the markup of *source*, in order, as (namespace, name).
+    """Return the fields that *source* uses, in order, as (namespace, name).
 
-    The namespace "" is the profile.
+    The namespace "" is the profile. Comments and ``raw`` blocks use no fields.
     """
-    markup = (found[0] for found in _MARKUP.finditer(without_html_comments(source)))
-    return {(one[1] or "", one[2]): None for part in markup for one in _USED.finditer(part)}
+    used: dict[tuple[str, str], None] = {}
+    source = without_html_comments(source)
+    position, comments, pattern = 0, 0, _MARKUP
+    while found := pattern.search(source, position):
+        position = found.end()
+        if found[0] in {"{%", "{{"}:
+            # Never closed: go on in linear time.
+            pattern = OUTPUT
+        tag = _TAG.match(found[0])
+        name = tag[1] if tag else ""
+        if name == "raw":
+            end = _END_OF_RAW.search(source, position)
+            position = end.end() if end else len(source)
+        elif name in {"comment", "endcomment"}:
+            comments = max(0, comments + (1 if name == "comment" else -1))
+        elif not comments:
+            used |= {(one[1] or "", one[2]): None for one in _USED.finditer(found[0])}
+    return used
 
 
 def without_braces(markup: str) -> str:
