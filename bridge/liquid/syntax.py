@@ -216,7 +216,7 @@ _STEP = re.compile(rf"\[|{REFERENCE}|[\w-]+\??", re.ASCII)
 _PATH = re.compile(r"\[([^\[\]]*)\]|[^.\[\]]+")
 _COMMANDS = frozenset({"size", "first", "last"})
 # Namespaces of customers' data, in which a path without a value is not the template's mistake.
-_NAMESPACES = frozenset(
+NAMESPACES = frozenset(
     {
         *("custom_attribute", "event_properties", "canvas_entry_properties", "context"),
         *("api_trigger_properties", "campaign", "canvas", "targeted_device"),
@@ -422,7 +422,7 @@ class Variable(Expression):
             key = step.value(context)
             after = _next_value(value, key, is_command=step.is_command, of_customer=of_customer)
             if after is _ABSENT:
-                is_data = of_customer or name in _NAMESPACES
+                is_data = of_customer or name in NAMESPACES
                 # An empty object, such as `first` without offers, does not show which fields exist.
                 if isinstance(value, dict) and (value or is_data) and not step.is_command:
                     known = [*value, *(PROFILE if value is run.attributes else ())]
@@ -447,7 +447,7 @@ class Variable(Expression):
         run, token = run_of(context), self.token
         if self.is_noted or not isinstance(name, str):
             return
-        if name in _NAMESPACES:
+        if name in NAMESPACES:
             run.warn_missing(token, self.path, "", is_data=True)
         elif name in PROFILE:
             run.warn_missing(token, name, f"; write `{{{{${{{name}}}}}}}`")

@@ -20,7 +20,7 @@ from bridge.fields import FieldError, identifier, text
 from bridge.intake.payload import RefusedError
 from bridge.liquid.inputs import InputError, read_catalogs, read_object, read_value
 from bridge.liquid.snippets import PLACEHOLDER, Snippet, snippets
-from bridge.liquid.syntax import fields_used
+from bridge.liquid.syntax import NAMESPACES, fields_used
 from bridge.network.proxy import is_loopback
 from bridge.parts import parts_of
 from bridge.settings import Key
@@ -65,6 +65,8 @@ OBJECTS = {
 }
 # Fields of the profile that are no text.
 _TYPED = {"most_recent_location", "random_bucket_number"}
+# Names of objects, which are no fields of the profile.
+_NOT_FIELDS = {"content_blocks", *OBJECTS, *NAMESPACES}
 # Fields that a message uses and that get an input.
 MOST_INPUTS = 40
 # What the page has in them at first.
@@ -251,7 +253,7 @@ def _asked(source: str, given: Mapping[str, str]) -> list[AskedField]:
     while texts:
         for space, name in fields_used(texts.pop()):
             is_asked = bool(space) or not (
-                name in PROFILE or name.endswith("_url") or name in {"user_id", "braze_id"}
+                name in {*PROFILE, *_NOT_FIELDS, "user_id", "braze_id"} or name.endswith("_url")
             )
             if is_asked and (space, name) not in found and len(found) < MOST_INPUTS:
                 typed = given.get(f"field:{space}:{name}", "")[:LARGEST_INPUT]

@@ -208,6 +208,22 @@ def test_what_braze_knows_stays_on_the_page(client: FlaskClient) -> None:
         assert value in unescape(answer.text)
 
 
+def test_only_fields_that_the_message_uses_get_an_input(client: FlaskClient) -> None:
+    hidden = "".join(f"{{{{${{f{number}}}}}}}" for number in range(50))
+    source = (
+        f"{{% comment %}}{{% comment %}}{{% endcomment %}}{hidden}{{% endcomment %}}"
+        f"{{% raw %}}{{% x {hidden}{{% endraw %}}"
+        "{{${sms}}}{{${content_blocks}}}{{${custom_attribute}}}"
+        "{{sms.${x}}}{{content_blocks.${a}}}{{${city}}}"
+    )
+    names = ("field::sms", "field::content_blocks", "field::custom_attribute")
+    values = dict.fromkeys((*names, "field:sms:x", "field:content_blocks:a"), "typed")
+    answer = post(client, "/setup", source=source, customer=ALICE, **values)
+    assert answer.status_code == 200
+    asked = re.findall(r'name="(field:[^"]*)"', answer.text)
+    assert asked == ["field:sms:x", "field:content_blocks:a", "field::city"]
+
+
 def test_what_braze_knows_is_refused_by_name_if_it_is_no_json(client: FlaskClient) -> None:
     for field, value, expected in (
         ("custom_attribute", "{points: 5}", "Custom attributes is not JSON: line 1, column 2"),
