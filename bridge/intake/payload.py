@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import lru_cache
-from itertools import islice, pairwise
+from itertools import pairwise
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, unquote_plus
 
@@ -46,8 +46,6 @@ MAX_BODY = 256 * 1024
 _GZIP = b"\x1f\x8b"
 MAX_TAGS = 100
 MAX_FORM_FIELDS = 1000
-# Fields of a refused body whose names are compared with those that the webhook knows.
-MOST_COMPARED = 20
 
 # Field of a webhook -> JSON schema. Other fields are ignored, with a warning.
 FIELDS: dict[str, dict[str, Any]] = {
@@ -168,11 +166,9 @@ def read_event(body: bytes, content_type: str, path_customer: Customer | None = 
 
 
 def read_partial(body: bytes, content_type: str) -> PartialEvent:
-    """Read the valid identifiers of a refused *body*, also in a field whose name is misspelt."""
-    given = partial_fields(body, content_type)
-    meant = {similar_field(name): value for name, value in islice(given.items(), MOST_COMPARED)}
-    fields = {**meant, **given}
-    customers = _customers(fields)
+    """Read the valid identifiers of a refused *body*, the customer's also by a name like userId."""
+    fields = partial_fields(body, content_type)
+    customers = _customers(fields) or _customers(fields, _spelt_otherwise(fields))
     return PartialEvent(
         customer=customers[0] if customers else None,
         campaign_id=readable(fields, *_CAMPAIGN),
@@ -456,10 +452,24 @@ def stated_words(fields: Mapping[str, Any], names: Iterable[str], where: str = "
     )
 
 
-def _customers(fields: Mapping[str, Any]) -> tuple[Customer, ...]:
+def _customers(
+    fields: Mapping[str, Any], names_of: Mapping[CustomerKind, tuple[str, ...]] = _CUSTOMER
+) -> tuple[Customer, ...]:
     """Return the valid customers, the one that takes precedence first."""
-    given = {kind: readable(fields, *names) for kind, names in _CUSTOMER.items()}
+    given = {kind: readable(fields, *names) for kind, names in names_of.items()}
     return tuple(Customer(kind, found) for kind, found in given.items() if found)
+
+
+def _spelt_otherwise(fields: Iterable[str]) -> dict[CustomerKind, tuple[str, ...]]:
+    """Return `_CUSTOMER` with the names in *fields* that differ by case and separators only."""
+    return {
+        kind: tuple(name for name in fields if _letters(name) in {*map(_letters, names)})
+        for kind, names in _CUSTOMER.items()
+    }
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[\s._-]", "", name).lower()
 
 
 def readable(fields: Mapping[str, Any], *names: str) -> str | None:

@@ -18,6 +18,7 @@ from bridge.intake.payload import (
     MAX_TAGS,
     UNSENT,
     Event,
+    PartialEvent,
     RefusedError,
     as_sent,
     read_event,
@@ -564,7 +565,11 @@ def read_or_refused(body: bytes, content_type: str) -> None:
         ('{"user_id": 00123}', ("user_id", "00123")),
         ("{“user_id”: “u1”}", ("user_id", "u1")),
         ('{"UserID": "u1"}', ("user_id", "u1")),
+        ('{"user_id": "", "External-User ID": "e1"}', ("external_id", "e1")),
+        ('{"external_id": "E1", "userId": "u1", "ttl": "abc"}', ("external_id", "E1")),
         # Not beyond doubt.
+        ('{"userId": "a", "UserID": "b"}', None),
+        ('{"user_email": "jane@example.com", "step_id": "S9", "braze_user_id": "B1"}', None),
         ('{"user_id": "A"B", "x": 1}', None),
         ('{"user_id": "a", "user_id": "b"}', None),
         ('{"user_id": {{${user_id}}}}', None),
@@ -578,6 +583,24 @@ def test_a_customer_is_read_of_a_refused_body_if_beyond_doubt(
 ) -> None:
     encoded = body if isinstance(body, bytes) else body.encode()
     assert read_partial(encoded, JSON).customer == customer
+
+
+@pytest.mark.parametrize(
+    ("ids", "others"),
+    [
+        ({"braze_campaign_id": "summer"}, {"campaign": "Summer promo"}),
+        ({"braze_canvas_id": "C1"}, {"canvas_step_id": "S9"}),
+        ({"braze_campaign_id": "summer"}, {"braze_user_id": "B1", "canvas": "Winter"}),
+        ({"external_id": "E1"}, {"user_email": "jane@example.com", "ttl": "abc"}),
+    ],
+)
+def test_similar_names_change_no_identifier_of_a_refused_body(
+    ids: dict[str, str], others: dict[str, str]
+) -> None:
+    alone, among_others = (
+        read_partial(json.dumps(fields).encode(), JSON) for fields in (ids, {**ids, **others})
+    )
+    assert alone == among_others != PartialEvent()
 
 
 @pytest.mark.parametrize("piece", ["a ", '"a":', "a" * 60, ' "a : "', '"'])
