@@ -198,7 +198,8 @@ def identifier(value: object, field: str, *, in_quotes: bool = False) -> str | N
         raise FieldError(field, 'cannot be "." or "..", nor hold one between slashes')
     if found and not in_quotes and is_in_quotes(found):
         raise FieldError(
-            field, f"is in curly quotes, pasted from a word processor: {shown(found)}. Delete them"
+            field,
+            f'is in curly quotes, pasted from a word processor: "{shown(found)}". Delete them',
         )
     return significant(found)
 

@@ -26,8 +26,8 @@ _TITLES = {
     404: "This page does not exist",
     503: "The bridge cannot do this now",
 }
-# What a message quotes came from the caller, and may be about a customer.
-_QUOTED = re.compile('"[^"]*"')
+# What a message quotes came from the caller, and may be about a customer. It may hold quotes too.
+_QUOTED = re.compile('".*"')
 
 
 def error(status: int, code: str, message: str, **headers: str) -> Response:

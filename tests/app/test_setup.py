@@ -677,6 +677,8 @@ def test_a_rejected_connected_content_call_says_what_was_wrong(client: FlaskClie
             ),
             (content, "", "user_id is missing or blank: name a customer"),
             (content, "?ann@example.com=1", '"…" is not a parameter here'),
+            (content, '?ann"s"@example.com=1', '"…" is not a parameter here'),
+            (content, "?user_id=“ann@example.com”", 'a word processor: "…". Delete them'),
         ),
         1,
     ):
