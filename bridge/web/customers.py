@@ -204,7 +204,9 @@ def _about_events(parts: Parts, theirs: Sequence[Mapping[str, Any]]) -> Iterator
         number = f"{len(of_state)} of this customer's last {counted(len(theirs), 'event')}"
         reason = f" The newest: {newest['reason'].rstrip('.')}." if newest["reason"] else ""
         details = (parts.events.details(newest["id"]) or {}) if state == State.DEAD else {}
-        do = next(filter(None, map(advice, details.get("writes", ()))), "")
+        # A counter comes first: its tags are the webhook's own, which a marketer can correct.
+        ordered = sorted(details.get("writes", ()), key=lambda write: write["ttl"] is not None)
+        do = next(filter(None, (advice(details, write) for write in ordered)), "")
         yield CustomerFinding(
             f"{number} {words.format(are=are, was=was)}.{reason} {do}".rstrip(),
             f"/events/{newest['id']}",

@@ -258,6 +258,12 @@ def test_a_dead_event_comes_with_what_to_do(make_app: MakeApp, sandbox: SandboxS
     do = "If one of these tags is a counter in SessionM, it cannot get a ttl"
     assert do in says
     assert do in get(client, f"/events/{event}")
+    # The campaign's tag is not the webhook's own, unlike the counter.
+    event = make_dead(client, sandbox, braze_campaign_id="summer", tags=["visits"])
+    says, _ = found_on_page(client)
+    assert "it cannot be a counter: send a ttl, or use another name for the tag" in says
+    shown = get(client, f"/events/{event}")
+    assert "it cannot get a ttl. The tag is that of the campaign's or Canvas's rule" in shown
 
 
 def test_messages_that_showed_a_fallback_are_counted_for_all(
