@@ -24,12 +24,13 @@ class Filter:
     """Conditions of a search. An event must meet all conditions that are set.
 
     Attributes:
-        customer: an identifier of any kind; `NOBODY` for events without a readable one.
+        customer: an identifier; `NOBODY` for events without a readable one.
         campaign: ID of a campaign or Canvas.
         since: earliest time of receipt, in seconds since the epoch.
         text: part of the reason.
         uncertain: whether a dead or discarded message of the event may have been sent by Braze.
             Applies only where events are changed or counted for a change.
+        kind: of the customer's identifier; "" for any.
     """
 
     state: State | None = None
@@ -39,6 +40,7 @@ class Filter:
     text: str = ""
     direction: Direction | None = None
     uncertain: bool | None = None
+    kind: str = ""
 
 
 # Parameters of a filter -> JSON schema.
@@ -117,6 +119,9 @@ class Search:
         leads = _leads(connection, criteria)
         lead = min(leads, key=lambda name: leads[name][0])
         self._ranges = leads[lead][1]
+        # For `customer IS NULL`, PostgreSQL uses the index only if it sorts by the customer too.
+        self._oldest_first = [events.c.customer] * (lead == "nobody") + [events.c.id]
+        self._newest_first = [column.desc() for column in self._oldest_first]
         # The index on reasons does not contain their words: the text is always checked.
         self._checked = [
             name
@@ -148,7 +153,7 @@ class Search:
         found: set[str] = set()
         for condition in self._ranges:
             conditions = [condition, events.c.id > after, *self._to_change()]
-            chosen = sa.select(events.c.id).where(*conditions).order_by(events.c.id)
+            chosen = sa.select(events.c.id).where(*conditions).order_by(*self._oldest_first)
             found.update(self._connection.execute(chosen.limit(limit)).scalars())
         return sorted(found)[:limit]
 
@@ -161,7 +166,7 @@ class Search:
     def _newest(self, older: list[sa.ColumnElement[bool]], limit: int) -> list[str]:
         needed = {"id": events.c.id}
         needed |= {column: events.c[column] for name in self._checked for column in _COLUMNS[name]}
-        rows = sa.select(*needed.values()).where(*older).order_by(events.c.id.desc())
+        rows = sa.select(*needed.values()).where(*older).order_by(*self._newest_first)
         if not self._checked:
             return list(self._connection.execute(rows.limit(limit)).scalars())
         window = rows.limit(MOST_READ).subquery()
@@ -175,7 +180,7 @@ class Search:
 
     def _end(self, older: list[sa.ColumnElement[bool]]) -> str:
         """Return the last id that is read for a page; "" if no more events follow."""
-        last = sa.select(events.c.id).where(*older).order_by(events.c.id.desc())
+        last = sa.select(events.c.id).where(*older).order_by(*self._newest_first)
         return self._connection.execute(last.limit(1).offset(MOST_READ - 1)).scalar() or ""
 
     def _conditions(self, columns: Any) -> list[sa.ColumnElement[bool]]:
@@ -187,8 +192,7 @@ class Search:
 
         A message to several recipients is found by each of them, but is others' too.
         """
-        customer = self._criteria.customer
-        alone = [_is_of(events.c, customer)] if customer else []
+        alone = [_is_of(events.c, self._criteria)] if self._criteria.customer else []
         conditions = [*self._time, *alone, *self._conditions(events.c)]
         if self._criteria.uncertain is not None:
             conditions.append(_UNCERTAIN if self._criteria.uncertain else ~_UNCERTAIN)
@@ -224,27 +228,39 @@ def _leads(
         # The tally does not count events that were rejected and then discarded.
         most = (connection.execute(counted).scalar() or 0) + known[State.DISCARDED]
         leads["campaign"] = most, ranges
-    if criteria.customer not in {"", NOBODY}:
+    if criteria.customer == NOBODY:
+        unnamed = events.c.customer.is_(None)
+        some = sa.select(events.c.id).where(unnamed).order_by(events.c.customer, events.c.id)
+        counted = sa.select(sa.func.count()).select_from(some.limit(MOST_READ).subquery())
+        leads["nobody"] = connection.execute(counted).scalar_one(), [unnamed]
+    elif criteria.customer:
         # A customer has few events.
-        ranges = [events.c.customer == key for key in _keys(criteria.customer)]
-        leads["customer"] = 0, [*ranges, _gets(events.c, criteria.customer)]
+        ranges = [events.c.customer == key for key in _keys(criteria)]
+        leads["customer"] = 0, [*ranges, _gets(events.c, criteria)]
     return leads
 
 
-def _keys(customer: str) -> list[str]:
+def _keys(criteria: Filter) -> list[str]:
+    customer = criteria.customer
+    if criteria.kind:
+        return [f"{criteria.kind}:{customer}"]
     kinds = ("user_id", "external_id", "braze_id", "user_alias")
     return [*(f"{kind}:{customer}" for kind in kinds), f"email:{customer.lower()}"]
 
 
-def _is_of(columns: Any, customer: str) -> sa.ColumnElement[bool]:
-    """Return the condition that the event is of *customer* alone."""
+def _is_of(columns: Any, criteria: Filter) -> sa.ColumnElement[bool]:
+    """Return the condition that the event is of the customer alone."""
     column: sa.ColumnElement[Any] = columns.customer
-    return column.is_(None) if customer == NOBODY else column.in_(_keys(customer))
+    if criteria.customer != NOBODY:
+        return column.in_(_keys(criteria))
+    # A message to several recipients has writes. An EXISTS could read the whole table of writes.
+    write = sa.select(writes.c.seq).where(writes.c.event_id == columns.id).limit(1)
+    return column.is_(None) & write.scalar_subquery().is_(None)
 
 
-def _gets(columns: Any, customer: str) -> sa.ColumnElement[bool]:
-    """Return the condition that *customer* is a recipient, perhaps one of several."""
-    sent = sa.select(writes.c.event_id).where(SENT, writes.c.customer.in_(_keys(customer)))
+def _gets(columns: Any, criteria: Filter) -> sa.ColumnElement[bool]:
+    """Return the condition that the customer is a recipient, perhaps one of several."""
+    sent = sa.select(writes.c.event_id).where(SENT, writes.c.customer.in_(_keys(criteria)))
     gets: sa.ColumnElement[bool] = columns.id.in_(sent)
     return gets
 
@@ -264,7 +280,9 @@ def _condition(name: str, columns: Any, criteria: Filter) -> sa.ColumnElement[bo
     if name == "state":
         held = columns.state == criteria.state
     elif name == "customer":
-        held = _is_of(columns, criteria.customer) | _gets(columns, criteria.customer)
+        held = _is_of(columns, criteria)
+        if criteria.customer != NOBODY:
+            held |= _gets(columns, criteria)
     elif name == "campaign":
         held = sa.or_(
             columns.campaign_id == criteria.campaign, columns.canvas_id == criteria.campaign

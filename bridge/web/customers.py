@@ -109,9 +109,9 @@ def about(parts: Parts, customer: Customer) -> dict[str, Any]:
     Raises:
         StoreUnavailableError: the store cannot be read.
     """
-    events = parts.events.find(Filter(customer=customer.id), MOST_EVENTS).events
-    # One of the two identifiers may be another customer's.
-    theirs = [event for event in events if event["customer"] == customer.ids]
+    # The same text may be another customer's identifier of another kind.
+    wanted = Filter(customer=customer.id, kind=customer.kind)
+    theirs = parts.events.find(wanted, MOST_EVENTS).events
     waiting = parts.store.queue_of(customer.key)
     # In the order in which messages get them.
     answer = parts.lookups.customer(Query(customer), time.monotonic())
@@ -184,7 +184,7 @@ def about_lookup(
         yield CustomerFinding("SessionM does not know this customer: lookups are empty.")
     elif lookup["status"] == "unavailable":
         yield CustomerFinding(f"Lookups are empty now. {lookup['reason']}")
-    elif not lookup["offers"]:
+    elif lookup["parts"]["offers"] == "ok" and not lookup["offers"]:
         yield CustomerFinding("SessionM has no current offer for this customer.")
 
 
@@ -229,7 +229,8 @@ def _missed(parts: Parts, newest: Mapping[str, Any] | None) -> Iterator[Customer
         State.REJECTED, NOBODY, since=instant(since) or 0.0, direction=Direction.TO_SESSIONM
     )
     unread = parts.events.find(wanted, MOST_EVENTS)
-    if number := sum(event["id"] > after for event in unread.events):
+    number = sum(event["id"] > after for event in unread.events)
+    if number or unread.next:
         filters = {"state": wanted.state, "customer": NOBODY, "direction": wanted.direction}
         yield CustomerFinding(
             f"{counted(number, 'rejected send')}{' or more' * bool(unread.next)} "

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from flask.testing import FlaskClient
 
+from bridge.outbox import search
 from bridge.sandbox import SandboxServer
 from bridge.web.customers import about_lookup
 from bridge.web.export import COLUMNS
@@ -188,8 +189,8 @@ def test_a_customer_is_erased_after_a_question(client: FlaskClient) -> None:
 @pytest.mark.parametrize(
     ("lookup", "known_as", "says"),
     [
-        ({"status": "ok", "offers": [1]}, None, []),
-        ({"status": "ok", "offers": []}, None, ["no current offer"]),
+        ({"status": "ok", "parts": {"offers": "ok"}, "offers": [1]}, None, []),
+        ({"status": "ok", "parts": {"offers": "ok"}, "offers": []}, None, ["no current offer"]),
         ({"status": "unavailable", "reason": "SessionM is down."}, None, ["SessionM is down."]),
         ({"status": "not_found"}, None, ["does not know this customer"]),
         ({"status": "not_found"}, "user_id", ["knows this ID as a user ID"]),
@@ -230,7 +231,9 @@ def test_a_send_that_was_rejected_is_found_by_its_customer(client: FlaskClient) 
     assert "Campaign summer" in get(client, event)
 
 
-def test_a_send_that_may_have_been_for_the_customer_is_mentioned(client: FlaskClient) -> None:
+def test_a_send_that_may_have_been_for_the_customer_is_mentioned(
+    client: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
     says, links = found_on_page(client)
     assert "No send that the bridge could read has named this customer" in says
     assert links == []
@@ -244,6 +247,11 @@ def test_a_send_that_may_have_been_for_the_customer_is_mentioned(client: FlaskCl
     shown = get(client, links[0])
     assert "1 event, newest first" in shown
     assert "still holds a placeholder" in shown
+    # Nor is it denied when it is not among the events that are read.
+    with monkeypatch.context() as patched:
+        patched.setattr(search, "MOST_READ", 1)
+        client.post("/webhooks/sessionm/message", json={}, headers=bearer("trigger"))
+        assert "0 rejected sends or more name no customer" in found_on_page(client)[0]
     # What came before the customer's newest event is not mentioned.
     send(client, braze_campaign_id="summer")
     says, links = found_on_page(client)
@@ -264,6 +272,15 @@ def test_a_dead_event_comes_with_what_to_do(make_app: MakeApp, sandbox: SandboxS
     assert "it cannot be a counter: send a ttl, or use another name for the tag" in says
     shown = get(client, f"/events/{event}")
     assert "it cannot get a ttl. The tag is that of the campaign's or Canvas's rule" in shown
+
+
+def test_a_bridge_without_offers_misses_none(make_app: MakeApp) -> None:
+    names = ("SESSIONM_CONNECT_URL", "SESSIONM_CONNECT_AUTH", "SESSIONM_RETAILER_ID")
+    client = make_app(deliver=True, **dict.fromkeys(names, "")).test_client()
+    event = send(client, braze_campaign_id="summer")
+    eventually(lambda: state_of(client, event) == "delivered")
+    [finding] = about(client, user_id=ALICE)["findings"]
+    assert finding.startswith("Nothing is wrong")
 
 
 def test_messages_that_showed_a_fallback_are_counted_for_all(

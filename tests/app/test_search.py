@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from bridge.intake.message import Send
 from bridge.intake.rules import TagWrite
 from bridge.outbox import search
 from bridge.outbox.events import Events
-from bridge.outbox.model import CallResult, NewEvent, State, new_event_id
+from bridge.outbox.model import CallResult, Direction, NewEvent, State, new_event_id
 from bridge.outbox.schema import create
 from bridge.outbox.search import NOBODY, Filter
 from bridge.outbox.store import Store
@@ -45,7 +46,7 @@ def fill(database: Database, number: int) -> None:
     kinds = [(states[n * 37 % 100], n) for n in range(number)]
     for batch in _batches(kinds, 500):
         new = [_event(state, n, NOW - number + n) for state, n in batch]
-        store.add(new)
+        store.add([*new, *(_message_to_two(NOW - number + n) for _, n in batch if n % 10 == 0)])
         for state in (State.DELIVERED, State.DEAD, State.QUEUED):
             customers = {e.customer for e, (s, _) in zip(new, batch, strict=True) if s is state}
             ids = {e.id for e, (s, _) in zip(new, batch, strict=True) if s is state}
@@ -79,6 +80,14 @@ def _event(state: State, number: int, at: float) -> NewEvent:
     )
 
 
+def _message_to_two(at: float) -> NewEvent:
+    sends = tuple(Send("campaign", "summer", f"user_id:y{n}", {}) for n in (1, 2))
+    message = _event(State.QUEUED, 0, at)
+    return message._replace(
+        customer=None, writes=(), sends=sends, direction=Direction.TO_BRAZE, path="campaign"
+    )
+
+
 def _campaign(number: int) -> int:
     return 2 if number % 97 == 0 else number % 2
 
@@ -99,7 +108,9 @@ FILTERS: list[dict[str, Any]] = [
     {"state": State.DELIVERED, "campaign": "rare"},
     {"state": State.REJECTED, "campaign": "summer"},
     {"state": State.DEAD, "customer": "u7"},
+    {"customer": NOBODY},
     {"state": State.REJECTED, "customer": NOBODY},
+    {"state": State.QUEUED, "customer": NOBODY},
     {"campaign": "winter", "text": "503"},
     {"campaign": "summer", "since": NOW - 300, "state": State.QUEUED, "text": "http"},
 ]
@@ -128,7 +139,9 @@ def truth(database: Database, wanted: Filter) -> list[str]:
         if (not wanted.state or row["state"] == wanted.state)
         and (not wanted.campaign or wanted.campaign in {row["campaign_id"], row["canvas_id"]})
         and (
-            not wanted.customer or (row["customer"] or f":{NOBODY}").endswith(f":{wanted.customer}")
+            not wanted.customer
+            or (row["customer"] or "").endswith(f":{wanted.customer}")
+            or (wanted.customer == NOBODY and row["state"] == "rejected" and not row["customer"])
         )
         and row["received_at"] >= wanted.since
         and wanted.text.lower() in row["reason"].lower()
@@ -148,6 +161,17 @@ def test_all_pages_together_hold_what_matches_once(
     assert events.count(wanted) == len(expected)
     oldest_first = [one.id for batch in events.matching(wanted) for one in batch]
     assert oldest_first == expected[::-1]
+
+
+def test_events_without_a_customer_are_found_behind_many_with_one(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "MOST_READ", 40)
+    rejected = [_event(State.REJECTED, n, NOW + n) for n in range(100)]
+    named = [one._replace(customer="user_id:u") for one in rejected[5:]]
+    Store(database).add([*(one._replace(customer=None) for one in rejected[:5]), *named])
+    found = Events(database).find(Filter(State.REJECTED, NOBODY))
+    assert [one["id"] for one in found.events] == [one.id for one in rejected[4::-1]]
 
 
 class Work:

@@ -17,7 +17,7 @@ from werkzeug.test import TestResponse
 from bridge.customer import Customer
 from bridge.outbox.model import State
 from bridge.outbox.schema import events
-from bridge.outbox.search import Filter
+from bridge.outbox.search import NOBODY, Filter
 from bridge.parts import Parts, parts_of
 from bridge.sandbox import SandboxServer
 from tests.conftest import ALICE, MakeApp, bearer, eventually, stored_state
@@ -592,7 +592,13 @@ def test_a_message_is_found_by_each_of_its_recipients(make_app: MakeApp) -> None
     assert found(customer="u-1", campaign=CAMPAIGN, text="none") == []
     assert found(customer="Anna@Acme.com", state="queued") == [event]
     assert found(customer="u-2") == []
+    # Events without a readable customer are others.
+    assert found(customer=NOBODY) == []
+    page = bridge.client.get("/api/customers/user_id/u-1", headers=bearer("admin")).get_json()
+    assert [one["id"] for one in page["events"]] == [alone, event]
+    assert "No send" not in " ".join(page["findings"])
     # To change all events of a customer changes no message that others get too.
+    assert bridge.parts.operator.discard(Filter(State.QUEUED, customer=NOBODY)).changed == 0
     of_one = Filter(State.QUEUED, customer="u-1")
     assert bridge.parts.operator.discard(of_one, dry_run=True).matched == 1
     assert bridge.parts.operator.discard(of_one).changed == 1
