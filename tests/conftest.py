@@ -423,9 +423,19 @@ def listeners(port: int) -> int:
 
 
 def children_of(pid: int) -> list[int]:
-    """The process ids of the children of a process, whichever of its threads made them."""
+    """The process ids of the running children of a process, whichever of its threads made them."""
     threads = Path(f"/proc/{pid}/task").iterdir()
-    return [int(child) for one in threads for child in (one / "children").read_text().split()]
+    children = [int(child) for one in threads for child in (one / "children").read_text().split()]
+    return [child for child in children if _runs(child)]
+
+
+def _runs(pid: int) -> bool:
+    """Whether a process runs: one that was killed stays a child until its parent has noticed."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state not in {"Z", "X"}
 
 
 def listens(pid: int) -> bool:
