@@ -581,7 +581,19 @@ class SystemCheck(ApiShape):
     resets_at: str = _optional("When the limit is reset.")
 
 
-class LookupsCheck(ApiShape):
+class _AnsweredCalls(ApiShape):
+    last_failed_at: str = _required(
+        "When the last failure of these minutes was; blank if it was under 5 s ago, or if there "
+        "was none."
+    )
+    counts_until: str = _required(
+        "When that failure leaves the last five minutes; blank with `last_failed_at`."
+    )
+    p50_ms: float = _required("The median time of an answer, in milliseconds.")
+    p99_ms: float = _required("The time that 99 % of the answers are within.")
+
+
+class LookupsCheck(_AnsweredCalls):
     """Lookups of the last five minutes."""
 
     hit_ratio: float = _required("The share that was answered from the cache.", 0.97)
@@ -592,16 +604,7 @@ class LookupsCheck(ApiShape):
     not_found: int = _required("Of customers that SessionM does not know.")
     unavailable: int = _required("Without a usable answer.")
     late: int = _required("Answered after more than 2 s, for which Braze waits.")
-    last_failed_at: str = _required(
-        "When the last failure of these minutes was; blank if it was under 5 s ago, or if there "
-        "was none."
-    )
-    counts_until: str = _required(
-        "When that failure leaves the last five minutes; blank with `last_failed_at`."
-    )
     in_time_ratio: float = _required("The share answered within 2 s.", 1.0)
-    p50_ms: float = _required("The median time of an answer, in milliseconds.")
-    p99_ms: float = _required("The time that 99 % of the answers are within.")
 
 
 class OffersCheck(ApiShape):
@@ -611,23 +614,14 @@ class OffersCheck(ApiShape):
     last_form: str = _required("The form of the last one, with 9 for digits and a for letters.")
 
 
-class WebhooksCheck(ApiShape):
+class WebhooksCheck(_AnsweredCalls):
     """Webhooks of the last five minutes."""
 
     accepted: int = _required("Stored.")
     duplicate: int = _required("Stored before.")
     rejected: int = _required("Rejected with a reason.")
     failed: int = _required("Not stored: Braze retries.")
-    last_failed_at: str = _required(
-        "When the last failure of these minutes was; blank if it was under 5 s ago, or if there "
-        "was none."
-    )
-    counts_until: str = _required(
-        "When that failure leaves the last five minutes; blank with `last_failed_at`."
-    )
     rejected_last_day: int = _required("Rejected in the last day.")
-    p50_ms: float = _required("The median time of an answer, in milliseconds.")
-    p99_ms: float = _required("The time that 99 % of the answers are within.")
 
 
 class BudgetCheck(ApiShape):
